@@ -1,0 +1,5 @@
+"""Predictions as files."""
+
+from napari_lrmil.export.tables import write_prediction
+
+__all__ = ["write_prediction"]

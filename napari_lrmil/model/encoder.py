@@ -1,0 +1,246 @@
+"""Vision transformers that turn tiles into embeddings, with taps on class token and token map per block."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import HybridEmbed
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_hybrid import ConvStem
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from napari_lrmil.errors import EncoderError
+
+CONVSTEM = "convstem_vit"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class EncoderSpec(BaseModel):
+    """Everything needed to build an encoder, weights apart.
+
+    `architecture` is a timm model name (a vision transformer with a class token) or ``convstem_vit``,
+    a small ViT whose tokens come from four 3x3 stride-2 convolutions: it trains in minutes where a plain
+    patch embedding doesn't. `options` go to the constructor.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str = CONVSTEM
+    options: dict[str, int | float | bool | str] = Field(default_factory=dict)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+class EncoderOutput(NamedTuple):
+    """What an encoder says of a batch of B tiles, D dimensions, L tapped blocks, g x g tokens."""
+
+    embedding: Tensor
+    """(B, D) class token after the final norm."""
+    layer_class_tokens: Tensor
+    """(L, B, D) class token after each tapped block, before the final norm."""
+    layer_token_maps: Tensor
+    """(L, B, D, g, g) tokens after each tapped block, prefix tokens left out."""
+
+
+class Encoder(nn.Module):
+    """A timm vision transformer behind one interface.
+
+    Parameters
+    ----------
+    spec : EncoderSpec
+
+    Raises
+    ------
+    EncoderError
+        Where the architecture is unknown, is no ViT, or has no class token.
+    """
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.vit = _build(spec)
+        self.register_buffer("_mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the length of an embedding."""
+        return int(self.vit.embed_dim)
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.vit.blocks)
+
+    @property
+    def token_px(self) -> int:
+        """Edge of a token in pixels."""
+        return int(self.vit.patch_embed.feat_ratio(as_scalar=True))
+
+    def tokens_per_edge(self, tile_px: int) -> int:
+        """g, the tokens along the edge of a tile.
+
+        Raises
+        ------
+        EncoderError
+            Where the tile isn't a whole number of tokens.
+        """
+        if tile_px % self.token_px:
+            raise EncoderError(
+                f"a tile of {tile_px} px isn't a whole number of this encoder's tokens of {self.token_px} px; "
+                f"{round(tile_px / self.token_px) * self.token_px} px would be"
+            )
+        return tile_px // self.token_px
+
+    def preprocess(self, tiles: Tensor) -> Tensor:
+        """uint8 tiles (B, T, T, 3) in RGB -> normalised float pixels (B, 3, T, T)."""
+        pixels = tiles.permute(0, 3, 1, 2).to(self._mean.dtype) / 255.0
+        return (pixels - self._mean) / self._std
+
+    def forward(self, pixels: Tensor, layers: Sequence[int] = ()) -> EncoderOutput:
+        """Embed normalised pixels.
+
+        Parameters
+        ----------
+        pixels : (B, 3, T, T) float tensor
+        layers : sequence of int
+            Blocks to tap, ascending.
+
+        Returns
+        -------
+        EncoderOutput
+        """
+        if list(layers) != sorted(set(layers)) or any(not 0 <= layer < self.depth for layer in layers):
+            raise EncoderError(
+                f"layers must ascend within 0..{self.depth - 1}, as the encoder has {self.depth} blocks; "
+                f"got {tuple(layers)}"
+            )
+        if not layers:
+            tokens = self.vit.forward_features(pixels)
+            empty = pixels.new_empty((0, len(pixels), self.embed_dim))
+            return EncoderOutput(tokens[:, 0], empty, empty[..., None, None])
+        tokens, taps = self.vit.forward_intermediates(
+            pixels, indices=list(layers), return_prefix_tokens=True, norm=False, output_fmt="NCHW"
+        )
+        return EncoderOutput(
+            embedding=tokens[:, 0],
+            # The class token comes first; registers follow it.
+            layer_class_tokens=torch.stack([prefix[:, 0] for _, prefix in taps]),
+            layer_token_maps=torch.stack([token_map for token_map, _ in taps]),
+        )
+
+
+def child_means(token_maps: Tensor, ratio: int) -> Tensor:
+    """Mean of each child's block of tokens (method.md section 2).
+
+    Parameters
+    ----------
+    token_maps : (L, B, D, g, g) tensor
+    ratio : int
+        Children along the edge of a tile.
+
+    Returns
+    -------
+    (L, B, ratio * ratio, D) tensor
+        Children row by row.
+
+    Raises
+    ------
+    EncoderError
+        Where g < ratio: a child would have no token of its own.
+    """
+    n_layers, batch, dim, grid, _ = token_maps.shape
+    if grid < ratio:
+        raise EncoderError(
+            f"{grid} x {grid} tokens can't tell {ratio} x {ratio} children apart: take larger tiles, smaller "
+            "tokens or a smaller ratio"
+        )
+    means = F.adaptive_avg_pool2d(token_maps.reshape(n_layers * batch, dim, grid, grid), ratio)
+    return means.reshape(n_layers, batch, dim, ratio * ratio).transpose(2, 3)
+
+
+def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
+    """Load a timm state dict from a safetensors file, whatever its float precision.
+
+    Raises
+    ------
+    EncoderError
+    """
+    path = Path(path)
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise EncoderError(
+            f"no encoder weights at {path}. Put the timm state dict of {encoder.spec.architecture!r} there, "
+            "as a safetensors file."
+        ) from error
+    except SafetensorError as error:
+        raise EncoderError(f"{path} is not a safetensors file ({error})") from error
+    own = encoder.vit.state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith("head.")}
+    wrong = sorted(name for name in state if name not in own or own[name].shape != state[name].shape)
+    missing = sorted(set(own) - set(state))
+    if wrong or missing:
+        raise EncoderError(
+            f"{path.name} doesn't fit {encoder.spec.architecture!r}: {len(wrong)} tensors of other name or shape "
+            f"({', '.join(wrong[:3]) or 'none'}), {len(missing)} missing ({', '.join(missing[:3]) or 'none'})"
+        )
+    encoder.vit.load_state_dict(
+        {name: value.to(own[name].dtype) for name, value in state.items()}, strict=True
+    )
+
+
+def _build(spec: EncoderSpec) -> VisionTransformer:
+    if spec.architecture == CONVSTEM:
+        try:
+            return _convstem_vit(**spec.options)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise EncoderError(f"{CONVSTEM} can't be built with {spec.options} ({error})") from error
+    if not timm.is_model(spec.architecture):
+        near = timm.list_models(f"*{spec.architecture.split('_')[0]}*")[:3]
+        hint = f"; timm has for instance {', '.join(near)}" if near else ""
+        raise EncoderError(f"timm knows no model {spec.architecture!r}{hint}")
+    # Position embeddings stay at their pretraining size and are interpolated, never cut.
+    options: dict[str, Any] = {"dynamic_img_size": True, "num_classes": 0, **spec.options}
+    try:
+        vit = timm.create_model(spec.architecture, pretrained=False, **options)
+    except (TypeError, RuntimeError) as error:
+        raise EncoderError(f"timm can't build {spec.architecture!r} with {spec.options} ({error})") from error
+    if not isinstance(vit, VisionTransformer) or not vit.has_class_token:
+        raise EncoderError(f"{spec.architecture!r} is not a vision transformer with a class token")
+    return vit
+
+
+def _convstem_vit(
+    *, embed_dim: int = 192, depth: int = 4, heads: int = 3, image_px: int = 128
+) -> VisionTransformer:
+    stem = ConvStem(
+        depth=4,
+        channels=(embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim),
+        kernel_size=3,
+        stride=(2, 2, 2, 2),
+        padding=1,
+    )
+    return VisionTransformer(
+        img_size=image_px,
+        patch_size=1,
+        embed_layer=functools.partial(HybridEmbed, backbone=stem, proj=False),
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=heads,
+        num_classes=0,
+        dynamic_img_size=True,
+    )

@@ -1,0 +1,61 @@
+"""What every aggregator takes and returns."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class MILOutput(NamedTuple):
+    """What an aggregator says of one bag of N instances, C classes; read it by name."""
+
+    bag_logits: Tensor
+    """(C,)"""
+    attention_logits: Tensor
+    """(N,) before the softmax over the bag; any sign."""
+    attention_scores: Tensor
+    """(N,) after it; they sum to 1."""
+    bag_embedding: Tensor
+    """(H,)"""
+    instance_logits: Tensor
+    """(N, 2): is this one of the tiles that decide? Column 1 says yes (method.md section 3, l_hard)."""
+
+
+class MILModel(nn.Module):
+    """Base of the aggregators: maps instance embeddings (N, D) to `MILOutput`."""
+
+    def forward(self, instance_embeddings: Tensor) -> MILOutput:
+        """See the subclass."""
+        raise NotImplementedError
+
+    def __call__(self, instance_embeddings: Tensor) -> MILOutput:  # the type of forward, kept
+        output: MILOutput = super().__call__(instance_embeddings)
+        return output
+
+
+class MILSpec(BaseModel):
+    """Everything needed to build an aggregator, weights apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["abmil"] = "abmil"
+    embed_dim: int = Field(gt=0)
+    n_classes: int = Field(ge=2)
+    hidden_dim: int = Field(default=128, gt=0)
+    gated: bool = True
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+def build_mil(spec: MILSpec) -> MILModel:
+    """The aggregator that `spec` names, with fresh weights."""
+    from napari_lrmil.model.mil.abmil import ABMIL
+
+    return ABMIL(
+        embed_dim=spec.embed_dim,
+        n_classes=spec.n_classes,
+        hidden_dim=spec.hidden_dim,
+        gated=spec.gated,
+        dropout=spec.dropout,
+    )
