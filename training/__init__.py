@@ -1,0 +1,1 @@
+"""Builds LRMIL models from a table of slides: ``python -m training.run CONFIG``."""

@@ -1,0 +1,1 @@
+"""Slide table, splits, tile index, embedding store, bags and tile pairs."""

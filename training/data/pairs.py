@@ -1,0 +1,184 @@
+"""Stage 1's training pairs: an LR tile and the teacher's embeddings of its children."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_lrmil.slide import Slide, choose_level, read_tile
+from training.data.store import EmbeddingStore
+from training.data.tile_index import SlideTiles, TileGeometry
+
+WINDOW_SLIDES = 64
+"""Slides open at once: pairs are shuffled within such a window, so that memory doesn't grow with the table."""
+
+
+Job = tuple[int, int, int]
+Loaded = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+class PairBatch(NamedTuple):
+    """B pairs, K = ratio^2 children, L layers, D dimensions of the teacher."""
+
+    tiles: Tensor
+    """(B, T, T, 3) uint8"""
+    child_embeddings: Tensor
+    """(B, K, D)"""
+    child_layer_tokens: Tensor
+    """(L, B, K, D)"""
+    child_scores: Tensor
+    """(B, K) teacher's attention scores, zeros where weighting is uniform"""
+    valid: Tensor
+    """(B, K) bool: children with tissue"""
+
+
+class SlidePairs:
+    """All pairs of one slide: places of LR tiles in units of the HR grid, and their children's indices."""
+
+    def __init__(self, tiles: SlideTiles, *, ratio: int, shifted: bool, min_children: float) -> None:
+        self.tiles = tiles
+        rows, cols = tiles.lr_shape_yx[0] * ratio, tiles.lr_shape_yx[1] * ratio
+        index_of = np.full((rows, cols), -1, np.int64)
+        index_of[tiles.hr_places[:, 0], tiles.hr_places[:, 1]] = np.arange(len(tiles.hr_places))
+        windows = np.lib.stride_tricks.sliding_window_view(index_of, (ratio, ratio))
+        step = 1 if shifted else ratio
+        windows = windows[::step, ::step]
+        children = windows.reshape(*windows.shape[:2], ratio * ratio)  # row by row: y outer, x inner
+        enough = (children >= 0).mean(axis=-1) >= min_children
+        self.places_hr = np.argwhere(enough) * step
+        self.children = children[enough]
+
+    def __len__(self) -> int:
+        return len(self.children)
+
+
+def turn(tiles: NDArray[np.uint8], children: NDArray[np.int64], ratio: int, how: int) -> Loaded:
+    """One of the 8 turns and flips of a tile (T, T, 3), with its children (K,) permuted alike."""
+    grid = children.reshape(ratio, ratio)
+    tiles, grid = np.rot90(tiles, how % 4), np.rot90(grid, how % 4)
+    if how >= 4:
+        tiles, grid = tiles[:, ::-1], grid[:, ::-1]
+    return tiles, grid.reshape(-1)
+
+
+class PairLoader:
+    """Batches of pairs over many slides, shuffled in windows of slides.
+
+    Parameters
+    ----------
+    pairs : list of SlidePairs
+    geometry : TileGeometry
+    store : EmbeddingStore
+        Of the HR tiles, with ``layer_class_tokens``.
+    scores : callable, optional
+        Slide id -> (M,) attention scores of its HR tiles.
+    batch_size, threads : int
+    """
+
+    def __init__(
+        self,
+        pairs: list[SlidePairs],
+        geometry: TileGeometry,
+        store: EmbeddingStore,
+        *,
+        scores: Callable[[str], NDArray[np.float32]] | None,
+        batch_size: int,
+        threads: int,
+    ) -> None:
+        self._pairs = [item for item in pairs if len(item)]
+        self._geometry, self._store, self._scores = geometry, store, scores
+        self._batch_size, self._threads = batch_size, threads
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of all slides."""
+        return sum(len(item) for item in self._pairs)
+
+    def batches(self, rng: np.random.Generator, *, limit: int | None, turned: bool) -> Iterator[PairBatch]:
+        """One pass over the pairs, or over `limit` of them drawn without replacement."""
+        share = 1.0 if limit is None else min(1.0, limit / self.n_pairs)
+        order = rng.permutation(len(self._pairs))
+        left = min(limit or self.n_pairs, self.n_pairs)
+        for start in range(0, len(order), WINDOW_SLIDES):
+            window = [self._pairs[index] for index in order[start : start + WINDOW_SLIDES]]
+            last = start + WINDOW_SLIDES >= len(order)
+            wanted = left if last else min(left, round(share * sum(len(item) for item in window)))
+            left -= wanted
+            yield from self._window(window, rng, wanted, turned)
+
+    def steps(self, limit: int | None) -> int:
+        """Batches that `batches` yields at most; a window ends with a smaller one."""
+        n_windows = -(-len(self._pairs) // WINDOW_SLIDES)
+        return -(-min(limit or self.n_pairs, self.n_pairs) // self._batch_size) + n_windows - 1
+
+    def _window(
+        self, window: list[SlidePairs], rng: np.random.Generator, wanted: int, turned: bool
+    ) -> Iterator[PairBatch]:
+        slides = [self._geometry.open(item.tiles.row) for item in window]
+        try:
+            data = _WindowData(window, slides, self._geometry, self._store, self._scores)
+            which = np.concatenate([np.full(len(item), index) for index, item in enumerate(window)])
+            inner = np.concatenate([np.arange(len(item)) for item in window])
+            chosen = rng.permutation(len(which))[:wanted]
+            how = rng.integers(8, size=len(chosen)) if turned else np.zeros(len(chosen), int)
+            jobs = list(zip(which[chosen].tolist(), inner[chosen].tolist(), how.tolist(), strict=True))
+            with ThreadPoolExecutor(self._threads, thread_name_prefix="lrmil-pairs") as pool:
+                waiting: deque[tuple[list[Job], list[Future[Loaded]]]] = deque()
+                for start in range(0, len(jobs), self._batch_size):
+                    part = jobs[start : start + self._batch_size]
+                    waiting.append((part, [pool.submit(data.load, *job) for job in part]))
+                    if len(waiting) > 2:
+                        yield data.collate(*waiting.popleft())
+                while waiting:
+                    yield data.collate(*waiting.popleft())
+        finally:
+            for slide in slides:
+                slide.close()
+
+
+class _WindowData:
+    """The open slides of a window and the teacher's embeddings of their HR tiles."""
+
+    def __init__(
+        self,
+        window: list[SlidePairs],
+        slides: list[Slide],
+        geometry: TileGeometry,
+        store: EmbeddingStore,
+        scores: Callable[[str], NDArray[np.float32]] | None,
+    ) -> None:
+        self._window, self._slides, self._ratio = window, slides, geometry.ratio
+        self._grids = [geometry.lr_grid(slide) for slide in slides]
+        self._levels = [choose_level(slide.level_mpps, geometry.mpp_lr) for slide in slides]
+        ids = [item.tiles.row.slide_id for item in window]
+        self._embeddings = [store.read(name) for name in ids]
+        self._layers = [store.read(name, "layer_class_tokens") for name in ids]
+        self._scores = [
+            np.zeros(len(embeddings), np.float32) if scores is None else scores(name)
+            for name, embeddings in zip(ids, self._embeddings, strict=True)
+        ]
+
+    def load(self, which: int, inner: int, how: int) -> Loaded:
+        pairs = self._window[which]
+        row, col = pairs.places_hr[inner] / self._ratio
+        tile = read_tile(self._slides[which], self._grids[which], self._levels[which], float(row), float(col))
+        return turn(tile, pairs.children[inner], self._ratio, how)
+
+    def collate(self, jobs: list[Job], futures: list[Future[Loaded]]) -> PairBatch:
+        tiles, children = zip(*(future.result() for future in futures), strict=True)
+        rows = [(which, child) for (which, _, _), child in zip(jobs, children, strict=True)]
+        # A child without tissue has index -1: it picks some embedding, and `valid` masks it.
+        return PairBatch(
+            tiles=torch.from_numpy(np.stack(tiles)),
+            child_embeddings=torch.from_numpy(np.stack([self._embeddings[w][c] for w, c in rows])),
+            child_layer_tokens=torch.from_numpy(np.stack([self._layers[w][:, c] for w, c in rows], axis=1)),
+            child_scores=torch.from_numpy(np.stack([self._scores[w][c] for w, c in rows])),
+            valid=torch.from_numpy(np.stack(children) >= 0),
+        )

@@ -1,0 +1,143 @@
+"""Which tiles each slide of the table has, found and checked before anything expensive starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_lrmil.errors import ConfigError, SlideError, UnknownMppError
+from napari_lrmil.slide import Slide, TileGrid, TileSpec, choose_level, make_tile_grid
+from napari_lrmil.slide.tiles import tissue_tiles_of
+from napari_lrmil.slide.tissue import tissue_mask
+from training.data.table import SlideRow
+from training.progress import Reporter
+
+
+@dataclass(frozen=True)
+class SlideTiles:
+    """The tiles with tissue of one slide in both nested grids.
+
+    Attributes
+    ----------
+    row : SlideRow
+    lr_shape_yx : (int, int)
+        Shape of the LR grid; the HR grid is `ratio` times as large.
+    lr_places, hr_places : (N, 2), (M, 2) int64 arrays
+        (row, col) in their grids, row by row.
+    """
+
+    row: SlideRow
+    lr_shape_yx: tuple[int, int]
+    lr_places: NDArray[np.int64]
+    hr_places: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TileGeometry:
+    """Tile size, both resolutions and the tissue rule of a run."""
+
+    tile_px: int
+    mpp_lr: float
+    ratio: int
+    min_tissue: float
+    default_mpp: float | None
+
+    @property
+    def lr_spec(self) -> TileSpec:
+        """The student's tiles."""
+        return TileSpec(self.tile_px, self.mpp_lr)
+
+    def open(self, row: SlideRow) -> Slide:
+        """Open a slide with the mpp of the table, of its file, or of the config, in that order."""
+        slide = Slide(row.path, mpp=row.mpp)
+        if not slide.has_mpp and self.default_mpp is not None:
+            slide.close()
+            slide = Slide(row.path, mpp=self.default_mpp)
+        return slide
+
+    def lr_grid(self, slide: Slide) -> TileGrid:
+        """The grid of LR tiles; `subdivide(ratio)` makes the HR one."""
+        return make_tile_grid(bounds_l0_xywh=slide.bounds_l0_xywh, mpp_xy=slide.mpp_xy, spec=self.lr_spec)
+
+
+def index_slides(
+    rows: list[SlideRow], geometry: TileGeometry, *, skip_bad: bool, reporter: Reporter, threads: int
+) -> list[SlideTiles]:
+    """Open every slide, find its tissue tiles, and report all that are unusable at once.
+
+    Parameters
+    ----------
+    rows : list of SlideRow
+    geometry : TileGeometry
+    skip_bad : bool
+        Go on without the unusable ones instead.
+    reporter : Reporter
+    threads : int
+
+    Raises
+    ------
+    ConfigError
+        Listing every slide that is missing, unreadable, of unknown mpp, too coarse, or without tissue.
+    """
+    found: list[SlideTiles] = []
+    bad: list[str] = []
+    for row, result in zip(
+        rows, reporter.track(_examine(rows, geometry, threads), "Checking slides", len(rows)), strict=True
+    ):
+        if isinstance(result, SlideTiles):
+            found.append(result)
+        else:
+            bad.append(f"{row.slide_id}: {result}")
+    if bad:
+        listing = "\n  ".join(bad)
+        if not skip_bad:
+            raise ConfigError(
+                f"{len(bad)} of {len(rows)} slides can't be used (--skip-bad-slides goes on without them):\n  {listing}"
+            )
+        reporter.say(f"[yellow]Skipped {len(bad)} of {len(rows)} slides:[/]\n  {listing}")
+    if not found:
+        raise ConfigError("no slide of the table can be used")
+    return found
+
+
+def _examine(rows: list[SlideRow], geometry: TileGeometry, threads: int) -> Iterator[SlideTiles | str]:
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(lambda row: _examine_one(row, geometry), rows)
+
+
+def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:
+    try:
+        with geometry.open(row) as slide:
+            grid = geometry.lr_grid(slide)
+            hr_grid = grid.subdivide(geometry.ratio)
+            choose_level(slide.level_mpps, hr_grid.spec.mpp)
+            mask = tissue_mask(slide, grid, divisible_by=geometry.ratio)
+            lr = tissue_tiles_of(slide, grid, mask, min_tissue=geometry.min_tissue)
+            hr = tissue_tiles_of(slide, hr_grid, mask, min_tissue=geometry.min_tissue)
+    except UnknownMppError:
+        return (
+            "its µm/px is unknown; fill the column 'mpp' of the table, or set data.mpp for all such slides "
+            "(0.25 at 40x, 0.5 at 20x)"
+        )
+    except SlideError as error:
+        return str(error)
+    return SlideTiles(
+        row, grid.shape_yx, np.stack([lr.rows, lr.cols], axis=1), np.stack([hr.rows, hr.cols], axis=1)
+    )
+
+
+def index_key(tiles: list[SlideTiles]) -> list[tuple[str, str, int, int]]:
+    """What identifies the inputs of a run for content hashes: ids, files, and numbers of tiles."""
+    return [
+        (item.row.slide_id, _stat(item.row.path), len(item.lr_places), len(item.hr_places)) for item in tiles
+    ]
+
+
+def _stat(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size}-{stat.st_mtime_ns}"

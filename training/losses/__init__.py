@@ -1,0 +1,14 @@
+"""The losses of LRMIL, pure functions, one an equation of method.md section 3."""
+
+from training.losses.slide import attention_kl, bag_kl, guided_attention, hard_instance_loss
+from training.losses.tile import child_attention_loss, layer_loss, renormalised_weights
+
+__all__ = [
+    "attention_kl",
+    "bag_kl",
+    "child_attention_loss",
+    "guided_attention",
+    "hard_instance_loss",
+    "layer_loss",
+    "renormalised_weights",
+]

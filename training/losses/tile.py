@@ -1,0 +1,72 @@
+"""Stage 1: an LR tile against its HR children (method.md section 3, step 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def layer_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """L_layer: mean over layers and children of the MSE between block mean and class token.
+
+    Parameters
+    ----------
+    student : (L, B, K, D) tensor
+        Means of the student's token blocks, see `encoder.child_means`.
+    teacher : (L, B, K, D) tensor
+        The teacher's class token of each child at the same layer.
+    valid : (B, K) bool tensor
+        Children with tissue; the others are left out, not counted as 0.
+
+    Returns
+    -------
+    scalar tensor
+    """
+    squared = (student - teacher).square().mean(dim=-1)  # (L, B, K)
+    mask = valid.to(squared.dtype)
+    return (squared * mask).sum() / (mask.sum() * len(squared)).clamp_min(1)
+
+
+def renormalised_weights(attention_scores: Tensor, valid: Tensor) -> Tensor:
+    """w_k: attention scores of the children, made to sum to 1 over those with tissue.
+
+    Uniform over them where all scores are 0 (or none are wanted: pass zeros).
+
+    Parameters
+    ----------
+    attention_scores : (B, K) tensor
+        After the softmax, so never negative; logits are refused.
+    valid : (B, K) bool tensor
+
+    Returns
+    -------
+    (B, K) tensor
+        Rows sum to 1, or to 0 where no child is valid.
+    """
+    if bool((attention_scores < 0).any()):
+        raise ValueError("weights must be attention scores, not logits: some are negative")
+    mask = valid.to(attention_scores.dtype)
+    masked = attention_scores * mask
+    total = masked.sum(dim=1, keepdim=True)
+    uniform = mask / mask.sum(dim=1, keepdim=True).clamp_min(1)
+    return torch.where(total > 0, masked / total.clamp_min(torch.finfo(masked.dtype).tiny), uniform)
+
+
+def child_attention_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """L_attn: mean over tiles of sum_k w_k MSE(student's class token, teacher's of child k).
+
+    Parameters
+    ----------
+    student : (B, D) tensor
+        The student's final class token of each LR tile.
+    teacher : (B, K, D) tensor
+        The teacher's final class token of each child.
+    weights : (B, K) tensor
+        See `renormalised_weights`.
+
+    Returns
+    -------
+    scalar tensor
+    """
+    squared = (student[:, None] - teacher).square().mean(dim=-1)  # (B, K)
+    return (weights * squared).sum(dim=1).mean()

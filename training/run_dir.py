@@ -1,0 +1,117 @@
+"""The run directory: what is finished, under which inputs, and how a file gets there whole.
+
+Steps meet only through files here. A step is finished when its stamp holds the hash of its inputs: a second
+run with the same config skips it, one with another config does it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from napari_lrmil.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory."""
+
+    root: Path
+
+    def path(self, *parts: str) -> Path:
+        """A place in it."""
+        return self.root.joinpath(*parts)
+
+    def prepare(self) -> None:
+        """Make the directory.
+
+        Raises
+        ------
+        ConfigError
+            Where something else lies there.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise ConfigError(f"{self.root} can't be a run directory: {error.strerror}") from error
+
+    def is_done(self, step: str, key: str) -> bool:
+        """Whether `step` was finished with inputs of this hash."""
+        try:
+            return self._stamp(step).read_text(encoding="utf-8") == key
+        except FileNotFoundError:
+            return False
+
+    def mark_done(self, step: str, key: str) -> None:
+        """Say that all files of `step` are written."""
+        write_text(self._stamp(step), key)
+
+    def _stamp(self, step: str) -> Path:
+        return self.path("done", step.replace("/", "-"))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A scratch path beside `path` that takes its place when the block ends well, else vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """A safetensors file, whole or not at all."""
+    with replacing(path) as scratch:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, scratch)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """A safetensors file."""
+    return load_file(path)
+
+
+def code_commit() -> str:
+    """Commit of the training code, with '+changes' where the tree differs from it; 'unknown' without git."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+changes" if changed else "")

@@ -1,0 +1,1 @@
+"""The steps of LRMIL. They meet only through files in the run directory (method.md section 3)."""

@@ -1,0 +1,69 @@
+"""The student as a bundle."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from napari_lrmil.model.bundle import BundleInfo, Provenance, TileInput, save_bundle
+from napari_lrmil.model.encoder import Encoder
+from napari_lrmil.model.mil import MILModel
+from training.config import content_hash
+from training.mil_fit import mil_spec
+from training.run_dir import code_commit
+from training.stages.context import Context
+
+
+def export_bundle(
+    context: Context,
+    encoder: Encoder,
+    mil: MILModel,
+    *,
+    fold: int,
+    temperature: float,
+    metrics: dict[str, float],
+) -> Path:
+    """Write ``foldN/bundle``: the student of one fold, with where it comes from.
+
+    Parameters
+    ----------
+    context : Context
+    encoder, mil
+        f' and the student's head.
+    fold : int
+    temperature : float
+        From validation.
+    metrics : dict
+        Of the fold's test slides.
+    """
+    config = context.config
+    out = context.run_dir.path(f"fold{fold}", "bundle")
+    packages = ("napari-lrmil", "torch", "timm", "numpy", "openslide-python")
+    info = BundleInfo(
+        name=config.export.name,
+        description=config.export.description,
+        demonstration=config.export.demonstration,
+        licence=config.export.licence,
+        encoder=config.encoder.spec,
+        token_px=encoder.token_px,
+        tiles=TileInput(
+            tile_px=config.tiles.tile_px, mpp=config.tiles.mpp_lr, min_tissue=config.tiles.min_tissue
+        ),
+        teacher_mpp=config.tiles.mpp_lr / config.tiles.ratio,
+        mil=mil_spec(encoder.embed_dim, len(context.class_names), config.mil),
+        class_names=context.class_names,
+        temperature=temperature,
+        provenance=Provenance(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            config_sha256=content_hash(config),
+            commit=code_commit(),
+            versions={"python": platform.python_version()} | {name: version(name) for name in packages},
+            metrics=metrics,
+            training_data=config.export.training_data,
+        ),
+        weights_sha256="",
+    )
+    save_bundle(out, info=info, encoder=encoder, mil=mil)
+    return out
