@@ -16,7 +16,7 @@ from training.stages.context import Context
 from training.stages.distill_slides import train_student
 from training.stages.distill_tiles import distill_encoder
 from training.stages.embed_tiles import embed_hr, embed_lr
-from training.stages.evaluate import TestPredictions, predict_test
+from training.stages.evaluate import FoldPredictions, predict_test
 from training.stages.export import export_bundle
 from training.stages.teacher_mil import train_teacher
 
@@ -44,7 +44,7 @@ def run_shared(context: Context, splits: list[Split], data_key: str) -> Encoder:
 
 def run_fold(
     context: Context, split: Split, teacher: Encoder, data_key: str
-) -> tuple[dict[str, TestPredictions], Path]:
+) -> tuple[dict[str, FoldPredictions], Path]:
     """All steps of one fold. Returns its test predictions by method, and its bundle."""
     config = context.config
     fold = f"fold{split.fold}"
@@ -74,7 +74,7 @@ def run_fold(
     _fresh(context, student_kind, stage1_key)
     embed_lr(context, context.tiles_of((*split.train, *split.val, *split.test)), student, kind=student_kind)
 
-    predictions: dict[str, TestPredictions] = {}
+    predictions: dict[str, FoldPredictions] = {}
     if "teacher_hr" in config.evaluate.methods:
         predictions["teacher_hr"] = predict_test(
             context, split, "teacher_hr", _load_mil(context, teacher, fold, "teacher_hr"), "hr"
@@ -101,7 +101,7 @@ def run_fold(
     return predictions, bundle
 
 
-def _metrics(predictions: TestPredictions) -> dict[str, float]:
+def _metrics(predictions: FoldPredictions) -> dict[str, float]:
     return {
         f"test_{name}": value
         for name, value in slide_metrics(predictions.labels, predictions.probabilities).items()

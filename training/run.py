@@ -17,7 +17,7 @@ from training.pipeline import run_fold, run_shared
 from training.progress import Reporter
 from training.run_dir import RunDir, write_text
 from training.stages.context import Context
-from training.stages.evaluate import TestPredictions, compare
+from training.stages.evaluate import FoldPredictions, compare
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -71,7 +71,7 @@ def run(config: RunConfig, *, skip_bad: bool, reporter: Reporter) -> Path:
     write_text(run_dir.path("config.json"), config.model_dump_json(indent=2) + "\n")
     data_key = content_hash(index_key(tiles), config.tiles, config.encoder, config.run.seed)
     shared = run_shared(context, splits, data_key)
-    predictions: dict[str, list[TestPredictions]] = {}
+    predictions: dict[str, list[FoldPredictions]] = {}
     bundle = run_dir.root
     for split in splits:
         found, bundle = run_fold(context, split, shared, data_key)

@@ -27,7 +27,7 @@ NAMES = {
 }
 
 
-class TestPredictions(NamedTuple):
+class FoldPredictions(NamedTuple):
     """One method on the test slides of one fold."""
 
     slide_ids: list[str]
@@ -39,7 +39,7 @@ class TestPredictions(NamedTuple):
 
 def predict_test(
     context: Context, split: Split, method: str, model: MILModel, store_kind: str
-) -> TestPredictions:
+) -> FoldPredictions:
     """Probabilities on the test fold, at the temperature that the validation fold asks for."""
     store = context.store(store_kind)
     val = load_bags(store, split.val, context.class_names)
@@ -49,7 +49,7 @@ def predict_test(
     test = load_bags(store, split.test, context.class_names)
     logits = bag_logits(model, test, context.device) / temperature
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result = TestPredictions(
+    result = FoldPredictions(
         slide_ids=[row.slide_id for row in split.test],
         patients=[row.patient_id for row in split.test],
         labels=np.asarray([bag.label for bag in test], np.int64),
@@ -60,7 +60,7 @@ def predict_test(
     return result
 
 
-def compare(context: Context, predictions: dict[str, list[TestPredictions]]) -> dict[str, dict[str, object]]:
+def compare(context: Context, predictions: dict[str, list[FoldPredictions]]) -> dict[str, dict[str, object]]:
     """Metrics and intervals of every method, pooled over folds; printed, and written to ``results.json``.
 
     Parameters
@@ -109,7 +109,7 @@ def compare(context: Context, predictions: dict[str, list[TestPredictions]]) -> 
 
 
 def _interval(
-    context: Context, n_resamples: int, one: TestPredictions, other: TestPredictions | None
+    context: Context, n_resamples: int, one: FoldPredictions, other: FoldPredictions | None
 ) -> Interval:
     def metric(drawn: NDArray[np.int64]) -> float:
         value = auc(one.labels[drawn], one.probabilities[drawn])
@@ -121,8 +121,8 @@ def _interval(
     return bootstrap_over_patients(metric, one.patients, n_resamples=n_resamples, rng=rng)
 
 
-def _pool(folds: list[TestPredictions]) -> TestPredictions:
-    return TestPredictions(
+def _pool(folds: list[FoldPredictions]) -> FoldPredictions:
+    return FoldPredictions(
         slide_ids=[name for fold in folds for name in fold.slide_ids],
         patients=[name for fold in folds for name in fold.patients],
         labels=np.concatenate([fold.labels for fold in folds]),
@@ -131,7 +131,7 @@ def _pool(folds: list[TestPredictions]) -> TestPredictions:
     )
 
 
-def _write_csv(context: Context, split: Split, method: str, result: TestPredictions) -> None:
+def _write_csv(context: Context, split: Split, method: str, result: FoldPredictions) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["slide_id", "patient_id", "label", *(f"p_{name}" for name in context.class_names)])

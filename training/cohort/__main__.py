@@ -1,0 +1,85 @@
+"""python -m training.cohort OUT: generate a cohort of H&E-like slides."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from napari_lrmil.errors import ConfigError, LRMILError
+from training.cohort.config import FOLDS, CohortConfig
+from training.cohort.generate import generate_cohort, is_complete
+
+app = typer.Typer(add_completion=False)
+
+
+def parse_numbers(text: str, separator: str, names: tuple[str, ...], option: str) -> list[int]:
+    """Whole numbers from `24/40/20/40` or `2048x2048`, or a ConfigError that says how to write them."""
+    parts = text.lower().split(separator)
+    if len(parts) != len(names) or not all(part.strip().isdigit() for part in parts):
+        raise ConfigError(
+            f"{option} is {text!r}; write it as {separator.join(names).upper()}, whole numbers."
+        )
+    return [int(part) for part in parts]
+
+
+def config_from_options(slides: str, size: str) -> CohortConfig:
+    """The cohort's parameters from the command line."""
+    numbers = parse_numbers(slides, "/", FOLDS, "--slides")
+    width_px, height_px = parse_numbers(size, "x", ("width", "height"), "--size")
+    counts = {f"n_{fold}": number for fold, number in zip(FOLDS, numbers, strict=True)}
+    try:
+        return CohortConfig(**counts, width_px=width_px, height_px=height_px)
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"These parameters of the cohort can't be used: {reasons}.") from error
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder of the cohort.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    slides: Annotated[
+        str, typer.Option(help="Numbers of slides: UNLABELLED/TRAIN/VAL/TEST.")
+    ] = "24/40/20/40",
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels at 0.5 µm.")] = "2048x2048",
+    workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the cohort in the folder.")] = False,
+) -> None:
+    """Generate a cohort of H&E-like slides with known lesions."""
+    console = Console()
+    try:
+        config = config_from_options(slides, size)
+        if not overwrite and is_complete(out, config, seed=seed):
+            console.print(f"The cohort in {out} is complete already: nothing to do.")
+            return
+        columns = (
+            TextColumn("generating slides"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("time left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("slides", total=None)
+            csv_path = generate_cohort(
+                out,
+                config,
+                seed=seed,
+                workers=workers or os.cpu_count() or 1,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                overwrite=overwrite,
+            )
+        console.print(f"Wrote {csv_path}.")
+    except LRMILError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False)
+        raise typer.Exit(2) from error
+
+
+if __name__ == "__main__":
+    app()
