@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -40,7 +41,7 @@ def _errors_as_messages() -> Iterator[None]:
     try:
         yield
     except LRMILError as error:
-        _err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
@@ -81,6 +82,7 @@ def predict(
     with _errors_as_messages():
         stems = _unique_stems(slides)
         _refuse_existing(out, stems, overwrite)
+        _make_folder(out)
         from napari_lrmil.export import write_prediction
         from napari_lrmil.model.bundle import load_bundle
         from napari_lrmil.model.card import DEMONSTRATION_NOTE
@@ -91,14 +93,14 @@ def predict(
         torch_device = resolve_device(device)
         model = load_bundle(bundle, device=torch_device)
         if model.info.demonstration:
-            _err.print(f"[yellow]{model.info.name}: {DEMONSTRATION_NOTE}[/]", highlight=False)
-        table = Table("slide", "label", *model.info.class_names, "tiles", "seconds")
+            _err.print(f"[yellow]{escape(model.info.name)}: {DEMONSTRATION_NOTE}[/]", highlight=False)
+        table = Table("slide", "label", *map(escape, model.info.class_names), "tiles", "seconds")
         failed = 0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=_err, transient=True) as progress:
             whole = progress.add_task("slides", total=len(slides))
             for path, stem in zip(slides, stems, strict=True):
-                task = progress.add_task(f"  {stem}", total=None)
+                task = progress.add_task(f"  {escape(stem)}", total=None)
                 try:
                     with Slide(path, mpp=mpp) as slide:
                         steps = predict_slide(
@@ -113,20 +115,21 @@ def predict(
                                 result = stop.value
                     write_prediction(result, out, stem=stem)
                     table.add_row(
-                        stem,
-                        result.label,
+                        escape(stem),
+                        escape(result.label),
                         *(f"{value:.3f}" for value in result.class_probabilities),
                         str(len(result.tiles)),
                         f"{result.seconds:.1f}",
                     )
                 except SlideError as error:
                     failed += 1
-                    progress.console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+                    message = escape(str(error))
+                    progress.console.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
                 progress.remove_task(task)
                 progress.advance(whole)
         if table.row_count:
             _out.print(table)
-            _out.print(f"Results: {out}", highlight=False, soft_wrap=True)
+            _out.print(f"Results: {out}", highlight=False, markup=False, soft_wrap=True)
         if failed:
             _err.print(f"{failed} of {len(slides)} slides failed.", highlight=False)
             raise typer.Exit(1)
@@ -145,9 +148,9 @@ def info(
 
         for path in slides:
             with Slide(path, mpp=mpp) as slide:
-                table = Table("property", "value", title=path.name)
+                table = Table("property", "value", title=escape(path.name))
                 for key, value in slide.metadata.items():
-                    table.add_row(key, "unknown" if value is None else str(value))
+                    table.add_row(key, "unknown" if value is None else escape(str(value)))
                 for level, (size, scale) in enumerate(
                     zip(slide.level_dimensions_xy, slide.level_downsamples, strict=True)
                 ):
@@ -167,9 +170,19 @@ def _unique_stems(slides: list[Path]) -> list[str]:
 
 
 def _refuse_existing(out: Path, stems: list[str], overwrite: bool) -> None:
-    there = [stem for stem in stems if (out / f"{stem}.json").exists()]
+    there = [
+        stem for stem in stems if any((out / f"{stem}{ending}").exists() for ending in (".json", ".csv"))
+    ]
     if there and not overwrite:
         raise SlideError(
             f"{out} already holds results of {len(there)} of these slides ({', '.join(there[:3])}"
             f"{', ...' if len(there) > 3 else ''}). Add --overwrite to replace them."
         )
+
+
+def _make_folder(out: Path) -> None:
+    """Before the work, so that it isn't done in vain."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LRMILError(f"{out} can't be the folder of the results: {error.strerror}") from error

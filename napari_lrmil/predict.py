@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_lrmil.model.bundle import ModelBundle
+from napari_lrmil.model.bundle import BundleInfo, ModelBundle
 from napari_lrmil.model.encoder import Encoder
-from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, find_tissue_tiles, iter_tiles
+from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, iter_tiles, make_tile_grid
+from napari_lrmil.slide.tiles import tissue_tiles_of
+from napari_lrmil.slide.tissue import tissue_mask
 
 
 class PredictProgress(NamedTuple):
@@ -106,8 +108,26 @@ def embed_tiles(
         Tiles decoded at once.
     """
     for tiles in iter_tiles(slide, grid, level, places, batch_size=batch_size, threads=threads):
+        # The yield stays outside: inference mode would hold in the caller too.
         with torch.inference_mode():
-            yield encoder(encoder.preprocess(torch.from_numpy(tiles).to(device))).embedding
+            embeddings = encoder(encoder.preprocess(torch.from_numpy(tiles).to(device))).embedding
+        yield embeddings
+
+
+def student_tiles(slide: Slide, info: BundleInfo) -> TileSet:
+    """The tiles of a slide that a bundle reads: the same ones as in its training.
+
+    There one mask serves both nested grids, which sets its pixel size; so it does here.
+
+    Raises
+    ------
+    NoTissueError, UnknownMppError, SlideError
+    """
+    spec = TileSpec(info.tiles.tile_px, info.tiles.mpp)
+    grid = make_tile_grid(bounds_l0_xywh=slide.bounds_l0_xywh, mpp_xy=slide.mpp_xy, spec=spec)
+    ratio = max(1, round(info.tiles.mpp / info.teacher_mpp))
+    mask = tissue_mask(slide, grid, divisible_by=ratio)
+    return tissue_tiles_of(slide, grid, mask, min_tissue=info.tiles.min_tissue)
 
 
 def predict_slide(
@@ -139,9 +159,7 @@ def predict_slide(
     """
     started = time.perf_counter()
     info = bundle.info
-    tiles = find_tissue_tiles(
-        slide, TileSpec(info.tiles.tile_px, info.tiles.mpp), min_tissue=info.tiles.min_tissue
-    )
+    tiles = student_tiles(slide, info)
     yield PredictProgress(0, len(tiles), time.perf_counter() - started)
     embeddings: list[torch.Tensor] = []
     done = 0

@@ -28,7 +28,7 @@ class RunSection(Section):
     """Where the run lives and what makes it repeatable."""
 
     out_dir: Path = Field(description="run directory; made where missing")
-    seed: int = Field(default=0, description="of splits, initial weights, sampling and bootstrap")
+    seed: int = Field(default=0, ge=0, description="of splits, initial weights, sampling and bootstrap")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(default=2, ge=1, description="tiles decoded at once")
 
@@ -185,6 +185,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"no such config: {path}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for key, value in _pairs(overrides):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from napari_lrmil.errors import EncoderError
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import MILModel, build_mil
 from training.config import content_hash
@@ -32,7 +33,13 @@ STUDENTS = {
 def run_shared(context: Context, splits: list[Split], data_key: str) -> Encoder:
     """What no label touches: teacher embeddings of both resolutions. Returns the teacher encoder."""
     teacher = context.teacher_encoder()
-    teacher.tokens_per_edge(context.config.tiles.tile_px)
+    tiles = context.config.tiles
+    grid = teacher.tokens_per_edge(tiles.tile_px)
+    if grid < tiles.ratio:  # stage 1 would find out, after hours of embedding
+        raise EncoderError(
+            f"{grid} x {grid} tokens a tile can't tell {tiles.ratio} x {tiles.ratio} children apart: take larger "
+            "tiles (tiles.tile_px), smaller tokens or a smaller tiles.ratio"
+        )
     rows = _all_rows(splits)
     _fresh(context, "hr", content_hash(data_key, context.config.stage1.layers))
     embed_hr(context, context.tiles_of(rows), teacher, layers=context.config.stage1.layers)
@@ -49,7 +56,8 @@ def run_fold(
     config = context.config
     fold = f"fold{split.fold}"
     parts = [tuple(row.slide_id for row in part) for part in split[1:]]
-    mil_key = content_hash(data_key, parts, config.mil)
+    labels = [tuple(row.label for row in part) for part in split[1:]]
+    mil_key = content_hash(data_key, parts, labels, config.mil)
     if not _done(context, f"{fold}/teacher_mil", mil_key):
         train_teacher(context, split)
         context.run_dir.mark_done(f"{fold}/teacher_mil", mil_key)
@@ -123,6 +131,8 @@ def _done(context: Context, step: str, key: str) -> bool:
     done = context.run_dir.is_done(step, key)
     if done:
         context.reporter.say(f"[dim]{step}: done before[/]")
+    else:
+        context.run_dir.forget(step)
     return done
 
 
@@ -130,5 +140,7 @@ def _fresh(context: Context, kind: str, key: str) -> None:
     """Empty a store whose embeddings come from other inputs, so that two encoders never mix."""
     step = f"{kind}-store"
     if not context.run_dir.is_done(step, key):
-        shutil.rmtree(context.store(kind).root, ignore_errors=True)
+        context.run_dir.forget(step)
+        if context.store(kind).root.exists():
+            shutil.rmtree(context.store(kind).root)
         context.run_dir.mark_done(step, key)

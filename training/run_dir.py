@@ -52,6 +52,10 @@ class RunDir:
         except FileNotFoundError:
             return False
 
+    def forget(self, step: str) -> None:
+        """Before a step is done again: its files are about to match no stamp."""
+        self._stamp(step).unlink(missing_ok=True)
+
     def mark_done(self, step: str, key: str) -> None:
         """Say that all files of `step` are written."""
         write_text(self._stamp(step), key)

@@ -94,8 +94,9 @@ def write_prediction(
             ]
         )
     paths = (out / f"{stem}.json", out / f"{stem}.csv")
+    # The JSON comes last, an older one goes first: where it exists, the prediction is complete.
+    paths[0].unlink(missing_ok=True)
     _write_atomic(paths[1], table.getvalue())
-    # The JSON comes last: where it exists, the prediction is complete.
     _write_atomic(paths[0], json.dumps(prediction_json(prediction), indent=2) + "\n")
     return paths
 

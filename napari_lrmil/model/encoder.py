@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from napari_lrmil.errors import EncoderError
 CONVSTEM = "convstem_vit"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_WEIGHT_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
 class EncoderSpec(BaseModel):
@@ -207,17 +209,23 @@ def _build(spec: EncoderSpec) -> VisionTransformer:
     if spec.architecture == CONVSTEM:
         try:
             return _convstem_vit(**spec.options)  # type: ignore[arg-type]
-        except TypeError as error:
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise EncoderError(f"{CONVSTEM} can't be built with {spec.options} ({error})") from error
+    # A bundle comes from strangers: its weights are its own safetensors file, never what an option points to.
+    foreign = sorted(_WEIGHT_OPTIONS & spec.options.keys())
+    if foreign:
+        raise EncoderError(
+            f"option {foreign[0]!r} of {spec.architecture!r} would load weights from elsewhere"
+        )
     if not timm.is_model(spec.architecture):
-        near = timm.list_models(f"*{spec.architecture.split('_')[0]}*")[:3]
-        hint = f"; timm has for instance {', '.join(near)}" if near else ""
+        near = difflib.get_close_matches(spec.architecture, timm.list_models(), n=3)
+        hint = f"; near to it are {', '.join(near)}" if near else ""
         raise EncoderError(f"timm knows no model {spec.architecture!r}{hint}")
     # Position embeddings stay at their pretraining size and are interpolated, never cut.
     options: dict[str, Any] = {"dynamic_img_size": True, "num_classes": 0, **spec.options}
     try:
         vit = timm.create_model(spec.architecture, pretrained=False, **options)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise EncoderError(f"timm can't build {spec.architecture!r} with {spec.options} ({error})") from error
     if not isinstance(vit, VisionTransformer) or not vit.has_class_token:
         raise EncoderError(f"{spec.architecture!r} is not a vision transformer with a class token")

@@ -134,6 +134,20 @@ def choose_level(
     return max(fits, key=lambda level: level_mpps[level])
 
 
+def level_to_l0(position: float, downsample: float) -> int:
+    """The level-0 pixel nearest to a position on a level, along one axis."""
+    return round(position * downsample)
+
+
+def l0_to_level(position_l0: float, downsample: float) -> int:
+    """The pixel of a level nearest to a level-0 position, along one axis.
+
+    Undoes `level_to_l0` exactly for every whole pixel of a level with `downsample` >= 1: rounding moves a
+    position by half a level-0 pixel at most, which is less than half a pixel of a coarser level.
+    """
+    return round(position_l0 / downsample)
+
+
 def children_of(rows: NDArray[np.integer], cols: NDArray[np.integer], ratio: int) -> NDArray[np.int64]:
     """Children of LR tiles in the HR grid, numbered row by row (y outer, x inner).
 

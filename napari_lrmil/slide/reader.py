@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +14,26 @@ from numpy.typing import NDArray
 
 from napari_lrmil.errors import SlideError, UnknownMppError
 from napari_lrmil.slide.backends import open_backend
+from napari_lrmil.slide.backends.base import file_key
+from napari_lrmil.slide.colour import SRGBTransform
+from napari_lrmil.slide.fingerprint import fingerprint_of
 
 
 class Slide:
     """An open slide.
 
+    It can be pickled: the copy opens the same path again, once a process however often it arrives there.
+
     Parameters
     ----------
     path : path-like
+        A slide file, a folder of one slide's DICOM files, an OME-Zarr folder, or a PNG or JPEG region.
     mpp : float, optional
         µm per level-0 pixel, overriding what the file says. Needed where it says nothing.
+    backend : {'auto', 'openslide', 'tiff', 'ome-zarr', 'image'}
+        Which library reads the pixels; 'auto' takes the fastest that reads them right.
+    icc : bool
+        Convert the slide's own colours to sRGB by its ICC profile. Without a profile nothing changes.
 
     Raises
     ------
@@ -31,19 +41,30 @@ class Slide:
         Where the file can't be opened or its pixels can't be read.
     """
 
-    def __init__(self, path: str | Path, *, mpp: float | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, mpp: float | None = None, backend: str = "auto", icc: bool = False
+    ) -> None:
         self.path = Path(path)
         if mpp is not None and not mpp > 0:
             raise SlideError(f"mpp must be above 0, got {mpp}")
+        self.mpp_override = mpp
+        self._asked_backend = backend
         self._state = threading.Condition()
         self._reads_under_way = 0
         self._closed = False
-        self._backend = open_backend(self.path)
-        self.mpp_override = mpp
+        self._to_srgb: SRGBTransform | None = None
+        self._backend = open_backend(self.path, backend)
+        self._file_key = file_key(self.path)
+        # A slide that is dropped unclosed, as pickled copies are, still gives its handle back.
+        self._release = weakref.finalize(self, self._backend.close)
+        self._icc = icc
         try:
             self._probe()
+            profile = self._backend.icc_profile if icc else None
+            if profile is not None:
+                self._to_srgb = SRGBTransform(profile)
         except SlideError:
-            self._backend.close()
+            self._release()
             raise
 
     def _probe(self) -> None:
@@ -63,6 +84,11 @@ class Slide:
     def name(self) -> str:
         """File name without its ending: the slide's id where no table gives one."""
         return self.path.stem
+
+    @property
+    def cache_key(self) -> tuple[object, ...]:
+        """What names the pixels of this slide in the shared cache: the file, and how it is read."""
+        return (self._file_key, self._backend.name, self._to_srgb is not None)
 
     @property
     def level_dimensions_xy(self) -> tuple[tuple[int, int], ...]:
@@ -114,28 +140,32 @@ class Slide:
         return {
             "vendor": self._backend.vendor,
             "backend": self._backend.name,
+            "backend_reason": self._backend.reason,
             "levels": len(self.level_dimensions_xy),
             "size_px": self.level_dimensions_xy[0],
             "mpp": self.mpp_xy if self.has_mpp else None,
             "objective_power": self._backend.objective_power,
             "bounds_l0_xywh": self.bounds_l0_xywh,
+            "associated_images": self.associated_images,
+            "icc_applied": self._to_srgb is not None,
         }
 
+    @property
+    def associated_images(self) -> tuple[str, ...]:
+        """Names of the label, macro and thumbnail images that the file holds; none is loaded."""
+        return self._backend.associated_images
+
     def fingerprint(self) -> str:
-        """A hash that tells whether a file is the same slide: its size, and its first and last MiB."""
-        path = self.path
-        if path.is_dir():
-            path = sorted(entry for entry in path.iterdir() if entry.is_file())[0]
-        size = path.stat().st_size
-        digest = hashlib.sha256(str(size).encode())
-        with path.open("rb") as file:
-            digest.update(file.read(2**20))
-            file.seek(max(0, size - 2**20))
-            digest.update(file.read())
-        return digest.hexdigest()
+        """A hash that tells whether a path holds the same slide, whatever it is called."""
+        return fingerprint_of(self._backend.files)
 
     def read_region(
-        self, location_l0_xy: tuple[int, int], level: int, size_xy: tuple[int, int]
+        self,
+        location_l0_xy: tuple[int, int],
+        level: int,
+        size_xy: tuple[int, int],
+        *,
+        keep_tiles: bool = True,
     ) -> NDArray[np.uint8]:
         """Pixels of one level.
 
@@ -146,14 +176,42 @@ class Slide:
         level : int
         size_xy : (int, int)
             Width and height in pixels of that level.
+        keep_tiles : bool
+            False where nobody will ask for the same tiles again, as in inference: stored tiles that lie wholly
+            inside the region then stay out of the cache, where a viewer's are.
 
         Returns
         -------
         (height, width, 3) uint8 array
-            RGB, white where nothing was scanned.
+            RGB, white where nothing was scanned. A location between two pixels of a level goes to the nearest
+            (through OpenSlide, it is interpolated).
         """
         with self._reading():
-            return self._backend.read_region(location_l0_xy, level, size_xy)
+            pixels = self._backend.read_region(location_l0_xy, level, size_xy, keep_tiles=keep_tiles)
+        return pixels if self._to_srgb is None else self._to_srgb(pixels)
+
+    def read_associated(self, name: str) -> NDArray[np.uint8]:
+        """Pixels of a label, macro or thumbnail image. They can show who the patient is.
+
+        Parameters
+        ----------
+        name : str
+            One of `associated_images`.
+
+        Returns
+        -------
+        (height, width, 3) uint8 array
+
+        Raises
+        ------
+        SlideError
+            Where there is no such image or it can't be decoded.
+        """
+        if name not in self.associated_images:
+            there = ", ".join(self.associated_images) or "none"
+            raise SlideError(f"{self.path.name} has no associated image {name!r} (there are: {there})")
+        with self._reading():
+            return self._backend.read_associated(name)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -175,7 +233,10 @@ class Slide:
                 return
             self._closed = True
             self._state.wait_for(lambda: self._reads_under_way == 0)
-        self._backend.close()
+        self._release()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_reopened, (str(self.path.absolute()), self.mpp_override, self._asked_backend, self._icc))
 
     def __enter__(self) -> Slide:
         return self
@@ -191,3 +252,17 @@ class Slide:
     def __repr__(self) -> str:
         width, height = self.level_dimensions_xy[0]
         return f"Slide({self.path.name!r}, {width} x {height} px, {len(self.level_dimensions_xy)} levels)"
+
+
+_copies: weakref.WeakValueDictionary[tuple[object, ...], Slide] = weakref.WeakValueDictionary()
+_copies_lock = threading.Lock()
+
+
+def _reopened(path: str, mpp: float | None, backend: str, icc: bool) -> Slide:
+    """A slide out of a pickle: dask sends one with every chunk, which must not be a handle a chunk."""
+    key = (path, mpp, backend, icc)
+    with _copies_lock:
+        slide = _copies.get(key)
+        if slide is None or slide._closed:
+            slide = _copies[key] = Slide(path, mpp=mpp, backend=backend, icc=icc)
+        return slide

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from napari_lrmil.slide.geometry import level_to_l0
 from napari_lrmil.slide.reader import Slide
 
 
@@ -18,12 +20,9 @@ def read_area(
     corner_l0_xy: tuple[float, float],
     size_l0_xy: tuple[float, float],
     out_px_xy: tuple[int, int],
+    keep_tiles: bool = True,
 ) -> NDArray[np.uint8]:
-    """Read a rectangle from `level` and resample it to `out_px_xy`.
-
-    Whole factors are averaged over their area as scanners do when they build a pyramid; what remains
-    (below 2) goes through a Lanczos filter with sub-pixel position. A rectangle that falls on whole
-    pixels at the wanted size comes back untouched.
+    """Read a rectangle from `level` and resample it to `out_px_xy`; see `resample_area`.
 
     Parameters
     ----------
@@ -34,21 +33,58 @@ def read_area(
         In level-0 pixels; may reach outside the slide (white).
     out_px_xy : (int, int)
         Width and height of the result.
+    keep_tiles : bool
+        See `Slide.read_region`.
 
     Returns
     -------
     (height, width, 3) uint8 array
     """
     downsample = slide.level_downsamples[level]
+
+    def read(left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+        location = (level_to_l0(left, downsample), level_to_l0(top, downsample))
+        return slide.read_region(location, level, (width, height), keep_tiles=keep_tiles)
+
+    return resample_area(
+        read, downsample=downsample, corner_l0_xy=corner_l0_xy, size_l0_xy=size_l0_xy, out_px_xy=out_px_xy
+    )
+
+
+def resample_area(
+    read: Callable[[int, int, int, int], NDArray[np.uint8]],
+    *,
+    downsample: float,
+    corner_l0_xy: tuple[float, float],
+    size_l0_xy: tuple[float, float],
+    out_px_xy: tuple[int, int],
+) -> NDArray[np.uint8]:
+    """A rectangle of a level of any kind, resampled to `out_px_xy`.
+
+    Whole factors are averaged over their area as scanners do when they build a pyramid; what remains
+    (below 2) goes through a Lanczos filter with sub-pixel position. A rectangle that falls on whole
+    pixels at the wanted size comes back untouched.
+
+    Parameters
+    ----------
+    read : callable
+        (left, top, width, height) in pixels of the level -> (height, width, 3) uint8 array.
+    downsample : float
+        Level-0 pixels per pixel of the level.
+    corner_l0_xy, size_l0_xy : (float, float)
+    out_px_xy : (int, int)
+
+    Returns
+    -------
+    (height, width, 3) uint8 array
+    """
     left, top = (_snap(value / downsample) for value in corner_l0_xy)
     right, bottom = (
         _snap((corner + size) / downsample) for corner, size in zip(corner_l0_xy, size_l0_xy, strict=True)
     )
     first_x, first_y = math.floor(left), math.floor(top)
     width, height = math.ceil(right) - first_x, math.ceil(bottom) - first_y
-    region = slide.read_region(
-        (round(first_x * downsample), round(first_y * downsample)), level, (width, height)
-    )
+    region = read(first_x, first_y, width, height)
     if (width, height) == out_px_xy and left == first_x and top == first_y:
         return region
     resized = Image.fromarray(region).resize(

@@ -82,6 +82,7 @@ def read_tile(slide: Slide, grid: TileGrid, level: int, row: float, col: float) 
         corner_l0_xy=grid.corner_l0_xy(row, col),
         size_l0_xy=grid.tile_l0_xy,
         out_px_xy=(grid.spec.tile_px, grid.spec.tile_px),
+        keep_tiles=False,
     )
 
 
@@ -99,22 +100,30 @@ def iter_tiles(
     The next two batches are decoded in `threads` threads while the caller works on this one; closing the
     generator ends them.
     """
+    tile_px = grid.spec.tile_px
     starts = range(0, len(places), batch_size)
+
+    def fill(batch: NDArray[np.uint8], wanted: Sequence[tuple[float, float]], part: int) -> None:
+        # Neighbours share stored tiles, so each thread takes a run of them: taking turns, the threads would want
+        # the same tile at the same time, and one of them would wait.
+        for index in range(part * len(wanted) // threads, (part + 1) * len(wanted) // threads):
+            batch[index] = read_tile(slide, grid, level, *wanted[index])
+
     with ThreadPoolExecutor(threads, thread_name_prefix="lrmil-tiles") as pool:
-        waiting: deque[list[Future[NDArray[np.uint8]]]] = deque()
+        # One task a thread and batch, not one a tile: handing over a task takes a tenth of decoding a tile.
+        waiting: deque[tuple[NDArray[np.uint8], list[Future[None]]]] = deque()
         try:
-            for index, start in enumerate(starts):
-                for ahead in range(index + len(waiting), min(index + 3, len(starts))):
-                    begin = starts[ahead]
-                    waiting.append(
-                        [
-                            pool.submit(read_tile, slide, grid, level, row, col)
-                            for row, col in places[begin : begin + batch_size]
-                        ]
-                    )
-                yield np.stack([future.result() for future in waiting.popleft()])
-                del start
+            for index in range(len(starts)):
+                for start in starts[index + len(waiting) : index + 3]:
+                    wanted = places[start : start + batch_size]
+                    batch: NDArray[np.uint8] = np.empty((len(wanted), tile_px, tile_px, 3), np.uint8)
+                    waiting.append((batch, [pool.submit(fill, batch, wanted, n) for n in range(threads)]))
+                ready, tasks = waiting[0]
+                for task in tasks:
+                    task.result()
+                waiting.popleft()
+                yield ready
         finally:
-            for futures in waiting:
-                for future in futures:
-                    future.cancel()
+            for _, tasks in waiting:
+                for task in tasks:
+                    task.cancel()

@@ -10,13 +10,22 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from napari_lrmil.slide.geometry import TileGrid, choose_level
+from napari_lrmil.slide.pyramid import lazy_pyramid
 from napari_lrmil.slide.reader import Slide
-from napari_lrmil.slide.resample import read_area
+from napari_lrmil.slide.resample import resample_area
 
 MASK_UM = 16.0
 """Wanted size of a mask pixel: a few nuclei, so that stroma between them counts as tissue."""
 
-_MIN_CONTRAST, _MAX_CONTRAST = 7.0, 22.0
+_MIN_CONTRAST, _MAX_CONTRAST = 5.0, 12.0
+"""Grey levels by which tissue is more magenta than glass."""
+
+_MIN_BLUENESS = 0.12
+"""Of what a pixel has more red than green, it has this share more blue: eosin 0.2 or more, red ink less."""
+
+_GLASS_SPREAD, _MIN_GLASS, _MIN_GLASS_SHARE, _MAX_GLASS_TINT = 12, 200, 0.1, 12
+"""Glass is the brightest, at least a tenth of a slide, and tinted by a few grey levels at most: what is more
+is pale tissue that fills the view."""
 _MIN_PIECE_UM2 = 4_000.0
 _STRIP_PX = 4_096
 
@@ -25,7 +34,8 @@ def tissue_mask(slide: Slide, grid: TileGrid, *, divisible_by: int = 1) -> NDArr
     """Tissue of the area that `grid` covers.
 
     Haematoxylin and eosin both absorb green most, so stained tissue is magenta: red and blue exceed green.
-    Glass and black, blue or green pen don't; red pen has little blue.
+    Glass and black, blue or green pen don't; red pen has little blue. Violet pen can't be told from
+    haematoxylin by its colour.
 
     Parameters
     ----------
@@ -47,18 +57,21 @@ def tissue_mask(slide: Slide, grid: TileGrid, *, divisible_by: int = 1) -> NDArr
 def _read_coarse(slide: Slide, grid: TileGrid, per_tile: int) -> NDArray[np.uint8]:
     rows, cols = grid.shape_yx
     pixel_um = grid.spec.tile_um / per_tile
-    level = choose_level(slide.level_mpps, max(pixel_um, slide.level_mpps[0]))
+    # Virtual levels too: where a slide has none that is coarse, a viewer's overview has made them already.
+    levels = lazy_pyramid(slide)
+    mpps = [max(slide.mpp_xy) * level.plan.downsample for level in levels]
+    level = levels[choose_level(mpps, max(pixel_um, mpps[0]))]
     image = np.empty((rows * per_tile, cols * per_tile, 3), np.uint8)
-    # In blocks, so that a slide with a single level is never held whole.
-    tile_level_px = max(grid.tile_l0_xy) / slide.level_downsamples[level]
+    # In blocks, so that no level is ever held whole.
+    tile_level_px = max(grid.tile_l0_xy) / level.plan.downsample
     step = max(1, int(_STRIP_PX / tile_level_px))
     for row in range(0, rows, step):
         for col in range(0, cols, step):
             n_rows, n_cols = min(step, rows - row), min(step, cols - col)
             image[row * per_tile : (row + n_rows) * per_tile, col * per_tile : (col + n_cols) * per_tile] = (
-                read_area(
-                    slide,
-                    level=level,
+                resample_area(
+                    lambda left, top, width, height: level.read(left, top, left + width, top + height),
+                    downsample=level.plan.downsample,
                     corner_l0_xy=grid.corner_l0_xy(row, col),
                     size_l0_xy=(n_cols * grid.tile_l0_xy[0], n_rows * grid.tile_l0_xy[1]),
                     out_px_xy=(n_cols * per_tile, n_rows * per_tile),
@@ -68,12 +81,16 @@ def _read_coarse(slide: Slide, grid: TileGrid, per_tile: int) -> NDArray[np.uint
 
 
 def _magenta_mask(rgb: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool_]:
-    signed = rgb.astype(np.float32)
-    magenta = np.minimum(signed[..., 0], signed[..., 2]) - signed[..., 1]
-    magenta = ndimage.gaussian_filter(magenta, 0.7)
-    # Otsu finds the valley between glass and tissue; the limits hold where there is only one of them.
+    signed = ndimage.gaussian_filter(rgb.astype(np.float32), (0.7, 0.7, 0))
+    # Glass isn't white: a warm lamp or a tinted slide makes it look faintly stained.
+    signed *= 255.0 / _glass_colour(rgb)
+    red, green, blue = np.moveaxis(signed, 2, 0)
+    magenta = np.minimum(red, blue) - green
+    # Otsu finds the valley between glass and tissue; the limits hold where there is only one of them, or where
+    # it would part pale tissue from dark.
     split = threshold_otsu(magenta) if magenta.max() > magenta.min() else _MIN_CONTRAST
     mask = magenta > np.clip(split, _MIN_CONTRAST, _MAX_CONTRAST)
+    mask &= (blue - green) > _MIN_BLUENESS * (red - green)
     labels, n_pieces = ndimage.label(mask)
     if n_pieces:
         area_px = np.bincount(labels.ravel())
@@ -81,6 +98,20 @@ def _magenta_mask(rgb: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool_]:
         keep[0] = False
         mask = keep[labels]
     return np.asarray(mask, np.bool_)
+
+
+def _glass_colour(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """RGB of the empty slide, or white where too little of it is seen to tell."""
+    darkest = rgb.min(axis=2)
+    scanned = darkest < 255  # pure white is what was never scanned
+    if not scanned.any():
+        return np.full(3, 255, np.float32)
+    brightest = np.percentile(darkest[scanned], 99)
+    glass = scanned & (darkest >= brightest - _GLASS_SPREAD)
+    colour = np.median(rgb[glass], axis=0).astype(np.float32)
+    if brightest < _MIN_GLASS or glass.mean() < _MIN_GLASS_SHARE or np.ptp(colour) > _MAX_GLASS_TINT:
+        return np.full(3, 255, np.float32)
+    return np.asarray(colour, np.float32)
 
 
 def tissue_fractions(mask: NDArray[np.bool_], shape_yx: tuple[int, int]) -> NDArray[np.float32]:

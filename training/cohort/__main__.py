@@ -50,35 +50,53 @@ def main(
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels at 0.5 µm.")] = "2048x2048",
     workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the cohort in the folder.")] = False,
+    reference: Annotated[
+        bool,
+        typer.Option(
+            "--reference",
+            help="Then measure how hard it is: colour alone, the teacher, and the ceiling at 5x (minutes).",
+        ),
+    ] = False,
 ) -> None:
-    """Generate a cohort of H&E-like slides with known lesions."""
+    """Generate a cohort of H&E-like slides with known lesions, and say how hard it is."""
     console = Console()
     try:
         config = config_from_options(slides, size)
         if not overwrite and is_complete(out, config, seed=seed):
-            console.print(f"The cohort in {out} is complete already: nothing to do.")
-            return
-        columns = (
-            TextColumn("generating slides"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("time left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("slides", total=None)
-            csv_path = generate_cohort(
-                out,
-                config,
-                seed=seed,
-                workers=workers or os.cpu_count() or 1,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-                overwrite=overwrite,
-            )
-        console.print(f"Wrote {csv_path}.")
+            console.print(f"The cohort in {out} is complete already: nothing to draw.")
+        else:
+            _generate(out, config, seed=seed, workers=workers, overwrite=overwrite, console=console)
+        if reference:
+            from training.progress import Reporter
+            from training.reference import measure
+
+            measure(out, Reporter(console))
     except LRMILError as error:
         Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False)
         raise typer.Exit(2) from error
+
+
+def _generate(
+    out: Path, config: CohortConfig, *, seed: int, workers: int, overwrite: bool, console: Console
+) -> None:
+    columns = (
+        TextColumn("generating slides"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("time left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("slides", total=None)
+        csv_path = generate_cohort(
+            out,
+            config,
+            seed=seed,
+            workers=workers or os.cpu_count() or 1,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            overwrite=overwrite,
+        )
+    console.print(f"Wrote {csv_path}.")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ class EmbeddingStore:
         shutil.rmtree(scratch, ignore_errors=True)
         group = zarr.open_group(scratch, mode="w")
         for name, values in arrays.items():
-            half = values.astype(np.float16)
+            with np.errstate(over="ignore"):
+                half = values.astype(np.float16)
             if not np.isfinite(half).all():
                 raise ValueError(f"{slide_id}: {name} holds values that aren't finite in float16")
             chunks = tuple(

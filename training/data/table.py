@@ -62,7 +62,7 @@ def read_table(path: Path) -> list[SlideRow]:
             records = list(reader)
     except FileNotFoundError as error:
         raise ConfigError(f"no such slide table: {path}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} can't be read as CSV: {error}") from error
     problems = []
     for name in REQUIRED:
@@ -83,6 +83,14 @@ def read_table(path: Path) -> list[SlideRow]:
         f"slide_id {name!r} appears {ids.count(name)} times"
         for name in sorted(set(ids))
         if ids.count(name) > 1
+    ]
+    of_file: dict[Path, list[str]] = {}
+    for row in rows:
+        of_file.setdefault(row.path.resolve(), []).append(row.slide_id)
+    problems += [
+        f"slides {', '.join(names)} are one file, {file.name}"
+        for file, names in of_file.items()
+        if len(set(names)) > 1
     ]
     if problems:
         raise ConfigError(f"{path}: " + "; ".join(problems))
@@ -135,7 +143,8 @@ def make_splits(rows: list[SlideRow], *, n_folds: int, seed: int) -> list[Split]
 
     The column fold decides where the table has it: the names train, val, test (and unlabelled) make one
     fixed split; whole numbers are folds of which each is tested once, the next one validates. Without
-    the column, patients are dealt into `n_folds` folds, stratified by label.
+    the column, patients are dealt into `n_folds` folds, stratified by label. Unlabelled slides serve a
+    numbered fold only where their patient and fold aren't held out in it.
 
     Raises
     ------
@@ -157,11 +166,14 @@ def make_splits(rows: list[SlideRow], *, n_folds: int, seed: int) -> list[Split]
             raise ConfigError(
                 f"slides marked unlabelled have a label: {_some([row.slide_id for row in parts['unlabelled']])}"
             )
+        held_out = [row.slide_id for row in extra if row.fold in ("val", "test")]
+        if held_out:
+            raise ConfigError(f"slides of val or test have no label: {_some(held_out)}")
         splits = [Split(0, parts["train"], parts["val"], parts["test"], extra)]
-    elif all(fold is not None and fold.isdigit() for fold in folds):
+    elif all(fold is not None and fold.isdecimal() for fold in folds):
         splits = _numbered_splits(labelled, [int(row.fold or 0) for row in labelled], extra)
     else:
-        odd = sorted(fold for fold in folds if fold and fold not in SPLIT_NAMES and not fold.isdigit())
+        odd = sorted(fold for fold in folds if fold and fold not in SPLIT_NAMES and not fold.isdecimal())
         raise ConfigError(
             f"column 'fold' mixes kinds or holds {', '.join(map(repr, odd)) or 'both'}: use either whole numbers or "
             f"the names {', '.join(SPLIT_NAMES)}"
@@ -177,6 +189,12 @@ def _deal(rows: list[SlideRow], n_folds: int, seed: int) -> list[int]:
         raise ConfigError(
             f"{n_folds} folds need as many patients; there are {len(patients)} (data.n_folds sets it)"
         )
+    for name in sorted({row.label for row in rows if row.label is not None}):
+        n_of_class = len({row.patient_id for row in rows if row.label == name})
+        if n_of_class < n_folds:
+            raise ConfigError(
+                f"{n_folds} folds need as many patients of each class; {name!r} has {n_of_class} (data.n_folds sets it)"
+            )
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     fold_of = np.zeros(len(rows), int)
     parts = splitter.split(rows, [row.label for row in rows], [row.patient_id for row in rows])
@@ -195,7 +213,13 @@ def _numbered_splits(rows: list[SlideRow], folds: list[int], extra: tuple[SlideR
         where = {"test": [], "val": [], "train": []}  # type: dict[str, list[SlideRow]]
         for row, number in zip(rows, folds, strict=True):
             where["test" if number == fold else "val" if number == val_fold else "train"].append(row)
-        splits.append(Split(fold, tuple(where["train"]), tuple(where["val"]), tuple(where["test"]), extra))
+        held_out = {row.patient_id for part in ("val", "test") for row in where[part]}
+        usable = tuple(
+            row
+            for row in extra
+            if row.patient_id not in held_out and row.fold not in (str(fold), str(val_fold))
+        )
+        splits.append(Split(fold, tuple(where["train"]), tuple(where["val"]), tuple(where["test"]), usable))
     return splits
 
 

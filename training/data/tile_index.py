@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from napari_lrmil.errors import ConfigError, SlideError, UnknownMppError
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, choose_level, make_tile_grid
@@ -99,7 +100,7 @@ def index_slides(
             raise ConfigError(
                 f"{len(bad)} of {len(rows)} slides can't be used (--skip-bad-slides goes on without them):\n  {listing}"
             )
-        reporter.say(f"[yellow]Skipped {len(bad)} of {len(rows)} slides:[/]\n  {listing}")
+        reporter.say(f"[yellow]Skipped {len(bad)} of {len(rows)} slides:[/]\n  {escape(listing)}")
     if not found:
         raise ConfigError("no slide of the table can be used")
     return found
@@ -131,10 +132,17 @@ def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:
     )
 
 
-def index_key(tiles: list[SlideTiles]) -> list[tuple[str, str, int, int]]:
-    """What identifies the inputs of a run for content hashes: ids, files, and numbers of tiles."""
+def index_key(tiles: list[SlideTiles]) -> list[tuple[str, str, float | None, int, int]]:
+    """What identifies the inputs of a run for content hashes: ids, files, mpp, and numbers of tiles."""
     return [
-        (item.row.slide_id, _stat(item.row.path), len(item.lr_places), len(item.hr_places)) for item in tiles
+        (
+            item.row.slide_id,
+            _stat(item.row.path),
+            item.row.mpp,
+            len(item.lr_places),
+            len(item.hr_places),
+        )
+        for item in tiles
     ]
 
 

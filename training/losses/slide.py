@@ -90,7 +90,7 @@ def hard_instance_loss(instance_logits: Tensor, guided: Tensor, has_children: Te
     k = min(k, len(places) // 2)
     if k == 0:
         return instance_logits.sum() * 0
-    order = places[guided[places].argsort(descending=True)]
+    order = places[guided[places].argsort(descending=True, stable=True)]
     chosen = torch.cat([order[:k], order[-k:]])
     target = torch.cat([torch.ones(k, dtype=torch.long), torch.zeros(k, dtype=torch.long)])
     return F.cross_entropy(instance_logits[chosen], target.to(instance_logits.device))

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import Encoder, child_means
 from training.data.pairs import PairBatch, PairLoader, SlidePairs
 from training.data.tile_index import SlideTiles
@@ -107,6 +108,11 @@ def _loader(context: Context, slides: Sequence[SlideTiles], teacher_outputs: str
         )
         for tiles in slides
     ]
+    if not any(len(item) for item in pairs):
+        raise ConfigError(
+            f"stage 1: none of {len(pairs)} slides has an LR tile of which {config.min_children:.0%} of the children "
+            "hold tissue (stage1.min_children)"
+        )
     return PairLoader(
         pairs,
         context.geometry,

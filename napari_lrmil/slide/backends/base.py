@@ -1,7 +1,8 @@
-"""What `Slide` needs from a library that decodes slide files."""
+"""What `Slide` needs from a library that decodes slide files, and what the decoders share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,20 +13,54 @@ from napari_lrmil.errors import SlideError
 
 
 class Backend(Protocol):
-    """A decoder of one open slide. Reads may come from several threads at once; `close` comes last."""
+    """A decoder of one open slide. Reads may come from several threads at once; `close` comes last.
+
+    Attributes
+    ----------
+    name : str
+        'openslide', 'tiff', 'ome-zarr' or 'image'.
+    reason : str
+        Why this backend reads the slide, in a few words.
+    associated_images : tuple of str
+        Names only. Labels and macro images can show a patient's name: pixels come on request.
+    """
 
     name: str
+    reason: str
     vendor: str
     level_dimensions_xy: tuple[tuple[int, int], ...]
     level_downsamples: tuple[float, ...]
     mpp_xy: tuple[float, float] | None
     bounds_l0_xywh: tuple[int, int, int, int]
     objective_power: float | None
+    associated_images: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that make up the slide, looked for when asked: a folder can hold thousands."""
+        ...
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """The slide's colour profile, read when asked for."""
+        ...
 
     def read_region(
-        self, location_l0_xy: tuple[int, int], level: int, size_xy: tuple[int, int]
+        self,
+        location_l0_xy: tuple[int, int],
+        level: int,
+        size_xy: tuple[int, int],
+        *,
+        keep_tiles: bool = True,
     ) -> NDArray[np.uint8]:
-        """RGB pixels (height, width, 3); white where the slide holds nothing."""
+        """RGB pixels (height, width, 3); white where the slide holds nothing.
+
+        Without `keep_tiles`, tiles of which all is handed over now don't enter the shared cache.
+        """
+        ...
+
+    def read_associated(self, name: str) -> NDArray[np.uint8]:
+        """RGB pixels (height, width, 3) of one of `associated_images`."""
         ...
 
     def close(self) -> None:
@@ -33,16 +68,66 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(path: Path) -> Backend:
-    """Open `path` with the backend that reads it.
+def downsamples_of(sizes_xy: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    """Level-0 pixels per pixel of each level: the mean of both axes, as OpenSlide has it.
 
-    Raises
-    ------
-    SlideError
-        In one sentence, where no backend can.
+    Sizes are rounded to whole pixels, so the axes can differ in the fourth digit.
     """
-    from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
+    width, height = sizes_xy[0]
+    return tuple((width / w + height / h) / 2 for w, h in sizes_xy)
 
-    if not path.exists():
-        raise SlideError(f"no such slide: {path}")
-    return OpenSlideBackend(path)
+
+def assemble(
+    read_tile: Callable[[int, int, bool], NDArray[np.uint8]],
+    *,
+    tile_xy: tuple[int, int],
+    level_size_xy: tuple[int, int],
+    corner_xy: tuple[int, int],
+    size_xy: tuple[int, int],
+) -> NDArray[np.uint8]:
+    """A rectangle of a tiled level; white outside it.
+
+    Parameters
+    ----------
+    read_tile : callable
+        (column, row, whether all of it is wanted) -> (height, width, 3) uint8 array, at least as large as
+        what the level has there. A writable one may be handed on as it is.
+    tile_xy, level_size_xy : (int, int)
+    corner_xy, size_xy : (int, int)
+        The rectangle, in pixels of the level.
+    """
+    (left, top), (width, height) = corner_xy, size_xy
+    first_x, first_y = max(0, left), max(0, top)
+    last_x, last_y = min(level_size_xy[0], left + width), min(level_size_xy[1], top + height)
+    inside = first_x == left and first_y == top and last_x == left + width and last_y == top + height
+    if inside and size_xy == tile_xy and not (left % tile_xy[0] or top % tile_xy[1]):
+        tile = read_tile(left // tile_xy[0], top // tile_xy[1], True)
+        return tile if tile.flags.writeable else tile.copy()
+    region: NDArray[np.uint8] = (
+        np.empty((height, width, 3), np.uint8) if inside else np.full((height, width, 3), 255, np.uint8)
+    )
+    if last_x <= first_x or last_y <= first_y:
+        return region
+    for row in range(first_y // tile_xy[1], (last_y - 1) // tile_xy[1] + 1):
+        y0, y1 = max(first_y, row * tile_xy[1]), min(last_y, (row + 1) * tile_xy[1])
+        for col in range(first_x // tile_xy[0], (last_x - 1) // tile_xy[0] + 1):
+            x0, x1 = max(first_x, col * tile_xy[0]), min(last_x, (col + 1) * tile_xy[0])
+            tile = read_tile(col, row, (x1 - x0, y1 - y0) == tile_xy)
+            region[y0 - top : y1 - top, x0 - left : x1 - left] = tile[
+                y0 - row * tile_xy[1] : y1 - row * tile_xy[1], x0 - col * tile_xy[0] : x1 - col * tile_xy[0]
+            ]
+    return region
+
+
+def check_request(level: int, n_levels: int, size_xy: tuple[int, int]) -> None:
+    """Refuse a level that isn't there and a size below nothing, as OpenSlide does."""
+    if not 0 <= level < n_levels:
+        raise SlideError(f"the slide has levels 0 to {n_levels - 1}, not {level}")
+    if min(size_xy) < 0:
+        raise SlideError(f"a region can't be {size_xy[0]} x {size_xy[1]} px")
+
+
+def file_key(path: Path) -> tuple[str, int, int]:
+    """What names a file in the shared cache: where it is, and its state, so that a new one isn't the old."""
+    stat = path.stat()
+    return (str(path.resolve()), stat.st_mtime_ns, stat.st_size)

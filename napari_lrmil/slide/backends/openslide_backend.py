@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from pathlib import Path
 
 import numpy as np
 import openslide
 from numpy.typing import NDArray
+from PIL import Image
 
 from napari_lrmil.errors import SlideError
+from napari_lrmil.slide.backends.base import check_request
+from napari_lrmil.slide.backends.dicom import series_files
 
 CACHE_BYTES = 128 * 2**20
-"""Decoded tiles kept a slide. OpenSlide's own 32 MiB is less than one screen of a large monitor at 3 levels."""
+"""Decoded tiles kept by OpenSlide for all slides together. Its own 32 MiB a slide is less than one screen
+of a large monitor at 3 levels."""
+
+
+@functools.cache
+def _shared_openslide_cache() -> openslide.OpenSlideCache:
+    return openslide.OpenSlideCache(CACHE_BYTES)
 
 
 class OpenSlideBackend:
-    """One shared handle: OpenSlide's reads are thread-safe and release the GIL."""
+    """One shared handle: OpenSlide's reads are thread-safe and release the GIL.
+
+    OpenSlide interpolates where a level-0 location falls between two pixels of the level that is read,
+    which happens at downsamples that aren't whole: up to half a pixel of blur that no other backend has.
+    """
 
     name = "openslide"
 
     def __init__(self, path: Path) -> None:
         try:
             self._handle = openslide.OpenSlide(path)
-            self._handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise SlideError(f"{path.name} is not a slide that OpenSlide can read") from error
         except (openslide.OpenSlideError, OSError) as error:
-            raise SlideError(f"{path.name} is not a slide OpenSlide can read ({error})") from error
+            # OpenSlide repeats the whole path, which belongs in no message.
+            why = str(error).replace(str(path), path.name)
+            raise SlideError(f"{path.name} is not a slide that OpenSlide can read ({why})") from error
+        self._handle.set_cache(_shared_openslide_cache())
+        self.reason = "OpenSlide's format"
         properties = self._handle.properties
         self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        self._path = path
+        self._series_uid: str | None = properties.get("dicom.SeriesInstanceUID")
         self.level_dimensions_xy: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
         mpp_x = _positive(properties.get(openslide.PROPERTY_NAME_MPP_X))
@@ -34,6 +56,31 @@ class OpenSlideBackend:
         self.mpp_xy = (mpp_x, mpp_y) if mpp_x and mpp_y else None
         self.objective_power = _positive(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
         self.bounds_l0_xywh = self._bounds()
+        self.associated_images: tuple[str, ...] = tuple(sorted(self._handle.associated_images))
+
+    @property
+    def level_tiles_xy(self) -> tuple[tuple[int, int] | None, ...]:
+        """Stored tiles' width and height at each level; None where they are no plain grid."""
+        properties = self._handle.properties
+        sizes = (
+            [properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")]
+            for level in range(len(self.level_dimensions_xy))
+        )
+        return tuple((int(width), int(height)) if width and height else None for width, height in sizes)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All parts of the slide."""
+        return _files_of(self._path, self._series_uid)
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """The slide's colour profile, where it has one that can be read."""
+        try:
+            profile = self._handle.color_profile
+        except (openslide.OpenSlideError, OSError) as error:
+            raise SlideError(f"the slide's ICC profile can't be read ({error})") from error
+        return None if profile is None else bytes(profile.tobytes())
 
     def _bounds(self) -> tuple[int, int, int, int]:
         width, height = self.level_dimensions_xy[0]
@@ -56,21 +103,53 @@ class OpenSlideBackend:
         return (left, top, right - left, bottom - top)
 
     def read_region(
-        self, location_l0_xy: tuple[int, int], level: int, size_xy: tuple[int, int]
+        self,
+        location_l0_xy: tuple[int, int],
+        level: int,
+        size_xy: tuple[int, int],
+        *,
+        keep_tiles: bool = True,
     ) -> NDArray[np.uint8]:
+        # Asked for a level that isn't there, OpenSlide answers with an empty picture.
+        check_request(level, len(self.level_dimensions_xy), size_xy)
         try:
-            rgba = np.asarray(self._handle.read_region(location_l0_xy, level, size_xy))
+            return _on_white(self._handle.read_region(location_l0_xy, level, size_xy))
         except openslide.OpenSlideError as error:
             raise SlideError(f"a region of the slide can't be decoded ({error})") from error
-        alpha = rgba[..., 3:]
-        if alpha.min() == 255:
-            return np.ascontiguousarray(rgba[..., :3])
-        # Nothing was scanned where alpha is 0: glass, so white.
-        blended = rgba[..., :3] * (alpha / 255.0) + (255 - alpha)
-        return np.asarray(np.rint(blended), np.uint8)
+
+    def read_associated(self, name: str) -> NDArray[np.uint8]:
+        try:
+            return _on_white(self._handle.associated_images[name])
+        except openslide.OpenSlideError as error:
+            raise SlideError(f"the {name} image can't be decoded ({error})") from error
 
     def close(self) -> None:
         self._handle.close()
+
+
+def _on_white(image: Image.Image) -> NDArray[np.uint8]:
+    """RGB of an RGBA image: nothing was scanned where alpha is 0, which is glass, so white."""
+    rgba = np.asarray(image)
+    alpha = rgba[..., 3:]
+    if not alpha.size or alpha.min() == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    blended = rgba[..., :3] * (alpha / 255.0) + (255 - alpha)
+    return np.asarray(np.rint(blended), np.uint8)
+
+
+def _files_of(path: Path, series_uid: str | None) -> tuple[Path, ...]:
+    """All parts of a slide: some formats spread them over several files."""
+    if series_uid:
+        return series_files(path, series_uid)
+    suffix = path.suffix.lower()
+    if suffix == ".mrxs" and path.with_suffix("").is_dir():
+        parts = [part for part in path.with_suffix("").iterdir() if part.is_file()]
+        return (path, *sorted(parts))
+    if suffix in (".vms", ".vmu"):
+        named = re.findall(r"=\s*(\S+)", path.read_text("latin-1"))
+        parts = [path.parent / name for name in named if "/" not in name and "\\" not in name]
+        return (path, *sorted({part for part in parts if part.is_file()}))
+    return (path,)
 
 
 def _positive(text: str | None) -> float | None:

@@ -1,0 +1,38 @@
+# The two commands: `make demo` shows what the project does, `make test` checks it. Both set everything up.
+
+VENV ?= .venv
+QT ?= pyqt5
+DEMO_SEED ?= 2026
+PY := $(VENV)/bin/python
+
+# A real screen where there is one; else a virtual one. Tests always take the virtual one: they click and type.
+XVFB := xvfb-run -a -s "-screen 0 1600x1200x24"
+
+.PHONY: demo test check lock clean
+
+demo: $(VENV)/.ready
+	$(PY) -m training.cohort demo/cohort --seed $(DEMO_SEED)
+	$(PY) -m training.run training/configs/demo.toml
+	$(PY) scripts/show_demo.py
+
+test: $(VENV)/.ready
+	$(XVFB) $(PY) -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/npe2 validate napari-lrmil
+
+$(VENV)/.ready: pyproject.toml requirements/lock-$(QT).txt scripts/setup.sh
+	scripts/setup.sh $(VENV) $(QT)
+	touch $@
+
+# Resolve anew within pyproject's bounds and write what came out.
+lock:
+	scripts/lock.sh pyqt5
+	scripts/lock.sh pyqt6
+
+clean:
+	rm -rf demo build dist

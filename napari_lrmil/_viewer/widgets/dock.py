@@ -1,0 +1,117 @@
+"""The dock widget: slide, model, classify, result, heatmap."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtWidgets import QApplication, QFileDialog, QScrollArea, QVBoxLayout, QWidget
+
+from napari_lrmil._viewer.canvas import NapariCanvas
+from napari_lrmil._viewer.controller import DEMO_BUNDLE, Controller
+from napari_lrmil._viewer.panel import Panel
+from napari_lrmil._viewer.reader import SHARED_SUFFIXES, SLIDE_SUFFIXES
+from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
+from napari_lrmil._viewer.widgets.sections import ModelSection, ResultSection, RunSection, SlideSection
+from napari_lrmil._viewer.worker import QtJobs
+
+_FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
+_WIDTH_PX = 320
+
+
+class ClassifyWidget(QWidget):  # type: ignore[misc]  # Qt is untyped here
+    """Choose a slide and a model, classify, and see the label and where it comes from.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The name of the parameter is how napari knows to pass it.
+    """
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__()
+        self.setObjectName("lrmil_classify")
+        self.slide_section = SlideSection()
+        self.model_section = ModelSection()
+        self.run_section = RunSection()
+        self.result_section = ResultSection()
+        self._lay_out()
+        canvas, jobs = NapariCanvas(napari_viewer), QtJobs()
+        self.controller = Controller(self, canvas, jobs)
+        jobs.controller = self.controller
+        self._end = partial(_end, self.controller, canvas, jobs)
+        self.destroyed.connect(self._end)
+        QApplication.instance().aboutToQuit.connect(self._application_quits)
+        self._connect()
+        canvas.follow(self.controller.slides_changed)
+        self.controller.slides_changed()
+        if DEMO_BUNDLE_DIR.exists():
+            self.controller.load_bundle(DEMO_BUNDLE)
+
+    def show_panel(self, panel: Panel) -> None:
+        """Show a panel."""
+        for section in (self.slide_section, self.model_section, self.run_section, self.result_section):
+            section.show_panel(panel)
+
+    def event(self, event: QEvent) -> bool:
+        """End when the dock is closed: napari takes the widget out of it then, and drops it."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self._end(clear_text=True)
+            self.deleteLater()
+        return bool(super().event(event))
+
+    def _application_quits(self) -> None:
+        self._end()
+
+    def _lay_out(self) -> None:
+        inner = QWidget()
+        column = QVBoxLayout(inner)
+        column.setContentsMargins(8, 4, 8, 8)
+        column.setSpacing(6)
+        for section in (self.slide_section, self.model_section, self.run_section, self.result_section):
+            column.addWidget(section)
+        column.addStretch(1)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        scroll.setWidget(inner)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(scroll)
+        self.setMinimumWidth(_WIDTH_PX - 60)
+
+    def _connect(self) -> None:
+        controller = self.controller
+        self.slide_section.open_clicked.connect(self._browse_slide)
+        self.slide_section.slide_chosen.connect(controller.choose_slide)
+        self.slide_section.mpp_given.connect(controller.set_mpp)
+        self.model_section.browse_clicked.connect(self._browse_bundle)
+        self.model_section.bundle_chosen.connect(controller.choose_bundle)
+        self.model_section.device_chosen.connect(controller.choose_device)
+        self.run_section.classify_clicked.connect(controller.classify)
+        self.run_section.cancel_clicked.connect(controller.cancel)
+        self.result_section.heatmap_toggled.connect(lambda shown: controller.set_heatmap(visible=shown))
+        self.result_section.opacity_moved.connect(lambda value: controller.set_heatmap(opacity=value))
+
+    def _browse_slide(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Open a slide", "", f"{_FILE_FILTER};;All files (*)")
+        if path:
+            self.controller.open_slide(path)
+
+    def _browse_bundle(self) -> None:
+        path = QFileDialog.getExistingDirectory(self, "Choose a model: a folder with bundle.json")
+        if path:
+            self.controller.load_bundle(path)
+
+
+def _end(
+    controller: Controller, canvas: NapariCanvas, jobs: QtJobs, *_: object, clear_text: bool = False
+) -> None:
+    # A function of its own, not a method: Qt calls it when the widget is already gone.
+    controller.shutdown()
+    canvas.unfollow()
+    if clear_text:  # a label must not outlive the dock that would take it off another slide
+        canvas.show_text("")
+    jobs.shutdown()

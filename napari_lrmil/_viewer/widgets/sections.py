@@ -1,0 +1,229 @@
+"""The parts of the dock, top to bottom. Each shows its share of a `Panel` and sends what the user did."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QDoubleSpinBox,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QSlider,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_lrmil._viewer.panel import NOT_FOR_DIAGNOSIS, Panel, State
+from napari_lrmil._viewer.widgets import parts
+
+_ATTENTION_LEGEND = (
+    "Attention as a multiple of the slide's average tile; up to 1× is cold, so where no tile stands out, nothing "
+    "is hot. It shows what the model looked at, not that there is disease."
+)
+
+
+class _Section(QWidget):  # type: ignore[misc]  # Qt is untyped here
+    def __init__(self) -> None:
+        super().__init__()
+        self.column = QVBoxLayout(self)
+        self.column.setContentsMargins(0, 0, 0, 0)
+        self.column.setSpacing(4)
+
+    def add_heading(self, text: str, button: QPushButton | None = None) -> None:
+        """A title, with the button that belongs to it at the right end."""
+        title = QLabel(text)
+        title.setStyleSheet(parts.HEADING_STYLE)
+        self.column.addSpacing(4)
+        row = self.add_row(title, *([button] if button is not None else []))
+        row.layout().setStretch(0, 1)
+
+    def add_row(self, *widgets: QWidget) -> QWidget:
+        """Side by side, in a widget that can be hidden."""
+        row = QWidget()
+        layout = QHBoxLayout(row)
+        layout.setContentsMargins(0, 0, 0, 0)
+        for widget in widgets:
+            layout.addWidget(widget)
+        self.column.addWidget(row)
+        return row
+
+
+class SlideSection(_Section):
+    """Which slide, and its pixel size where the file doesn't give it."""
+
+    open_clicked = Signal()
+    slide_chosen = Signal(int)
+    mpp_given = Signal(float)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slides = parts.narrow_combo(
+            tool_tip="The slide to classify; choosing one shows it", name="Slide"
+        )
+        self.open = QPushButton("Open …")
+        self.open.setToolTip("Open a slide file")
+        self.facts = parts.wrapped_label()
+        self.mpp = QDoubleSpinBox()
+        self.mpp.setDecimals(4)
+        self.mpp.setRange(0.05, 50.0)
+        self.mpp.setSingleStep(0.05)
+        self.mpp.setValue(0.5)
+        self.mpp.setToolTip(
+            "How many µm one pixel of the finest level measures: usually 0.25 at 40×, 0.5 at 20×"
+        )
+        self.mpp.setAccessibleName("µm per pixel")
+        self.set_mpp = QPushButton("Set")
+        self.set_mpp.setToolTip("Use this pixel size for the slide")
+        self.add_heading("Slide", self.open)
+        self.column.addWidget(self.slides)
+        self.column.addWidget(self.facts)
+        mpp_title = QLabel("µm/&px")
+        mpp_title.setBuddy(self.mpp)
+        self.mpp_row = self.add_row(mpp_title, self.mpp, self.set_mpp)
+        self.open.clicked.connect(lambda: self.open_clicked.emit())
+        self.slides.activated.connect(self.slide_chosen)
+        self.set_mpp.clicked.connect(lambda: self.mpp_given.emit(self.mpp.value()))
+
+    def show_panel(self, panel: Panel) -> None:
+        """Show slides, facts, and the mpp field where it is wanted."""
+        parts.fill_combo(self.slides, panel.slide_names, panel.slide_index)
+        self.slides.setEnabled(bool(panel.slide_names))
+        parts.show_text(self.facts, panel.slide_facts)
+        self.mpp_row.setVisible(panel.state is State.NEEDS_MPP)
+
+
+class ModelSection(_Section):
+    """Which model, what it is, and where it computes."""
+
+    browse_clicked = Signal()
+    bundle_chosen = Signal(int)
+    device_chosen = Signal(str)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bundles = parts.narrow_combo(tool_tip="The model to classify with", name="Model")
+        self.browse = QPushButton("Browse …")
+        self.browse.setToolTip("Choose a model of your own: a folder with bundle.json")
+        self.banner = parts.wrapped_label(NOT_FOR_DIAGNOSIS, style=parts.BANNER_STYLE)
+        self.banner.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.banner.setToolTip(
+            "This model shows how the program works. Its answers mean nothing for a patient."
+        )
+        self.facts = parts.wrapped_label()
+        self.devices = parts.narrow_combo(
+            tool_tip="Where to compute; 'auto' takes the fastest there is", name="Device"
+        )
+        device_title = QLabel("&Device")
+        device_title.setBuddy(self.devices)
+        self.add_heading("Model", self.browse)
+        self.column.addWidget(self.bundles)
+        self.column.addWidget(self.banner)
+        self.column.addWidget(self.facts)
+        self.add_row(device_title, self.devices)
+        self.browse.clicked.connect(lambda: self.browse_clicked.emit())
+        self.bundles.activated.connect(self.bundle_chosen)
+        self.devices.activated.connect(lambda index: self.device_chosen.emit(self.devices.itemText(index)))
+
+    def show_panel(self, panel: Panel) -> None:
+        """Show models, the card of the one in use, and devices."""
+        running = panel.state is State.RUNNING
+        parts.fill_combo(self.bundles, panel.bundle_names, panel.bundle_index)
+        parts.fill_combo(self.devices, panel.devices, panel.devices.index(panel.device))
+        for widget in (self.bundles, self.browse, self.devices):
+            widget.setEnabled(not running)
+        parts.show_text(self.facts, panel.bundle_facts)
+        self.banner.setVisible(panel.bundle_is_demonstration)
+
+
+class RunSection(_Section):
+    """Classify and cancel, progress, and what is missing or went wrong."""
+
+    classify_clicked = Signal()
+    cancel_clicked = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classify = QPushButton("Classify")
+        self.classify.setStyleSheet(parts.PRIMARY_STYLE)
+        self.classify.setToolTip("Read the slide's tissue and classify it; the window stays usable meanwhile")
+        self.cancel = QPushButton("Cancel")
+        self.cancel.setToolTip("Stop; nothing is kept")
+        self.bar = QProgressBar()
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(10)
+        self.bar.setAccessibleName("Progress")
+        self.progress_text = parts.wrapped_label()
+        self.hint = parts.wrapped_label(style=parts.HINT_STYLE)
+        self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
+        self.column.addSpacing(6)
+        for widget in (self.classify, self.cancel, self.bar, self.progress_text, self.hint, self.error):
+            self.column.addWidget(widget)
+        self.classify.clicked.connect(lambda: self.classify_clicked.emit())
+        self.cancel.clicked.connect(lambda: self.cancel_clicked.emit())
+
+    def show_panel(self, panel: Panel) -> None:
+        """Show the button that makes sense now, progress, hint and error."""
+        running = panel.progress is not None
+        self.classify.setVisible(not running)
+        self.classify.setEnabled(panel.can_classify)
+        self.cancel.setVisible(running)
+        self.bar.setVisible(running)
+        if panel.progress is not None:
+            done, total = panel.progress
+            self.bar.setRange(0, total)
+            self.bar.setValue(done)
+        parts.show_text(self.progress_text, panel.progress_text)
+        parts.show_text(self.hint, panel.hint)
+        parts.show_text(self.error, panel.error)
+
+
+class ResultSection(_Section):
+    """Label, probabilities, and the heatmap's look."""
+
+    heatmap_toggled = Signal(bool)
+    opacity_moved = Signal(float)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_heading("Result")
+        self.label = parts.wrapped_label(style="QLabel { font-size: 22px; font-weight: bold; }")
+        self.label.setToolTip("The most probable class")
+        self.bars = parts.ClassBars()
+        self.warning = parts.wrapped_label(NOT_FOR_DIAGNOSIS, style=parts.BANNER_STYLE)
+        self.warning.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.details = parts.wrapped_label()
+        self.shown = QCheckBox("Show &heatmap")
+        self.shown.setToolTip("Show or hide the attention heatmap over the slide")
+        self.opacity = QSlider(Qt.Orientation.Horizontal)
+        self.opacity.setRange(0, 100)
+        self.opacity.setToolTip("How strongly the heatmap covers the slide")
+        self.opacity.setAccessibleName("Heatmap opacity")
+        opacity_title = QLabel("&Opacity")
+        opacity_title.setBuddy(self.opacity)
+        self.legend = parts.wrapped_label(_ATTENTION_LEGEND)
+        for widget in (self.label, self.bars, self.details, self.warning):
+            self.column.addWidget(widget)
+        self.add_heading("Heatmap")
+        self.column.addWidget(self.shown)
+        self.add_row(opacity_title, self.opacity)
+        self.column.addWidget(self.legend)
+        self.shown.clicked.connect(self.heatmap_toggled)
+        self.opacity.sliderMoved.connect(lambda percent: self.opacity_moved.emit(percent / 100))
+        self.opacity.actionTriggered.connect(
+            lambda _: self.opacity_moved.emit(self.opacity.sliderPosition() / 100)
+        )
+
+    def show_panel(self, panel: Panel) -> None:
+        """Show a result, or nothing."""
+        self.setVisible(panel.result is not None)
+        if panel.result is None:
+            return
+        self.label.setText(panel.result.label)
+        self.bars.show_classes(panel.result.classes)
+        self.details.setText(panel.result.details)
+        self.warning.setVisible(panel.result.demonstration and not panel.bundle_is_demonstration)
+        self.shown.setChecked(panel.heatmap_visible)
+        if not self.opacity.isSliderDown():
+            self.opacity.setValue(round(panel.heatmap_opacity * 100))

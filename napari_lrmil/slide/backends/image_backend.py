@@ -1,0 +1,114 @@
+"""A plain PNG or JPEG: a region saved from a slide. It has one level and never an mpp."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from napari_lrmil.errors import SlideError
+from napari_lrmil.slide.backends.base import assemble, check_request
+
+MAX_PIXELS = 2**26
+"""The largest image that is decoded whole: 200 MB of RGB, for instance 8,192 x 8,192 px."""
+
+_FORMATS = ("PNG", "JPEG")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+
+class ImageBackend:
+    """Reads the size at opening and the pixels at the first read; they stay in memory until `close`."""
+
+    name = "image"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._pixels: NDArray[np.uint8] | None = None
+        with _open_image(path) as image:
+            size_xy = image.size
+            self.vendor = str(image.format).lower()
+            self._icc_profile: bytes | None = image.info.get("icc_profile")
+        self.reason = "a plain image"
+        self.files: tuple[Path, ...] = (path,)
+        self.level_dimensions_xy: tuple[tuple[int, int], ...] = (size_xy,)
+        self.level_downsamples: tuple[float, ...] = (1.0,)
+        # The resolution in such files is a printer's (72 dpi), never a microscope's.
+        self.mpp_xy: tuple[float, float] | None = None
+        self.bounds_l0_xywh = (0, 0, *size_xy)
+        self.objective_power: float | None = None
+        self.associated_images: tuple[str, ...] = ()
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        return self._icc_profile
+
+    def read_region(
+        self,
+        location_l0_xy: tuple[int, int],
+        level: int,
+        size_xy: tuple[int, int],
+        *,
+        keep_tiles: bool = True,
+    ) -> NDArray[np.uint8]:
+        check_request(level, 1, size_xy)
+        pixels = self._decoded()
+        return assemble(
+            lambda _col, _row, _whole: pixels,
+            tile_xy=self.level_dimensions_xy[0],
+            level_size_xy=self.level_dimensions_xy[0],
+            corner_xy=(int(location_l0_xy[0]), int(location_l0_xy[1])),
+            size_xy=size_xy,
+        )
+
+    def _decoded(self) -> NDArray[np.uint8]:
+        with self._lock:
+            if self._pixels is None:
+                try:
+                    with _open_image(self._path) as image:
+                        if "A" in image.getbands() or "transparency" in image.info:
+                            rgba = image.convert("RGBA")
+                            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+                        self._pixels = np.asarray(image.convert("RGB"))
+                        self._pixels.setflags(write=False)
+                except (OSError, ValueError, SyntaxError) as error:
+                    raise SlideError(f"the image can't be decoded ({error})") from error
+            return self._pixels
+
+    def read_associated(self, name: str) -> NDArray[np.uint8]:
+        raise SlideError(f"there is no associated image {name!r}")
+
+    def close(self) -> None:
+        self._pixels = None
+
+
+def _open_image(path: Path) -> Image.Image:
+    """An image whose header says that it may be decoded whole; a small file can hold a huge one."""
+    with warnings.catch_warnings():
+        # Pillow warns of sizes that are refused below anyway.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(path, formats=_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise SlideError(_too_large(path)) from error
+        except (OSError, ValueError, SyntaxError) as error:
+            raise SlideError(f"{path.name} is not an image that can be read") from error
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise SlideError(_too_large(path))
+    if image.mode not in _MODES:
+        mode = image.mode
+        image.close()
+        raise SlideError(f"{path.name} holds pixels of mode {mode}, but a slide needs 8-bit RGB or grey")
+    return image
+
+
+def _too_large(path: Path) -> str:
+    return (
+        f"{path.name} has more than {MAX_PIXELS // 10**6} million pixels, too many for an image without "
+        "tiles. Convert it to a tiled TIFF."
+    )

@@ -1,0 +1,122 @@
+"""Which backend reads a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari_lrmil.errors import SlideError
+from napari_lrmil.slide.backends.base import Backend
+
+if TYPE_CHECKING:
+    from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
+
+BACKENDS = ("auto", "openslide", "tiff", "ome-zarr", "image")
+
+_TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_IMAGE_MAGICS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+
+_DIRECT_VENDORS = ("aperio", "generic-tiff", "philips", "trestle")
+"""Whose levels are plain grids of tiles. The others' overlap, are shifted, or are strips of one JPEG."""
+
+
+def open_backend(path: Path, backend: str = "auto") -> Backend:
+    """Open `path` with the backend that reads it, or with the one named.
+
+    OpenSlide is the reference and reads what it knows. From a TIFF whose levels are plain grids of tiles,
+    the stored tiles are decoded directly, which is several times faster; OpenSlide then still says what
+    the levels are and draws the tiles that the file leaves out.
+
+    Raises
+    ------
+    SlideError
+        In one sentence, where no backend can.
+    """
+    if backend not in BACKENDS:
+        raise SlideError(f"there is no slide backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if not path.exists():
+        raise SlideError(f"no such slide: {path}")
+    # Each library is loaded only where a slide needs it.
+    if backend == "ome-zarr" or (backend == "auto" and _is_zarr(path)):
+        from napari_lrmil.slide.backends.zarr_backend import ZarrBackend
+
+        return ZarrBackend(path)
+    if path.is_dir():
+        return _open_dicom_folder(path)
+    magic = _magic(path)
+    if backend == "image" or (backend == "auto" and magic.startswith(_IMAGE_MAGICS)):
+        from napari_lrmil.slide.backends.image_backend import ImageBackend
+
+        return ImageBackend(path)
+    if backend == "openslide" or (backend == "auto" and magic[:4] not in _TIFF_MAGICS):
+        return _openslide(path)
+    return _open_tiff(path, wanted=backend == "tiff")
+
+
+def _is_zarr(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
+
+
+def _open_dicom_folder(folder: Path) -> OpenSlideBackend:
+    from napari_lrmil.slide.backends.dicom import dicom_files_in
+
+    files = dicom_files_in(folder)
+    slide = _openslide(files[0])
+    strangers = set(files) - set(slide.files)
+    if strangers:
+        slide.close()
+        raise SlideError(
+            f"{folder.name} holds more than one DICOM slide ({len(strangers)} of its {len(files)} files are of "
+            "another series). Open a file of the one you want."
+        )
+    return slide
+
+
+def _magic(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(8)
+    except OSError as error:
+        raise SlideError(f"{path.name} can't be read ({error.strerror})") from error
+
+
+def _openslide(path: Path) -> OpenSlideBackend:
+    from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
+
+    return OpenSlideBackend(path)
+
+
+def _open_tiff(path: Path, *, wanted: bool) -> Backend:
+    """A TIFF: directly where its layout is understood, else through OpenSlide unless `wanted`."""
+    from napari_lrmil.slide.backends.tiff_backend import TiffBackend
+    from napari_lrmil.slide.backends.tiff_layout import read_layout
+
+    try:
+        reference = _openslide(path)
+    except SlideError as no_openslide:
+        # Not tiled, or not one of OpenSlide's vendors: tifffile may still know it.
+        try:
+            return TiffBackend(path, read_layout(path), reason="OpenSlide can't read it")
+        except SlideError as no_tifffile:
+            raise SlideError(f"{no_openslide}, nor one tifffile can: {no_tifffile}") from no_tifffile
+    if reference.vendor not in _DIRECT_VENDORS:
+        if wanted:
+            reference.close()
+            raise SlideError(
+                f"{path.name}: {reference.vendor} slides aren't plain grids of tiles. Use the backend "
+                "'openslide'."
+            )
+        return reference
+    try:
+        layout = read_layout(path)
+        if layout.is_ome and len(layout.levels) > len(reference.level_dimensions_xy):
+            direct = TiffBackend(path, layout, reason="OpenSlide doesn't see its pyramid")
+            reference.close()
+            return direct
+        return TiffBackend.with_reference(path, layout, reference)
+    except SlideError as error:
+        if wanted:
+            reference.close()
+            raise
+        reference.reason = str(error)
+        return reference

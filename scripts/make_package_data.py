@@ -1,0 +1,38 @@
+"""Make what ships inside the package: two sample slides, and the demo's student as the bundle "demo".
+
+    make demo && .venv/bin/python scripts/make_package_data.py
+
+The sample slides have a seed of their own: the student has not seen them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from training.cohort import CohortConfig, generate_slide
+from training.cohort.writer import write_slide
+
+SAMPLE_SEED = 4242
+TARGET = Path(__file__).resolve().parents[1] / "napari_lrmil" / "demo"
+BUNDLE = Path("demo/run/fold0/bundle")
+
+
+def main() -> None:
+    """Write `napari_lrmil/demo`."""
+    config = CohortConfig(width_px=2048, height_px=1536)
+    (TARGET / "slides").mkdir(parents=True, exist_ok=True)
+    for number, label in enumerate(("benign", "lesion")):
+        seed_sequence = np.random.SeedSequence(SAMPLE_SEED, spawn_key=(number,))
+        slide = generate_slide(config, seed_sequence=seed_sequence, label=label)
+        write_slide(TARGET / "slides" / f"{label}.tiff", slide.rgb, jpeg_quality=80)
+    shutil.rmtree(TARGET / "bundle", ignore_errors=True)
+    shutil.copytree(BUNDLE, TARGET / "bundle")
+    total = sum(path.stat().st_size for path in TARGET.rglob("*") if path.is_file())
+    print(f"{TARGET}: {total / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Bundles: what is written is what is read, what is damaged is refused, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickletools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import write_bundle
+
+from napari_lrmil.errors import BundleError, DeviceError, EncoderError, LRMILError
+from napari_lrmil.model import bundle as bundle_module
+from napari_lrmil.model.bundle import BundleInfo, load_bundle, load_info, resolve_bundle, save_bundle
+from napari_lrmil.model.card import DEMONSTRATION_NOTE
+from napari_lrmil.model.device import available_devices, resolve_device
+from napari_lrmil.model.encoder import Encoder, EncoderSpec
+from napari_lrmil.model.mil import build_mil
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def edit(bundle: Path, change: dict[str, Any]) -> None:
+    path = bundle / "bundle.json"
+    raw = json.loads(path.read_text())
+    for key, value in change.items():
+        *sections, name = key.split(".")
+        place = raw
+        for section in sections:
+            place = place[section]
+        place[name] = value
+    path.write_text(json.dumps(raw))
+
+
+def test_round_trip_but_for_the_stated_rounding(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    spec = EncoderSpec(options={"embed_dim": 24, "depth": 2, "heads": 2, "image_px": 32})
+    info = load_info(write_bundle(tmp_path / "old", spec, tile_px=32))
+    encoder, mil = Encoder(spec), build_mil(info.mil)
+    written = save_bundle(tmp_path / "new", info=info, encoder=encoder, mil=mil)
+    loaded = load_bundle(tmp_path / "new")
+    assert loaded.info == written == load_info(tmp_path / "new")
+    assert not loaded.encoder.training
+    assert not loaded.mil.training
+    for before, after in ((encoder, loaded.encoder), (mil, loaded.mil)):
+        state = after.state_dict()
+        for name, value in before.state_dict().items():
+            assert state[name].dtype == value.dtype
+            if value.is_floating_point():
+                error = (state[name] - value).abs()
+                assert bool((error <= torch.maximum(value.abs() * 5e-4, torch.tensor(3e-8))).all()), name
+            else:
+                assert torch.equal(state[name], value), name
+
+
+def test_saving_what_was_loaded_gives_the_same_bytes(bundle: Path, tmp_path: Path) -> None:
+    loaded = load_bundle(bundle)
+    save_bundle(tmp_path / "again", info=loaded.info, encoder=loaded.encoder, mil=loaded.mil)
+    for name in ("model.safetensors", "bundle.json", "README.md"):
+        assert (tmp_path / "again" / name).read_bytes() == (bundle / name).read_bytes()
+
+
+def test_loaded_twice_predicts_the_same(bundle: Path) -> None:
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        one, other = (load_bundle(bundle) for _ in range(2))
+        first, second = (model.mil(model.encoder(pixels).embedding) for model in (one, other))
+    assert torch.equal(first.bag_logits, second.bag_logits)
+
+
+def test_a_bundle_is_three_files_without_pickle(bundle: Path) -> None:
+    assert sorted(path.name for path in bundle.iterdir()) == ["README.md", "bundle.json", "model.safetensors"]
+    for path in bundle.iterdir():
+        data = path.read_bytes()
+        assert not data.startswith((b"\x80", b"PK"))
+        with pytest.raises(Exception):  # noqa: B017, PT011  # whatever pickletools says of what is no pickle
+            list(pickletools.genops(data[:4096]))
+
+
+def test_weights_are_half_and_metadata_is_readable(bundle: Path) -> None:
+    tensors = load_file(bundle / "model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.float16}
+    assert {name.split(".")[0] for name in tensors} == {"encoder", "mil"}
+    raw = json.loads((bundle / "bundle.json").read_text())
+    assert raw["format"] == "lrmil-bundle"
+    assert raw["format_version"] == 1
+    assert (raw["tiles"], raw["token_px"]) == ({"tile_px": 32, "mpp": 2.0, "min_tissue": 0.25}, 8)
+    assert raw["encoder"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_damaged_weights_are_refused(bundle: Path) -> None:
+    weights = bundle / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(BundleError, match=r"model\.safetensors is damaged: its hash"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("model.safetensors", r"has no model\.safetensors"),
+    ("bundle.json", r"is not a model bundle: it has no bundle\.json"),
+])  # fmt: skip
+def test_a_missing_file_is_named(bundle: Path, name: str, message: str) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(BundleError, match=message):
+        load_bundle(bundle)
+
+
+def test_a_missing_card_does_not_matter(bundle: Path) -> None:
+    (bundle / "README.md").unlink()
+    load_bundle(bundle)
+
+
+def test_a_newer_version_says_how_to_update(bundle: Path) -> None:
+    edit(bundle, {"format_version": 7, "unheard_of": 1})
+    with pytest.raises(
+        BundleError, match=r"'Tiny' has format version 7; this program reads up to 1\. Update"
+    ):
+        load_info(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, r"not valid: colour: Extra inputs"),
+        ({"mil.hiden": 1}, r"not valid: mil\.hiden: Extra"),
+        ({"class_names": ["a", "b", "c"]}, r"3 class names for 2 classes"),
+        ({"class_names": ["a", "a"]}, r"class names repeat"),
+        ({"temperature": 0}, r"temperature: Input should be greater than 0"),
+        ({"tiles.mpp": -1}, r"tiles\.mpp"),
+        ({"format_version": 0}, r"format_version"),
+        ({"format": "other"}, r"is not the description of a model bundle"),
+        ({"token_px": 16}, r"tokens of 16 px stated, the encoder's are 8 px"),
+        ({"mil.hidden_dim": 64}, r"don't fit the model"),
+        ({"encoder.options.depth": 2}, r"don't fit the model"),
+    ],
+)
+def test_wrong_descriptions_are_refused(bundle: Path, change: dict[str, Any], message: str) -> None:
+    edit(bundle, change)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(bundle)
+
+
+def test_what_the_encoder_cannot_do_is_refused(bundle: Path) -> None:
+    edit(bundle, {"tiles.tile_px": 33})
+    with pytest.raises(EncoderError, match="33 px isn't a whole number"):
+        load_bundle(bundle)
+    edit(bundle, {"tiles.tile_px": 32, "encoder.options.checkpoint_path": "/tmp/evil.pth"})
+    with pytest.raises(EncoderError, match="weights from elsewhere"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\udce9"])
+def test_what_is_no_json_object_is_refused(bundle: Path, text: str) -> None:
+    (bundle / "bundle.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(BundleError):
+        load_info(bundle)
+
+
+def test_weights_that_are_no_tensors_are_refused_even_if_the_hash_fits(bundle: Path) -> None:
+    (bundle / "model.safetensors").write_bytes(b"\x80\x04K\x01.")  # the pickle of 1
+    edit(bundle, {"weights_sha256": bundle_module._sha256(bundle / "model.safetensors")})
+    with pytest.raises(BundleError, match="can't be read"):
+        load_bundle(bundle)
+
+
+def test_a_tensor_too_many_is_refused(bundle: Path) -> None:
+    tensors = load_file(bundle / "model.safetensors")
+    save_file(tensors | {"mil.extra": torch.zeros(1)}, bundle / "model.safetensors")
+    edit(bundle, {"weights_sha256": bundle_module._sha256(bundle / "model.safetensors")})
+    with pytest.raises(BundleError, match="don't fit"):
+        load_bundle(bundle)
+
+
+def test_the_card_is_what_a_hub_shows(bundle: Path) -> None:
+    card = (bundle / "README.md").read_text()
+    head, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert "license: bsd-3-clause" in head
+    assert "library_name: napari-lrmil" in head
+    assert f"> **{DEMONSTRATION_NOTE}**" in body
+    assert body.startswith("\n# Tiny\n")
+    for fact in ("benign, lesion", "32 px at 2 µm/px", "25% tissue", "0.5 µm/px", "test_auc | 0.5"):
+        assert fact in body
+
+
+def test_a_real_student_is_not_called_a_demonstration(bundle: Path, tmp_path: Path) -> None:
+    model = load_bundle(bundle)
+    info = model.info.model_copy(update={"demonstration": False})
+    save_bundle(tmp_path / "real", info=info, encoder=model.encoder, mil=model.mil)
+    assert DEMONSTRATION_NOTE not in (tmp_path / "real" / "README.md").read_text()
+
+
+def resave(bundle: Path, **changes: object) -> BundleInfo:
+    model = load_bundle(bundle)
+    return save_bundle(
+        bundle, info=model.info.model_copy(update=changes), encoder=model.encoder, mil=model.mil
+    )
+
+
+def test_an_older_bundle_is_replaced_and_nothing_stays_behind(bundle: Path) -> None:
+    (bundle / "notes.txt").write_text("old")
+    resave(bundle, name="Newer")
+    assert load_info(bundle).name == "Newer"
+    assert not (bundle / "notes.txt").exists()
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("failing_call", [1, 2])
+def test_a_failing_write_leaves_the_older_bundle(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, failing_call: int
+) -> None:
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    calls = 0
+    replace = os.replace
+
+    def failing(*args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing_call:
+            raise OSError("disk full")
+        replace(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle_module.os, "replace", failing)
+        with pytest.raises(OSError, match="disk full"):
+            resave(bundle, name="Newer")
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_folder_of_something_else_is_left_alone(bundle: Path, tmp_path: Path) -> None:
+    model = load_bundle(bundle)
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter1.tex").write_text("years of work")
+    with pytest.raises(BundleError, match="is not a model bundle; it is left as it is"):
+        save_bundle(thesis, info=model.info, encoder=model.encoder, mil=model.mil)
+    assert (thesis / "chapter1.tex").read_text() == "years of work"
+
+
+def test_weights_beyond_half_precision_are_refused(bundle: Path, tmp_path: Path) -> None:
+    model = load_bundle(bundle)
+    with torch.no_grad():
+        model.mil.get_parameter("classifier.bias")[0] = 1e6
+    with pytest.raises(BundleError, match=r"aren't finite in float16: mil\.classifier\.bias"):
+        save_bundle(tmp_path / "new", info=model.info, encoder=model.encoder, mil=model.mil)
+    assert not (tmp_path / "new").exists()
+
+
+def test_names_of_bundles(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_bundle("bundle") == Path("bundle")
+    assert resolve_bundle(bundle / "bundle.json") == bundle
+    with pytest.raises(BundleError, match="no bundle at nowhere"):
+        resolve_bundle("nowhere")
+    # The word means the packaged one, also beside the folder that `make demo` fills ...
+    (tmp_path / "demo").mkdir()
+    packaged = resolve_bundle("demo")
+    assert packaged == Path(bundle_module.__file__).parents[1] / "demo" / "bundle"
+    # ... but a bundle of that name wins.
+    shutil.copytree(bundle, tmp_path / "demo", dirs_exist_ok=True)
+    assert resolve_bundle("demo") == Path("demo")
+
+
+def test_the_demo_bundle_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if not (resolve_bundle("demo") / "bundle.json").exists():
+        pytest.skip("the demo bundle is not in the package yet")
+    model = load_bundle("demo")
+    assert model.info.demonstration
+    assert DEMONSTRATION_NOTE in (resolve_bundle("demo") / "README.md").read_text()
+    assert sum(path.stat().st_size for path in resolve_bundle("demo").iterdir()) < 12e6
+
+
+def test_devices() -> None:
+    assert available_devices()[-1] == "cpu"
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert str(resolve_device("auto")) == available_devices()[0]
+    with pytest.raises(DeviceError, match=r"no device 'cuda:99' here; there is: auto, .*cpu"):
+        resolve_device("cuda:99")
+
+
+def test_every_error_can_be_shown_as_a_message() -> None:
+    assert all(issubclass(kind, LRMILError) for kind in (BundleError, DeviceError, EncoderError))

@@ -1,0 +1,69 @@
+"""PNG and JPEG regions: one level, an mpp only from the user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from slide_files import smooth_pixels
+
+from napari_lrmil.errors import SlideError
+from napari_lrmil.slide import Slide
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_plain_region_given_an_mpp(tmp_path: Path, suffix: str) -> None:
+    pixels = smooth_pixels(90, 70)
+    path = tmp_path / f"region{suffix}"
+    Image.fromarray(pixels).save(path, quality=95)
+    with Slide(path, mpp=1.0) as slide:
+        assert slide.level_mpps == (1.0,)
+        region = slide.read_region((0, 0), 0, (90, 70))
+        np.testing.assert_array_equal(region, np.asarray(Image.open(path).convert("RGB")))
+        corner = slide.read_region((-5, -5), 0, (10, 10))
+        np.testing.assert_array_equal(corner[5:, 5:], region[:5, :5])
+        assert (corner[:5] == 255).all()
+
+
+def test_real_region_given_an_mpp(shared_data: Path) -> None:
+    path = next(iter(sorted((shared_data / "osteosarcoma_ut").glob("Viable___*.jpg"))))
+    with Slide(path) as slide:
+        assert not slide.has_mpp
+    with Slide(path, mpp=1.0) as slide:
+        assert slide.level_dimensions_xy == ((1024, 1024),)
+        assert slide.mpp_xy == (1.0, 1.0)
+
+
+def test_transparent_png_shows_glass(tmp_path: Path) -> None:
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:4, :, 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "clear.png")
+    with Slide(tmp_path / "clear.png") as slide:
+        region = slide.read_region((0, 0), 0, (8, 8))
+        assert (region[:4] == 0).all()
+        assert (region[4:] == 255).all()
+
+
+@pytest.mark.parametrize("side", [8_200, 10_000, 20_000])
+def test_huge_png_is_refused_unread(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("1", (side, side)).save(path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(SlideError, match="more than 67 million pixels"):
+        Slide(path)
+
+
+def test_sixteen_bit_png_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(SlideError, match="8-bit RGB or grey"):
+        Slide(tmp_path / "deep.png")
+
+
+def test_truncated_jpeg_is_refused_at_opening(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(smooth_pixels(200, 200)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(SlideError, match="its pixels can't be read"):
+        Slide(path)

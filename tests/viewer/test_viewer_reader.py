@@ -1,0 +1,150 @@
+"""The manifest, the reader and the layers, without a window where none is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import shared_slide, write_slide
+from npe2 import PluginManifest
+
+from napari_lrmil._viewer import sample_data
+from napari_lrmil._viewer.layers import (
+    MPP_UNKNOWN_KEY,
+    SLIDE_KEY,
+    attention_colormap,
+    heatmap_layer,
+    slide_layer,
+)
+from napari_lrmil._viewer.model_imports import import_models
+from napari_lrmil._viewer.reader import SHARED_SUFFIXES, SLIDE_SUFFIXES, get_reader, read_slide
+from napari_lrmil.errors import SlideError
+from napari_lrmil.model.bundle import load_bundle
+from napari_lrmil.predict import predict_slide, run_to_end
+from napari_lrmil.slide import Slide
+
+
+def test_manifest_is_valid_and_complete() -> None:
+    manifest = PluginManifest.from_distribution("napari-lrmil")
+    manifest.validate_imports()
+    contributions = manifest.contributions
+    patterns = {Path(pattern).suffix for pattern in contributions.readers[0].filename_patterns}
+    assert patterns == SLIDE_SUFFIXES | SHARED_SUFFIXES
+    assert [widget.display_name for widget in contributions.widgets] == ["LRMIL: classify slide"]
+    assert {sample.key for sample in contributions.sample_data} == {"demo_lesion", "demo_benign"}
+    assert set(contributions.menus) == {"napari/layers/classify", "napari/file/io_utilities"}
+
+
+def test_reading_loads_neither_qt_nor_torch() -> None:
+    code = (
+        "import sys\n"
+        "import napari_lrmil._viewer.reader, napari_lrmil._viewer.layers, napari_lrmil._viewer.controller\n"
+        "import napari_lrmil._viewer.canvas, napari_lrmil._viewer.sample_data\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(sorted(loaded & {'qtpy', 'PyQt5', 'PyQt6', 'PySide6', 'torch'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_models_come_without_triton() -> None:
+    code = (
+        "import sys\n"
+        "from napari_lrmil._viewer.model_imports import import_models\n"
+        "import_models()\n"
+        "import_models()\n"
+        "print('triton' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False True"
+
+
+def test_ordinary_images_are_left_to_others(tmp_path: Path) -> None:
+    picture = np.zeros((64, 96, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "strips.tif", picture)
+    tifffile.imwrite(tmp_path / "tiles.tif", picture, tile=(64, 64))
+    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((3, 64, 64), np.uint16), imagej=True)
+    (tmp_path / "text.tiff").write_text("no image")
+    for path in tmp_path.iterdir():
+        assert get_reader(str(path)) is None, path.name
+    assert get_reader(str(tmp_path / "picture.png")) is None
+    assert get_reader(["a.svs", "b.svs"]) is None
+
+
+def test_bad_slide_says_why(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.svs"
+    bad.write_bytes(b"not a slide")
+    reader = get_reader(str(bad))
+    assert reader is not None
+    with pytest.raises(SlideError, match=r"bad\.svs"):
+        reader(str(bad))
+
+
+def test_slide_layer(small_slide: Path) -> None:
+    ((levels, attributes, kind),) = read_slide(str(small_slide))
+    slide = attributes["metadata"][SLIDE_KEY]
+    with slide:
+        assert kind == "image"
+        assert levels[0].shape == (1920, 2560, 3)
+        assert (480, 640, 3) in [level.shape for level in levels]
+        assert attributes["name"] == "small"
+        assert attributes["scale"] == pytest.approx((0.5, 0.5))
+        assert attributes["translate"] == pytest.approx((0.25, 0.25))
+        assert not attributes["metadata"][MPP_UNKNOWN_KEY]
+        assert attributes["cache"] is False
+
+
+def test_the_level_that_the_model_reads_is_there(tmp_path: Path) -> None:
+    with Slide(write_slide(tmp_path / "fine.tiff", mpp=0.37)) as slide:
+        levels, _, _ = slide_layer(slide, student_mpp=2.0)
+        widths = [level.shape[1] for level in levels]
+        assert int(2560 * 0.37 / 2.0) in widths
+        assert widths == sorted(widths, reverse=True)
+
+
+def test_no_identifiers_in_metadata() -> None:
+    path = shared_slide("slides_real/CMU-1-Small-Region.svs")
+    ((_, attributes, _),) = read_slide(str(path))
+    with attributes["metadata"][SLIDE_KEY]:
+        shown = str(attributes["metadata"]["lrmil"]).lower()
+    for word in ("scanscope", "user", "date", "filename", "title", "barcode"):
+        assert word not in shown
+
+
+def test_heatmap_scale_shows_nothing_hot_where_nothing_is(small_slide: Path, bundle_dir: Path) -> None:
+    bundle = load_bundle(bundle_dir)
+    with Slide(small_slide) as slide:
+        prediction = run_to_end(predict_slide(slide, bundle, device=next(bundle.mil.parameters()).device))
+        values, attributes, _ = heatmap_layer(slide, prediction)
+    low, high = attributes["contrast_limits"]
+    assert (low, high) == (1.0, 4.0)
+    read = values[np.isfinite(values)]
+    assert len(read) == len(prediction.tiles)
+    assert read.mean() == pytest.approx(1.0, abs=1e-4)
+    assert np.isnan(values).any()
+    # An average tile is nearly clear, a hot one is not, one that wasn't read not there at all.
+    alpha = attention_colormap().map(np.array([0.0, 1.0, np.nan]))[:, 3]
+    assert alpha[0] < 0.2
+    assert alpha[1] == 1.0
+    assert alpha[2] == 0.0
+
+
+@pytest.mark.parametrize("name", ["lesion", "benign"])
+def test_sample_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_data, "DEMO_SLIDES_DIR", tmp_path)
+    sample = getattr(sample_data, f"{name}_slide")
+    with pytest.raises(SlideError, match="missing from this installation"):
+        sample()
+    write_slide(tmp_path / f"{name}.tiff", size_xy=(512, 512))
+    ((_, attributes, _),) = sample()
+    attributes["metadata"][SLIDE_KEY].close()
+    assert attributes["name"] == name
+
+
+def test_import_models_can_be_called_again() -> None:
+    import_models()
+    assert sys.modules.get("triton", "absent") is not None

@@ -1,0 +1,489 @@
+"""Real windows: opening, coordinates, classifying by clicks, cancelling, closing."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import shared_slide
+from PIL import Image
+from qtpy.QtCore import Qt, QThreadPool
+
+from napari_lrmil._viewer import open_slide_with_result
+from napari_lrmil._viewer.layers import HEATMAP_KEY, MPP_UNKNOWN_KEY, SLIDE_KEY
+from napari_lrmil._viewer.panel import State
+from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.widgets import ClassifyWidget, dock
+from napari_lrmil.errors import LRMILError
+from napari_lrmil.slide import Slide
+
+PLUGIN = "napari-lrmil"
+REAL_SLIDES = ("slides_real/CMU-1-Small-Region.svs", "slides_repacked/cmu_aperio_pyramid.svs")
+LEFT = Qt.MouseButton.LeftButton
+
+
+@pytest.fixture(autouse=True)
+def no_demo_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Docks start without a model, whether this checkout has the demonstration one or not."""
+    monkeypatch.setattr(dock, "DEMO_BUNDLE_DIR", tmp_path / "absent")
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """Fail the test whose background work outlives its window."""
+    yield
+    assert QThreadPool.globalInstance().waitForDone(5_000)
+    reading = [thread.name for thread in threading.enumerate() if thread.name.startswith("lrmil")]
+    assert not reading
+
+
+@pytest.fixture
+def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
+    return make_napari_viewer(show=True, strict_qt="raise")
+
+
+@pytest.fixture
+def hidden_viewer(make_napari_viewer: Callable[..., Any]) -> Any:
+    """Quicker, where nothing has to be seen."""
+    return make_napari_viewer(show=False, strict_qt="raise")
+
+
+@pytest.fixture
+def widget(viewer: Any) -> ClassifyWidget:
+    return dock_widget(viewer)
+
+
+def wait_for(qtbot: Any, widget: ClassifyWidget, *states: State) -> None:
+    qtbot.waitUntil(lambda: widget.controller.state in states, timeout=20_000)
+
+
+def slide_of(layer: Any) -> Slide:
+    slide = layer.metadata[SLIDE_KEY]
+    assert isinstance(slide, Slide)
+    return slide
+
+
+def heatmaps(viewer: Any) -> list[Any]:
+    return [layer for layer in viewer.layers if HEATMAP_KEY in layer.metadata]
+
+
+def test_plugin_opens_slides_lazily(viewer: Any, small_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels_read: list[int] = []
+    original = Slide.read_region
+
+    def counting(self: Slide, location: Any, level: int, size: Any, **options: Any) -> Any:
+        levels_read.append(level)
+        return original(self, location, level, size, **options)
+
+    monkeypatch.setattr(Slide, "read_region", counting)
+    viewer.window.resize(700, 500)
+    (layer,) = viewer.open(small_slide, plugin=PLUGIN)
+    assert layer.multiscale
+    assert levels_read
+    assert 0 not in levels_read
+    assert np.asarray(layer.data[0][:8, :8]).shape == (8, 8, 3)
+    assert 0 in levels_read
+
+
+@pytest.mark.parametrize("name", REAL_SLIDES)
+def test_open_without_naming_the_plugin(viewer: Any, name: str) -> None:
+    """As the menu command sets it, napari asks no more which reader should open a slide."""
+    from napari_lrmil._viewer.reader import prefer_this_reader
+
+    prefer_this_reader()
+    (layer,) = viewer.open(shared_slide(name), plugin=None)  # as File > Open and dropping do
+    assert layer.name == Path(name).stem
+    assert [str(unit) for unit in layer.units] == ["micrometer", "micrometer"]
+
+
+def test_removed_layer_closes_its_slide_but_not_a_duplicates(viewer: Any, small_slide: Path) -> None:
+    (layer,) = viewer.open(small_slide, plugin=PLUGIN)
+    slide = slide_of(layer)
+    copy = viewer.add_image(
+        layer.data,
+        rgb=True,
+        multiscale=True,
+        cache=False,
+        metadata={SLIDE_KEY: slide},
+        contrast_limits=(0, 255),
+    )
+    viewer.layers.remove(layer)
+    slide.read_region((0, 0), 0, (8, 8))
+    viewer.layers.remove(copy)
+    with pytest.raises(LRMILError, match="closed"):
+        slide.read_region((0, 0), 0, (8, 8))
+
+
+@pytest.mark.parametrize("name", [*REAL_SLIDES, "slides_repacked/cmu_leica.scn"])
+@pytest.mark.parametrize("bundle_fixture", ["bundle_dir", "vit_bundle_dir"])
+def test_world_coordinates_are_level0_um(
+    hidden_viewer: Any, request: pytest.FixtureRequest, name: str, bundle_fixture: str
+) -> None:
+    """A known tile's corner lies at the same world place in µm on the slide and on the heatmap."""
+    bundle: Path = request.getfixturevalue(bundle_fixture)
+    prediction = open_slide_with_result(hidden_viewer, shared_slide(name), bundle)
+    slide_layer = next(layer for layer in hidden_viewer.layers if SLIDE_KEY in layer.metadata)
+    (heatmap,) = heatmaps(hidden_viewer)
+    mpp_x, mpp_y = prediction.mpp_xy
+    for at in (0, len(prediction.tiles) - 1):
+        row, col = int(prediction.tiles.rows[at]), int(prediction.tiles.cols[at])
+        x_l0, y_l0 = prediction.tiles.corners_l0_xy[at]
+        expected_um_yx = np.array([y_l0 * mpp_y, x_l0 * mpp_x])
+        # napari's data coordinates count from pixel centres: a corner lies half a pixel before.
+        on_slide = np.array(slide_layer.data_to_world((y_l0 - 0.5, x_l0 - 0.5)))
+        on_heatmap = np.array(heatmap.data_to_world((row - 0.5, col - 0.5)))
+        assert np.abs(on_slide - expected_um_yx).max() < min(mpp_x, mpp_y) / 100
+        assert np.abs(on_heatmap - expected_um_yx).max() < min(mpp_x, mpp_y) / 100
+        assert heatmap.data[row, col] == pytest.approx(
+            prediction.attention_scores[at] * len(prediction.tiles), rel=1e-5
+        )
+    assert slide_layer.data_to_world((-0.5, -0.5)) == pytest.approx((0.0, 0.0))
+
+
+def test_heatmap_is_drawn_over_its_tile(viewer: Any, small_slide: Path, bundle_dir: Path, qtbot: Any) -> None:
+    """The pixels of the window itself: only inside one hot tile do they change."""
+    prediction = open_slide_with_result(viewer, small_slide, bundle_dir)
+    (heatmap,) = heatmaps(viewer)
+    at = len(prediction.tiles) // 2
+    row, col = int(prediction.tiles.rows[at]), int(prediction.tiles.cols[at])
+    values = np.full(heatmap.data.shape, np.nan, np.float32)
+    values[row, col] = 9.0
+    heatmap.data = values
+    heatmap.colorbar.visible = False
+    viewer.canvas.overlays.text.visible = False
+    viewer.scene.camera.center = heatmap.data_to_world((row, col))
+    viewer.scene.camera.zoom = 1.0  # a screen pixel a µm
+    qtbot.wait(200)
+    with_heat = viewer.screenshot(canvas_only=True, flash=False).astype(int)
+    heatmap.visible = False
+    qtbot.wait(200)
+    without = viewer.screenshot(canvas_only=True, flash=False).astype(int)
+    changed_yx = np.argwhere(np.abs(with_heat - without)[..., :3].sum(-1) > 30)
+    height, width = without.shape[:2]
+    top, left = changed_yx.min(0)
+    bottom, right = changed_yx.max(0) + 1
+    tile_um = prediction.tiles.grid.spec.tile_um
+    assert abs((top + bottom) / 2 - height / 2) <= 1.5
+    assert abs((left + right) / 2 - width / 2) <= 1.5
+    assert abs((bottom - top) - tile_um) <= 2
+    assert abs((right - left) - tile_um) <= 2
+
+
+def test_classify_by_clicks(
+    viewer: Any, widget: ClassifyWidget, qtbot: Any, small_slide: Path, bundle_dir: Path
+) -> None:
+    progress: list[tuple[int, int]] = []
+    progressed = widget.controller.progressed
+    widget.controller.progressed = lambda job, now: (  # type: ignore[method-assign]
+        progress.append((now.tiles_done, now.tiles_total)),
+        progressed(job, now),
+    )
+    assert not widget.run_section.classify.isEnabled()
+    widget.controller.open_slide(small_slide)
+    assert viewer.canvas.overlays.scale_bar.visible
+    widget.controller.load_bundle(str(bundle_dir))
+    wait_for(qtbot, widget, State.READY)
+    assert widget.model_section.banner.isVisible()
+    assert "benign, lesion" in widget.model_section.facts.text()
+    qtbot.mouseClick(widget.run_section.classify, LEFT)
+    assert widget.run_section.cancel.isVisible()
+    assert not widget.run_section.classify.isVisible()
+    wait_for(qtbot, widget, State.DONE)
+    total = progress[-1][1]
+    assert progress[-1] == (total, total)
+    assert len({done for done, _ in progress}) > 2
+    assert widget.result_section.label.text() in ("benign", "lesion")
+    assert "level 1" in widget.result_section.details.text().lower()
+    assert viewer.canvas.overlays.text.visible
+    assert "not for diagnosis" in viewer.canvas.overlays.text.text
+    (heatmap,) = heatmaps(viewer)
+    assert heatmap.colorbar.visible
+    assert viewer.layers.index(heatmap) == 1
+
+    qtbot.mouseClick(widget.result_section.shown, LEFT)
+    assert not heatmap.visible
+    heatmap.visible = True
+    assert widget.result_section.shown.isChecked()
+    widget.result_section.opacity.setFocus()
+    qtbot.keyClick(widget.result_section.opacity, Qt.Key.Key_Home)
+    assert heatmap.opacity == 0.0
+    heatmap.opacity = 0.4
+    assert widget.result_section.opacity.value() == 40
+
+    viewer.layers.remove("small")
+    assert len(viewer.layers) == 0
+    assert not viewer.canvas.overlays.text.visible
+    assert widget.controller.state is State.NO_SLIDE
+
+
+@pytest.fixture
+def slow_tiles(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Classifications that stop before their second batch until the event is set, or they are cancelled."""
+    import napari_lrmil.predict as predict
+
+    go_on = threading.Event()
+    original = predict.embed_tiles
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        for number, batch in enumerate(original(*arguments, **options)):
+            if number:
+                go_on.wait(0.5)
+            yield batch
+
+    monkeypatch.setattr(predict, "embed_tiles", slow)
+    return go_on
+
+
+def start(widget: ClassifyWidget, qtbot: Any, slide_path: Path, bundle: Path) -> None:
+    widget.controller.open_slide(slide_path)
+    widget.controller.load_bundle(str(bundle))
+    wait_for(qtbot, widget, State.READY)
+    qtbot.mouseClick(widget.run_section.classify, LEFT)
+    qtbot.waitUntil(lambda: widget.run_section.bar.value() > 0, timeout=20_000)
+
+
+def test_cancel_by_click(
+    viewer: Any,
+    widget: ClassifyWidget,
+    qtbot: Any,
+    small_slide: Path,
+    bundle_dir: Path,
+    slow_tiles: threading.Event,
+) -> None:
+    start(widget, qtbot, small_slide, bundle_dir)
+    qtbot.mouseClick(widget.run_section.cancel, LEFT)
+    assert widget.controller.state is State.CANCELLED
+    qtbot.wait(100)
+    assert not heatmaps(viewer)
+    slow_tiles.set()
+    qtbot.mouseClick(widget.run_section.classify, LEFT)
+    wait_for(qtbot, widget, State.DONE)
+    assert heatmaps(viewer)
+
+
+def test_slide_removed_while_running(
+    viewer: Any,
+    widget: ClassifyWidget,
+    qtbot: Any,
+    small_slide: Path,
+    tmp_path: Path,
+    bundle_dir: Path,
+    slow_tiles: threading.Event,
+) -> None:
+    other = shutil.copy(small_slide, tmp_path / "other.tiff")
+    start(widget, qtbot, small_slide, bundle_dir)
+    widget.controller.open_slide(other)
+    viewer.layers.remove("small")
+    slow_tiles.set()
+    wait_for(qtbot, widget, State.READY)
+    qtbot.waitUntil(lambda: QThreadPool.globalInstance().activeThreadCount() == 0, timeout=5_000)
+    qtbot.wait(50)
+    assert not heatmaps(viewer)
+    assert widget.controller.result is None
+    assert widget.slide_section.slides.currentText() == "other"
+
+
+def test_switching_slides_keeps_results_apart(
+    viewer: Any, widget: ClassifyWidget, qtbot: Any, small_slide: Path, tmp_path: Path, bundle_dir: Path
+) -> None:
+    open_slide_with_result(viewer, small_slide, bundle_dir)
+    widget.controller.open_slide(shutil.copy(small_slide, tmp_path / "other.tiff"))
+    assert widget.controller.result is None
+    assert not viewer.canvas.overlays.text.visible
+    assert not widget.result_section.isVisible()
+    widget.controller.choose_slide(0)
+    assert widget.controller.result is not None
+    assert [layer.visible for layer in viewer.layers] == [True, True, False]
+    viewer.layers.selection.active = viewer.layers["other"]
+    assert widget.controller.result is None
+
+
+def test_closing_while_running_ends_thread_and_slide(
+    viewer: Any,
+    widget: ClassifyWidget,
+    qtbot: Any,
+    small_slide: Path,
+    bundle_dir: Path,
+    slow_tiles: threading.Event,
+) -> None:
+    start(widget, qtbot, small_slide, bundle_dir)
+    slide = slide_of(viewer.layers[0])
+    viewer.close()
+    qtbot.waitUntil(lambda: QThreadPool.globalInstance().activeThreadCount() == 0, timeout=5_000)
+    assert slide._closed
+
+
+_CLOSED_BY_THE_USER = """
+import sys, time
+import napari
+from qtpy.QtCore import QThreadPool, QTimer
+from napari_lrmil._viewer import model_imports
+from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.panel import State
+
+model_imports.import_models()
+import napari_lrmil.predict as predict
+original = predict.embed_tiles
+
+def slow(*arguments, **options):
+    for batch in original(*arguments, **options):
+        time.sleep(0.3)
+        yield batch
+
+predict.embed_tiles = slow
+viewer = napari.Viewer()
+widget = dock_widget(viewer)
+controller = widget.controller
+controller.open_slide(sys.argv[1])
+controller.load_bundle(sys.argv[2])
+
+def step():
+    if controller.state is State.READY:
+        controller.classify()
+    elif controller.state is State.RUNNING and widget.run_section.bar.value() > 0:
+        timer.stop()
+        widget.window().close()
+
+timer = QTimer()
+timer.timeout.connect(step)
+timer.start(20)
+napari.run()
+print("threads", QThreadPool.globalInstance().activeThreadCount(), controller.state)
+"""
+
+
+def test_window_closed_by_the_user_ends_the_process(small_slide: Path, bundle_dir: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CLOSED_BY_THE_USER, str(small_slide), str(bundle_dir)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "threads 0 ready" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_closing_the_dock_keeps_the_slide_but_not_the_label(
+    viewer: Any, small_slide: Path, bundle_dir: Path
+) -> None:
+    open_slide_with_result(viewer, small_slide, bundle_dir)
+    viewer.window.remove_dock_widget(dock_widget(viewer))
+    assert not viewer.canvas.overlays.text.visible
+    slide_of(viewer.layers[0]).read_region((0, 0), 0, (8, 8))
+
+
+def test_unknown_mpp_is_asked_for(viewer: Any, widget: ClassifyWidget, qtbot: Any, bundle_dir: Path) -> None:
+    widget.controller.open_slide(shared_slide("slides_real/tcga-cr-7395-01a-01-ts1.svs"))
+    widget.controller.load_bundle(str(bundle_dir))
+    (layer,) = viewer.layers
+    assert layer.metadata[MPP_UNKNOWN_KEY]
+    assert tuple(layer.scale) == (1.0, 1.0)
+    assert [str(unit) for unit in layer.units] == ["pixel", "pixel"]
+    assert widget.slide_section.mpp_row.isVisible()
+    qtbot.waitUntil(lambda: bool(widget.model_section.facts.text()), timeout=20_000)
+    assert not widget.run_section.classify.isEnabled()
+    widget.slide_section.mpp.setValue(0.5)
+    qtbot.mouseClick(widget.slide_section.set_mpp, LEFT)
+    assert tuple(layer.scale) == (0.5, 0.5)
+    assert layer.data_to_world((-0.5, -0.5)) == pytest.approx((0.0, 0.0))
+    assert [str(unit) for unit in layer.units] == ["micrometer", "micrometer"]
+    assert not layer.metadata[MPP_UNKNOWN_KEY]
+    assert not widget.slide_section.mpp_row.isVisible()
+    qtbot.mouseClick(widget.run_section.classify, LEFT)
+    wait_for(qtbot, widget, State.DONE, State.FAILED)
+    assert widget.controller.error == ""
+
+
+def test_mpp_can_be_given_to_the_helper(viewer: Any, slide_without_mpp: Path, bundle_dir: Path) -> None:
+    with pytest.raises(LRMILError, match="give mpp"):
+        open_slide_with_result(viewer, slide_without_mpp, bundle_dir)
+    viewer.layers.clear()
+    assert open_slide_with_result(viewer, slide_without_mpp, bundle_dir, mpp=0.5).mpp_xy == (0.5, 0.5)
+
+
+def test_bad_slide_is_told_in_the_dock(viewer: Any, widget: ClassifyWidget, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.svs"
+    bad.write_bytes(b"not a slide")
+    widget.controller.open_slide(bad)
+    assert widget.run_section.error.isVisible()
+    assert "bad.svs" in widget.run_section.error.text()
+    assert len(viewer.layers) == 0
+
+
+def test_newer_bundle_is_told_in_the_dock(
+    widget: ClassifyWidget, qtbot: Any, tmp_path: Path, bundle_dir: Path
+) -> None:
+    newer = tmp_path / "newer"
+    shutil.copytree(bundle_dir, newer)
+    described = json.loads((newer / "bundle.json").read_text())
+    described["format_version"] = 99
+    (newer / "bundle.json").write_text(json.dumps(described))
+    widget.controller.load_bundle(str(newer))
+    qtbot.waitUntil(lambda: widget.run_section.error.isVisible(), timeout=20_000)
+    assert "version 99" in widget.run_section.error.text()
+    assert "pip install --upgrade" in widget.run_section.error.text()
+
+
+def test_error_of_torch_ends_the_run(
+    widget: ClassifyWidget, qtbot: Any, small_slide: Path, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import napari_lrmil.predict as predict
+
+    def out_of_memory(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+        yield
+
+    widget.controller.open_slide(small_slide)
+    widget.controller.load_bundle(str(bundle_dir))
+    wait_for(qtbot, widget, State.READY)
+    monkeypatch.setattr(predict, "embed_tiles", out_of_memory)
+    qtbot.mouseClick(widget.run_section.classify, LEFT)
+    wait_for(qtbot, widget, State.FAILED)
+    assert "out of memory" in widget.run_section.error.text()
+
+
+def test_plugin_widget_opens_from_the_manifest(viewer: Any, qtbot: Any) -> None:
+    docked, inner = viewer.window.add_plugin_dock_widget(PLUGIN, "LRMIL: classify slide")
+    assert isinstance(inner, ClassifyWidget)
+    qtbot.waitUntil(docked.isVisible, timeout=5_000)
+    assert dock_widget(viewer) is inner
+
+
+def test_every_control_says_what_it_does(widget: ClassifyWidget) -> None:
+    from qtpy.QtWidgets import QAbstractButton, QComboBox, QDoubleSpinBox, QSlider
+
+    for kind in (QAbstractButton, QComboBox, QDoubleSpinBox, QSlider):
+        for control in widget.findChildren(kind):
+            if control.objectName().startswith("qt_"):  # parts of other controls
+                continue
+            assert control.toolTip(), control
+            assert control.focusPolicy() & Qt.FocusPolicy.TabFocus or isinstance(control, QAbstractButton)
+
+
+def test_screenshot_script(small_slide: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[2] / "scripts" / "screenshot.py"
+    shot = tmp_path / "shots" / "window.png"
+    command = [sys.executable, str(script), str(small_slide), "--bundle", str(bundle_dir), "--out", str(shot)]
+    done = subprocess.run([*command, "--size", "1100x700"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert str(shot) in done.stdout
+    with Image.open(shot) as image:
+        assert image.size == (1100, 700)
+        assert len(image.convert("RGB").resize((64, 64)).getcolors(4096) or ()) > 50
+
+
+def test_screenshot_script_misses_the_slide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = Path(__file__).resolve().parents[2] / "scripts" / "screenshot.py"
+    main = runpy.run_path(str(script))["main"]
+    assert main([str(tmp_path / "no.svs"), "--out", str(tmp_path / "shot.png")]) == 1
+    assert capsys.readouterr().err.startswith("error: no such slide")

@@ -1,0 +1,197 @@
+"""How hard a generated cohort is, in three numbers, before any distillation.
+
+Colour alone should say nothing, the teacher nearly everything, and an encoder that is shown the lesion masks must be
+able to see them at low resolution: where it can't, no student can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from napari_lrmil.model.encoder import Encoder
+from napari_lrmil.slide import choose_level, iter_tiles
+from training.cohort import MASK_DOWNSAMPLE
+from training.config import load_config
+from training.data.table import SlideRow, Split
+from training.loop import fit
+from training.metrics import Interval, auc, bootstrap_over_patients
+from training.progress import Reporter
+from training.run import Prepared, prepare
+from training.stages.context import Context
+from training.stages.embed_tiles import embed_hr
+from training.stages.evaluate import predict_test
+from training.stages.teacher_mil import train_teacher
+
+CONFIG = Path(__file__).parent / "configs" / "demo.toml"
+LR_EPOCHS = 24
+
+
+class LowTiles(NamedTuple):
+    """LR tiles of one slide: (N, T, T, 3) uint8, and the share of each that is lesion, (N,)."""
+
+    row: SlideRow
+    tiles: NDArray[np.uint8]
+    lesion_fraction: NDArray[np.float64]
+
+
+def measure(cohort_dir: Path, reporter: Reporter) -> dict[str, Interval]:
+    """Measure and print the reference points of a generated cohort, with the demo's config.
+
+    Parameters
+    ----------
+    cohort_dir : Path
+        As `training.cohort` wrote it.
+    reporter : Reporter
+
+    Returns
+    -------
+    dict
+        Name -> AUC on the test slides with its 95 % interval, patients resampled.
+    """
+    config = load_config(
+        CONFIG,
+        ["--data.slides", str(cohort_dir / "slides.csv"), "--run.out_dir", str(cohort_dir / "reference")],
+    )
+    prepared = prepare(config, skip_bad=False, reporter=reporter)
+    context, split = prepared.context, prepared.splits[0]
+    low = {
+        row.slide_id: _low_tiles(context, cohort_dir, row) for row in (*split.train, *split.val, *split.test)
+    }
+    results = {
+        "colour only, mean RGB (slide)": _colour(context, split, low, with_std=False),
+        "colour and contrast, mean and std of RGB (slide)": _colour(context, split, low, with_std=True),
+        "HR teacher (slide)": _teacher(prepared),
+        "LR ceiling, trained on lesion masks (tile)": _ceiling(context, split, low),
+    }
+    table = Table("reference point", "AUC [95 % CI]", "wanted")
+    wanted = ("near 0.5", "for comparison", "at least 0.93", "at least 0.85")
+    for (name, interval), aim in zip(results.items(), wanted, strict=True):
+        table.add_row(name, f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]", aim)
+    reporter.console.print(table)
+    return results
+
+
+def _low_tiles(context: Context, cohort_dir: Path, row: SlideRow) -> LowTiles:
+    tiles = context.tiles[row.slide_id]
+    with context.geometry.open(row) as slide:
+        grid = context.geometry.lr_grid(slide)
+        places = [(float(r), float(c)) for r, c in tiles.lr_places]
+        level = choose_level(slide.level_mpps, grid.spec.mpp)
+        pixels = np.concatenate(list(iter_tiles(slide, grid, level, places, batch_size=64)))
+    mask = np.asarray(Image.open(cohort_dir / "masks" / f"{row.slide_id}.png")) > 0
+    edge = grid.tile_l0_xy[0] / MASK_DOWNSAMPLE
+    fractions = [
+        mask[round(r * edge) : round((r + 1) * edge), round(c * edge) : round((c + 1) * edge)].mean()
+        for r, c in places
+    ]
+    return LowTiles(row, pixels, np.asarray(fractions))
+
+
+def _colour(context: Context, split: Split, low: dict[str, LowTiles], *, with_std: bool) -> Interval:
+    """Mean, spread, least and largest over a bag's tiles of their colours, and logistic regression on these."""
+
+    def bag(row: SlideRow) -> NDArray[np.float64]:
+        pixels = low[row.slide_id].tiles.astype(np.float64)
+        colours = pixels.mean(axis=(1, 2))
+        if with_std:
+            colours = np.concatenate([colours, pixels.std(axis=(1, 2))], axis=1)
+        return np.concatenate(
+            [colours.mean(axis=0), colours.std(axis=0), colours.min(axis=0), colours.max(axis=0)]
+        )
+
+    train = [*split.train, *split.val]
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    model.fit([bag(row) for row in train], [context.class_names.index(row.label or "") for row in train])
+    scores = model.predict_proba([bag(row) for row in split.test])
+    labels = np.asarray([context.class_names.index(row.label or "") for row in split.test], np.int64)
+    return _interval(labels, scores[:, 1], [row.patient_id for row in split.test])
+
+
+def _teacher(prepared: Prepared) -> Interval:
+    context, split = prepared.context, prepared.splits[0]
+    rows = (*split.train, *split.val, *split.test)
+    embed_hr(context, context.tiles_of(rows), context.teacher_encoder(), layers=context.config.stage1.layers)
+    model = train_teacher(context, split)
+    test = predict_test(context, split, "teacher_hr", model, "hr")
+    return _interval(test.labels, test.probabilities[:, 1], test.patients)
+
+
+def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interval:
+    """A fresh encoder told tile by tile where the lesions are; tiles that are partly lesion are left out."""
+    tiles, labels, _ = _clear_tiles([low[row.slide_id] for row in split.train])
+    val_tiles, val_labels, _ = _clear_tiles([low[row.slide_id] for row in split.val])
+    test_tiles, test_labels, patients = _clear_tiles([low[row.slide_id] for row in split.test])
+    torch.manual_seed(context.config.run.seed)
+    encoder = Encoder(context.config.encoder.spec)
+    head = nn.Linear(encoder.embed_dim, 2)
+    model = nn.ModuleList([encoder, head])
+    weight = torch.tensor([1.0, float((labels == 0).sum() / max(1, (labels == 1).sum()))])
+
+    def logits(pixels: NDArray[np.uint8]) -> Tensor:
+        return head(encoder(encoder.preprocess(torch.from_numpy(np.ascontiguousarray(pixels)))).embedding)
+
+    def batches(epoch: int) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
+        rng = np.random.default_rng((context.config.run.seed, epoch))
+        order = rng.permutation(len(tiles))
+        for start in range(0, len(order) - 31, 32):
+            part = order[start : start + 32]
+            turned = np.rot90(tiles[part], int(rng.integers(4)), axes=(1, 2))
+            yield (turned[:, ::-1] if rng.integers(2) else turned), torch.from_numpy(labels[part])
+
+    def scores(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        with torch.inference_mode():
+            parts = [torch.softmax(logits(part), dim=1)[:, 1] for part in np.array_split(pixels, 8)]
+        return torch.cat(parts).double().numpy()
+
+    fit(
+        model,
+        epochs=LR_EPOCHS,
+        batches=batches,
+        steps_per_epoch=len(tiles) // 32,
+        loss_of=lambda batch: {"loss": F.cross_entropy(logits(batch[0]), batch[1], weight=weight)},
+        validate=lambda: {"val_auc": _tile_auc(val_labels, scores(val_tiles))},
+        score=lambda metrics: (metrics["val_auc"],),
+        learning_rate=1e-3,
+        weight_decay=0.02,
+        warmup=True,
+        metrics_csv=context.run_dir.path("ceiling.csv"),
+        reporter=context.reporter,
+        description="LR ceiling",
+    )
+    return _interval(test_labels, scores(test_tiles), patients)
+
+
+def _clear_tiles(slides: list[LowTiles]) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
+    tiles, labels, patients = [], [], []
+    for slide in slides:
+        clear = (slide.lesion_fraction == 0) | (slide.lesion_fraction > 0.5)
+        tiles.append(slide.tiles[clear])
+        labels.append((slide.lesion_fraction[clear] > 0.5).astype(np.int64))
+        patients += [slide.row.patient_id] * int(clear.sum())
+    return np.concatenate(tiles), np.concatenate(labels), patients
+
+
+def _tile_auc(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
+    return auc(labels, np.stack([1 - scores, scores], axis=1))
+
+
+def _interval(labels: NDArray[np.int64], scores: NDArray[np.float64], patients: list[str]) -> Interval:
+    return bootstrap_over_patients(
+        lambda drawn: _tile_auc(labels[drawn], scores[drawn]),
+        patients,
+        n_resamples=1000,
+        rng=np.random.default_rng(0),
+    )
