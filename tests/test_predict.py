@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_progress_rises_to_the_number_of_tiles(generated_slide: Path, bundle: Mo
     total = steps[0].tiles_total
     assert [step.tiles_done for step in steps] == [*range(0, total, 7), total]
     assert {step.tiles_total for step in steps} == {total}
-    assert all(one.seconds <= other.seconds for one, other in zip(steps, steps[1:], strict=False))
+    assert all(one.seconds <= other.seconds for one, other in pairwise(steps))
     assert steps[0].seconds_left is None
     assert steps[-1].seconds_left == 0
     assert PredictProgress(10, 40, 5.0).seconds_left == pytest.approx(15.0)

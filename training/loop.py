@@ -96,7 +96,7 @@ def fit(
                 if not bool(torch.isfinite(losses["loss"])):
                     model.load_state_dict(best_state)
                     raise TrainingDiverged(
-                        f"{description}: the loss is {float(losses['loss'])} at epoch {epoch}, step {steps}"
+                        f"{description}: the loss is {losses['loss'].item()} at epoch {epoch}, step {steps}"
                         f"{f', {batch.name}' if hasattr(batch, 'name') else ''}. Try a smaller learning rate."
                     )
                 optimizer.zero_grad(set_to_none=True)

@@ -61,7 +61,7 @@ def test_every_config_of_the_project_loads(path: Path) -> None:
     (MINIMAL + "[stage1]\nlamda_layer = 2\n", r"unknown key 'stage1\.lamda_layer'; did you mean 'stage1\.lambda_layer'\?"),
     (MINIMAL + "[stage_1]\nepochs = 2\n", r"unknown key 'stage_1'; did you mean 'stage1'\?"),
     (MINIMAL + "[mil]\nlr = 2\n", r"unknown key 'mil\.lr'; did you mean 'mil\."),
-    (MINIMAL.replace("slides =", "slide ="), r"data\.slides: Field required.*unknown key 'data\.slide'; did you mean 'data\.slides'"),
+    (MINIMAL.replace("slides =", "slide ="), r"Field required.*unknown key 'data\.slide'; did you mean 'data\.slides'"),
     ("[run]\nout_dir = 'x'\n", r"data: Field required"),
     (MINIMAL + "[tiles]\nratio = 1\n", r"tiles\.ratio: Input should be greater than or equal to 2"),
     (MINIMAL + "[tiles]\nmpp_lr = 'two'\n", r"tiles\.mpp_lr: Input should be a valid number"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "message"), [
     ("slide_id,path,patient,label\na,a.svs,p,x\n", r"column 'patient_id' is missing; is it 'patient'\?"),
-    ("Slide_ID,path,patient_id,labels\na,a.svs,p,x\n", r"'slide_id' is missing; is it 'Slide_ID'\?; column 'label' is missing; is it 'labels'"),
+    ("Slide_ID,path,patient_id,labels\na,a.svs,p,x\n", r"is it 'Slide_ID'\?; column 'label' is missing; is it 'labels'"),
     (HEAD + "\n", "the table has no rows"),
     ("", "column 'slide_id' is missing"),
     (HEAD + "\n,a.svs,p,x\n", "line 2: slide_id is empty"),
@@ -116,7 +115,7 @@ def test_official_split_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(("extra", "message"), [
-    (row("x", patient="p-test1", label="b", fold="train"), r"1 patients are in two parts of the split, which leaks; their slides: x, test1"),
+    (row("x", patient="p-test1", label="b", fold="train"), r"1 patients are in two parts.*their slides: x, test1"),
     (row("x", patient="p-test1", label=None, fold="unlabelled"), r"in two parts.*test1, x"),
     (row("x", patient="p-val1", label=None), r"in two parts"),
     (row("x", label=None, fold="test"), r"slides of val or test have no label: x"),
@@ -242,18 +241,6 @@ def assert_apart(split: Split) -> None:
     assert not people[0] & people[2]
     assert not people[1] & people[2]
     assert not {item.patient_id for item in split.extra} & (people[1] | people[2])
-
-
-def test_a_real_official_split(tmp_path: Path, shared_file) -> None:  # type: ignore[no-untyped-def]
-    """BRACS' official split, from the table that MambaMIL's authors publish, as far as it names parts."""
-    folder = shared_file("label_csvs/mambamil_bracs_official")
-    found = sorted(folder.rglob("*.csv"))
-    assert found
-    with found[0].open(newline="") as file:
-        columns = next(csv.reader(file))
-    assert columns
-    with pytest.raises(ConfigError, match="is missing"):  # another format: told, not guessed
-        read_table(found[0])
 
 
 def test_splitting_is_quick_for_thousands_of_slides() -> None:

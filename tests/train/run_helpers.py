@@ -1,0 +1,99 @@
+"""Configs of tiny runs, and what such a run left behind."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from training.config import load_config
+from training.progress import Reporter
+from training.run import run
+
+METHODS = ("teacher_hr", "lr_scratch", "stage1_only", "stage2_only", "lrmil")
+
+TEMPLATE = """
+[run]
+out_dir = "run"
+seed = 5
+device = "cpu"
+
+[data]
+slides = "{slides}"
+
+[tiles]
+tile_px = 32
+mpp_lr = 2.0
+ratio = 4
+
+[encoder]
+architecture = "vit_tiny_patch16_224"
+options = {{ patch_size = 8, img_size = 32, embed_dim = 24, depth = 3, num_heads = 2 }}
+batch_size = 64
+
+[mil]
+hidden_dim = 16
+epochs = 4
+patience = 2
+learning_rate = 5e-3
+
+[stage1]
+layers = [0, 2]
+epochs = 2
+pairs_per_epoch = 160
+val_pairs = 64
+
+[evaluate]
+bootstrap = 100
+
+[export]
+name = "Tiny student"
+demonstration = true
+licence = "bsd-3-clause"
+"""
+
+
+def write_config(folder: Path, slides: Path) -> Path:
+    path = folder / "config.toml"
+    path.write_text(TEMPLATE.format(slides=slides))
+    return path
+
+
+def rerun(folder: Path, *overrides: str, skip_bad: bool = False) -> tuple[Path, str]:
+    """Run the folder's config in this process; the bundle, and what was printed."""
+    text = io.StringIO()
+    words = ["--run.out_dir", str(folder / "run"), *overrides]
+    bundle = run(
+        load_config(folder / "config.toml", words),
+        skip_bad=skip_bad,
+        reporter=Reporter(Console(file=text, width=200)),
+    )
+    return bundle, text.getvalue()
+
+
+def weights(folder: Path, fold: int = 0) -> dict[str, bytes]:
+    """Every file of weights that a fold trained."""
+    root = folder / "run" / f"fold{fold}"
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("mil/*.safetensors"))
+    } | {"student_encoder": (root / "student_encoder.safetensors").read_bytes()}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def absolute_rows(table: Path) -> list[dict[str, str]]:
+    """The rows of a table, to be written elsewhere."""
+    return [row | {"path": str((table.parent / row["path"]).resolve())} for row in read_rows(table)]

@@ -1,0 +1,208 @@
+"""fit(): the best epoch's weights stay, training stops in time, and a loss that breaks says where."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from training.config import MILSection
+from training.data.bags import Bag
+from training.loop import FitResult, TrainingDiverged, fit
+from training.mil_fit import bag_logits, fit_mil
+from training.progress import Reporter
+from training.run_dir import RunDir, replacing, write_json
+
+CPU = torch.device("cpu")
+
+
+def reporter() -> Reporter:
+    return Reporter(Console(file=io.StringIO()))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+
+
+def run_fit(model: nn.Module, scores: list[float], tmp_path: Path, **options: Any) -> FitResult:
+    """A model that counts its steps in `w`, validated with given scores."""
+    told = iter(scores)
+
+    def loss_of(batch: int) -> dict[str, Tensor]:
+        assert model.training
+        return {"loss": -model.get_parameter("w").sum()}
+
+    def validate() -> dict[str, float]:
+        assert not model.training
+        return {"val": next(told)}
+
+    settings: dict[str, Any] = {
+        "epochs": len(scores),
+        "batches": lambda epoch: range(2),
+        "steps_per_epoch": 2,
+        "loss_of": loss_of,
+        "validate": validate,
+        "score": lambda metrics: (metrics["val"],),
+        "learning_rate": 0.1,
+        "weight_decay": 0.0,
+        "metrics_csv": tmp_path / "metrics" / "fit.csv",
+        "reporter": reporter(),
+        "description": "Fit",
+    }
+    return fit(model, **settings | options)
+
+
+def test_the_best_epochs_weights_stay(tmp_path: Path) -> None:
+    model = Model()
+    result = run_fit(model, [0.1, 0.9, 0.5, 0.9], tmp_path)
+    assert result.best_epoch == 1  # of equal ones the first
+    assert model.w.item() == pytest.approx(4 * 0.1, rel=1e-3)  # two epochs of two steps, Adam's 0.1 each
+    assert not model.training
+    with (tmp_path / "metrics" / "fit.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["val"] for row in rows] == ["0.1", "0.9", "0.5", "0.9"]
+    assert float(rows[0]["train_loss"]) == pytest.approx((0 - 0.1) / 2, rel=1e-3)
+
+
+def test_patience_counts_epochs_without_a_better_score(tmp_path: Path) -> None:
+    result = run_fit(Model(), [0.5, 0.6, 0.6, 0.4, 0.9], tmp_path, patience=2)
+    assert len(result.history) == 4
+    assert result.best_epoch == 1
+    assert len(run_fit(Model(), [0.5, 0.4, 0.6, 0.4, 0.3], tmp_path, patience=2).history) == 5
+
+
+def test_a_broken_loss_says_where_and_leaves_the_best_weights(tmp_path: Path) -> None:
+    model = Model()
+    bags = [Bag("s1", torch.zeros(1, 1), 0), Bag("s2", torch.zeros(1, 1), 0)]
+    steps = 0
+
+    def loss_of(bag: Bag) -> dict[str, Tensor]:
+        nonlocal steps
+        steps += 1
+        return {"loss": -model.w.sum() * (float("nan") if steps == 4 else 1.0)}
+
+    with pytest.raises(
+        TrainingDiverged, match=r"Fit: the loss is nan at epoch 1, step 1, s2\. Try a smaller"
+    ):
+        run_fit(model, [0.5, 0.6], tmp_path, batches=lambda epoch: bags, loss_of=loss_of)
+    assert model.w.item() == pytest.approx(0.2, rel=1e-3)
+
+
+def test_warm_up_rises_then_falls_to_zero(tmp_path: Path) -> None:
+    model = Model()
+    steps: list[float] = []
+
+    def loss_of(batch: int) -> dict[str, Tensor]:
+        steps.append(model.w.item())
+        return {"loss": -model.w.sum()}
+
+    run_fit(
+        model,
+        [float(epoch) for epoch in range(50)],
+        tmp_path,
+        loss_of=loss_of,
+        warmup=True,
+    )
+    sizes = np.diff(steps)
+    assert sizes[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1], rel=1e-2)  # 5 % of 100 steps
+    assert (np.diff(sizes[5:]) <= 1e-6).all()
+    assert sizes[-1] < 0.001
+
+
+# --- MIL heads -------------------------------------------------------------------------------------------------------
+
+
+def bags_of(n: int, seed: int) -> list[Bag]:
+    """Positive bags hold three instances that differ."""
+    rng = np.random.default_rng(seed)
+    bags = []
+    for index in range(n):
+        instances = rng.normal(size=(20, 8))
+        if index % 2:
+            instances[:3, 0] += 8
+        bags.append(Bag(f"s{index}", torch.from_numpy(instances.astype(np.float32)), index % 2))
+    return bags
+
+
+def head(tmp_path: Path, **options: Any) -> Any:
+    settings: dict[str, Any] = {
+        "n_classes": 2,
+        "config": MILSection(hidden_dim=16, epochs=25, learning_rate=5e-3),
+        "extra_loss": None,
+        "seed": 0,
+        "device": CPU,
+        "metrics_csv": tmp_path / "m.csv",
+        "reporter": reporter(),
+        "description": "MIL",
+    }
+    return fit_mil(bags_of(20, 0), bags_of(10, 1), **settings | options)
+
+
+def test_a_head_learns_and_the_seed_decides_it(tmp_path: Path, one_thread: None) -> None:
+    model = head(tmp_path)
+    test = bags_of(40, 2)
+    right = bag_logits(model, test, CPU).argmax(1) == np.array([bag.label for bag in test])
+    assert right.mean() > 0.9
+    torch.manual_seed(99)  # whatever came before
+    same, other = head(tmp_path).state_dict(), head(tmp_path, seed=1).state_dict()
+    assert all(torch.equal(value, same[name]) for name, value in model.state_dict().items())
+    assert not all(torch.equal(value, other[name]) for name, value in model.state_dict().items())
+
+
+def test_extra_losses_are_added_and_read_bags_by_name(tmp_path: Path) -> None:
+    seen: set[str] = set()
+
+    def extra(bag: Bag, output: Any) -> dict[str, Tensor]:
+        seen.add(bag.name)
+        return {"extra": output.attention_logits.square().mean()}
+
+    head(tmp_path, extra_loss=extra, config=MILSection(hidden_dim=4, epochs=2))
+    assert seen == {f"s{index}" for index in range(20)}
+    with (tmp_path / "m.csv").open(newline="") as file:
+        row = next(csv.DictReader(file))
+    assert float(row["train_loss"]) == pytest.approx(
+        float(row["train_ce"]) + float(row["train_extra"]), rel=1e-5
+    )
+
+
+# --- the run directory -----------------------------------------------------------------------------------------------
+
+
+def test_stamps(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.prepare()
+    assert not run_dir.is_done("fold0/stage1", "key")
+    run_dir.mark_done("fold0/stage1", "key")
+    assert run_dir.is_done("fold0/stage1", "key")
+    assert not run_dir.is_done("fold0/stage1", "other")
+    assert not run_dir.is_done("fold1/stage1", "key")
+    run_dir.forget("fold0/stage1")
+    run_dir.forget("fold0/stage1")
+    assert not run_dir.is_done("fold0/stage1", "key")
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.json"
+    write_json(path, {"a": 1})
+
+    def broken() -> Iterator[None]:
+        with replacing(path) as scratch:
+            scratch.write_text("half")
+            yield
+
+    writing = broken()
+    next(writing)
+    with pytest.raises(KeyboardInterrupt):
+        writing.throw(KeyboardInterrupt())
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert [item.name for item in path.parent.iterdir()] == ["x.json"]

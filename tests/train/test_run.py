@@ -1,0 +1,438 @@
+"""``python -m training.run`` from a table of slides to a bundle that serves what was evaluated."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from run_helpers import METHODS, absolute_rows, read_rows, rerun, weights, write_config, write_rows
+from typer.testing import CliRunner
+
+from napari_lrmil import cli
+from napari_lrmil.errors import ConfigError, EncoderError
+from napari_lrmil.model.bundle import load_bundle
+from napari_lrmil.predict import predict_slide, run_to_end
+from napari_lrmil.slide import Slide
+from training import pipeline
+from training.config import load_config
+from training.data.store import EmbeddingStore
+from training.progress import Reporter
+from training.run import app, prepare
+from training.stages.distill_tiles import _loader
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def results_of(folder: Path) -> dict[str, dict[str, object]]:
+    results: dict[str, dict[str, object]] = json.loads((folder / "run" / "results.json").read_text())
+    return results
+
+
+# --- what a run leaves -----------------------------------------------------------------------------------------------
+
+
+def test_results_name_every_method_with_interval_and_paired_difference(finished: Path) -> None:
+    results = results_of(finished)
+    assert set(results) == set(METHODS)
+    for method, found in results.items():
+        low, value, high = (found["auc_interval"][i] for i in (1, 0, 2))  # type: ignore[index]
+        assert 0 <= low <= value <= high <= 1
+        assert value == pytest.approx(found["auc"])
+        assert found["n_test"] == 4
+        assert ("lrmil_minus_this" in found) == (method != "lrmil")
+        if method != "lrmil":
+            difference = results["lrmil"]["auc"] - found["auc"]  # type: ignore[operator]
+            assert found["lrmil_minus_this"][0] == pytest.approx(difference)  # type: ignore[index]
+    said = (finished / "stdout.txt").read_text()
+    for name in ("teacher on HR", "LR from scratch", "LRMIL", "Test slides: 2 benign, 2 lesion"):
+        assert name in said
+
+
+def test_resolved_config_is_in_the_run_directory(finished: Path) -> None:
+    config = json.loads((finished / "run" / "config.json").read_text())
+    assert config["run"]["seed"] == 5
+    assert config["stage2"]["k"] == 4  # a default, written out
+
+
+def test_every_method_is_judged_on_every_test_slide(finished: Path, cohort: Path) -> None:
+    """Also those of which the teacher saw nothing: the table chooses test slides, and nobody else."""
+    test = [row for row in read_rows(cohort) if row["fold"] == "test"]
+    for method in METHODS:
+        told = read_rows(finished / "run" / "fold0" / "predictions" / f"{method}.csv")
+        assert [(row["slide_id"], row["label"]) for row in told] == [
+            (row["slide_id"], row["label"]) for row in test
+        ]
+        for row in told:
+            assert float(row["p_benign"]) + float(row["p_lesion"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_teachers_words_are_kept_for_training_slides_alone(finished: Path, cohort: Path) -> None:
+    from training.run_dir import load_tensors
+
+    outputs = load_tensors(finished / "run" / "fold0" / "teacher_outputs.safetensors")
+    names = {key.split("/")[0] for key in outputs}
+    assert names == {row["slide_id"] for row in read_rows(cohort) if row["fold"] == "train"}
+    for name in names:
+        scores = outputs[f"{name}/attention_scores"]
+        assert scores.sum().item() == pytest.approx(1, abs=1e-5)
+        torch.testing.assert_close(scores, torch.softmax(outputs[f"{name}/attention_logits"], 0))
+
+
+def test_stage1_has_changed_the_encoder(finished: Path) -> None:
+    history = read_rows(finished / "run" / "fold0" / "student_encoder.csv")
+    assert [row["epoch"] for row in history] == ["0.0", "1.0"]
+    assert float(history[1]["train_loss"]) < float(history[0]["train_loss"])
+    assert all(
+        float(row["train_loss"])
+        == pytest.approx(float(row["train_layer"]) + float(row["train_attention"]), rel=1e-4)
+        for row in history
+    )
+
+
+def test_the_bundle_serves_what_was_evaluated(finished: Path, cohort: Path) -> None:
+    """Train/serve skew: the probabilities on the test slides, by the run and by the bundle from the files anew."""
+    model = load_bundle(finished / "run" / "fold0" / "bundle")
+    told = {
+        row["slide_id"]: row for row in read_rows(finished / "run" / "fold0" / "predictions" / "lrmil.csv")
+    }
+    for row in absolute_rows(cohort):
+        if row["fold"] != "test":
+            continue
+        with Slide(row["path"]) as slide:
+            result = run_to_end(predict_slide(slide, model, device=torch.device("cpu")))
+        assert result.class_probabilities[1] == pytest.approx(
+            float(told[row["slide_id"]]["p_lesion"]), abs=2e-3
+        )
+
+
+def test_the_bundle_says_where_it_comes_from(finished: Path) -> None:
+    info = load_bundle(finished / "run" / "fold0" / "bundle").info
+    assert (info.name, info.class_names, info.demonstration) == ("Tiny student", ("benign", "lesion"), True)
+    assert (info.tiles.tile_px, info.tiles.mpp, info.teacher_mpp, info.token_px) == (32, 2.0, 0.5, 8)
+    assert info.provenance.metrics["test_auc"] == pytest.approx(results_of(finished)["lrmil"]["auc"])
+    assert len(info.provenance.config_sha256) == 64
+    assert {"torch", "timm", "napari-lrmil", "python"} <= set(info.provenance.versions)
+    assert info.temperature >= 1
+
+
+def test_lrmil_predict_takes_the_bundle(finished: Path, cohort: Path, tmp_path: Path) -> None:
+    slide = next(row["path"] for row in absolute_rows(cohort) if row["fold"] == "test")
+    bundle = finished / "run" / "fold0" / "bundle"
+    done = CliRunner().invoke(cli.app, ["predict", slide, "-b", str(bundle), "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "out" / f"{Path(slide).stem}.json").read_text())
+    assert told["label"] in ("benign", "lesion")
+
+
+def test_nothing_pickled_lies_in_the_run(finished: Path) -> None:
+    endings = {path.suffix for path in (finished / "run").rglob("*") if path.is_file()}
+    assert not endings & {".pt", ".pth", ".pkl", ".npy", ".npz"}
+    assert not list((finished / "run").rglob(".writing-*"))
+
+
+# --- seeds and leaks -------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_bytes(cohort: Path, tmp_path: Path, one_thread: None) -> None:
+    found = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_config(folder, cohort)
+        rerun(folder, "--run.threads", "1" if name == "one" else "3")
+        found.append(((folder / "run" / "results.json").read_bytes(), weights(folder)))
+    assert found[0] == found[1]
+
+
+def test_test_slides_touch_nothing_that_is_trained_or_chosen(
+    finished: Path, cohort: Path, tmp_path: Path, one_thread: None
+) -> None:
+    """Other pixels and other labels on the test slides: the same weights, the same temperature, other results."""
+    rows = absolute_rows(cohort)
+    spare = [row["path"] for row in rows if row["fold"] == "test"]
+    flip = {"benign": "lesion", "lesion": "benign"}
+    for row in rows:
+        if row["fold"] == "test":
+            row["path"] = spare.pop()
+            row["label"] = flip[row["label"]]
+    write_config(tmp_path, write_rows(tmp_path / "slides.csv", rows))
+    bundle, _ = rerun(tmp_path)
+    write_config(tmp_path, cohort)
+    again = tmp_path / "again"
+    again.mkdir()
+    write_config(again, cohort)
+    reference, _ = rerun(again)
+    assert weights(tmp_path) == weights(again)
+    assert load_bundle(bundle).info.temperature == load_bundle(reference).info.temperature
+    told = [read_rows(folder / "run" / "fold0" / "predictions" / "lrmil.csv") for folder in (tmp_path, again)]
+    assert told[0] != told[1]
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Fills with the steps that are done, and the stores that are written."""
+    done: set[str] = set()
+
+    def recorded(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*args: object, **options: object) -> object:
+            done.add(str(options.get("method", name)))
+            return function(*args, **options)
+
+        return wrapped
+
+    for attribute, name in (
+        ("train_teacher", "teacher"),
+        ("distill_encoder", "stage1"),
+        ("train_student", ""),
+    ):
+        monkeypatch.setattr(pipeline, attribute, recorded(name, getattr(pipeline, attribute)))
+    write = EmbeddingStore.write
+
+    def writing(self: EmbeddingStore, *args: object, **arrays: object) -> None:
+        done.add(f"store {self.root.name}")
+        write(self, *args, **arrays)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(EmbeddingStore, "write", writing)
+    return done
+
+
+STORES = {"store hr", "store lr-teacher", "store lr-student"}
+STUDENTS = {"lr_scratch", "stage1_only", "stage2_only", "lrmil"}
+ALL = {*STORES, *STUDENTS, "teacher", "stage1"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], set()),
+        (["--evaluate.bootstrap", "101"], set()),
+        (["--export.name", "Other"], set()),
+        (["--run.threads", "1"], set()),
+        (["--stage2.l_soft", "0.25"], {"stage2_only", "lrmil"}),
+        (["--mil.epochs", "3"], {"teacher", *STUDENTS}),
+        (["--stage1.learning_rate", "1e-4"], {"stage1", "store lr-student", "stage1_only", "lrmil"}),
+        (["--stage1.layers", "[0, 1]"], {"store hr", "stage1", "store lr-student", "stage1_only", "lrmil"}),
+        (["--encoder.mean", "[0.5, 0.5, 0.5]"], ALL),
+        (["--tiles.min_tissue", "0.3"], ALL),
+        (["--run.seed", "6"], ALL),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and value else None,
+)
+def test_a_second_run_does_what_changed_and_no_more(
+    copied: Callable[..., Path], work: set[str], overrides: list[str], expected: set[str]
+) -> None:
+    folder = copied()
+    before = weights(folder)
+    bundle, said = rerun(folder, *overrides)
+    assert work == expected
+    if not expected:
+        assert "fold0/stage1: done before" in said
+        assert weights(folder) == before
+    if overrides == []:
+        assert results_of(folder).keys() == set(METHODS)
+    if "Other" in overrides:
+        assert load_bundle(bundle).info.name == "Other"
+
+
+def test_a_second_run_gives_the_same_results(finished: Path, copied: Callable[..., Path]) -> None:
+    folder = copied()
+    rerun(folder)
+    assert results_of(folder) == results_of(finished)
+
+
+def test_changed_labels_retrain_what_has_seen_them(
+    copied: Callable[..., Path], work: set[str], cohort: Path
+) -> None:
+    folder = copied()
+    rows = absolute_rows(cohort)
+    train = [row for row in rows if row["fold"] == "train"]
+    one, other = train[0], next(row for row in train if row["label"] != train[0]["label"])
+    one["label"], other["label"] = other["label"], one["label"]
+    table = write_rows(folder / "other.csv", rows)
+    rerun(folder, "--data.slides", str(table))
+    assert work == {"teacher", *STUDENTS}  # stage 1, weighted evenly, has seen no label
+
+
+def test_other_weights_at_the_same_path_are_another_encoder(
+    copied: Callable[..., Path], work: set[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copied()
+    file = folder / "encoder.safetensors"
+    state = load_file(folder / "run" / "fold0" / "student_encoder.safetensors")
+    save_file(state, file)
+    rerun(folder, "--encoder.weights", str(file))
+    assert work == ALL
+    work.clear()
+    rerun(folder, "--encoder.weights", str(file))
+    assert not work
+    save_file(
+        {name: value * 1.01 if value.is_floating_point() else value for name, value in state.items()}, file
+    )
+    rerun(folder, "--encoder.weights", str(file))
+    assert work == ALL
+
+
+def test_a_step_that_was_cut_off_under_another_config_does_not_pass_for_the_old_one(
+    finished: Path, copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights may be half replaced: going back to the first config must train them again."""
+    folder = copied()
+    train = pipeline.train_student
+
+    def cut_off(*args: object, **options: object) -> object:
+        train(*args, **options)  # type: ignore[arg-type]
+        raise KeyboardInterrupt  # after the files, before the stamp
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train_student", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            rerun(folder, "--mil.learning_rate", "1e-2")
+    rerun(folder)
+    assert results_of(folder) == results_of(finished)
+
+
+def test_a_killed_run_goes_on_to_the_same_result(finished: Path, cohort: Path, tmp_path: Path) -> None:
+    write_config(tmp_path, cohort)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.run", "config.toml"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        stamp = tmp_path / "run" / "embeddings" / "hr"
+        deadline = time.monotonic() + 120
+        while len(list(stamp.glob("*.zarr"))) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "run" / "results.json").exists()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rerun(tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    results = results_of(tmp_path)
+    for method, expected in results_of(finished).items():
+        assert results[method]["auc"] == expected["auc"]
+        assert results[method]["brier"] == pytest.approx(expected["brier"], rel=1e-4)
+
+
+# --- other paths -----------------------------------------------------------------------------------------------------
+
+
+def test_folds_with_attention_weights(cohort: Path, tmp_path: Path, one_thread: None) -> None:
+    """Three folds dealt by the program; then the second alone: nothing was carried over from the first."""
+    rows = [{key: value for key, value in row.items() if key != "fold"} for row in absolute_rows(cohort)]
+    options = ["--data.n_folds", "3", "--stage1.weighting", "attention", "--stage2.aggregation", "mean"]
+    for name in ("both", "alone"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_config(folder, write_rows(folder / "slides.csv", rows))
+        rerun(folder, *options, "--data.folds", "[0, 1]" if name == "both" else "[1]")
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    assert weights(both, 1) == weights(alone, 1)
+    assert weights(both, 0)["student_encoder"] != weights(both, 1)["student_encoder"]
+    n_labelled = sum(bool(row["label"]) for row in rows)
+    pooled = results_of(both)["lrmil"]["n_test"]
+    assert isinstance(pooled, int)
+    assert 2 * n_labelled / 3 - 2 <= pooled <= 2 * n_labelled / 3 + 2
+    # A folder of student embeddings for each fold, of its own encoder.
+    stores = [EmbeddingStore(both / "run" / f"fold{fold}" / "embeddings" / "lr-student") for fold in (0, 1)]
+    name = next(row["slide_id"] for row in rows if row["label"])
+    assert not np.array_equal(stores[0].read(name), stores[1].read(name))
+
+
+def test_a_bad_slide_stops_the_run_before_it_starts_or_is_skipped(
+    cohort: Path, tmp_path: Path, one_thread: None
+) -> None:
+    rows = absolute_rows(cohort)
+    (tmp_path / "torn.tif").write_bytes(b"II*\x00 torn")
+    bad = {
+        "path": str(tmp_path / "torn.tif"),
+        "patient_id": "p",
+        "label": "lesion",
+        "fold": "train",
+        "mpp": "0.5",
+    }
+    rows += [
+        {"slide_id": name, **bad, "path": path}
+        for name, path in (("torn", bad["path"]), ("gone", "gone.tif"))
+    ]
+    config = write_config(tmp_path, write_rows(tmp_path / "slides.csv", rows))
+    args = [str(config), "--run.out_dir", str(tmp_path / "run"), "--evaluate.methods", '["lrmil"]']
+    stopped = CliRunner().invoke(app, args)
+    assert stopped.exit_code == 1
+    said = " ".join(stopped.output.split())
+    assert "2 of 17 slides can't be used (--skip-bad-slides goes on without them): torn: " in said
+    assert " gone: " in said
+    assert not (tmp_path / "run" / "embeddings").exists()
+    done = CliRunner().invoke(app, [*args, "--skip-bad-slides"])
+    assert done.exit_code == 0, done.output
+    assert "Skipped 2 of 17 slides" in done.output
+    assert set(results_of(tmp_path)) == {"lrmil"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "message"),
+    [
+        (["--data.folds", "[0, 3]"], ConfigError, r"the table has no fold \[3\]"),
+        (["--tiles.tile_px", "16"], EncoderError, r"2 x 2 tokens a tile can't tell 4 x 4 children apart"),
+        (["--tiles.tile_px", "36"], EncoderError, r"36 px isn't a whole number"),
+        (["--stage1.layers", "[0, 5]"], EncoderError, r"layers must ascend within 0\.\.2"),
+        (["--encoder.weights", "none.safetensors"], EncoderError, r"no encoder weights at none\.safetensors"),
+        (["--tiles.mpp_lr", "1.0"], ConfigError, r"0\.25 µm/px is needed"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_what_cannot_run_is_told(
+    cohort: Path, tmp_path: Path, one_thread: None, overrides: list[str], kind: type[Exception], message: str
+) -> None:
+    write_config(tmp_path, cohort)
+    with pytest.raises(kind, match=message):
+        rerun(tmp_path, *overrides)
+
+
+def test_slides_without_a_single_pair_are_told(cohort: Path, tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path, cohort), ["--run.out_dir", str(tmp_path / "run")])
+    context = prepare(config, skip_bad=False, reporter=Reporter(Console(file=io.StringIO()))).context
+    tiles = [replace(item, hr_places=item.hr_places[:1]) for item in context.tiles.values()]
+    with pytest.raises(ConfigError, match=r"none of 15 slides .* 25% of the children .*stage1\.min_children"):
+        _loader(context, tiles, None)
+
+
+def test_errors_are_messages_on_the_command_line(cohort: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, cohort)
+    for args, said in (
+        (["--mil.epoch", "3"], "unknown key 'mil.epoch'; did you mean 'mil.epochs'?"),
+        (["--data.slides", str(tmp_path / "[none].csv")], "[none].csv"),
+        (["--run.out_dir", str(config)], "can't be a run directory"),
+        (["--run.device", "cuda:77"], "no device 'cuda:77' here"),
+    ):
+        done = CliRunner().invoke(app, [str(config), *args])
+        assert done.exit_code == 1
+        assert said in " ".join(done.output.split())
+        assert "Traceback" not in done.output
