@@ -119,7 +119,7 @@ def fit(
             elif patience is not None and epoch - best_epoch >= patience:
                 advance(total - (epoch + 1) * steps_per_epoch, note=f"stopped at epoch {epoch}")
                 break
-            advance(0, note=" ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            advance(0, note=" ".join(f"{name} {value:.3g}" for name, value in metrics.items()))
     model.load_state_dict(best_state)
     model.eval()
     return FitResult(best_epoch, history)

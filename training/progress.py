@@ -12,7 +12,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -37,14 +36,13 @@ class Reporter:
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Advance]:
-        """A progress bar with time spent and left."""
+        """A progress bar with the time left, and at the end the time it took."""
         columns = (
-            TextColumn("{task.description:<34}"),
-            BarColumn(bar_width=28),
+            # Within 80 columns: a cut number is worse than a short bar.
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=14),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("[dim]{task.fields[note]}"),
         )
         with Progress(*columns, console=self.console) as progress:

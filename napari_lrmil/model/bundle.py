@@ -136,7 +136,9 @@ def save_bundle(bundle_dir: str | Path, *, info: BundleInfo, encoder: Encoder, m
         info = info.model_copy(update={"weights_sha256": _sha256(scratch / WEIGHTS_NAME)})
         (scratch / JSON_NAME).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (scratch / CARD_NAME).write_text(render_card(json.loads(info.model_dump_json())), encoding="utf-8")
+        # Scratch folders and safetensors files are made for their owner's eyes alone.
         scratch.chmod(0o755)
+        (scratch / WEIGHTS_NAME).chmod(0o644)
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
             try:

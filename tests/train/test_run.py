@@ -91,6 +91,29 @@ def test_the_teachers_words_are_kept_for_training_slides_alone(finished: Path, c
         torch.testing.assert_close(scores, torch.softmax(outputs[f"{name}/attention_logits"], 0))
 
 
+def test_the_teachers_embeddings_are_of_the_tiles_in_the_index(
+    finished: Path, cohort: Path, tmp_path: Path
+) -> None:
+    """Computed here one tile at a time, from plain crops of level 0: at 0.5 µm/px a HR tile is 32 of its pixels."""
+    config = load_config(write_config(tmp_path, cohort), ["--run.out_dir", str(tmp_path / "run")])
+    context = prepare(config, skip_bad=False, reporter=Reporter(Console(file=io.StringIO()))).context
+    encoder, store = context.teacher_encoder(), EmbeddingStore(finished / "run" / "embeddings" / "hr")
+    item = context.tiles["train-000"]
+    embeddings, tokens = store.read("train-000"), store.read("train-000", "layer_class_tokens")
+    n = len(item.hr_places)
+    assert embeddings.shape == (n, 24)
+    assert tokens.shape == (2, n, 24)
+    with Slide(item.row.path) as slide, torch.no_grad():
+        for index in (0, 1, n // 2, n - 1):
+            row, col = (int(value) for value in item.hr_places[index])
+            tile = slide.read_region((32 * col, 32 * row), 0, (32, 32))
+            output = encoder(encoder.preprocess(torch.from_numpy(tile)[None]), (0, 2))
+            np.testing.assert_allclose(embeddings[index], output.embedding[0], rtol=2e-3, atol=2e-3)
+            np.testing.assert_allclose(
+                tokens[:, index], output.layer_class_tokens[:, 0], rtol=2e-3, atol=2e-3
+            )
+
+
 def test_stage1_has_changed_the_encoder(finished: Path) -> None:
     history = read_rows(finished / "run" / "fold0" / "student_encoder.csv")
     assert [row["epoch"] for row in history] == ["0.0", "1.0"]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from napari_lrmil.model.mil import MILModel
@@ -77,9 +78,9 @@ def compare(context: Context, predictions: dict[str, list[FoldPredictions]]) -> 
     n_resamples = context.config.evaluate.bootstrap
     pooled = {method: _pool(folds) for method, folds in predictions.items()}
     results: dict[str, dict[str, object]] = {}
-    table = Table(
-        "method", "AUC [95 % CI]", "LRMIL minus this [95 % CI]", "balanced accuracy", "Brier", "ECE"
-    )
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("method", "AUC [95 % CI]", "LRMIL minus this", "bal. acc.", "Brier"):
+        table.add_column(name, no_wrap=True)
     ours = pooled["lrmil"]
     for method, one in pooled.items():
         interval = _interval(context, n_resamples, one, None)
@@ -96,7 +97,7 @@ def compare(context: Context, predictions: dict[str, list[FoldPredictions]]) -> 
             NAMES[method],
             f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]",
             difference,
-            *(f"{metrics[name]:.3f}" for name in ("balanced_accuracy", "brier", "ece")),
+            *(f"{metrics[name]:.3f}" for name in ("balanced_accuracy", "brier")),
         )
     write_json(context.run_dir.path("results.json"), results)
     n_positive = {name: int((ours.labels == index).sum()) for index, name in enumerate(context.class_names)}

@@ -1,8 +1,8 @@
-"""Make what ships inside the package: two sample slides, and the demo's student as the bundle "demo".
+"""``python -m training.package_data``: what ships inside the package.
 
-    make demo && .venv/bin/python scripts/make_package_data.py
+Two sample slides, and the demo's student as the bundle "demo".
 
-The sample slides have a seed of their own: the student has not seen them.
+Run `make demo` first, for the student. The sample slides have a seed of their own: the student has not seen them.
 """
 
 from __future__ import annotations
