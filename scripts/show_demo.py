@@ -41,7 +41,7 @@ def main() -> int:
     shot = OUT / "window.png"
     screenshot = [
         sys.executable,
-        "scripts/screenshot.py",
+        str(Path(__file__).with_name("screenshot.py")),
         str(slides[0]),
         "--bundle",
         str(BUNDLE),

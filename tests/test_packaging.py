@@ -93,9 +93,9 @@ print(json.dumps([napari_lrmil.__file__, manifest.display_name, [w.display_name 
     assert found[2] == ["LRMIL: classify slide"]
     assert found[3] == 2
     assert found[4].startswith("napari-lrmil.")
+    options = ["--bundle", "demo", "--out", tmp_path / "out", "--device", "cpu"]
     predicted = subprocess.run(
-        [environment / "bin" / "lrmil", "predict", site / "napari_lrmil/demo/slides/lesion.tiff"]
-        + ["--bundle", "demo", "--out", tmp_path / "out", "--device", "cpu"],
+        [environment / "bin" / "lrmil", "predict", site / "napari_lrmil/demo/slides/lesion.tiff", *options],
         check=True,
         capture_output=True,
         text=True,

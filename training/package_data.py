@@ -16,13 +16,14 @@ from training.cohort import CohortConfig, generate_slide
 from training.cohort.writer import write_slide
 
 SAMPLE_SEED = 4242
+SAMPLE_SIZE_PX = (2048, 1536)
 TARGET = Path(__file__).resolve().parents[1] / "napari_lrmil" / "demo"
 BUNDLE = Path("demo/run/fold0/bundle")
 
 
 def main() -> None:
     """Write `napari_lrmil/demo`."""
-    config = CohortConfig(width_px=2048, height_px=1536)
+    config = CohortConfig(width_px=SAMPLE_SIZE_PX[0], height_px=SAMPLE_SIZE_PX[1])
     (TARGET / "slides").mkdir(parents=True, exist_ok=True)
     for number, label in enumerate(("benign", "lesion")):
         seed_sequence = np.random.SeedSequence(SAMPLE_SEED, spawn_key=(number,))
