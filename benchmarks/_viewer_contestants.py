@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from napari import Viewer
 
-OURS, FLOOR = "ours", "floor"
+OURS, ARRAYS, FLOOR = "ours", "ours, no dask", "floor"
 WSI, TIFFSLIDE, PLAIN = "napari-wsi", "tiffslide", "dask+openslide"
 PEERS = (WSI, TIFFSLIDE)
 
@@ -26,15 +26,17 @@ Open = Callable[["Viewer"], None]
 
 def installed() -> list[str]:
     """Those that can run here."""
-    needs = {OURS: "napari_lrmil", WSI: "napari_wsi", TIFFSLIDE: "tiffslide", PLAIN: "openslide"}
+    needs = {OURS: "napari_lrmil", ARRAYS: "napari_lrmil", WSI: "napari_wsi", TIFFSLIDE: "tiffslide", PLAIN: "openslide"}
     return [FLOOR, *(name for name, module in needs.items() if importlib.util.find_spec(module))]
 
 
 def prepare(name: str, path: Path) -> Open:
-    """What opens `path` the way of `name`. Only the floor does anything before it is timed."""
+    """What opens `path` the way of `name`. Only the floor does anything before it is timed: it loads its arrays."""
     if name == FLOOR:
-        levels = in_memory_levels(path)
+        levels = _floor_levels(path)
         return lambda viewer: _add(viewer, levels)
+    if name == ARRAYS:
+        return lambda viewer: _add_arrays(viewer, path)
     if name == TIFFSLIDE:
         return lambda viewer: _add(viewer, _tiffslide_levels(path))
     if name == PLAIN:
@@ -43,46 +45,71 @@ def prepare(name: str, path: Path) -> Open:
     return lambda viewer: _open_with(viewer, path, plugin)
 
 
-def in_memory_levels(path: Path) -> list[NDArray[np.uint8]]:
-    """Arrays of the shapes of our levels, virtual ones among them; no copy is made when they are sliced.
+def write_floor(path: Path) -> None:
+    """Write the floor's pixels beside the slide, so that its process imports no more than napari does.
 
     Level 0 alone would take 5 GB. So of a level wider than 3,072 px only its middle 3,072 columns are held, and
-    the level is a view of them whose rows overlap: to the right of column 3,071 comes column 0 of the row below. It is an
-    ordinary strided array, each pixel has an address, and no view is so wide that it shows one twice; so
-    reading costs what it costs from 5 GB.
+    the level is a view of them whose rows overlap: to the right of column 3,071 comes column 0 of the row below. It is
+    an ordinary strided array, each pixel has an address, and no view is so wide that it shows one twice; so
+    showing it costs what it costs from 5 GB.
     """
-    from napari_lrmil._viewer.layers import SLIDE_KEY, slide_layer
+    from napari_lrmil._viewer.layers import DEFAULT_STUDENT_MPP
     from napari_lrmil.slide import Slide
     from napari_lrmil.slide.pyramid import lazy_pyramid
 
-    levels, attributes, _ = slide_layer(Slide(path))
-    shapes = [level.shape for level in levels]
-    with attributes["metadata"][SLIDE_KEY] as slide:
-        lazy = {level.shape: level for level in lazy_pyramid(slide, extra_mpps=(2.0,))}
-        return [_wide_view(lazy[shape]) for shape in shapes]
+    folder = _floor_folder(path)
+    if folder.exists():
+        return
+    unfinished = folder.with_suffix(".part")
+    unfinished.mkdir(exist_ok=True)
+    with Slide(path) as slide:
+        # The levels that our reader shows, virtual ones among them.
+        for number, level in enumerate(lazy_pyramid(slide, extra_mpps=(DEFAULT_STUDENT_MPP,))):
+            height, width, _ = level.shape
+            columns = min(width, _FLOOR_COLUMNS)
+            extra = -(-width // columns) if width > columns else 0
+            held = np.empty((height + extra, columns, 3), np.uint8)
+            left = (width - columns) // 2
+            for top in range(0, height, 2048):
+                held[top : min(height, top + 2048)] = level[top : top + 2048, left : left + columns]
+            held[height:] = held[height - extra : height]
+            np.save(unfinished / f"{number}-{height}-{width}.npy", held)
+    unfinished.rename(folder)
 
 
-def _wide_view(level: Any) -> NDArray[np.uint8]:
-    height, width, _ = level.shape
-    if width <= _FLOOR_COLUMNS:
-        return np.asarray(level)
-    extra = -(-width // _FLOOR_COLUMNS)
-    held = np.empty((height + extra, _FLOOR_COLUMNS, 3), np.uint8)
-    left = (width - _FLOOR_COLUMNS) // 2
-    for top in range(0, height, 2048):
-        held[top : min(height, top + 2048)] = level[top : top + 2048, left : left + _FLOOR_COLUMNS]
-    held[height:] = held[height - extra : height]
-    return np.lib.stride_tricks.as_strided(
-        held, (height, width, 3), (3 * _FLOOR_COLUMNS, 3, 1), writeable=False
-    )
+def _floor_levels(path: Path) -> list[NDArray[np.uint8]]:
+    levels = []
+    for file in sorted(_floor_folder(path).iterdir()):
+        held = np.load(file)
+        _, height, width = map(int, file.stem.split("-"))
+        levels.append(
+            np.lib.stride_tricks.as_strided(
+                held, (height, width, 3), (held.strides[0], 3, 1), writeable=False
+            )
+        )
+    return levels
+
+
+def _floor_folder(path: Path) -> Path:
+    return path.with_suffix(".floor")
+
+
+def _add_arrays(viewer: Viewer, path: Path) -> None:
+    from napari_lrmil._viewer.layers import DEFAULT_STUDENT_MPP, slide_placement
+    from napari_lrmil.slide import Slide
+    from napari_lrmil.slide.pyramid import lazy_pyramid
+
+    slide = Slide(path)
+    levels = lazy_pyramid(slide, extra_mpps=(DEFAULT_STUDENT_MPP,))
+    _add(viewer, levels, **slide_placement(slide))
 
 
 def _open_with(viewer: Viewer, path: Path, plugin: str) -> None:
     viewer.open(str(path), plugin=plugin)
 
 
-def _add(viewer: Viewer, levels: list[Any]) -> None:
-    viewer.add_image(levels, multiscale=True, rgb=True, contrast_limits=(0, 255))
+def _add(viewer: Viewer, levels: list[Any], **attributes: Any) -> None:
+    viewer.add_image(levels, multiscale=True, rgb=True, contrast_limits=(0, 255), **attributes)
 
 
 def _tiffslide_levels(path: Path) -> list[Any]:

@@ -14,10 +14,10 @@ ZOOM_OUT = (1 / 3.9, 1 / 6, 1 / 15.6)
 before a jump, a viewer that knows only stored levels reads 16 times the pixels that it shows."""
 
 PAN_FULL, PAN_MID, PAN_BETWEEN = "pan at full resolution", "pan at 1:6", "pan at 1:3"
-OUT, JUMP = "zoom out past 4x jumps", "jump to an unseen place"
-KINDS = (PAN_FULL, PAN_MID, PAN_BETWEEN, OUT, JUMP)
+DRAG, OUT, JUMP = "drag by 24 px", "zoom out past 4x jumps", "jump to an unseen place"
+KINDS = (PAN_FULL, PAN_MID, PAN_BETWEEN, DRAG, OUT, JUMP)
 
-_STEP = 0.3
+_STEP, _DRAG_PX = 0.3, 24
 _DISC = 0.36
 """Jumps stay within this radius, as a share of the side: all of it is tissue."""
 
@@ -42,6 +42,11 @@ def moves(side_px: int, canvas_xy: tuple[int, int]) -> list[Move]:
     planned += _pan(PAN_FULL, (0.25, 0.35), FULL, side_px, canvas_xy)
     planned += _pan(PAN_MID, (0.3, 0.3), MID, side_px, canvas_xy)
     planned += _pan(PAN_BETWEEN, (0.4, 0.55), BETWEEN, side_px, canvas_xy)
+    x, y = _at((0.6, 0.3), side_px)
+    planned.append(Move(None, (x, y), FULL))
+    planned += [
+        Move(DRAG, (x + _DRAG_PX * step, y + _DRAG_PX * step / 2), FULL) for step in range(1, 21)
+    ]
     places = iter(_places(12))
     for _ in range(4):
         centre = _at(next(places), side_px)

@@ -35,12 +35,15 @@ def main() -> int:
         from napari_lrmil._viewer import open_slide_with_result
 
         viewer = napari.Viewer()
+        viewer.window.resize(1400, 900)
         open_slide_with_result(viewer, slides[0], BUNDLE)
+        viewer.reset_view()  # the dock has taken its part of the window since the slide was fitted
         napari.run()
         return 0
     shot = OUT / "window.png"
     screenshot = [
         sys.executable,
+        "-Wignore:System theme detection:UserWarning",  # napari on PyQt5
         str(Path(__file__).with_name("screenshot.py")),
         str(slides[0]),
         "--bundle",
