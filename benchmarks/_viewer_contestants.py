@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from napari import Viewer
 
-OURS, ARRAYS, FLOOR = "ours", "ours, no dask", "floor"
+OURS, DASK, FLOOR = "ours", "through dask", "floor"
 WSI, TIFFSLIDE, PLAIN = "napari-wsi", "tiffslide", "dask+openslide"
 PEERS = (WSI, TIFFSLIDE)
 
@@ -25,9 +25,9 @@ Open = Callable[["Viewer"], None]
 
 
 def installed() -> list[str]:
-    """Those that can run here."""
-    needs = {OURS: "napari_lrmil", ARRAYS: "napari_lrmil", WSI: "napari_wsi", TIFFSLIDE: "tiffslide", PLAIN: "openslide"}
-    return [FLOOR, *(name for name, module in needs.items() if importlib.util.find_spec(module))]
+    """Those that can run here; peers that aren't installed are left out."""
+    peers = {WSI: "napari_wsi", TIFFSLIDE: "tiffslide"}
+    return [FLOOR, OURS, DASK, *(name for name in PEERS if importlib.util.find_spec(peers[name])), PLAIN]
 
 
 def prepare(name: str, path: Path) -> Open:
@@ -35,8 +35,8 @@ def prepare(name: str, path: Path) -> Open:
     if name == FLOOR:
         levels = _floor_levels(path)
         return lambda viewer: _add(viewer, levels)
-    if name == ARRAYS:
-        return lambda viewer: _add_arrays(viewer, path)
+    if name == DASK:
+        return lambda viewer: _add_dask(viewer, path)
     if name == TIFFSLIDE:
         return lambda viewer: _add(viewer, _tiffslide_levels(path))
     if name == PLAIN:
@@ -94,14 +94,14 @@ def _floor_folder(path: Path) -> Path:
     return path.with_suffix(".floor")
 
 
-def _add_arrays(viewer: Viewer, path: Path) -> None:
+def _add_dask(viewer: Viewer, path: Path) -> None:
     from napari_lrmil._viewer.layers import DEFAULT_STUDENT_MPP, slide_placement
     from napari_lrmil.slide import Slide
-    from napari_lrmil.slide.pyramid import lazy_pyramid
+    from napari_lrmil.slide.pyramid import dask_pyramid
 
     slide = Slide(path)
-    levels = lazy_pyramid(slide, extra_mpps=(DEFAULT_STUDENT_MPP,))
-    _add(viewer, levels, **slide_placement(slide))
+    levels = dask_pyramid(slide, extra_mpps=(DEFAULT_STUDENT_MPP,))
+    _add(viewer, levels, cache=False, **slide_placement(slide))
 
 
 def _open_with(viewer: Viewer, path: Path, plugin: str) -> None:

@@ -44,9 +44,7 @@ def moves(side_px: int, canvas_xy: tuple[int, int]) -> list[Move]:
     planned += _pan(PAN_BETWEEN, (0.4, 0.55), BETWEEN, side_px, canvas_xy)
     x, y = _at((0.6, 0.3), side_px)
     planned.append(Move(None, (x, y), FULL))
-    planned += [
-        Move(DRAG, (x + _DRAG_PX * step, y + _DRAG_PX * step / 2), FULL) for step in range(1, 21)
-    ]
+    planned += [Move(DRAG, (x + _DRAG_PX * step, y + _DRAG_PX * step / 2), FULL) for step in range(1, 21)]
     places = iter(_places(12))
     for _ in range(4):
         centre = _at(next(places), side_px)
@@ -58,8 +56,11 @@ def moves(side_px: int, canvas_xy: tuple[int, int]) -> list[Move]:
 
 
 def check_move(side_px: int) -> Move:
-    """Where the contestants' pixels are compared, at full resolution."""
-    return Move(None, (round(0.62 * side_px), round(0.41 * side_px)), FULL)
+    """Where the contestants' pixels are compared, at full resolution.
+
+    A quarter of a pixel off, so that no pixel of the canvas lies on the border of two of the slide's.
+    """
+    return Move(None, (round(0.62 * side_px) + 0.25, round(0.41 * side_px) + 0.25), FULL)
 
 
 def _pan(

@@ -13,6 +13,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ def run(name: str, path: Path, side_px: int, picture: Path | None, profile: bool
     for move in moves(side_px, canvas_xy):
         if profiler and move.kind:
             profiler.enable()
-        one = timed(lambda move=move: _show(viewer, move), _QUIET_S, lambda: True)
+        one = watch.run(partial(_show, viewer, move), _QUIET_S, lambda: True)
         if profiler:
             profiler.disable()
         if move.kind:
@@ -126,7 +127,7 @@ def run(name: str, path: Path, side_px: int, picture: Path | None, profile: bool
         pstats.Stats(profiler, stream=sys.stdout).sort_stats("cumulative").print_stats(60)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     if picture is not None:
-        watch.run(lambda: _show(viewer, check_move(side_px)), _QUIET_AFTER_OPENING_S, lambda: True)
+        watch.run(partial(_show, viewer, check_move(side_px)), _QUIET_S, lambda: True)
         np.save(picture, viewer.screenshot(canvas_only=True, flash=False))
     levels = [tuple(level.shape) for level in viewer.layers[0].data]
     viewer.close()
