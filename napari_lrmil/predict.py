@@ -159,24 +159,25 @@ def predict_slide(
     """
     started = time.perf_counter()
     info = bundle.info
-    tiles = student_tiles(slide, info)
-    yield PredictProgress(0, len(tiles), time.perf_counter() - started)
     embeddings: list[torch.Tensor] = []
-    done = 0
-    batches = embed_tiles(
-        bundle.encoder,
-        slide,
-        tiles.grid,
-        tiles.level,
-        list(zip(tiles.rows.tolist(), tiles.cols.tolist(), strict=True)),
-        device=device,
-        batch_size=batch_size,
-        threads=threads,
-    )
-    for batch in batches:
-        embeddings.append(batch)
-        done += len(batch)
-        yield PredictProgress(done, len(tiles), time.perf_counter() - started)
+    with slide.in_colours(icc=info.tiles.apply_icc) as source:
+        tiles = student_tiles(source, info)
+        yield PredictProgress(0, len(tiles), time.perf_counter() - started)
+        done = 0
+        batches = embed_tiles(
+            bundle.encoder,
+            source,
+            tiles.grid,
+            tiles.level,
+            list(zip(tiles.rows.tolist(), tiles.cols.tolist(), strict=True)),
+            device=device,
+            batch_size=batch_size,
+            threads=threads,
+        )
+        for batch in batches:
+            embeddings.append(batch)
+            done += len(batch)
+            yield PredictProgress(done, len(tiles), time.perf_counter() - started)
     with torch.inference_mode():
         output = bundle.mil(torch.cat(embeddings).float())
         probabilities = torch.softmax(output.bag_logits.double() / info.temperature, dim=0)

@@ -49,6 +49,9 @@ class TilesSection(Section):
     mpp_lr: float = Field(default=2.0, gt=0, description="µm/px of the student: 2.0 is 5x")
     ratio: int = Field(default=4, ge=2, description="mpp_lr / mpp_hr: 4 makes the teacher's 0.5 µm/px, 20x")
     min_tissue: float = Field(default=0.25, ge=0, le=1, description="smallest share of tissue of a tile")
+    apply_icc: bool = Field(
+        default=False, description="convert to sRGB by the slides' ICC profiles, as at inference"
+    )
 
 
 class EncoderSection(Section):

@@ -51,6 +51,7 @@ def prepare(config: RunConfig, *, skip_bad: bool, reporter: Reporter) -> Prepare
         config.tiles.ratio,
         config.tiles.min_tissue,
         config.data.mpp,
+        config.tiles.apply_icc,
     )
     tiles = index_slides(rows, geometry, skip_bad=skip_bad, reporter=reporter, threads=config.run.threads)
     rows = [item.row for item in tiles]

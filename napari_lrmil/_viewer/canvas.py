@@ -117,6 +117,12 @@ class NapariCanvas:
             layer.metadata[MPP_UNKNOWN_KEY] = not slide.has_mpp
             self._viewer.reset_view()
 
+    def redraw(self, slide: Slide) -> None:
+        """Read again what the slide's layer shows: its colours have changed."""
+        layer = self._find(SLIDE_KEY, slide)
+        if layer is not None:
+            layer.refresh()
+
     def show_heatmap(self, slide: Slide, prediction: SlidePrediction) -> None:
         """Lay the heatmap right over its slide, in place of an earlier one."""
         self.remove_heatmap(slide)

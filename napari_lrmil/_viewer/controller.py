@@ -123,6 +123,16 @@ class Controller:
             self._canvas.place_slide(self._slide, student_mpp=self._student_mpp)
         self.refresh()
 
+    def set_icc(self, applied: bool) -> None:
+        """Show the current slide's colours through its own profile, or as stored. Models aren't affected."""
+        if self._slide is not None and applied != self._slide.icc:
+            try:
+                self._slide.icc, self._error = applied, ""
+            except LRMILError as error:
+                self._error = str(error)
+            self._canvas.redraw(self._slide)
+        self.refresh()
+
     # ---- model
 
     def load_bundle(self, bundle_path: str) -> None:
@@ -257,6 +267,8 @@ class Controller:
             slide_names=tuple(each.name for each in slides),
             slide_index=slides.index(slide) if slide in slides else -1,
             slide_facts=panels.slide_facts(slide) if slide is not None else "",
+            icc_available=slide is not None and slide.has_icc_profile,
+            icc_applied=slide is not None and slide.icc,
             bundle_names=tuple(
                 panels.DEMO_BUNDLE_NAME if path == DEMO_BUNDLE else Path(path).name
                 for path in self._bundle_paths

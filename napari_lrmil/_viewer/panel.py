@@ -52,6 +52,8 @@ class Panel:
     slide_names: tuple[str, ...] = ()
     slide_index: int = -1
     slide_facts: str = ""
+    icc_available: bool = False
+    icc_applied: bool = False
     bundle_names: tuple[str, ...] = ()
     bundle_index: int = -1
     bundle_facts: str = ""

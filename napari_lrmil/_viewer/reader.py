@@ -14,7 +14,7 @@ from napari_lrmil.slide import Slide
 
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"})
 """Only slides are called so: a file that fails to open deserves its error."""
-SHARED_SUFFIXES = frozenset({".tif", ".tiff", ".dcm"})
+SHARED_SUFFIXES = frozenset({".tif", ".tiff", ".dcm", ".zarr"})
 """Ordinary images are called so too: what is no slide is left to other readers."""
 
 Reader = Callable[[str | Sequence[str]], list[LayerData]]

@@ -39,6 +39,7 @@ class TileInput(BaseModel):
     tile_px: int = Field(gt=0)
     mpp: float = Field(gt=0, description="µm/px; nothing finer is read")
     min_tissue: float = Field(ge=0, le=1, description="tiles with a smaller share of tissue are left out")
+    apply_icc: bool = Field(default=False, description="convert to sRGB by the slide's ICC profile first")
 
 
 class Provenance(BaseModel):

@@ -52,17 +52,15 @@ class Slide:
         self._state = threading.Condition()
         self._reads_under_way = 0
         self._closed = False
+        self._icc = False
         self._to_srgb: SRGBTransform | None = None
         self._backend = open_backend(self.path, backend)
         self._file_key = file_key(self.path)
         # A slide that is dropped unclosed, as pickled copies are, still gives its handle back.
         self._release = weakref.finalize(self, self._backend.close)
-        self._icc = icc
         try:
             self._probe()
-            profile = self._backend.icc_profile if icc else None
-            if profile is not None:
-                self._to_srgb = SRGBTransform(profile)
+            self.icc = icc
         except SlideError:
             self._release()
             raise
@@ -133,6 +131,40 @@ class Slide:
         """µm/px of each level, of the coarser axis where they differ."""
         coarser = max(self.mpp_xy)
         return tuple(coarser * downsample for downsample in self.level_downsamples)
+
+    @property
+    def has_icc_profile(self) -> bool:
+        """Whether the file carries a colour profile, so that `icc` makes a difference."""
+        return self._backend.icc_profile is not None
+
+    @property
+    def icc(self) -> bool:
+        """Whether colours are converted to sRGB by the slide's ICC profile; reads from now on follow it.
+
+        Raises
+        ------
+        SlideError
+            On setting it, where the profile can't be applied.
+        """
+        return self._icc
+
+    @icc.setter
+    def icc(self, wanted: bool) -> None:
+        profile = self._backend.icc_profile if wanted else None
+        self._to_srgb = None if profile is None else SRGBTransform(profile)
+        self._icc = wanted
+
+    @contextmanager
+    def in_colours(self, *, icc: bool) -> Iterator[Slide]:
+        """The slide with its profile applied or not, whatever this handle shows meanwhile.
+
+        A second handle is opened, and closed at the end, only where that makes a difference.
+        """
+        if icc == self._icc or not self.has_icc_profile:
+            yield self
+            return
+        with Slide(self.path, mpp=self.mpp_override, backend=self._asked_backend, icc=icc) as other:
+            yield other
 
     @property
     def metadata(self) -> dict[str, object]:

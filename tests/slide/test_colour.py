@@ -87,3 +87,35 @@ def test_real_profiles_apply(file: str, shared_data: Path) -> None:
 def test_damaged_profile_is_refused_with_its_cure() -> None:
     with pytest.raises(SlideError, match="Open it without colour management"):
         SRGBTransform(b"no profile")
+
+
+def test_the_toggle_changes_what_is_read_from_then_on(profiled: Path) -> None:
+    stored = smooth_pixels(200, 150)
+    with Slide(profiled) as slide:
+        assert slide.has_icc_profile
+        assert not slide.icc
+        slide.icc = True
+        swapped = slide.read_region((0, 0), 0, (200, 150))
+        assert np.abs(swapped.astype(int) - stored[..., ::-1].astype(int)).max() <= 3
+        slide.icc = False
+        np.testing.assert_array_equal(slide.read_region((0, 0), 0, (200, 150)), stored)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_model_gets_the_colours_it_wants_whatever_is_shown(profiled: Path, shown: bool) -> None:
+    stored = smooth_pixels(200, 150)
+    with Slide(profiled, mpp=0.25, icc=shown) as slide:
+        for wanted, expected in ((False, stored), (True, stored[..., ::-1])):
+            with slide.in_colours(icc=wanted) as source:
+                assert source.mpp_xy == (0.25, 0.25)
+                region = source.read_region((0, 0), 0, (200, 150))
+                assert np.abs(region.astype(int) - expected.astype(int)).max() <= 3
+        assert slide.icc is shown
+
+
+def test_without_a_profile_no_second_handle_is_opened(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "plain.tiff", smooth_pixels(200, 150), [(200, 150)])
+    with Slide(path) as slide:
+        assert not slide.has_icc_profile
+        with slide.in_colours(icc=True) as source:
+            assert source is slide

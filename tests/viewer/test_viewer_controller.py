@@ -24,6 +24,8 @@ class FakeSlide:
         self.mpp_override: float | None = mpp
         self.level_dimensions_xy = ((2000, 1000),)
         self.metadata = {"objective_power": 20.0}
+        self.has_icc_profile = True
+        self.icc = False
 
     @property
     def has_mpp(self) -> bool:
@@ -41,6 +43,7 @@ class FakeCanvas:
     active: FakeSlide | None = None
     heatmaps: dict[FakeSlide, Any] = field(default_factory=dict)
     placed: list[tuple[FakeSlide, float | None]] = field(default_factory=list)
+    redrawn: list[FakeSlide] = field(default_factory=list)
     text: str = ""
     opacity: float = 0.5
 
@@ -61,6 +64,9 @@ class FakeCanvas:
 
     def place_slide(self, slide: FakeSlide, *, student_mpp: float | None) -> None:
         self.placed.append((slide, student_mpp))
+
+    def redraw(self, slide: FakeSlide) -> None:
+        self.redrawn.append(slide)
 
     def show_heatmap(self, slide: FakeSlide, prediction: Any) -> None:
         self.heatmaps[slide] = prediction
@@ -351,3 +357,16 @@ def test_percentages_never_claim_more_than_the_model() -> None:
         "100 %",
     ]
     assert [duration_text(value) for value in (0.2, 42.4, 200.0)] == ["under 1 s", "42 s", "3 min"]
+
+
+def test_the_colour_toggle_redraws_the_slide_once(stage: Stage) -> None:
+    stage.controller.open_slide("a.svs")
+    slide = stage.canvas.open_[0]
+    assert stage.view.panel.icc_available
+    assert not stage.view.panel.icc_applied
+    stage.controller.set_icc(True)
+    assert slide.icc
+    assert stage.canvas.redrawn == [slide]
+    assert stage.view.panel.icc_applied
+    stage.controller.set_icc(True)
+    assert stage.canvas.redrawn == [slide]

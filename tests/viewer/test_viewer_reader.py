@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import shared_slide, write_slide
+import zarr
 from npe2 import PluginManifest
+from window_files import shared_slide, write_slide
 
 from napari_lrmil._viewer import sample_data
 from napari_lrmil._viewer.layers import (
@@ -32,7 +33,9 @@ def test_manifest_is_valid_and_complete() -> None:
     manifest = PluginManifest.from_distribution("napari-lrmil")
     manifest.validate_imports()
     contributions = manifest.contributions
-    patterns = {Path(pattern).suffix for pattern in contributions.readers[0].filename_patterns}
+    patterns = {
+        Path(pattern).suffix for reader in contributions.readers for pattern in reader.filename_patterns
+    }
     assert patterns == SLIDE_SUFFIXES | SHARED_SUFFIXES
     assert [widget.display_name for widget in contributions.widgets] == ["LRMIL: classify slide"]
     assert {sample.key for sample in contributions.sample_data} == {"demo_lesion", "demo_benign"}
@@ -148,3 +151,27 @@ def test_sample_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_import_models_can_be_called_again() -> None:
     import_models()
     assert sys.modules.get("triton", "absent") is not None
+
+
+def test_an_ome_zarr_folder_opens_as_a_slide_and_another_folder_does_not(tmp_path: Path) -> None:
+    root = zarr.open_group(tmp_path / "slide.zarr", mode="w", zarr_format=3)
+    datasets = []
+    for level, size in enumerate((600, 300)):
+        root.create_array(str(level), data=np.full((size, size, 3), 200, np.uint8), chunks=(256, 256, 3))
+        scale = [0.5 * 2**level, 0.5 * 2**level, 1.0]
+        datasets.append(
+            {"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+        )
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
+    axes.append({"name": "c", "type": "channel"})
+    root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    read = get_reader(str(tmp_path / "slide.zarr"))
+    assert read is not None
+    ((levels, attributes, kind),) = read(str(tmp_path / "slide.zarr"))
+    assert kind == "image"
+    assert levels[0].shape == (600, 600, 3)
+    assert tuple(attributes["scale"]) == (0.5, 0.5)
+    attributes["metadata"][SLIDE_KEY].close()
+
+    zarr.open_group(tmp_path / "other.zarr", mode="w", zarr_format=3)
+    assert get_reader(str(tmp_path / "other.zarr")) is None

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import shared_slide
-from PIL import Image
-from qtpy.QtCore import Qt, QThreadPool
+from PIL import Image, ImageCms
+from qtpy.QtCore import QPoint, Qt, QThreadPool
+from window_files import shared_slide, write_slide
 
 from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.layers import HEATMAP_KEY, MPP_UNKNOWN_KEY, SLIDE_KEY
@@ -487,3 +487,39 @@ def test_screenshot_script_misses_the_slide(tmp_path: Path, capsys: pytest.Captu
     main = runpy.run_path(str(script))["main"]
     assert main([str(tmp_path / "no.svs"), "--out", str(tmp_path / "shot.png")]) == 1
     assert capsys.readouterr().err.startswith("error: no such slide")
+
+
+def test_the_colour_profile_is_shown_on_request_and_changes_no_label(
+    qtbot: Any, viewer: Any, widget: ClassifyWidget, bundle_dir: Path, tmp_path: Path
+) -> None:
+    # sRGB with the red and blue primaries exchanged: what it does is plain to see.
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    n_tags = int.from_bytes(profile[128:132], "big")
+    places = {bytes(profile[132 + 12 * n : 136 + 12 * n]): 132 + 12 * n for n in range(n_tags)}
+    red, blue = places[b"rXYZ"], places[b"bXYZ"]
+    profile[red + 4 : red + 12], profile[blue + 4 : blue + 12] = (
+        profile[blue + 4 : blue + 12],
+        profile[red + 4 : red + 12],
+    )
+    path = write_slide(tmp_path / "icc.tiff", icc=bytes(profile))
+    first = open_slide_with_result(viewer, path, bundle_dir)
+    layer = next(each for each in viewer.layers if SLIDE_KEY in each.metadata)
+    stored = np.asarray(layer.data[-1])
+    box = widget.slide_section.icc
+    assert box.isVisible()
+    assert not box.isChecked()
+    qtbot.mouseClick(box, LEFT, pos=QPoint(8, box.height() // 2))
+    assert box.isChecked()
+    assert np.abs(np.asarray(layer.data[-1]).astype(int) - stored[..., ::-1]).max() <= 3
+    widget.controller.classify()
+    wait_for(qtbot, widget, State.DONE)
+    again = widget.controller.result
+    assert again is not None
+    np.testing.assert_array_equal(again.class_probabilities, first.class_probabilities)
+
+
+def test_without_a_colour_profile_there_is_nothing_to_toggle(
+    viewer: Any, widget: ClassifyWidget, small_slide: Path
+) -> None:
+    widget.controller.open_slide(small_slide)
+    assert not widget.slide_section.icc.isVisible()

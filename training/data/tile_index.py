@@ -47,6 +47,7 @@ class TileGeometry:
     ratio: int
     min_tissue: float
     default_mpp: float | None
+    apply_icc: bool = False
 
     @property
     def lr_spec(self) -> TileSpec:
@@ -55,10 +56,10 @@ class TileGeometry:
 
     def open(self, row: SlideRow) -> Slide:
         """Open a slide with the mpp of the table, of its file, or of the config, in that order."""
-        slide = Slide(row.path, mpp=row.mpp)
+        slide = Slide(row.path, mpp=row.mpp, icc=self.apply_icc)
         if not slide.has_mpp and self.default_mpp is not None:
             slide.close()
-            slide = Slide(row.path, mpp=self.default_mpp)
+            slide = Slide(row.path, mpp=self.default_mpp, icc=self.apply_icc)
         return slide
 
     def lr_grid(self, slide: Slide) -> TileGrid:

@@ -49,7 +49,10 @@ def export_bundle(
         encoder=config.encoder.spec,
         token_px=encoder.token_px,
         tiles=TileInput(
-            tile_px=config.tiles.tile_px, mpp=config.tiles.mpp_lr, min_tissue=config.tiles.min_tissue
+            tile_px=config.tiles.tile_px,
+            mpp=config.tiles.mpp_lr,
+            min_tissue=config.tiles.min_tissue,
+            apply_icc=config.tiles.apply_icc,
         ),
         teacher_mpp=config.tiles.mpp_lr / config.tiles.ratio,
         mil=mil_spec(encoder.embed_dim, len(context.class_names), config.mil),

@@ -87,6 +87,7 @@ class ClassifyWidget(QWidget):  # type: ignore[misc]  # Qt is untyped here
         self.slide_section.open_clicked.connect(self._browse_slide)
         self.slide_section.slide_chosen.connect(controller.choose_slide)
         self.slide_section.mpp_given.connect(controller.set_mpp)
+        self.slide_section.icc_toggled.connect(controller.set_icc)
         self.model_section.browse_clicked.connect(self._browse_bundle)
         self.model_section.bundle_chosen.connect(controller.choose_bundle)
         self.model_section.device_chosen.connect(controller.choose_device)

@@ -56,6 +56,7 @@ class SlideSection(_Section):
     open_clicked = Signal()
     slide_chosen = Signal(int)
     mpp_given = Signal(float)
+    icc_toggled = Signal(bool)
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,15 +77,21 @@ class SlideSection(_Section):
         self.mpp.setAccessibleName("µm per pixel")
         self.set_mpp = QPushButton("Set")
         self.set_mpp.setToolTip("Use this pixel size for the slide")
+        self.icc = QCheckBox("&Colour profile (ICC)")
+        self.icc.setToolTip(
+            "Show the scanner's colours through the profile in the file. The model reads what its card says, either way."
+        )
         self.add_heading("Slide", self.open)
         self.column.addWidget(self.slides)
         self.column.addWidget(self.facts)
+        self.column.addWidget(self.icc)
         mpp_title = QLabel("µm/&px")
         mpp_title.setBuddy(self.mpp)
         self.mpp_row = self.add_row(mpp_title, self.mpp, self.set_mpp)
         self.open.clicked.connect(lambda: self.open_clicked.emit())
         self.slides.activated.connect(self.slide_chosen)
         self.set_mpp.clicked.connect(lambda: self.mpp_given.emit(self.mpp.value()))
+        self.icc.clicked.connect(self.icc_toggled)
 
     def show_panel(self, panel: Panel) -> None:
         """Show slides, facts, and the mpp field where it is wanted."""
@@ -92,6 +99,8 @@ class SlideSection(_Section):
         self.slides.setEnabled(bool(panel.slide_names))
         parts.show_text(self.facts, panel.slide_facts)
         self.mpp_row.setVisible(panel.state is State.NEEDS_MPP)
+        self.icc.setVisible(panel.icc_available)
+        self.icc.setChecked(panel.icc_applied)
 
 
 class ModelSection(_Section):
