@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,23 @@ def test_batches_and_threads_change_nothing(generated_slide: Path, bundle: Model
         np.testing.assert_array_equal(other.tiles.rows, whole.tiles.rows)
         np.testing.assert_allclose(other.class_probabilities, whole.class_probabilities, atol=1e-5)
         np.testing.assert_allclose(other.attention_logits, whole.attention_logits, atol=1e-4)
+
+
+def test_the_bundle_says_whether_the_colour_profile_is_applied(
+    generated_slide: Path, bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[bool] = []
+    original = Slide.in_colours
+
+    def recording(self: Slide, *, icc: bool) -> Any:
+        wanted.append(icc)
+        return original(self, icc=icc)
+
+    monkeypatch.setattr(Slide, "in_colours", recording)
+    for apply_icc in (False, True):
+        tiles = bundle.info.tiles.model_copy(update={"apply_icc": apply_icc})
+        predict(generated_slide, replace(bundle, info=bundle.info.model_copy(update={"tiles": tiles})))
+    assert wanted == [False, True]
 
 
 def test_temperature_divides_the_logits(generated_slide: Path, bundle: ModelBundle, tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def test_weights_are_half_and_metadata_is_readable(bundle: Path) -> None:
     raw = json.loads((bundle / "bundle.json").read_text())
     assert raw["format"] == "lrmil-bundle"
     assert raw["format_version"] == 1
-    assert (raw["tiles"], raw["token_px"]) == ({"tile_px": 32, "mpp": 2.0, "min_tissue": 0.25}, 8)
+    tiles = {"tile_px": 32, "mpp": 2.0, "min_tissue": 0.25, "apply_icc": False}
+    assert (raw["tiles"], raw["token_px"]) == (tiles, 8)
     assert raw["encoder"]["mean"] == [0.485, 0.456, 0.406]
 
 
