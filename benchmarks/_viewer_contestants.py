@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from napari import Viewer
 
-OURS, DASK, FLOOR = "ours", "through dask", "floor"
+OURS, DIRECT, FLOOR = "ours", "ours, no dask", "floor"
 WSI, TIFFSLIDE, PLAIN = "napari-wsi", "tiffslide", "dask+openslide"
 PEERS = (WSI, TIFFSLIDE)
 
@@ -27,22 +27,42 @@ Open = Callable[["Viewer"], None]
 def installed() -> list[str]:
     """Those that can run here; peers that aren't installed are left out."""
     peers = {WSI: "napari_wsi", TIFFSLIDE: "tiffslide"}
-    return [FLOOR, OURS, DASK, *(name for name in PEERS if importlib.util.find_spec(peers[name])), PLAIN]
+    return [FLOOR, OURS, DIRECT, *(name for name in PEERS if importlib.util.find_spec(peers[name])), PLAIN]
 
 
 def prepare(name: str, path: Path) -> Open:
-    """What opens `path` the way of `name`. Only the floor does anything before it is timed: it loads its arrays."""
-    if name == FLOOR:
-        levels = _floor_levels(path)
-        return lambda viewer: _add(viewer, levels)
-    if name == DASK:
-        return lambda viewer: _add_dask(viewer, path)
-    if name == TIFFSLIDE:
-        return lambda viewer: _add(viewer, _tiffslide_levels(path))
-    if name == PLAIN:
-        return lambda viewer: _add(viewer, _plain_levels(path))
-    plugin = {OURS: "napari-lrmil", WSI: "napari-wsi"}[name]
+    """What opens `path` the way of `name`. Only the floor does anything before it is timed: it loads its arrays.
+
+    All are opened as a user opens a file, through a reader plugin; those that have none get one here.
+    """
+    plugin = {OURS: "napari-lrmil", WSI: "napari-wsi"}.get(name)
+    if plugin is None:
+        plugin = "lrmil-benchmark"
+        if name == FLOOR:
+            levels = _floor_levels(path)
+            _register(plugin, lambda _: (levels, {}))
+        else:
+            _register(
+                plugin, {DIRECT: _direct_levels, TIFFSLIDE: _tiffslide_levels, PLAIN: _plain_levels}[name]
+            )
     return lambda viewer: _open_with(viewer, path, plugin)
+
+
+def _register(plugin: str, read: Callable[[Path], tuple[list[Any], dict[str, Any]]]) -> None:
+    from npe2 import DynamicPlugin
+
+    contributor = DynamicPlugin(plugin)
+    contributor.register()
+
+    def read_layers(path: str) -> list[tuple[Any, ...]]:
+        levels, attributes = read(Path(path))
+        return [
+            (levels, {"multiscale": True, "rgb": True, "contrast_limits": (0, 255), **attributes}, "image")
+        ]
+
+    @contributor.contribute.reader(filename_patterns=["*.svs"])
+    def get_reader(path: str) -> Any:
+        return read_layers
 
 
 def write_floor(path: Path) -> None:
@@ -94,32 +114,28 @@ def _floor_folder(path: Path) -> Path:
     return path.with_suffix(".floor")
 
 
-def _add_dask(viewer: Viewer, path: Path) -> None:
+def _direct_levels(path: Path) -> tuple[list[Any], dict[str, Any]]:
     from napari_lrmil._viewer.layers import DEFAULT_STUDENT_MPP, slide_placement
     from napari_lrmil.slide import Slide
-    from napari_lrmil.slide.pyramid import dask_pyramid
+    from napari_lrmil.slide.pyramid import lazy_pyramid
 
     slide = Slide(path)
-    levels = dask_pyramid(slide, extra_mpps=(DEFAULT_STUDENT_MPP,))
-    _add(viewer, levels, cache=False, **slide_placement(slide))
+    levels = lazy_pyramid(slide, extra_mpps=(DEFAULT_STUDENT_MPP,))
+    return list(levels), {"cache": False, **slide_placement(slide)}
 
 
 def _open_with(viewer: Viewer, path: Path, plugin: str) -> None:
     viewer.open(str(path), plugin=plugin)
 
 
-def _add(viewer: Viewer, levels: list[Any], **attributes: Any) -> None:
-    viewer.add_image(levels, multiscale=True, rgb=True, contrast_limits=(0, 255), **attributes)
-
-
-def _tiffslide_levels(path: Path) -> list[Any]:
+def _tiffslide_levels(path: Path) -> tuple[list[Any], dict[str, Any]]:
     import tiffslide
 
     slide = tiffslide.TiffSlide(path)
-    return [slide.zarr_group[str(level)] for level in range(slide.level_count)]
+    return [slide.zarr_group[str(level)] for level in range(slide.level_count)], {}
 
 
-def _plain_levels(path: Path) -> list[Any]:
+def _plain_levels(path: Path) -> tuple[list[Any], dict[str, Any]]:
     """The recipe of many a notebook: a block of dask for each 256 px, read by OpenSlide."""
     import dask.array as da
     import openslide
@@ -138,4 +154,4 @@ def _plain_levels(path: Path) -> list[Any]:
         levels.append(
             da.map_blocks(read, level, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
         )
-    return levels
+    return levels, {}

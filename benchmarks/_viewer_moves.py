@@ -44,7 +44,7 @@ def moves(side_px: int, canvas_xy: tuple[int, int]) -> list[Move]:
     planned += _pan(PAN_BETWEEN, (0.4, 0.55), BETWEEN, side_px, canvas_xy)
     x, y = _at((0.6, 0.3), side_px)
     planned.append(Move(None, (x, y), FULL))
-    planned += [Move(DRAG, (x + _DRAG_PX * step, y + _DRAG_PX * step / 2), FULL) for step in range(1, 21)]
+    planned += [Move(DRAG, (x + _DRAG_PX * step, y + _DRAG_PX * step / 2), FULL) for step in range(1, 13)]
     places = iter(_places(12))
     for _ in range(4):
         centre = _at(next(places), side_px)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from napari import Viewer
 
 WINDOW_XY = (1600, 1000)
-_QUIET_S, _QUIET_AFTER_OPENING_S = 0.15, 0.5
+_QUIET_S, _QUIET_AFTER_OPENING_S = 0.1, 0.5
 _GIVEN_UP_S = 30.0
 
 

@@ -11,8 +11,8 @@ from concurrent.futures import Future
 import numpy as np
 from numpy.typing import NDArray
 
-DEFAULT_CACHE_BYTES = 256 * 2**20
-"""Some 1,300 tiles of 256 px: several screens, or the seam rows of a wide slide's next line of tiles."""
+DEFAULT_CACHE_BYTES = 192 * 2**20
+"""Some 1,000 tiles of 256 px: several screens, or the seam rows of a wide slide's next line of tiles."""
 
 
 class TileCache:
