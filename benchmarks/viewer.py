@@ -37,10 +37,10 @@ Results = dict[str, list[dict[str, Any]]]
 
 _CAUSES = {
     "open to first paint": "about 30 ms of imports beyond napari's own, 40 to open the file and compare the decoder with "
-    "OpenSlide's on each level, 30 to read the overview, 70 of a full garbage collection that the imports bring on, "
+    "OpenSlide's on each level, 30 to read the overview, 70 of a full garbage collection that imports bring on, "
     "and 100 of dask, as the column without it shows.",
     PAN_BETWEEN: "no stored level lies between 1 and 4, so each pixel shown is the mean of four that have to be decoded; "
-    "the floor has that level ready. Of the time without dask, half is the JPEG codec's; the column without it shows dask's part.",
+    "the floor has that level ready. Without dask, half of the time is the JPEG codec's; that column shows dask's part.",
     "peak memory": "the cache of decoded tiles, which is bounded, and what the libraries take.",
 }
 _CAUSE_OF_PANS = "dask: the column without it reads the same pixels by the same code."
