@@ -169,7 +169,7 @@ def predict_slide(
             source,
             tiles.grid,
             tiles.level,
-            list(zip(tiles.rows.tolist(), tiles.cols.tolist(), strict=True)),
+            tiles.places,
             device=device,
             batch_size=batch_size,
             threads=threads,

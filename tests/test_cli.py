@@ -133,14 +133,14 @@ def test_an_interrupted_overwrite_leaves_no_json_beside_another_table(
 ) -> None:
     args = ("predict", slide, "--bundle", tiny_bundle, "--out", tmp_path / "out")
     assert lrmil(*args).exit_code == 0
-    write = tables._write_atomic
+    write = tables.write_text
 
     def failing(path: Path, text: str) -> None:
         if path.suffix == ".json":
             raise KeyboardInterrupt
         write(path, text)
 
-    monkeypatch.setattr(tables, "_write_atomic", failing)
+    monkeypatch.setattr(tables, "write_text", failing)
     assert lrmil(*args, "--overwrite").exit_code != 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.csv"]
 

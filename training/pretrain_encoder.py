@@ -50,8 +50,7 @@ def load_examples(slide_paths: list[Path], spec: TileSpec, reporter: Reporter) -
     for path in reporter.track(slide_paths, "Reading tiles", len(slide_paths)):
         with Slide(path) as slide:
             found = find_tissue_tiles(slide, spec, min_tissue=0.25)
-            places = list(zip(found.rows.tolist(), found.cols.tolist(), strict=True))
-            tiles.extend(iter_tiles(slide, found.grid, found.level, places, batch_size=256))
+            tiles.extend(iter_tiles(slide, found.grid, found.level, found.places, batch_size=256))
         truth = read_truth(path.parents[1] / "truth" / f"{path.stem}.safetensors")
         values = tile_truth(truth, origins_l0_xy=found.corners_l0_xy, tile_l0_px=found.grid.tile_l0_xy[0])
         attributes.append(values[:, keep])

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, LRMILError
 from napari_lrmil.model.device import resolve_device
 from training.config import RunConfig, content_hash, load_config
@@ -17,7 +18,7 @@ from training.data.table import Split, class_names, make_splits, read_table
 from training.data.tile_index import TileGeometry, index_key, index_slides
 from training.pipeline import run_fold, run_shared
 from training.progress import Reporter
-from training.run_dir import RunDir, write_text
+from training.run_dir import RunDir
 from training.stages.context import Context
 from training.stages.evaluate import FoldPredictions, compare
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import tempfile
 from pathlib import Path
 
 from napari_lrmil import __version__
+from napari_lrmil.atomic import write_text
 from napari_lrmil.model.card import DEMONSTRATION_NOTE
 from napari_lrmil.predict import SlidePrediction
 
@@ -96,18 +95,6 @@ def write_prediction(
     paths = (out / f"{stem}.json", out / f"{stem}.csv")
     # The JSON comes last, an older one goes first: where it exists, the prediction is complete.
     paths[0].unlink(missing_ok=True)
-    _write_atomic(paths[1], table.getvalue())
-    _write_atomic(paths[0], json.dumps(prediction_json(prediction), indent=2) + "\n")
+    write_text(paths[1], table.getvalue())
+    write_text(paths[0], json.dumps(prediction_json(prediction), indent=2) + "\n")
     return paths
-
-
-def _write_atomic(path: Path, text: str) -> None:
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(scratch).chmod(0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise

@@ -42,6 +42,11 @@ class TileSet:
         return len(self.rows)
 
     @property
+    def places(self) -> list[tuple[float, float]]:
+        """(row, col) of each tile, as `iter_tiles` takes them."""
+        return list(zip(self.rows.tolist(), self.cols.tolist(), strict=True))
+
+    @property
     def corners_l0_xy(self) -> NDArray[np.float64]:
         """(N, 2) top left corners as (x, y) in level-0 pixels."""
         return self.grid.corners_l0_xy(self.rows, self.cols)

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError
 from training.cohort.config import CLASS_NAMES, FOLDS, MASK_DOWNSAMPLE, MPP_L0, CohortConfig, Fold
 from training.cohort.slide import generate_slide
 from training.cohort.truth import truth_of, write_truth
-from training.cohort.writer import write_mask, write_slide, write_text
+from training.cohort.writer import write_mask, write_slide
 
 GENERATOR_VERSION = 2
 """Raise when the same seed draws other slides: older files are then not mixed with newer ones."""

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from napari_lrmil.atomic import replacing
 from napari_lrmil.errors import ConfigError
 from training.cohort.config import MPP_L0
 from training.cohort.nuclei import LYMPHOCYTE, SPINDLE, Nuclei
 from training.cohort.slide import TRUTH_DOWNSAMPLE, GeneratedSlide
 from training.cohort.texture import FloatArray
-from training.cohort.writer import replacing
 
 TILE_ATTRIBUTES = (
     "nuclei_count",

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +10,10 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from napari_lrmil.atomic import replacing
 from training.cohort.config import LEVEL_DOWNSAMPLES, MPP_L0
 
 TILE_PX = 256
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success it becomes `path`, on failure it's removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def area_pyramid(rgb: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
@@ -78,9 +65,3 @@ def write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
     """Write a mask as an 8-bit PNG, 0 or 255."""
     with replacing(path) as temporary:
         Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(temporary, format="PNG")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")

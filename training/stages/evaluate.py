@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from napari_lrmil.atomic import write_text
 from napari_lrmil.model.mil import MILModel
 from training.data.bags import load_bags
 from training.data.table import Split
 from training.metrics import Interval, auc, bootstrap_over_patients, fit_temperature, slide_metrics
 from training.mil_fit import bag_logits
-from training.run_dir import write_json, write_text
+from training.run_dir import write_json
 from training.stages.context import Context
 
 NAMES = {
