@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_lrmil.model.mil import MILModel, MILOutput, MILSpec, build_mil
+from training.checkpoint import Files
 from training.config import MILSection
-from training.data.bags import Bag
+from training.data.bags import Bag, Bags
 from training.loop import fit
 from training.metrics import auc
 from training.progress import Reporter
 
 
 def fit_mil(
-    train: list[Bag],
-    val: list[Bag],
+    train: Bags,
+    val: Bags,
     *,
+    embed_dim: int,
     n_classes: int,
     config: MILSection,
     extra_loss: Callable[[Bag, MILOutput], dict[str, Tensor]] | None,
     ce_weight: float = 1.0,
     seed: int,
-    device: torch.device,
-    metrics_csv: Path,
+    fabric: Fabric,
+    files: Files,
     reporter: Reporter,
     description: str,
 ) -> MILModel:
@@ -37,7 +39,9 @@ def fit_mil(
 
     Parameters
     ----------
-    train, val : list of Bag
+    train, val : Bags
+    embed_dim : int
+        D
     n_classes : int
     config : MILSection
     extra_loss : callable, optional
@@ -46,19 +50,20 @@ def fit_mil(
         Of the cross-entropy with the label.
     seed : int
         Of weights, order and dropout: the same seed gives the same head on the same machine.
-    device, metrics_csv, reporter, description
+    fabric, files, reporter, description
+        See `fit`.
     """
+    device = fabric.device
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    model = build_mil(mil_spec(train[0].instance_embeddings.shape[1], n_classes, config)).to(device)
+    model = build_mil(mil_spec(embed_dim, n_classes, config)).to(device)
 
     def batches(epoch: int) -> Iterator[Bag]:
-        for index in rng.permutation(len(train)):
-            bag = train[index]
+        order = np.random.default_rng((seed, epoch)).permutation(len(train))
+        for bag in train.in_order(order.tolist()):
             yield bag._replace(instance_embeddings=bag.instance_embeddings.to(device))
 
-    def loss_of(bag: Bag) -> dict[str, Tensor]:
-        output = model(bag.instance_embeddings)
+    def loss_of(wrapped: nn.Module, bag: Bag) -> dict[str, Tensor]:
+        output = MILOutput(*wrapped(bag.instance_embeddings))
         losses = {
             "ce": ce_weight
             * F.cross_entropy(output.bag_logits[None], torch.tensor([bag.label], device=device))
@@ -67,25 +72,27 @@ def fit_mil(
             losses |= extra_loss(bag, output)
         return {"loss": torch.stack(list(losses.values())).sum()} | losses
 
-    labels = np.asarray([bag.label for bag in val], np.int64)
-
     def validate() -> dict[str, float]:
         logits = torch.from_numpy(bag_logits(model, val, device))
-        loss = float(F.cross_entropy(logits, torch.from_numpy(labels)))
-        return {"val_auc": auc(labels, torch.softmax(logits, dim=1).numpy()), "val_loss": loss}
+        loss = float(F.cross_entropy(logits, torch.from_numpy(val.labels)))
+        return {"val_auc": auc(val.labels, torch.softmax(logits, dim=1).numpy()), "val_loss": loss}
 
     fit(
         model,
+        fabric=fabric,
         epochs=config.epochs,
         batches=batches,
         steps_per_epoch=len(train),
         loss_of=loss_of,
+        names_of=lambda bag, losses: bag.name,
         validate=validate,
         score=lambda metrics: (round(metrics["val_auc"], 6), -metrics["val_loss"]),
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
+        seed=seed,
+        accumulate=config.accumulate,
         patience=config.patience,
-        metrics_csv=metrics_csv,
+        files=files,
         reporter=reporter,
         description=description,
     )
@@ -103,7 +110,7 @@ def mil_spec(embed_dim: int, n_classes: int, config: MILSection) -> MILSpec:
     )
 
 
-def bag_outputs(model: MILModel, bags: list[Bag], device: torch.device) -> Iterator[MILOutput]:
+def bag_outputs(model: MILModel, bags: Iterable[Bag], device: torch.device) -> Iterator[MILOutput]:
     """The model's outputs bag by bag, on the CPU, without gradients."""
     model.eval()
     with torch.inference_mode():
@@ -111,6 +118,6 @@ def bag_outputs(model: MILModel, bags: list[Bag], device: torch.device) -> Itera
             yield MILOutput(*(value.float().cpu() for value in model(bag.instance_embeddings.to(device))))
 
 
-def bag_logits(model: MILModel, bags: list[Bag], device: torch.device) -> NDArray[np.float64]:
+def bag_logits(model: MILModel, bags: Iterable[Bag], device: torch.device) -> NDArray[np.float64]:
     """(number of bags, C)"""
     return np.stack([output.bag_logits.double().numpy() for output in bag_outputs(model, bags, device)])

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.slide import Slide, TileSpec, find_tissue_tiles, iter_tiles
+from training.checkpoint import Files
 from training.cohort import TILE_ATTRIBUTES, CohortConfig, generate_cohort, read_truth, tile_truth
 from training.loop import fit
 from training.progress import Reporter
 from training.run_dir import save_tensors
+from training.runtime import Runtime
 
 PRETRAINING_SEED = 900_001
 """Of the slides. No cohort of the demo, of the tests or of the results has it."""
@@ -83,7 +85,7 @@ def pretrain(
         {"encoder": encoder, "head": nn.Linear(encoder.embed_dim, train.attributes.shape[1])}
     )
 
-    def loss_of(batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def loss_of(_: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         tiles, wanted = batch
         error = model["head"](encoder(encoder.preprocess(tiles)).embedding) - wanted.nan_to_num()
         defined = ~wanted.isnan()
@@ -102,7 +104,7 @@ def pretrain(
     def validate() -> dict[str, float]:
         with torch.inference_mode():
             losses = [
-                float(loss_of((torch.from_numpy(tiles), torch.from_numpy(wanted)))["loss"])
+                float(loss_of(model, (torch.from_numpy(tiles), torch.from_numpy(wanted)))["loss"])
                 for tiles, wanted in zip(
                     np.array_split(val.tiles, 16), np.array_split(val.attributes, 16), strict=True
                 )
@@ -111,16 +113,19 @@ def pretrain(
 
     fit(
         model,
+        fabric=Runtime("cpu").head_fabric,
         epochs=epochs,
         batches=batches,
         steps_per_epoch=len(train.tiles) // batch_size,
         loss_of=loss_of,
+        names_of=lambda batch, losses: "a batch of generated tiles",
         validate=validate,
         score=lambda metrics: (-metrics["val_loss"],),
         learning_rate=1e-3,
         weight_decay=0.05,
+        seed=seed,
         warmup=True,
-        metrics_csv=metrics_csv,
+        files=Files(metrics_csv=metrics_csv),
         reporter=reporter,
         description="Pretraining",
     )

@@ -23,15 +23,17 @@ from torch.nn import functional as F
 
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import choose_level, iter_tiles
+from training.checkpoint import Files
 from training.cohort import MASK_DOWNSAMPLE
 from training.config import load_config
 from training.data.table import SlideRow, Split
 from training.loop import fit
 from training.metrics import Interval, auc, bootstrap_over_patients
+from training.pipeline import labelled_of, load_mil
 from training.progress import Reporter
 from training.run import Prepared, prepare
 from training.stages.context import Context
-from training.stages.embed_tiles import embed_hr
+from training.stages.embed_tiles import embed_slides, jobs_for
 from training.stages.evaluate import predict_test
 from training.stages.teacher_mil import train_teacher
 
@@ -121,11 +123,16 @@ def _colour(context: Context, split: Split, low: dict[str, LowTiles], *, with_st
 
 
 def _teacher(prepared: Prepared) -> Interval:
-    context, split = prepared.context, prepared.splits[0]
-    rows = (*split.train, *split.val, *split.test)
-    embed_hr(context, context.tiles_of(rows), context.teacher_encoder(), layers=context.config.stage1.layers)
-    model = train_teacher(context, split)
-    test = predict_test(context, split, "teacher_hr", model, "hr")
+    context, split, keys = prepared.context, prepared.splits[0], prepared.keys
+    encoder, store = context.teacher_encoder(), context.hr_store()
+    jobs = jobs_for(context, context.tiles_of(labelled_of(split)), store, hr=True)
+    embed_slides(context, jobs, encoder, "Embedding HR tiles")
+    key = keys.teacher(split)
+    train_teacher(context, split, embed_dim=encoder.embed_dim, key=key)
+    model = load_mil(context, encoder.embed_dim, split, "teacher_hr")
+    test = predict_test(
+        context, split, "teacher_hr", model, store, hr=True, key=keys.test(split, key, hr=True)
+    )
     return _interval(test.labels, test.probabilities[:, 1], test.patients)
 
 
@@ -137,11 +144,14 @@ def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interv
     torch.manual_seed(context.config.run.seed)
     encoder = Encoder(context.config.encoder.spec)
     head = nn.Linear(encoder.embed_dim, 2)
-    model = nn.ModuleList([encoder, head])
-    weight = torch.tensor([1.0, float((labels == 0).sum() / max(1, (labels == 1).sum()))])
+    model = nn.ModuleList([encoder, head]).to(context.device)
+    weight = torch.tensor(
+        [1.0, float((labels == 0).sum() / max(1, (labels == 1).sum()))], device=context.device
+    )
 
     def logits(pixels: NDArray[np.uint8]) -> Tensor:
-        return head(encoder(encoder.preprocess(torch.from_numpy(np.ascontiguousarray(pixels)))).embedding)
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(context.device)
+        return head(encoder(encoder.preprocess(tensor)).embedding)
 
     def batches(epoch: int) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
         rng = np.random.default_rng((context.config.run.seed, epoch))
@@ -153,21 +163,26 @@ def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interv
 
     def scores(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         with torch.inference_mode():
-            parts = [torch.softmax(logits(part), dim=1)[:, 1] for part in np.array_split(pixels, 8)]
+            parts = [torch.softmax(logits(part), dim=1)[:, 1].cpu() for part in np.array_split(pixels, 8)]
         return torch.cat(parts).double().numpy()
 
     fit(
         model,
+        fabric=context.runtime.head_fabric,
         epochs=LR_EPOCHS,
         batches=batches,
         steps_per_epoch=len(tiles) // 32,
-        loss_of=lambda batch: {"loss": F.cross_entropy(logits(batch[0]), batch[1], weight=weight)},
+        loss_of=lambda _, batch: {
+            "loss": F.cross_entropy(logits(batch[0]), batch[1].to(context.device), weight=weight)
+        },
+        names_of=lambda batch, losses: "a batch of LR tiles",
         validate=lambda: {"val_auc": _tile_auc(val_labels, scores(val_tiles))},
         score=lambda metrics: (metrics["val_auc"],),
         learning_rate=1e-3,
         weight_decay=0.02,
+        seed=context.config.run.seed,
         warmup=True,
-        metrics_csv=context.run_dir.path("ceiling.csv"),
+        files=Files(metrics_csv=context.run_dir.path("ceiling.csv")),
         reporter=context.reporter,
         description="LR ceiling",
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -12,15 +14,18 @@ from rich.markup import escape
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, LRMILError
-from napari_lrmil.model.device import resolve_device
-from training.config import RunConfig, content_hash, load_config
+from training.config import RunConfig, load_config
 from training.data.table import Split, class_names, make_splits, read_table
-from training.data.tile_index import TileGeometry, index_key, index_slides
-from training.pipeline import run_fold, run_shared
+from training.data.tile_index import TileGeometry, index_slides
+from training.keys import Keys
+from training.pipeline import run_steps
+from training.plan import print_plan
 from training.progress import Reporter
+from training.report import build_report
 from training.run_dir import RunDir
+from training.runtime import Runtime, close_process_group
 from training.stages.context import Context
-from training.stages.evaluate import FoldPredictions, compare
+from training.stages.evaluate import compare
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,22 +35,53 @@ class Prepared(NamedTuple):
 
     context: Context
     splits: list[Split]
-    data_key: str
+    keys: Keys
 
 
-def prepare(config: RunConfig, *, skip_bad: bool, reporter: Reporter) -> Prepared:
+def prepare(
+    config: RunConfig,
+    *,
+    skip_bad: bool,
+    reporter: Reporter,
+    cluster: str | None = None,
+    runtime: Runtime | None = None,
+    writes: bool = True,
+) -> Prepared:
     """Check table, slides and splits, and make the run directory.
+
+    Parameters
+    ----------
+    config : RunConfig
+    skip_bad : bool
+        Go on without slides that can't be used.
+    reporter : Reporter
+    cluster : str, optional
+        Address of a dask.distributed scheduler.
+    runtime : Runtime, optional
+        Made from the config where none is given.
+    writes : bool
+        Whether the run directory may be made, to keep there what was found.
 
     Raises
     ------
     LRMILError
         Before any expensive work, listing every slide that can't be used.
     """
-    device = resolve_device(config.run.device)
+    runtime = runtime or Runtime(config.run.device, config.run.precision)
     rows = read_table(config.data.slides)
-    make_splits(rows, n_folds=config.data.n_folds, seed=config.run.seed)  # errors of the table come first
+
+    def split(rows: list) -> list[Split]:
+        return make_splits(
+            rows,
+            n_folds=config.data.n_folds,
+            seed=config.run.seed,
+            preserved_sites=config.data.preserved_sites,
+        )
+
+    split(rows)  # errors of the table come first
     run_dir = RunDir(config.run.out_dir)
-    run_dir.prepare()
+    if writes:
+        run_dir.prepare()
     geometry = TileGeometry(
         config.tiles.tile_px,
         config.tiles.mpp_lr,
@@ -54,12 +90,19 @@ def prepare(config: RunConfig, *, skip_bad: bool, reporter: Reporter) -> Prepare
         config.data.mpp,
         config.tiles.apply_icc,
     )
-    tiles = index_slides(rows, geometry, skip_bad=skip_bad, reporter=reporter, threads=config.run.threads)
+    known = run_dir.path("tile_index") if writes else None
+    for is_turn in (runtime.is_main, not runtime.is_main):  # the others read what the main process found
+        if is_turn:
+            tiles = index_slides(
+                rows, geometry, skip_bad=skip_bad, reporter=reporter, threads=config.run.threads, known=known
+            )
+        runtime.wait()
     rows = [item.row for item in tiles]
-    splits = make_splits(rows, n_folds=config.data.n_folds, seed=config.run.seed)
+    splits = split(rows)
+    n_folds = len(splits)
     if config.data.folds is not None:
-        splits = [split for split in splits if split.fold in config.data.folds]
-        absent = sorted(set(config.data.folds) - {split.fold for split in splits})
+        splits = [one for one in splits if one.fold in config.data.folds]
+        absent = sorted(set(config.data.folds) - {one.fold for one in splits})
         if absent or not splits:
             raise ConfigError(f"data.folds {list(config.data.folds)}: the table has no fold {absent}")
     context = Context(
@@ -68,21 +111,21 @@ def prepare(config: RunConfig, *, skip_bad: bool, reporter: Reporter) -> Prepare
         geometry=geometry,
         tiles={item.row.slide_id: item for item in tiles},
         class_names=class_names(rows),
-        device=device,
+        runtime=runtime,
         reporter=reporter,
+        cluster=cluster,
     )
-    data_key = content_hash(
-        index_key(tiles),
-        config.data.mpp,
-        config.tiles,
-        config.encoder,
-        _weights_hash(config),
-        config.run.seed,
-    )
-    return Prepared(context, splits, data_key)
+    return Prepared(context, splits, Keys(context, n_folds))
 
 
-def run(config: RunConfig, *, skip_bad: bool, reporter: Reporter) -> Path:
+def run(
+    config: RunConfig,
+    *,
+    skip_bad: bool,
+    reporter: Reporter,
+    cluster: str | None = None,
+    dry_run: bool = False,
+) -> Path:
     """Run all steps; finished ones are skipped.
 
     Parameters
@@ -91,38 +134,59 @@ def run(config: RunConfig, *, skip_bad: bool, reporter: Reporter) -> Path:
     skip_bad : bool
         Go on without slides that can't be used.
     reporter : Reporter
+    cluster : str, optional
+        Address of a dask.distributed scheduler whose workers embed the slides.
+    dry_run : bool
+        Only print the plan, and write nothing.
 
     Returns
     -------
     Path
-        The bundle of the last fold.
+        The bundle of the last fold; the run directory after a dry run.
 
     Raises
     ------
     LRMILError
     """
-    context, splits, data_key = prepare(config, skip_bad=skip_bad, reporter=reporter)
-    run_dir = context.run_dir
-    write_text(run_dir.path("config.json"), config.model_dump_json(indent=2) + "\n")
-    shared = run_shared(context, splits, data_key)
-    predictions: dict[str, list[FoldPredictions]] = {}
-    bundle = run_dir.root
-    for split in splits:
-        found, bundle = run_fold(context, split, shared, data_key)
-        for method, result in found.items():
-            predictions.setdefault(method, []).append(result)
-    compare(context, predictions)
-    reporter.say(f"Bundle: {escape(str(bundle))}")
-    return bundle
+    runtime = Runtime(config.run.device, config.run.precision)
+    reporter = reporter if runtime.is_main else Reporter(Console(quiet=True))
+    run_dir = RunDir(config.run.out_dir)
+    if dry_run:
+        prepared = prepare(config, skip_bad=skip_bad, reporter=reporter, runtime=runtime, writes=False)
+        print_plan(*prepared)
+        return run_dir.root
+    if runtime.is_main:
+        run_dir.prepare()
+    with run_dir.locked() if runtime.is_main else nullcontext():
+        context, splits, keys = prepare(
+            config, skip_bad=skip_bad, reporter=reporter, runtime=runtime, cluster=cluster
+        )
+        if runtime.is_main:
+            run_dir.path("results.json").unlink(
+                missing_ok=True
+            )  # those of before belong to no prediction any more
+            write_text(run_dir.path("config.json"), config.model_dump_json(indent=2) + "\n")
+        predictions, bundles = run_steps(context, splits, keys)
+        if runtime.is_main:
+            compare(context, predictions)
+            reporter.say(f"Report: {escape(str(_report(context)))}")
+            reporter.say(f"Bundle: {escape(str(bundles[-1]))}")
+        runtime.wait()
+        return bundles[-1] if bundles else run_dir.root
 
 
-def _weights_hash(config: RunConfig) -> str | None:
-    """Of the encoder's weights: another file at the same path is another encoder."""
-    path = config.encoder.weights
-    if path is None or not path.is_file():
-        return None  # a missing one gets its error where it is loaded
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _report(context: Context) -> Path:
+    return build_report(context.run_dir.root, device=context.config.run.device, reporter=context.reporter)
+
+
+def _full_disk(error: OSError, out_dir: Path) -> LRMILError | None:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    where = f" while writing {error.filename}" if error.filename else ""
+    return LRMILError(
+        f"the disk is full{where}. What was finished is kept in {out_dir}: free some space and run again. "
+        "--dry-run tells how much is still needed."
+    )
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -132,18 +196,44 @@ def main(
     skip_bad_slides: Annotated[
         bool, typer.Option("--skip-bad-slides", help="Go on without slides that can't be used.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what would be done, how much and how long; write nothing."),
+    ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Embed slides on the workers of this dask.distributed scheduler, tcp://host:8786; see docs/scaling.md.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Build an LRMIL student from a table of slides.
 
     Every field of the config can be set here: --section.key value, for instance --run.seed 3. Paths in it
-    start at the current folder. A finished step isn't done again.
+    start at the current folder. A finished step isn't done again. Several GPUs: torchrun --nproc-per-node N -m
+    training.run CONFIG.
     """
+    out_dir = Path()
     try:
-        run(load_config(config, context.args), skip_bad=skip_bad_slides, reporter=Reporter())
+        loaded = load_config(config, context.args)
+        out_dir = loaded.run.out_dir
+        run(loaded, skip_bad=skip_bad_slides, reporter=Reporter(), cluster=cluster, dry_run=dry_run)
     except LRMILError as error:
-        message = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        _fail(error)
+    except OSError as error:
+        full = _full_disk(error, out_dir)
+        if full is None:
+            raise
+        _fail(full)
+    finally:
+        close_process_group()
+
+
+def _fail(error: LRMILError) -> None:
+    message = f"[bold red]error:[/] {escape(str(error))}"
+    Console(stderr=True).print(message, highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
 from napari_lrmil.atomic import replacing, write_text
 from napari_lrmil.errors import ConfigError
+
+_NUMBERS = "lrmil"
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,29 @@ class RunDir:
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise ConfigError(f"{self.root} can't be a run directory: {error.strerror}") from error
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for one run.
+
+        The system frees the lock when the process ends, however it ends.
+
+        Raises
+        ------
+        ConfigError
+            Where another run holds it.
+        """
+        lock = FileLock(self.path(".lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigError(
+                f"another run is working in {self.root}. Wait for it, stop it, or take another run.out_dir."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def is_done(self, step: str, key: str) -> bool:
         """Whether `step` was finished with inputs of this hash."""
         try:
@@ -66,15 +95,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """A safetensors file, whole or not at all."""
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], numbers: dict[str, Any] | None = None) -> None:
+    """A safetensors file, whole or not at all, with JSON values in its header where there are some."""
+    metadata = None if numbers is None else {_NUMBERS: json.dumps(numbers)}
+    # Through bytes: Python's own write says that a disk is full, where the library's says something of its own.
+    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata)
     with replacing(path) as scratch:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, scratch)
+        scratch.write_bytes(content)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """A safetensors file."""
     return load_file(path)
+
+
+def load_numbers(path: Path) -> dict[str, Any]:
+    """The JSON values that `save_tensors` put into the header."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    values: dict[str, Any] = json.loads(metadata.get(_NUMBERS, "{}"))
+    return values
 
 
 def code_commit() -> str:

@@ -10,12 +10,16 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import SwiGLUPacked, resample_abs_pos_embed
+from torch import nn
 
 from napari_lrmil.errors import EncoderError
 from napari_lrmil.model.encoder import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    PRESETS,
     Encoder,
+    EncoderOutput,
     EncoderSpec,
     child_means,
     load_encoder_weights,
@@ -23,6 +27,23 @@ from napari_lrmil.model.encoder import (
 from napari_lrmil.slide.geometry import children_of
 
 TINY = {"embed_dim": 24, "depth": 3, "num_heads": 2}
+
+# One preset of each architecture: class token alone, registers with and without positions of their own, tokens of
+# 8, 14 and 16 px, SwiGLU, LayerScale.
+VARIANTS = (
+    "conch", "uni", "uni2-h", "virchow2", "h-optimus-0", "h0-mini", "phikon-v2", "gpfm", "kaiko-vitb8", "kaiko-vitl14",
+    "dinov2-vits14", "dinov2-vits14-reg", "dinov2-vitg14",
+)  # fmt: skip
+REGISTERS = {
+    "registers14": 4, "uni2-h": 8, "virchow2": 4, "h-optimus-0": 4, "h0-mini": 4, "kaiko-vitl14": 4, "dinov2-vits14-reg": 4,
+}  # fmt: skip
+
+
+def tiny(preset: str) -> EncoderSpec:
+    """A preset with 24 dimensions, three blocks and a pretraining grid of 4 x 4 tokens."""
+    spec, token_px = PRESETS[preset].spec, PRESETS[preset].token_px
+    return spec.model_copy(update={"options": {**spec.options, **TINY, "img_size": 4 * token_px}})
+
 
 SPECS = {
     "patch16": EncoderSpec(architecture="vit_tiny_patch16_224", options={**TINY, "img_size": 64}),
@@ -33,8 +54,11 @@ SPECS = {
         architecture="vit_small_patch14_reg4_dinov2", options={**TINY, "img_size": 56}
     ),
     "convstem": EncoderSpec(options={"embed_dim": 24, "depth": 3, "heads": 2, "image_px": 64}),
+    **{name: tiny(name) for name in VARIANTS},
 }
-TOKEN_PX = {"patch16": 16, "patch8": 8, "registers14": 14, "convstem": 16}
+TOKEN_PX = {
+    "patch16": 16, "patch8": 8, "registers14": 14, "convstem": 16, **{name: PRESETS[name].token_px for name in VARIANTS}
+}  # fmt: skip
 
 
 def built(name: str, seed: int = 0) -> Encoder:
@@ -45,6 +69,32 @@ def built(name: str, seed: int = 0) -> Encoder:
         for parameter in encoder.vit.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return encoder.eval()
+
+
+def by_hand(encoder: Encoder, pixels: torch.Tensor, positions: torch.Tensor) -> EncoderOutput:
+    """Class token, registers and tokens through the blocks one by one, with these position embeddings."""
+    vit = encoder.vit
+    tokens = vit.patch_embed(pixels)  # (B, g, g, D)
+    batch, grid = len(tokens), tokens.shape[1]
+    tokens = tokens.reshape(batch, grid * grid, -1)
+    prefix = [vit.cls_token.expand(batch, -1, -1)]
+    if vit.reg_token is not None:
+        prefix.append(vit.reg_token.expand(batch, -1, -1))
+    if positions.shape[1] == grid * grid:  # only the grid has positions
+        tokens = torch.cat([*prefix, tokens + positions], dim=1)
+    else:
+        tokens = torch.cat([*prefix, tokens], dim=1) + positions
+    n_prefix, class_tokens, maps = sum(part.shape[1] for part in prefix), [], []
+    for block in vit.blocks:
+        tokens = block(tokens)
+        class_tokens.append(tokens[:, 0])
+        maps.append(tokens[:, n_prefix:].reshape(batch, grid, grid, -1).permute(0, 3, 1, 2))
+    return EncoderOutput(vit.norm(tokens)[:, 0], torch.stack(class_tokens), torch.stack(maps))
+
+
+def assert_same(ours: EncoderOutput, expected: EncoderOutput) -> None:
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def pixels_of(tile_px: int, batch: int = 2) -> torch.Tensor:
@@ -75,7 +125,7 @@ def test_taps_are_the_blocks_outputs(name: str) -> None:
     with torch.no_grad():
         output = encoder(pixels, (0, 1, 2))
     n_prefix = encoder.vit.num_prefix_tokens
-    assert n_prefix == (5 if name == "registers14" else 1)
+    assert n_prefix == 1 + REGISTERS.get(name, 0)
     for layer in range(3):
         torch.testing.assert_close(output.layer_class_tokens[layer], seen[layer][:, 0])
         tokens = seen[layer][:, n_prefix:]  # (B, g * g, D), row by row
@@ -95,6 +145,90 @@ def test_embedding_is_the_same_with_and_without_taps(name: str) -> None:
     torch.testing.assert_close(plain.embedding, tapped.embedding)
     assert plain.layer_class_tokens.shape == (0, 2, 24)
     assert plain.layer_token_maps.shape == (0, 2, 24, 0, 0) or len(plain.layer_token_maps) == 0
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_output_is_that_of_the_blocks_one_by_one(name: str) -> None:
+    encoder = built(name)
+    pixels = pixels_of(4 * encoder.token_px)
+    with torch.no_grad():
+        assert_same(encoder(pixels, (0, 1, 2)), by_hand(encoder, pixels, encoder.vit.pos_embed))
+
+
+@pytest.mark.parametrize("grid", [2, 7])
+@pytest.mark.parametrize("name", SPECS)
+def test_other_tile_sizes_interpolate_the_position_embeddings(name: str, grid: int) -> None:
+    """The 4 x 4 positions of the pretraining, resampled as timm does; those of class token and registers stay."""
+    encoder = built(name)
+    own = encoder.vit.pos_embed
+    n_prefix = own.shape[1] - 16
+    assert n_prefix in (0, encoder.vit.num_prefix_tokens)
+    pixels = pixels_of(grid * encoder.token_px)
+    with torch.no_grad():
+        positions = resample_abs_pos_embed(own, [grid, grid], old_size=[4, 4], num_prefix_tokens=n_prefix)
+        ours = encoder(pixels, (0, 1, 2))
+        assert_same(ours, by_hand(encoder, pixels, positions))
+        if grid < 4:
+            cut = by_hand(encoder, pixels, own[:, : n_prefix + grid * grid])
+            assert (ours.embedding - cut.embedding).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name != "convstem"])
+def test_moving_the_tokens_of_a_tile_moves_its_map(name: str) -> None:
+    """Without positions a ViT sees a set of tokens: its map follows them, its class token doesn't change."""
+    encoder = built(name)
+    with torch.no_grad():
+        encoder.vit.pos_embed.zero_()
+        pixels, t = pixels_of(4 * encoder.token_px), encoder.token_px
+        order = torch.randperm(16, generator=torch.Generator().manual_seed(2))
+        blocks = pixels.reshape(2, 3, 4, t, 4, t).permute(2, 4, 0, 1, 3, 5).reshape(16, 2, 3, t, t)[order]
+        moved = blocks.reshape(4, 4, 2, 3, t, t).permute(2, 3, 0, 4, 1, 5).reshape(2, 3, 4 * t, 4 * t)
+        before, after = encoder(pixels, (0, 2)), encoder(moved, (0, 2))
+    torch.testing.assert_close(after.embedding, before.embedding)
+    torch.testing.assert_close(after.layer_class_tokens, before.layer_class_tokens)
+    torch.testing.assert_close(
+        after.layer_token_maps.flatten(3), before.layer_token_maps.flatten(3)[..., order]
+    )
+
+
+@pytest.mark.parametrize("layers", [(), (0, 2)])
+@pytest.mark.parametrize("name", ["convstem", "uni", "uni2-h", "virchow2"])
+def test_gradient_checkpointing_recomputes_and_changes_nothing(name: str, layers: tuple[int, ...]) -> None:
+    pixels = pixels_of(4 * TOKEN_PX[name])
+    found = {}
+    for enable in (False, True):
+        encoder = built(name).train()
+        encoder.set_grad_checkpointing(enable)
+        passes = [0]
+        for block in encoder.vit.blocks:
+            block.register_forward_pre_hook(
+                lambda module, args, passes=passes: passes.__setitem__(0, passes[0] + 1)
+            )
+        output = encoder(pixels, layers)
+        sum(part.square().sum() for part in output).backward()
+        assert passes[0] == (6 if enable else 3)  # three blocks, and once more on the way back
+        gradients = {name: value.grad for name, value in encoder.vit.named_parameters()}
+        assert all(value is not None and value.abs().sum() > 0 for value in gradients.values())
+        found[enable] = (tuple(part.detach() for part in output), gradients)
+    torch.testing.assert_close(found[True], found[False], rtol=0, atol=0)
+    encoder.set_grad_checkpointing(False)
+    encoder(pixels, layers).embedding.sum().backward()
+    assert passes[0] == 9
+
+
+def test_layer_classes_are_given_by_name() -> None:
+    options = {**TINY, "img_size": 64, "mlp_layer": "SwiGLUPacked", "act_layer": "SiLU", "mlp_ratio": 5.3375}
+    spec = EncoderSpec(architecture="vit_tiny_patch16_224", options=options)
+    spec = EncoderSpec.model_validate_json(spec.model_dump_json())  # as a bundle keeps it
+    with_swiglu = Encoder(spec).vit.blocks[0].mlp
+    explicit = timm.create_model(
+        "vit_tiny_patch16_224", **{**options, "mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "num_classes": 0}
+    ).blocks[0].mlp  # fmt: skip
+    assert type(with_swiglu) is type(explicit)
+    assert isinstance(with_swiglu.act, nn.SiLU)
+    x = torch.randn(2, 24)
+    with_swiglu.load_state_dict(explicit.state_dict())
+    torch.testing.assert_close(with_swiglu(x), explicit(x))
 
 
 @pytest.mark.parametrize("name", ["patch16", "convstem"])
@@ -236,6 +370,17 @@ def test_weights_of_a_classifier_load_without_their_head(tmp_path: Path) -> None
             r"not a vision transformer with a class token",
         ),
         (EncoderSpec(architecture="vit_tiny_patch16_224", options={"embed_dim": 10}), r"can't build"),
+        *(
+            (EncoderSpec(architecture="vit_tiny_patch16_224", options={**TINY, **option}), message)
+            for option, message in (
+                ({"mlp_layer": "os.system"}, r"no mlp_layer 'os\.system'; there are Mlp, GluMlp, SwiGLU, SwiGLUPacked"),
+                ({"mlp_layer": 3}, r"no mlp_layer '3'"),
+                ({"act_layer": "Eval"}, r"timm knows no act_layer 'Eval'"),
+                ({"norm_layer": "NoSuchNorm"}, r"timm can't build"),
+                ({"block_fn": "Block"}, r"timm can't build"),
+                ({"embed_layer": "PatchEmbed"}, r"timm can't build"),
+            )
+        ),
         (EncoderSpec(options={"embed_dim": 10}), r"convstem_vit can't be built"),
         (EncoderSpec(options={"patch": 3}), r"convstem_vit can't be built.*patch"),
     ],

@@ -13,6 +13,7 @@ from training.progress import Reporter
 from training.run import run
 
 METHODS = ("teacher_hr", "lr_scratch", "stage1_only", "stage2_only", "lrmil")
+SHORTCUTS = ("tissue_fraction", "rgb", "random_init")
 
 TEMPLATE = """
 [run]
@@ -74,11 +75,16 @@ def rerun(folder: Path, *overrides: str, skip_bad: bool = False) -> tuple[Path, 
 
 
 def weights(folder: Path, fold: int = 0) -> dict[str, bytes]:
-    """Every file of weights that a fold trained."""
+    """Every file of weights that a fold trained, and the encoder, its own or that of all folds."""
     root = folder / "run" / f"fold{fold}"
+    encoder = next(
+        path
+        for path in (place / "student_encoder.safetensors" for place in (root, folder / "run" / "shared"))
+        if path.exists()
+    )
     return {
         str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("mil/*.safetensors"))
-    } | {"student_encoder": (root / "student_encoder.safetensors").read_bytes()}
+    } | {"student_encoder": encoder.read_bytes()}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

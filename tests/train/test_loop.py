@@ -14,14 +14,20 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from napari_lrmil.errors import ConfigError
+from training.checkpoint import Files
 from training.config import MILSection
-from training.data.bags import Bag
+from training.data.bags import Bag, Bags
+from training.data.store import EmbeddingStore
+from training.data.table import SlideRow
 from training.loop import FitResult, TrainingDiverged, fit
 from training.mil_fit import bag_logits, fit_mil
 from training.progress import Reporter
-from training.run_dir import RunDir, replacing, write_json
+from training.run_dir import RunDir, load_tensors, replacing, write_json
+from training.runtime import Runtime
 
 CPU = torch.device("cpu")
+FABRIC = Runtime("cpu").head_fabric
 
 
 def reporter() -> Reporter:
@@ -33,29 +39,35 @@ class Model(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.zeros(1))
 
+    def forward(self) -> Tensor:
+        return self.w.sum()
+
 
 def run_fit(model: nn.Module, scores: list[float], tmp_path: Path, **options: Any) -> FitResult:
     """A model that counts its steps in `w`, validated with given scores."""
     told = iter(scores)
 
-    def loss_of(batch: int) -> dict[str, Tensor]:
+    def loss_of(wrapped: nn.Module, batch: int) -> dict[str, Tensor]:
         assert model.training
-        return {"loss": -model.get_parameter("w").sum()}
+        return {"loss": -wrapped()}
 
     def validate() -> dict[str, float]:
         assert not model.training
         return {"val": next(told)}
 
     settings: dict[str, Any] = {
+        "fabric": FABRIC,
         "epochs": len(scores),
         "batches": lambda epoch: range(2),
         "steps_per_epoch": 2,
         "loss_of": loss_of,
+        "names_of": lambda batch, losses: f"batch {batch}",
         "validate": validate,
         "score": lambda metrics: (metrics["val"],),
         "learning_rate": 0.1,
         "weight_decay": 0.0,
-        "metrics_csv": tmp_path / "metrics" / "fit.csv",
+        "seed": 0,
+        "files": Files(metrics_csv=tmp_path / "metrics" / "fit.csv"),
         "reporter": reporter(),
         "description": "Fit",
     }
@@ -86,25 +98,94 @@ def test_a_broken_loss_says_where_and_leaves_the_best_weights(tmp_path: Path) ->
     bags = [Bag("s1", torch.zeros(1, 1), 0), Bag("s2", torch.zeros(1, 1), 0)]
     steps = 0
 
-    def loss_of(bag: Bag) -> dict[str, Tensor]:
+    def loss_of(wrapped: nn.Module, bag: Bag) -> dict[str, Tensor]:
         nonlocal steps
         steps += 1
-        return {"loss": -model.w.sum() * (float("nan") if steps == 4 else 1.0)}
+        return {"loss": -wrapped() * (float("nan") if steps == 4 else 1.0)}
 
     with pytest.raises(
-        TrainingDiverged, match=r"Fit: the loss is nan at epoch 1, step 1, s2\. Try a smaller"
+        TrainingDiverged,
+        match=r"Fit: the loss is nan at epoch 1, step 2, on s2\. Look at that slide, or try a smaller .*"
+        r"Kept: the weights of epoch 0, in .*fit\.last_good\.safetensors\.",
     ):
-        run_fit(model, [0.5, 0.6], tmp_path, batches=lambda epoch: bags, loss_of=loss_of)
+        run_fit(
+            model,
+            [0.5, 0.6],
+            tmp_path,
+            batches=lambda epoch: bags,
+            loss_of=loss_of,
+            names_of=lambda bag, losses: bag.name,
+        )
     assert model.w.item() == pytest.approx(0.2, rel=1e-3)
+    kept = load_tensors(Files(tmp_path / "metrics" / "fit.csv").last_good)
+    assert torch.equal(kept["w"], model.w.detach())
+
+
+def test_a_broken_gradient_says_so_before_it_reaches_a_weight(tmp_path: Path) -> None:
+    """The loss itself is a number: the root of 0 has an endless slope."""
+    model = Model()
+    with pytest.raises(
+        TrainingDiverged,
+        match=r"the gradient is (inf|nan) at epoch 0, step 1, on batch 0\..*the initial weights",
+    ):
+        run_fit(model, [0.5], tmp_path, loss_of=lambda wrapped, batch: {"loss": wrapped().sqrt()})
+    assert model.w.item() == 0
+
+
+@pytest.mark.parametrize("n_batches", [1, 3, 5])
+def test_accumulated_batches_make_one_step_and_an_epochs_rest_makes_one_too(
+    tmp_path: Path, n_batches: int
+) -> None:
+    model = Model()
+    seen: list[float] = []
+
+    def loss_of(wrapped: nn.Module, batch: int) -> dict[str, Tensor]:
+        seen.append(model.w.item())
+        return {"loss": -wrapped()}
+
+    run_fit(
+        model,
+        [0.1, 0.2],
+        tmp_path,
+        batches=lambda epoch: range(n_batches),
+        steps_per_epoch=n_batches,
+        loss_of=loss_of,
+        accumulate=2,
+    )
+    steps_before = [
+        count // 2 + epoch * -(-n_batches // 2) for epoch in range(2) for count in range(n_batches)
+    ]
+    # Adam's steps of 0.1, a little less where half a group made one.
+    assert seen == pytest.approx([0.1 * steps for steps in steps_before], rel=0.05)
+
+
+def test_accumulated_gradients_are_the_mean_of_their_batches(tmp_path: Path) -> None:
+    """Clipping starts at a norm of 5: two batches of slope 4 are one step of slope 4."""
+    model, slopes = Model(), []
+
+    def loss_of(wrapped: nn.Module, batch: int) -> dict[str, Tensor]:
+        return {"loss": (2.0 if batch else 6.0) * wrapped()}
+
+    step = torch.optim.AdamW.step
+
+    def looking(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
+        assert model.w.grad is not None
+        slopes.append(model.w.grad.item())
+        return step(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", looking)
+        run_fit(model, [0.1], tmp_path, loss_of=loss_of, accumulate=2)
+    assert slopes == pytest.approx([4.0], rel=1e-4)
 
 
 def test_warm_up_rises_then_falls_to_zero(tmp_path: Path) -> None:
     model = Model()
     steps: list[float] = []
 
-    def loss_of(batch: int) -> dict[str, Tensor]:
+    def loss_of(wrapped: nn.Module, batch: int) -> dict[str, Tensor]:
         steps.append(model.w.item())
-        return {"loss": -model.w.sum()}
+        return {"loss": -wrapped()}
 
     run_fit(
         model,
@@ -122,36 +203,40 @@ def test_warm_up_rises_then_falls_to_zero(tmp_path: Path) -> None:
 # --- MIL heads -------------------------------------------------------------------------------------------------------
 
 
-def bags_of(n: int, seed: int) -> list[Bag]:
+def bags_of(folder: Path, n: int, seed: int) -> Bags:
     """Positive bags hold three instances that differ."""
     rng = np.random.default_rng(seed)
-    bags = []
-    for index in range(n):
+    store = EmbeddingStore(folder / f"bags-{n}-{seed}")
+    rows = [SlideRow(f"s{index}", Path(), f"p{index}", "ab"[index % 2]) for index in range(n)]
+    for index, row in enumerate(rows):
         instances = rng.normal(size=(20, 8))
         if index % 2:
             instances[:3, 0] += 8
-        bags.append(Bag(f"s{index}", torch.from_numpy(instances.astype(np.float32)), index % 2))
-    return bags
+        if not store.has(row.slide_id):
+            store.write(row.slide_id, embedding=instances)
+    return Bags(store, rows, ("a", "b"))
 
 
 def head(tmp_path: Path, **options: Any) -> Any:
     settings: dict[str, Any] = {
+        "embed_dim": 8,
         "n_classes": 2,
         "config": MILSection(hidden_dim=16, epochs=25, learning_rate=5e-3),
         "extra_loss": None,
         "seed": 0,
-        "device": CPU,
-        "metrics_csv": tmp_path / "m.csv",
+        "fabric": FABRIC,
+        "files": Files(metrics_csv=tmp_path / "m.csv"),
         "reporter": reporter(),
         "description": "MIL",
     }
-    return fit_mil(bags_of(20, 0), bags_of(10, 1), **settings | options)
+    return fit_mil(bags_of(tmp_path, 20, 0), bags_of(tmp_path, 10, 1), **settings | options)
 
 
 def test_a_head_learns_and_the_seed_decides_it(tmp_path: Path, one_thread: None) -> None:
     model = head(tmp_path)
-    test = bags_of(40, 2)
-    right = bag_logits(model, test, CPU).argmax(1) == np.array([bag.label for bag in test])
+    test = bags_of(tmp_path, 40, 2)
+    right = bag_logits(model, test, CPU).argmax(1) == test.labels
+    assert test.labels.tolist() == [bag.label for bag in test]
     assert right.mean() > 0.9
     torch.manual_seed(99)  # whatever came before
     same, other = head(tmp_path).state_dict(), head(tmp_path, seed=1).state_dict()
@@ -175,6 +260,14 @@ def test_extra_losses_are_added_and_read_bags_by_name(tmp_path: Path) -> None:
     )
 
 
+def test_a_head_that_breaks_names_the_slide(tmp_path: Path) -> None:
+    def extra(bag: Bag, output: Any) -> dict[str, Tensor]:
+        return {"extra": output.bag_logits.sum() * (float("inf") if bag.name == "s7" else 0.0)}
+
+    with pytest.raises(TrainingDiverged, match=r"MIL: the loss is .* at epoch 0, step \d+, on s7\."):
+        head(tmp_path, extra_loss=extra)
+
+
 # --- the run directory -----------------------------------------------------------------------------------------------
 
 
@@ -189,6 +282,19 @@ def test_stamps(tmp_path: Path) -> None:
     run_dir.forget("fold0/stage1")
     run_dir.forget("fold0/stage1")
     assert not run_dir.is_done("fold0/stage1", "key")
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.prepare()
+    with (
+        run_dir.locked(),
+        pytest.raises(ConfigError, match=r"another run is working in .*run"),
+        RunDir(run_dir.root).locked(),
+    ):
+        pass
+    with RunDir(run_dir.root).locked():
+        assert (run_dir.root / ".lock").exists()
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:

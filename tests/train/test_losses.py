@@ -58,10 +58,25 @@ def test_layer_loss_by_hand() -> None:
     assert layer_loss(student, teacher, only_first).item() == pytest.approx((2.5 + 0) / 2)
 
 
+def test_layer_loss_of_each_tile_is_over_its_own_children() -> None:
+    """A tile with one child weighs as much as one with two."""
+    student = torch.tensor([[[[1.0], [3.0]], [[2.0], [9.0]]]])  # (L=1, B=2, K=2, D=1)
+    valid = torch.tensor([[True, True], [True, False]])
+    losses = layer_loss(student, torch.zeros_like(student), valid)
+    assert losses.tolist() == pytest.approx([(1 + 9) / 2, 4])
+
+
 def test_layer_loss_is_zero_where_they_agree_and_where_no_child_is() -> None:
     tokens = torch.randn(3, 2, 4, 5)
-    assert layer_loss(tokens, tokens, yes(8).view(2, 4)).item() == 0
-    assert layer_loss(tokens, tokens + 1, torch.zeros(2, 4, dtype=torch.bool)).item() == 0
+    assert layer_loss(tokens, tokens, yes(8).view(2, 4)).tolist() == [0, 0]
+    assert layer_loss(tokens, tokens + 1, torch.zeros(2, 4, dtype=torch.bool)).tolist() == [0, 0]
+    one_bare = torch.tensor([[False] * 4, [True] * 4])
+    assert layer_loss(tokens, tokens + 1, one_bare).tolist() == pytest.approx([0, 1])
+
+
+def test_layer_loss_without_layers_is_zero() -> None:
+    nothing = torch.zeros(0, 2, 4, 5)
+    assert layer_loss(nothing, nothing, yes(8).view(2, 4)).tolist() == [0, 0]
 
 
 def test_layer_loss_ignores_what_a_child_without_tissue_holds() -> None:
@@ -70,7 +85,7 @@ def test_layer_loss_ignores_what_a_child_without_tissue_holds() -> None:
     wild = teacher.clone()
     wild[:, :, 1] = 1e3
     torch.testing.assert_close(layer_loss(student, teacher, valid), layer_loss(student, wild, valid))
-    finite_gradient(layer_loss(student, wild, valid), student)
+    finite_gradient(layer_loss(student, wild, valid).mean(), student)
     assert student.grad is not None
     assert student.grad[:, :, 1].abs().max() == 0
 
@@ -103,16 +118,16 @@ def test_child_attention_loss_by_hand() -> None:
     student = torch.tensor([[1.0, 1.0], [0.0, 2.0]])
     teacher = torch.tensor([[[1.0, 3.0], [1.0, 1.0]], [[0.0, 0.0], [4.0, 2.0]]])
     weights = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
-    # First tile 0.25 * 2 + 0.75 * 0; second 0.5 * 2 + 0.5 * 8; mean of both.
-    assert child_attention_loss(student, teacher, weights).item() == pytest.approx((0.5 + 5) / 2)
+    # First tile 0.25 * 2 + 0.75 * 0; second 0.5 * 2 + 0.5 * 8.
+    assert child_attention_loss(student, teacher, weights).tolist() == pytest.approx([0.5, 5])
 
 
 def test_child_attention_loss_is_zero_where_they_agree() -> None:
     student = torch.randn(3, 6, requires_grad=True)
     same = student.detach()[:, None].expand(3, 4, 6)
     loss = child_attention_loss(student, same, renormalised_weights(torch.zeros(3, 4), yes(12).view(3, 4)))
-    assert loss.item() == 0
-    finite_gradient(loss, student)
+    assert loss.tolist() == [0, 0, 0]
+    finite_gradient(loss.mean(), student)
 
 
 def test_child_attention_loss_is_least_at_the_weighted_mean() -> None:
@@ -121,7 +136,7 @@ def test_child_attention_loss_is_least_at_the_weighted_mean() -> None:
     optimiser = torch.optim.SGD([student], lr=1.0)
     for _ in range(100):
         optimiser.zero_grad()
-        child_attention_loss(student, teacher, weights).backward()
+        child_attention_loss(student, teacher, weights).mean().backward()
         optimiser.step()
     torch.testing.assert_close(
         student.detach()[0], (weights[0, :, None] * teacher[0]).sum(0), atol=1e-4, rtol=1e-4
@@ -136,9 +151,11 @@ def test_stage1_losses_do_not_depend_on_the_batch_size(loss: str) -> None:
     def value(n: int) -> float:
         if loss == "layer":
             many = (part.expand(2, n, 4, 5) for part in (student, teacher))
-            return layer_loss(*many, valid.expand(n, 4)).item()
+            return layer_loss(*many, valid.expand(n, 4)).mean().item()
         weights = renormalised_weights(torch.zeros(n, 4), valid.expand(n, 4))
-        return child_attention_loss(student[0, :, 0].expand(n, 5), teacher[0].expand(n, 4, 5), weights).item()
+        losses = child_attention_loss(student[0, :, 0].expand(n, 5), teacher[0].expand(n, 4, 5), weights)
+        assert losses.shape == (n,)
+        return losses.mean().item()
 
     assert value(7) == pytest.approx(value(1), rel=1e-5)
 

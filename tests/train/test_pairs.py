@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_lrmil.slide import Slide, choose_level, read_tile
 from napari_lrmil.slide.geometry import children_of
 from training.data import pairs as pairs_module
-from training.data.bags import load_bags, parents_in_bag
+from training.data.bags import Bags, parents_in_bag, read_ahead
 from training.data.pairs import PairBatch, PairLoader, SlidePairs, turn
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow, read_table
@@ -128,7 +132,12 @@ def store(indexed: list[SlideTiles], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def loader_of(
-    indexed: list[SlideTiles], store: EmbeddingStore, *, batch_size: int = 7, scored: bool = False
+    indexed: list[SlideTiles],
+    store: EmbeddingStore,
+    *,
+    batch_size: int = 7,
+    scored: bool = False,
+    **options: Any,
 ) -> PairLoader:
     pairs = [SlidePairs(tiles, ratio=4, shifted=True, min_children=0.25) for tiles in indexed]
     lengths = {tiles.row.slide_id: len(tiles.hr_places) for tiles in indexed}
@@ -137,7 +146,13 @@ def loader_of(
         return np.arange(lengths[name], dtype=np.float32) + 1
 
     return PairLoader(
-        pairs, GEOMETRY, store, scores=scores if scored else None, batch_size=batch_size, threads=2
+        pairs,
+        GEOMETRY,
+        store,
+        scores=scores if scored else None,
+        batch_size=batch_size,
+        threads=2,
+        **options,
     )
 
 
@@ -164,6 +179,26 @@ def test_batches_have_the_shapes_that_they_say(indexed: list[SlideTiles], store:
     assert batch.child_layer_tokens.shape == (2, 7, 16, 3)
     assert batch.child_scores.shape == batch.valid.shape == (7, 16)
     assert (batch.child_scores == 0).all()
+    assert len(batch.slide_ids) == 7
+    assert batch.weight == 1
+    assert {getattr(batch, name).dtype for name in ("child_embeddings", "child_layer_tokens")} == {
+        torch.float32
+    }
+
+
+def test_pairs_name_their_slides(indexed: list[SlideTiles], store: EmbeddingStore) -> None:
+    names = [tiles.row.slide_id for tiles in indexed]
+    for batch in drawn(loader_of(indexed, store), 0, turned=True):
+        assert list(batch.slide_ids) == [names[key[0]] for key in keys_of([batch])]
+
+
+def test_without_layers_none_are_read(indexed: list[SlideTiles], tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    for tiles in indexed:
+        store.write(tiles.row.slide_id, embedding=np.ones((len(tiles.hr_places), 2)))
+    batch = drawn(loader_of(indexed, store, with_layers=False), 0)[0]
+    assert batch.child_layer_tokens.shape == (0, 7, 16, 2)
+    assert batch.child_embeddings.shape == (7, 16, 2)
 
 
 def test_an_epoch_holds_every_pair_once(indexed: list[SlideTiles], store: EmbeddingStore) -> None:
@@ -222,7 +257,7 @@ def test_the_seed_decides_the_batches(indexed: list[SlideTiles], store: Embeddin
     one, same, other = (drawn(loader, seed, turned=True) for seed in (1, 1, 2))
     for first, second in zip(one, same, strict=True):
         for a, b in zip(first, second, strict=True):
-            assert (a == b).all()
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     assert keys_of(one) != keys_of(other)
 
 
@@ -243,6 +278,81 @@ def test_limit_and_windows(
     assert len(batches) <= loader.steps(limit)
     if limit is None:
         assert len(set(keys)) == len({*keys_of(drawn(loader, 5))})
+
+
+@pytest.mark.parametrize("per_window", [1, 2, 5])
+def test_window_bytes_bound_what_is_held(
+    indexed: list[SlideTiles],
+    store: EmbeddingStore,
+    per_window: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many slides are read at once as fit, and an epoch still holds every pair once."""
+    monkeypatch.setattr(EmbeddingStore, "read", counting := Reads(EmbeddingStore.read))
+    largest = max(len(tiles.hr_places) for tiles in indexed)
+    total = sum(len(tiles.hr_places) for tiles in indexed)
+    window_bytes = 10 * total if per_window == 5 else 10 * largest * per_window
+    loader = loader_of(indexed, store, batch_size=16, window_bytes=window_bytes, bytes_per_tile=10)
+    windows = counting.windows(loader.batches(np.random.default_rng(0), limit=None, turned=False))
+    assert sum(windows) == 2 * len(indexed)  # embedding and layers of each slide, once
+    assert max(windows) <= 2 * per_window
+    assert len(windows) >= len(indexed) / per_window
+    whole, parts = (drawn(one, 0) for one in (loader_of(indexed, store), loader))
+    assert sorted(keys_of(whole)) == sorted(keys_of(parts))
+    assert len(parts) <= loader.steps(None)
+
+
+class Reads:
+    """Counts what a store reads, batch by batch."""
+
+    def __init__(self, read: Any) -> None:
+        self._read, self.count = read, 0
+
+    def __get__(self, store: EmbeddingStore, kind: type) -> Any:
+        def counted(*args: Any, **options: Any) -> Any:
+            self.count += 1
+            return self._read(store, *args, **options)
+
+        return counted
+
+    def windows(self, batches: Iterator[PairBatch]) -> list[int]:
+        """Reads of each window."""
+        found = []
+        for _ in batches:
+            if self.count:
+                found.append(self.count)
+                self.count = 0
+        return found
+
+
+# --- shared over processes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 9])
+@pytest.mark.parametrize("limit", [None, 50])
+def test_processes_share_every_batch(
+    indexed: list[SlideTiles], store: EmbeddingStore, world: int, limit: int | None
+) -> None:
+    """What they hold together is the batch of one process; their weighted means average to its mean."""
+
+    def of(rank: int, world: int) -> list[PairBatch]:
+        loader = loader_of(indexed, store, batch_size=7, scored=True, rank=rank, world=world)
+        return drawn(loader, 4, limit=limit, turned=True)
+
+    def value(tiles: torch.Tensor) -> torch.Tensor:  # some loss of each pair
+        return tiles.double().square().mean(dim=(1, 2, 3)).sqrt()
+
+    whole, shares = of(0, 1), [of(rank, world) for rank in range(world)]
+    for batch, *parts in zip_longest(whole, *shares):  # None, where one has fewer: they would wait for ever
+        assert all(len(part.tiles) for part in parts)
+        mean = sum(part.weight * float(value(part.tiles).mean()) for part in parts) / world
+        assert mean == pytest.approx(float(value(batch.tiles).mean()), rel=1e-9)
+        counted = [part for part in parts if part.weight]
+        assert sorted(keys_of(counted)) == sorted(keys_of([batch]))
+        assert sum(part.weight for part in parts) == pytest.approx(world)
+        assert sorted(name for part in counted for name in part.slide_ids) == sorted(batch.slide_ids)
+    together = [key for share in shares for key in keys_of([batch for batch in share if batch.weight])]
+    assert sorted(together) == sorted(keys_of(whole))
 
 
 def open_files() -> int:
@@ -274,38 +384,17 @@ def test_slides_without_a_pair_are_left_out(indexed: list[SlideTiles], store: Em
     assert loader.n_pairs == len(pairs[1])
 
 
-# --- store and bags --------------------------------------------------------------------------------------------------
+# --- bags ------------------------------------------------------------------------------------------------------------
 
 
-def test_store_round_trip_is_half_precision(tmp_path: Path) -> None:
-    store = EmbeddingStore(tmp_path / "deep" / "store")
-    values = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32) * 100
-    tokens = np.random.default_rng(1).normal(size=(3, 10, 5)).astype(np.float32)
-    assert not store.has("s")
-    store.write("s", embedding=values, layer_class_tokens=tokens)
-    assert store.has("s")
-    np.testing.assert_array_equal(store.read("s"), values.astype(np.float16).astype(np.float32))
-    np.testing.assert_allclose(store.read("s", "layer_class_tokens"), tokens, rtol=5e-4, atol=3e-8)
-    assert store.read("s").dtype == np.float32
-    store.write("s", embedding=values[:3])
-    assert store.read("s").shape == (3, 5)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])
-def test_store_refuses_what_is_not_finite_in_half(tmp_path: Path, bad: float) -> None:
+@pytest.fixture
+def bagged(tmp_path: Path) -> tuple[EmbeddingStore, list[SlideRow]]:
+    """Five slides of 10 to 50 tiles of 4 dimensions, each its number everywhere."""
     store = EmbeddingStore(tmp_path)
-    with pytest.raises(ValueError, match=r"s: embedding holds values that aren't finite in float16"):
-        store.write("s", embedding=np.array([[1.0, bad]]))
-    assert not store.has("s")
-
-
-def test_an_interrupted_write_is_not_seen(tmp_path: Path) -> None:
-    store = EmbeddingStore(tmp_path)
-    with pytest.raises(ValueError, match="second"):
-        store.write("s", embedding=np.ones((4, 2)), second=np.array([[np.nan, 0]]))
-    assert not store.has("s")
-    store.write("s", embedding=np.ones((4, 2)))  # over what the first left behind
-    assert store.read("s").shape == (4, 2)
+    rows = [SlideRow(f"s{number}", Path(), f"p{number}", "ab"[number % 2]) for number in range(5)]
+    for number, row in enumerate(rows):
+        store.write(row.slide_id, embedding=np.full((10 * (number + 1), 4), number))
+    return store, rows
 
 
 def test_bags_keep_order_and_labels(tmp_path: Path) -> None:
@@ -313,10 +402,88 @@ def test_bags_keep_order_and_labels(tmp_path: Path) -> None:
     rows = [SlideRow(name, Path(), f"p{name}", label) for name, label in (("x", "b"), ("y", "a"))]
     for number, item in enumerate(rows):
         store.write(item.slide_id, embedding=np.full((3, 2), number))
-    bags = load_bags(store, rows, ("a", "b"))
+    bags = Bags(store, rows, ("a", "b"))
     assert [(bag.name, bag.label, float(bag.instance_embeddings[0, 0])) for bag in bags] == [
         ("x", 1, 0.0),
         ("y", 0, 1.0),
     ]
+    assert bags.labels.tolist() == [1, 0]
+    assert len(bags) == 2
+    assert [bag.name for bag in bags[1:]] == ["y"]
     with pytest.raises(ValueError, match="z has no label"):
-        load_bags(store, [SlideRow("z", Path(), "p", None)], ("a", "b"))
+        Bags(store, [SlideRow("z", Path(), "p", None)], ("a", "b"))
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 10 * 4 * 2, 300, 2**30])
+def test_bags_come_in_the_order_asked_for_whatever_is_kept(
+    bagged: tuple[EmbeddingStore, list[SlideRow]], cache_bytes: float
+) -> None:
+    bags = Bags(*bagged, ("a", "b"), cache_bytes=cache_bytes)
+    for order in ([3, 0, 4, 1, 2], [0, 1, 2, 3, 4], [2, 2], []):
+        found = list(bags.in_order(order))
+        assert [bag.name for bag in found] == [f"s{index}" for index in order]
+        for bag, index in zip(found, order, strict=True):
+            assert bag.instance_embeddings.shape == (10 * (index + 1), 4)
+            assert bag.instance_embeddings.dtype == torch.float32
+            assert (bag.instance_embeddings == index).all()
+            assert bag.label == index % 2
+
+
+def test_a_bag_beyond_the_budget_is_read_again_and_is_the_same(
+    bagged: tuple[EmbeddingStore, list[SlideRow]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    read = EmbeddingStore.read
+
+    def counted(self: EmbeddingStore, slide_id: str, *args: Any, **options: Any) -> Any:
+        reads.append(slide_id)
+        return read(self, slide_id, *args, **options)
+
+    monkeypatch.setattr(EmbeddingStore, "read", counted)
+    bags = Bags(*bagged, ("a", "b"), cache_bytes=10 * 4 * 2 + 20 * 4 * 2)  # the first two, as halves
+    first = list(bags)
+    assert reads == ["s0", "s1", "s2", "s3", "s4"]
+    reads.clear()
+    again = list(bags)
+    assert reads == ["s2", "s3", "s4"]
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.instance_embeddings, other.instance_embeddings)
+    reads.clear()
+    again[0].instance_embeddings.zero_()
+    again[1].instance_embeddings.fill_(7)
+    assert (bags[1].instance_embeddings == 1).all()  # what is kept is nobody's to change
+    assert reads == []
+
+
+def test_one_item_is_read_ahead_and_no_more() -> None:
+    started = [threading.Event() for _ in range(4)]
+
+    def read(index: int) -> int:
+        started[index].set()
+        return index * 10
+
+    items = read_ahead(read, range(4))
+    assert next(items) == 0
+    assert started[1].wait(10)  # while the first is in use
+    assert not started[2].is_set()
+    assert list(items) == [10, 20, 30]
+
+
+def test_what_fails_while_read_ahead_is_raised_where_it_is_asked_for() -> None:
+    def read(index: int) -> int:
+        if index == 1:
+            raise OSError("torn")
+        return index
+
+    items = read_ahead(read, range(3))
+    assert next(items) == 0
+    with pytest.raises(OSError, match="torn"):
+        next(items)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lrmil-read-ahead")]
+
+
+def test_reading_ahead_ends_with_its_reader() -> None:
+    items = read_ahead(lambda index: index, range(10**6))
+    next(items)
+    items.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lrmil-read-ahead")]

@@ -17,7 +17,16 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from run_helpers import METHODS, absolute_rows, read_rows, rerun, weights, write_config, write_rows
+from run_helpers import (
+    METHODS,
+    SHORTCUTS,
+    absolute_rows,
+    read_rows,
+    rerun,
+    weights,
+    write_config,
+    write_rows,
+)
 from typer.testing import CliRunner
 
 from napari_lrmil import cli
@@ -28,8 +37,11 @@ from napari_lrmil.slide import Slide
 from training import pipeline
 from training.config import load_config
 from training.data.store import EmbeddingStore
+from training.metrics import slide_metrics
 from training.progress import Reporter
-from training.run import app, prepare
+from training.run import Prepared, app, prepare
+from training.run_dir import RunDir, load_tensors
+from training.stages.context import Context
 from training.stages.distill_tiles import _loader
 
 pytestmark = pytest.mark.slow
@@ -41,12 +53,18 @@ def results_of(folder: Path) -> dict[str, dict[str, object]]:
     return results
 
 
+def prepared(folder: Path, table: Path, *overrides: str) -> Prepared:
+    """A run in a folder, made or to be made, as its steps see it."""
+    config = load_config(write_config(folder, table), ["--run.out_dir", str(folder / "run"), *overrides])
+    return prepare(config, skip_bad=False, reporter=Reporter(Console(file=io.StringIO())))
+
+
 # --- what a run leaves -----------------------------------------------------------------------------------------------
 
 
 def test_results_name_every_method_with_interval_and_paired_difference(finished: Path) -> None:
     results = results_of(finished)
-    assert set(results) == set(METHODS)
+    assert list(results) == [*METHODS, *SHORTCUTS]
     for method, found in results.items():
         low, value, high = (found["auc_interval"][i] for i in (1, 0, 2))  # type: ignore[index]
         assert 0 <= low <= value <= high <= 1
@@ -59,6 +77,8 @@ def test_results_name_every_method_with_interval_and_paired_difference(finished:
     said = (finished / "stdout.txt").read_text()
     for name in ("teacher on HR", "LR from scratch", "LRMIL", "Test slides: 2 benign, 2 lesion"):
         assert name in said
+    for name in ("tissue alone", "colour alone", "random encoder"):
+        assert name in said
 
 
 def test_resolved_config_is_in_the_run_directory(finished: Path) -> None:
@@ -70,18 +90,54 @@ def test_resolved_config_is_in_the_run_directory(finished: Path) -> None:
 def test_every_method_is_judged_on_every_test_slide(finished: Path, cohort: Path) -> None:
     """Also those of which the teacher saw nothing: the table chooses test slides, and nobody else."""
     test = [row for row in read_rows(cohort) if row["fold"] == "test"]
-    for method in METHODS:
+    for method in (*METHODS, *SHORTCUTS):
         told = read_rows(finished / "run" / "fold0" / "predictions" / f"{method}.csv")
         assert [(row["slide_id"], row["label"]) for row in told] == [
             (row["slide_id"], row["label"]) for row in test
         ]
         for row in told:
-            assert float(row["p_benign"]) + float(row["p_lesion"]) == pytest.approx(1, abs=1e-5)
+            assert float(row["p_benign"]) + float(row["p_lesion"]) == pytest.approx(1, abs=1e-12)
+
+
+def test_predictions_hold_every_digit_of_what_the_results_say(finished: Path) -> None:
+    for method, results in results_of(finished).items():
+        told = read_rows(finished / "run" / "fold0" / "predictions" / f"{method}.csv")
+        labels = np.array([["benign", "lesion"].index(row["label"]) for row in told])
+        probabilities = np.array([[float(row["p_benign"]), float(row["p_lesion"])] for row in told])
+        assert {name: results[name] for name in ("auc", "brier")} == {
+            name: slide_metrics(labels, probabilities)[name] for name in ("auc", "brier")
+        }
+        (temperature,) = {float(row["temperature"]) for row in told}
+        if method in ("tissue_fraction", "rgb"):
+            assert temperature == 1
+        if method == "lrmil":
+            assert temperature == load_bundle(finished / "run" / "fold0" / "bundle").info.temperature
+
+
+def test_attention_on_the_test_slides_is_kept_with_its_places(finished: Path, cohort: Path) -> None:
+    context = prepared_copy(finished, cohort)
+    test = [row["slide_id"] for row in read_rows(cohort) if row["fold"] == "test"]
+    for method in (*METHODS, "random_init"):
+        kept = load_tensors(finished / "run" / "fold0" / "test_attention" / f"{method}.safetensors")
+        assert {key.split("/")[0] for key in kept} == set(test)
+        for name in test:
+            places = (
+                context.tiles[name].hr_places if method == "teacher_hr" else context.tiles[name].lr_places
+            )
+            np.testing.assert_array_equal(kept[f"{name}/places"].numpy(), places)
+            scores = kept[f"{name}/attention_scores"]
+            assert scores.shape == (len(places),)
+            assert scores.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def prepared_copy(finished: Path, cohort: Path) -> Context:
+    """The finished run's context; only reads."""
+    config = load_config(finished / "config.toml", ["--run.out_dir", str(finished / "run")])
+    quiet = Reporter(Console(file=io.StringIO()))
+    return prepare(config, skip_bad=False, reporter=quiet, writes=False).context
 
 
 def test_the_teachers_words_are_kept_for_training_slides_alone(finished: Path, cohort: Path) -> None:
-    from training.run_dir import load_tensors
-
     outputs = load_tensors(finished / "run" / "fold0" / "teacher_outputs.safetensors")
     names = {key.split("/")[0] for key in outputs}
     assert names == {row["slide_id"] for row in read_rows(cohort) if row["fold"] == "train"}
@@ -91,13 +147,10 @@ def test_the_teachers_words_are_kept_for_training_slides_alone(finished: Path, c
         torch.testing.assert_close(scores, torch.softmax(outputs[f"{name}/attention_logits"], 0))
 
 
-def test_the_teachers_embeddings_are_of_the_tiles_in_the_index(
-    finished: Path, cohort: Path, tmp_path: Path
-) -> None:
+def test_the_teachers_embeddings_are_of_the_tiles_in_the_index(finished: Path, cohort: Path) -> None:
     """Computed here one tile at a time, from plain crops of level 0: at 0.5 µm/px a HR tile is 32 of its pixels."""
-    config = load_config(write_config(tmp_path, cohort), ["--run.out_dir", str(tmp_path / "run")])
-    context = prepare(config, skip_bad=False, reporter=Reporter(Console(file=io.StringIO()))).context
-    encoder, store = context.teacher_encoder(), EmbeddingStore(finished / "run" / "embeddings" / "hr")
+    context = prepared_copy(finished, cohort)
+    encoder, store = context.teacher_encoder(), context.hr_store()
     item = context.tiles["train-000"]
     embeddings, tokens = store.read("train-000"), store.read("train-000", "layer_class_tokens")
     n = len(item.hr_places)
@@ -114,8 +167,24 @@ def test_the_teachers_embeddings_are_of_the_tiles_in_the_index(
             )
 
 
+def test_one_store_holds_the_embeddings_of_each_encoder_and_resolution(finished: Path, cohort: Path) -> None:
+    root = finished / "run" / "embeddings.zarr"
+    specs = {place.name: json.loads((place / "store.json").read_text()) for place in root.iterdir()}
+    assert sorted(name.split("-")[0] for name in specs) == ["hr", "lr", "lr", "lr"]  # f, f' and a random one
+    assert len({(spec["kind"], spec["encoder"]) for spec in specs.values()}) == 4
+    names = [row["slide_id"] for row in read_rows(cohort)]
+    labelled = [row["slide_id"] for row in read_rows(cohort) if row["label"]]
+    assert len(labelled) < len(names)
+    for name, spec in specs.items():
+        assert (spec["mpp"], spec["layers"]) == ((0.5, [0, 2]) if spec["kind"] == "hr" else (2.0, []))
+        store = EmbeddingStore(root / name)
+        held = sorted(path.stem for path in store.root.glob("*.zarr"))
+        assert held == sorted(names if spec["kind"] == "hr" else labelled)
+        assert all(store.has(slide_id) for slide_id in held)
+
+
 def test_stage1_has_changed_the_encoder(finished: Path) -> None:
-    history = read_rows(finished / "run" / "fold0" / "student_encoder.csv")
+    history = read_rows(finished / "run" / "fold0" / "metrics" / "stage1.csv")
     assert [row["epoch"] for row in history] == ["0.0", "1.0"]
     assert float(history[1]["train_loss"]) < float(history[0]["train_loss"])
     assert all(
@@ -162,7 +231,8 @@ def test_lrmil_predict_takes_the_bundle(finished: Path, cohort: Path, tmp_path: 
 
 def test_nothing_pickled_lies_in_the_run(finished: Path) -> None:
     endings = {path.suffix for path in (finished / "run").rglob("*") if path.is_file()}
-    assert not endings & {".pt", ".pth", ".pkl", ".npy", ".npz"}
+    assert not endings & {".pt", ".pth", ".pkl", ".npy", ".npz"}  # checkpoints last as long as their stage
+    assert (finished / "run" / "report.html").is_file()
     assert not list((finished / "run").rglob(".writing-*"))
 
 
@@ -225,19 +295,28 @@ def work(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         ("train_student", ""),
     ):
         monkeypatch.setattr(pipeline, attribute, recorded(name, getattr(pipeline, attribute)))
-    write = EmbeddingStore.write
+    roles: dict[Path, str] = {}
+    lr_store, writer = Context.lr_store, EmbeddingStore.writer
 
-    def writing(self: EmbeddingStore, *args: object, **arrays: object) -> None:
-        done.add(f"store {self.root.name}")
-        write(self, *args, **arrays)  # type: ignore[arg-type]
+    def knowing(self: Context, encoder_hash: str) -> EmbeddingStore:
+        store = lr_store(self, encoder_hash)
+        role = "lr-teacher" if encoder_hash == self.encoder_hash else "lr-student"
+        roles[store.root] = "lr-random" if encoder_hash.startswith("random ") else role
+        return store
 
-    monkeypatch.setattr(EmbeddingStore, "write", writing)
+    def writing(self: EmbeddingStore, *args: object, **options: object) -> object:
+        done.add(f"store {roles.get(self.root, 'hr')}")
+        return writer(self, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Context, "lr_store", knowing)
+    monkeypatch.setattr(EmbeddingStore, "writer", writing)
     return done
 
 
+RANDOM = {"store lr-random", "random_init"}
 STORES = {"store hr", "store lr-teacher", "store lr-student"}
 STUDENTS = {"lr_scratch", "stage1_only", "stage2_only", "lrmil"}
-ALL = {*STORES, *STUDENTS, "teacher", "stage1"}
+ALL = {*STORES, *STUDENTS, *RANDOM, "teacher", "stage1"}
 
 
 @pytest.mark.parametrize(
@@ -248,7 +327,9 @@ ALL = {*STORES, *STUDENTS, "teacher", "stage1"}
         (["--export.name", "Other"], set()),
         (["--run.threads", "1"], set()),
         (["--stage2.l_soft", "0.25"], {"stage2_only", "lrmil"}),
-        (["--mil.epochs", "3"], {"teacher", *STUDENTS}),
+        (["--run.checkpoint_seconds", "0"], set()),
+        (["--data.cache_gib", "0"], set()),
+        (["--mil.epochs", "3"], {"teacher", "random_init", *STUDENTS}),
         (["--stage1.learning_rate", "1e-4"], {"stage1", "store lr-student", "stage1_only", "lrmil"}),
         (["--stage1.layers", "[0, 1]"], {"store hr", "stage1", "store lr-student", "stage1_only", "lrmil"}),
         (["--encoder.mean", "[0.5, 0.5, 0.5]"], ALL),
@@ -268,7 +349,7 @@ def test_a_second_run_does_what_changed_and_no_more(
         assert "fold0/stage1: done before" in said
         assert weights(folder) == before
     if overrides == []:
-        assert results_of(folder).keys() == set(METHODS)
+        assert results_of(folder).keys() == {*METHODS, *SHORTCUTS}
     if "Other" in overrides:
         assert load_bundle(bundle).info.name == "Other"
 
@@ -289,7 +370,7 @@ def test_changed_labels_retrain_what_has_seen_them(
     one["label"], other["label"] = other["label"], one["label"]
     table = write_rows(folder / "other.csv", rows)
     rerun(folder, "--data.slides", str(table))
-    assert work == {"teacher", *STUDENTS}  # stage 1, weighted evenly, has seen no label
+    assert work == {"teacher", "random_init", *STUDENTS}  # stage 1, weighted evenly, has seen no label
 
 
 def test_other_weights_at_the_same_path_are_another_encoder(
@@ -302,7 +383,7 @@ def test_other_weights_at_the_same_path_are_another_encoder(
     state = load_file(folder / "run" / "fold0" / "student_encoder.safetensors")
     save_file(state, file)
     rerun(folder, "--encoder.weights", str(file))
-    assert work == ALL
+    assert work == ALL - RANDOM
     work.clear()
     rerun(folder, "--encoder.weights", str(file))
     assert not work
@@ -310,7 +391,7 @@ def test_other_weights_at_the_same_path_are_another_encoder(
         {name: value * 1.01 if value.is_floating_point() else value for name, value in state.items()}, file
     )
     rerun(folder, "--encoder.weights", str(file))
-    assert work == ALL
+    assert work == ALL - RANDOM
 
 
 def test_a_step_that_was_cut_off_under_another_config_does_not_pass_for_the_old_one(
@@ -342,9 +423,9 @@ def test_a_killed_run_goes_on_to_the_same_result(finished: Path, cohort: Path, t
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     try:
-        stamp = tmp_path / "run" / "embeddings" / "hr"
+        stores = tmp_path / "run" / "embeddings.zarr"
         deadline = time.monotonic() + 120
-        while len(list(stamp.glob("*.zarr"))) < 3:
+        while len(list(stores.glob("hr-*/*.zarr"))) < 3:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -383,10 +464,49 @@ def test_folds_with_attention_weights(cohort: Path, tmp_path: Path, one_thread: 
     pooled = results_of(both)["lrmil"]["n_test"]
     assert isinstance(pooled, int)
     assert 2 * n_labelled / 3 - 2 <= pooled <= 2 * n_labelled / 3 + 2
-    # A folder of student embeddings for each fold, of its own encoder.
-    stores = [EmbeddingStore(both / "run" / f"fold{fold}" / "embeddings" / "lr-student") for fold in (0, 1)]
+    # Student embeddings for each fold, of its own encoder.
+    found = prepared(both, both / "slides.csv", *options, "--data.folds", "[0, 1]")
+    stores = [found.keys.student_store(found.keys.stage1_plan(split)) for split in found.splits]
     name = next(row["slide_id"] for row in rows if row["label"])
     assert not np.array_equal(stores[0].read(name), stores[1].read(name))
+
+
+@pytest.mark.parametrize("scope", ["auto", "fold"])
+def test_folds_with_uniform_weights_share_an_encoder_or_have_their_own(
+    cohort: Path,
+    tmp_path: Path,
+    work: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    one_thread: None,
+    scope: str,
+) -> None:
+    rows = [{key: value for key, value in row.items() if key != "fold"} for row in absolute_rows(cohort)]
+    write_config(tmp_path, write_rows(tmp_path / "slides.csv", rows))
+    distill, times = pipeline.distill_encoder, []
+
+    def counted(*args: object, **options: object) -> None:
+        times.append(options["out"])
+        distill(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "distill_encoder", counted)
+    options = ["--data.n_folds", "3", "--stage1.scope", scope, "--evaluate.shortcuts", "[]"]
+    options += ["--evaluate.methods", '["lrmil"]']
+    rerun(tmp_path, *options)
+    run = tmp_path / "run"
+    folders = ["shared"] if scope == "auto" else ["fold0", "fold1", "fold2"]
+    assert times == [run / folder / "student_encoder.safetensors" for folder in folders]
+    trained = sorted(path.relative_to(run).parts[0] for path in run.rglob("student_encoder.safetensors"))
+    assert trained == folders
+    assert sorted(path.relative_to(run).parts[0] for path in run.rglob("metrics/stage1.csv")) == folders
+    assert results_of(tmp_path)["lrmil"]["n_test"] == sum(bool(row["label"]) for row in rows)
+    if (
+        scope == "auto"
+    ):  # another fold alone: nothing is trained anew, although the shared encoder is of all folds
+        work.clear()
+        before = weights(tmp_path, 1)
+        rerun(tmp_path, *options, "--data.folds", "[1]")
+        assert not work
+        assert weights(tmp_path, 1) == before
 
 
 def test_a_bad_slide_stops_the_run_before_it_starts_or_is_skipped(
@@ -412,11 +532,11 @@ def test_a_bad_slide_stops_the_run_before_it_starts_or_is_skipped(
     said = " ".join(stopped.output.split())
     assert "2 of 17 slides can't be used (--skip-bad-slides goes on without them): torn: " in said
     assert " gone: " in said
-    assert not (tmp_path / "run" / "embeddings").exists()
+    assert not (tmp_path / "run" / "embeddings.zarr").exists()
     done = CliRunner().invoke(app, [*args, "--skip-bad-slides"])
     assert done.exit_code == 0, done.output
     assert "Skipped 2 of 17 slides" in done.output
-    assert set(results_of(tmp_path)) == {"lrmil"}
+    assert set(results_of(tmp_path)) == {"lrmil", *SHORTCUTS}
 
 
 @pytest.mark.parametrize(
@@ -440,11 +560,10 @@ def test_what_cannot_run_is_told(
 
 
 def test_slides_without_a_single_pair_are_told(cohort: Path, tmp_path: Path) -> None:
-    config = load_config(write_config(tmp_path, cohort), ["--run.out_dir", str(tmp_path / "run")])
-    context = prepare(config, skip_bad=False, reporter=Reporter(Console(file=io.StringIO()))).context
+    context = prepared(tmp_path, cohort).context
     tiles = [replace(item, hr_places=item.hr_places[:1]) for item in context.tiles.values()]
     with pytest.raises(ConfigError, match=r"none of 15 slides .* 25% of the children .*stage1\.min_children"):
-        _loader(context, tiles, None)
+        _loader(context, tiles, None, 24)
 
 
 def test_errors_are_messages_on_the_command_line(cohort: Path, tmp_path: Path) -> None:
@@ -459,3 +578,14 @@ def test_errors_are_messages_on_the_command_line(cohort: Path, tmp_path: Path) -
         assert done.exit_code == 1
         assert said in " ".join(done.output.split())
         assert "Traceback" not in done.output
+
+
+def test_a_directory_in_which_a_run_works_is_refused(cohort: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, cohort)
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.prepare()
+    with run_dir.locked():
+        done = CliRunner().invoke(app, [str(config), "--run.out_dir", str(run_dir.root)])
+    assert done.exit_code == 1
+    assert "another run is working in" in " ".join(done.output.split())
+    assert sorted(path.name for path in run_dir.root.iterdir()) == [".lock"]

@@ -9,20 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from run_helpers import write_config
+from run_helpers import read_rows, write_config
 
+from napari_lrmil.errors import ConfigError
+from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import MILOutput
+from training.checkpoint import Files
 from training.config import load_config
-from training.data.bags import load_bags
-from training.data.table import Split
+from training.data.pairs import PairBatch
 from training.progress import Reporter
-from training.run import prepare
+from training.run import Prepared, prepare
 from training.run_dir import load_tensors
 from training.stages import distill_slides, distill_tiles
-from training.stages.context import Context
+from training.stages.distill_tiles import Distiller
+from training.stages.embed_tiles import embed_slides, jobs_for
 
 pytestmark = pytest.mark.slow
 
@@ -32,35 +36,35 @@ class Stop(Exception):
 
 
 @pytest.fixture
-def prepared(copied: Callable[..., Path], cohort: Path) -> Callable[..., tuple[Context, Split]]:
-    """Context and split of a finished run, with other options."""
+def prepared(copied: Callable[..., Path], cohort: Path) -> Callable[..., Prepared]:
+    """Context, splits and keys of a finished run, with other options."""
 
-    def make(*overrides: str) -> tuple[Context, Split]:
+    def make(*overrides: str) -> Prepared:
         folder = copied()
         config = load_config(write_config(folder, cohort), ["--run.out_dir", str(folder / "run"), *overrides])
-        found = prepare(config, skip_bad=False, reporter=Reporter(Console(file=io.StringIO())))
-        return found.context, found.splits[0]
+        return prepare(config, skip_bad=False, reporter=Reporter(Console(file=io.StringIO())))
 
     return make
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "attention"])
 def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
-    prepared: Callable[..., tuple[Context, Split]], monkeypatch: pytest.MonkeyPatch, weighting: str
+    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, weighting: str
 ) -> None:
-    context, split = prepared("--stage1.lambda_layer", "0.5", "--stage1.lambda_attn", "3.0")
+    context, (split,), _ = prepared("--stage1.lambda_layer", "0.5", "--stage1.lambda_attn", "3.0")
     teacher = context.teacher_encoder()
     checked = []
 
-    def looking(student: Any, **options: Any) -> None:
+    def looking(model: Distiller, **options: Any) -> None:
         batch = next(iter(options["batches"](0)))
-        student.eval()  # no dropout here, but batch norm in other encoders
-        assert student is not teacher
+        model.eval()  # no dropout here, but batch norm in other encoders
+        assert model.student is not teacher
         with torch.no_grad():
-            losses = options["loss_of"](batch)
+            losses = options["loss_of"](model, batch)
             output = teacher(teacher.preprocess(batch.tiles), (0, 2))  # the student starts as the teacher
-        layer, n_valid, attention = 0.0, 0, 0.0
+        layers, attentions = [], []
         for tile in range(len(batch.tiles)):
+            layer, attention = 0.0, 0.0
             children = [k for k in range(16) if batch.valid[tile, k]]
             scores = {k: float(batch.child_scores[tile, k]) for k in children}
             total = sum(scores.values())
@@ -68,14 +72,23 @@ def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
                 row, col = divmod(k, 4)  # 4 x 4 tokens: a child's block is one token
                 for tap in range(2):
                     token = output.layer_token_maps[tap, tile, :, row, col]
-                    layer += float((token - batch.child_layer_tokens[tap, tile, k]).square().mean())
-                    n_valid += 1
+                    error = token - batch.child_layer_tokens[tap, tile, k]
+                    layer += float(error.square().mean()) / (2 * len(children))
                 weight = scores[k] / total if weighting == "attention" else 1 / len(children)
                 error = output.embedding[tile] - batch.child_embeddings[tile, k]
-                attention += weight * float(error.square().mean()) / len(batch.tiles)
-        assert float(losses["layer"]) == pytest.approx(layer / n_valid, rel=1e-4)
-        assert float(losses["attention"]) == pytest.approx(attention, rel=1e-4)
-        assert float(losses["loss"]) == pytest.approx(0.5 * layer / n_valid + 3.0 * attention, rel=1e-4)
+                attention += weight * float(error.square().mean())
+            layers.append(layer)
+            attentions.append(attention)
+        assert float(losses["layer"]) == pytest.approx(sum(layers) / len(layers), rel=1e-4)
+        assert float(losses["attention"]) == pytest.approx(sum(attentions) / len(attentions), rel=1e-4)
+        per_tile = [
+            0.5 * layer + 3.0 * attention for layer, attention in zip(layers, attentions, strict=True)
+        ]
+        assert losses["per_tile"].tolist() == pytest.approx(per_tile, rel=1e-4)
+        assert float(losses["loss"]) == pytest.approx(sum(per_tile) / len(per_tile), rel=1e-4)
+        with torch.no_grad():
+            half = options["loss_of"](model, batch._replace(weight=0.5))  # a smaller share of a batch
+        assert float(half["loss"]) == pytest.approx(0.5 * float(losses["loss"]), rel=1e-6)
         assert bool((batch.child_scores > 0).any()) == (weighting == "attention")
         checked.append(len(batch.tiles))
         raise Stop
@@ -87,36 +100,110 @@ def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
             context.tiles_of(split.train),
             context.tiles_of(split.val),
             teacher,
-            out="unused.safetensors",
-            teacher_outputs="fold0/teacher_outputs.safetensors" if weighting == "attention" else None,
+            out=context.run_dir.path("unused.safetensors"),
+            files=Files(metrics_csv=context.run_dir.path("unused.csv")),
+            teacher_outputs=context.run_dir.path("fold0", "teacher_outputs.safetensors")
+            if weighting == "attention"
+            else None,
         )
     assert checked == [32]
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
 def test_stage1_trains_every_weight_of_the_student_and_none_of_the_teacher(
-    prepared: Callable[..., tuple[Context, Split]],
+    prepared: Callable[..., Prepared],
 ) -> None:
-    context, split = prepared("--stage1.epochs", "1")
+    context, (split,), _ = prepared("--stage1.epochs", "1")
     teacher = context.teacher_encoder()
     before = copy.deepcopy(teacher.state_dict())
-    student = distill_tiles.distill_encoder(
+    out = context.run_dir.path("student.safetensors")
+    distill_tiles.distill_encoder(
         context,
         context.tiles_of(split.train),
         context.tiles_of(split.val),
         teacher,
-        out="student.safetensors",
+        out=out,
+        files=Files(metrics_csv=context.run_dir.path("student.csv")),
         teacher_outputs=None,
     )
+    student = context.student_encoder(out)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     same = [name for name, value in student.named_parameters() if torch.equal(value, before[name])]
     assert same == []
 
 
-def test_stage2_adds_the_teachers_words_with_their_weights(
-    prepared: Callable[..., tuple[Context, Split]], monkeypatch: pytest.MonkeyPatch
+STUDENT = (
+    *("--student.architecture", "vit_tiny_patch16_224"),
+    *("--student.options", "{ patch_size = 8, img_size = 32, embed_dim = 16, depth = 2, num_heads = 2 }"),
+)
+
+
+@pytest.mark.parametrize("layers", ["[0, 2]", "[]"])
+def test_a_smaller_student_learns_through_projections_that_are_not_kept(
+    prepared: Callable[..., Prepared], layers: str
 ) -> None:
-    context, split = prepared(
+    context, (split,), _ = prepared("--stage1.epochs", "2", "--stage1.layers", layers, *STUDENT)
+    if layers == "[]":  # a store of its own, which the finished run doesn't have
+        rows = (*split.train, *split.val)
+        jobs = jobs_for(context, context.tiles_of(rows), context.hr_store(), hr=True)
+        embed_slides(context, jobs, context.teacher_encoder(), "Embedding")
+    out = context.run_dir.path("student.safetensors")
+    metrics = context.run_dir.path("student.csv")
+    distill_tiles.distill_encoder(
+        context,
+        context.tiles_of(split.train),
+        context.tiles_of(split.val),
+        context.teacher_encoder(),
+        out=out,
+        files=Files(metrics_csv=metrics),
+        teacher_outputs=None,
+    )
+    student = context.student_encoder(out)
+    assert (student.embed_dim, student.depth) == (16, 2)
+    assert load_tensors(out).keys() == Encoder(student.spec).vit.state_dict().keys()
+    losses = [float(row["train_loss"]) for row in read_rows(metrics)]
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "layers", "depth", "teacher_depth", "expected"),
+    [
+        (None, (0, 1, 10), 12, 12, (0, 1, 10)),
+        (None, (0, 10), 6, 12, (0, 5)),
+        (None, (0, 11), 4, 12, (0, 3)),
+        ((1, 2), (0, 11), 4, 12, (1, 2)),
+        (None, (), 2, 12, ()),
+    ],
+)
+def test_which_blocks_of_a_student_are_matched(
+    wanted: Any, layers: Any, depth: int, teacher_depth: int, expected: Any
+) -> None:
+    found = distill_tiles.student_layers(wanted, layers, depth=depth, teacher_depth=teacher_depth)
+    assert found == expected
+
+
+def test_too_few_blocks_for_the_layers_are_told() -> None:
+    with pytest.raises(ConfigError, match=r"\[0, 1, 10\] would fall on \[0, 0, 5\]\. Name .*student\.layers"):
+        distill_tiles.student_layers(None, (0, 1, 10), depth=6, teacher_depth=12)
+
+
+@pytest.mark.parametrize(
+    ("per_tile", "said"),
+    [
+        ([1.0, float("nan"), 2.0, float("inf")], "b, c"),
+        ([1.0, 1.0, 1.0, 1.0], "a, b, c"),  # the sum overflowed, or the gradient
+    ],
+)
+def test_a_broken_loss_names_the_slides_whose_tiles_broke(per_tile: list[float], said: str) -> None:
+    nothing = torch.zeros(4)
+    batch = PairBatch(*[nothing] * 5, slide_ids=("a", "b", "a", "c"), weight=1.0)
+    assert distill_tiles._names_of(batch, {"per_tile": torch.tensor(per_tile)}) == said
+
+
+def test_stage2_adds_the_teachers_words_with_their_weights(
+    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, (split,), keys = prepared(
         *("--stage2.l_ce", "0.7", "--stage2.l_bag", "2", "--stage2.l_soft", "3", "--stage2.l_hard", "5"),
         *("--stage2.temperature_bag", "2", "--stage2.temperature_attention", "0.5", "--stage2.k", "2"),
     )
@@ -129,8 +216,15 @@ def test_stage2_adds_the_teachers_words_with_their_weights(
     monkeypatch.setattr(distill_slides, "fit_mil", looking)
     with pytest.raises(Stop):
         distill_slides.train_student(
-            context, split, method="lrmil", store_kind="fold0/lr-student", distil=True
+            context,
+            split,
+            method="lrmil",
+            store=keys.student_store(keys.stage1_plan(split)),
+            embed_dim=24,
+            distil=True,
+            key="",
         )
+    assert seen["embed_dim"] == 24
     assert seen["ce_weight"] == 0.7
     assert [bag.name for bag in seen["train"]] == [row.slide_id for row in split.train]
     assert [bag.name for bag in seen["val"]] == [row.slide_id for row in split.val]
@@ -172,9 +266,10 @@ def test_stage2_adds_the_teachers_words_with_their_weights(
 
 
 def test_without_distillation_the_head_sees_labels_alone(
-    prepared: Callable[..., tuple[Context, Split]], monkeypatch: pytest.MonkeyPatch
+    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context, split = prepared("--stage2.l_ce", "0.7")
+    context, (split,), _ = prepared("--stage2.l_ce", "0.7")
+    store = context.lr_store(context.encoder_hash)
     seen: dict[str, Any] = {}
 
     def looking(train: Any, val: Any, **options: Any) -> None:
@@ -184,12 +279,11 @@ def test_without_distillation_the_head_sees_labels_alone(
     monkeypatch.setattr(distill_slides, "fit_mil", looking)
     with pytest.raises(Stop):
         distill_slides.train_student(
-            context, split, method="lr_scratch", store_kind="lr-teacher", distil=False
+            context, split, method="lr_scratch", store=store, embed_dim=24, distil=False, key=""
         )
     assert seen["extra_loss"] is None
     assert seen["ce_weight"] == 1.0
-    expected = load_bags(context.store("lr-teacher"), split.train, context.class_names)
-    assert all(
-        torch.equal(one.instance_embeddings, other.instance_embeddings)
-        for one, other in zip(seen["train"], expected, strict=True)
-    )
+    assert len(seen["train"]) == len(split.train)
+    for bag, row in zip(seen["train"], split.train, strict=True):
+        assert (bag.name, context.class_names[bag.label]) == (row.slide_id, row.label)
+        np.testing.assert_array_equal(bag.instance_embeddings.numpy(), store.read(row.slide_id))

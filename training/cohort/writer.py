@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from training.cohort.config import LEVEL_DOWNSAMPLES, MPP_L0
 TILE_PX = 256
 
 
-def area_pyramid(rgb: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+def area_pyramid(
+    rgb: NDArray[np.uint8], downsamples: Sequence[int] = LEVEL_DOWNSAMPLES
+) -> list[NDArray[np.uint8]]:
     """The levels of a slide, by exact area average of level 0: (H / d, W / d, 3) for each downsample d."""
     levels = [rgb]
     # Sums, not means, go from level to level, so that nothing is rounded twice.
     sums: NDArray[np.unsignedinteger] = rgb.astype(np.uint16)
-    for finer, coarser in itertools.pairwise(LEVEL_DOWNSAMPLES):
+    for finer, coarser in itertools.pairwise(downsamples):
         factor = coarser // finer
         # Slice by slice: a reduction over two short axes is several times slower in numpy.
         rows = sums[0::factor].copy()
@@ -35,8 +38,15 @@ def area_pyramid(rgb: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return levels
 
 
-def write_slide(path: Path, rgb: NDArray[np.uint8], *, jpeg_quality: int) -> None:
-    """Write a tiled pyramidal JPEG TIFF whose resolution tags say 0.5 µm a pixel.
+def write_slide(
+    path: Path,
+    rgb: NDArray[np.uint8],
+    *,
+    jpeg_quality: int,
+    mpp: float = MPP_L0,
+    downsamples: Sequence[int] = LEVEL_DOWNSAMPLES,
+) -> None:
+    """Write a tiled pyramidal JPEG TIFF whose resolution tags say `mpp` µm a pixel.
 
     The bytes hold no time, software or file name: they depend on the pixels, the quality and the JPEG library alone.
     """
@@ -44,8 +54,10 @@ def write_slide(path: Path, rgb: NDArray[np.uint8], *, jpeg_quality: int) -> Non
         replacing(path) as temporary,
         tifffile.TiffWriter(temporary) as tiff,
     ):
-        for level, (downsample, pixels) in enumerate(zip(LEVEL_DOWNSAMPLES, area_pyramid(rgb), strict=True)):
-            pixels_per_cm = 10_000 / (MPP_L0 * downsample)
+        for level, (downsample, pixels) in enumerate(
+            zip(downsamples, area_pyramid(rgb, downsamples), strict=True)
+        ):
+            pixels_per_cm = 10_000 / (mpp * downsample)
             tiff.write(
                 pixels,
                 tile=(TILE_PX, TILE_PX),

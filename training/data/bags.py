@@ -1,9 +1,10 @@
-"""Bags: a slide's instance embeddings with its label."""
+"""Bags: a slide's instance embeddings with its label, read when they are asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles
 
+A = TypeVar("A")
+B = TypeVar("B")
+
 
 class Bag(NamedTuple):
     """One slide: (N, D) embeddings and its class as an index."""
@@ -23,15 +27,80 @@ class Bag(NamedTuple):
     label: int
 
 
-def load_bags(store: EmbeddingStore, rows: Iterable[SlideRow], class_names: tuple[str, ...]) -> list[Bag]:
-    """The bags of labelled slides, in the order of `rows`."""
-    bags = []
-    for row in rows:
-        if row.label is None:
-            raise ValueError(f"{row.slide_id} has no label")
-        embeddings = torch.from_numpy(store.read(row.slide_id))
-        bags.append(Bag(row.slide_id, embeddings, class_names.index(row.label)))
-    return bags
+class Bags(Sequence[Bag]):
+    """The bags of labelled slides, of which the first that fit stay in memory.
+
+    Not the last used: each epoch takes every bag once, and a cache that gives up what was longest unused would
+    never hit.
+
+    Parameters
+    ----------
+    store : EmbeddingStore
+    rows : iterable of SlideRow
+        Their order is that of the bags.
+    class_names : tuple of str
+    cache_bytes : float
+    """
+
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        rows: Iterable[SlideRow],
+        class_names: tuple[str, ...],
+        *,
+        cache_bytes: float = 2**30,
+    ) -> None:
+        self._store = store
+        self._names: list[str] = []
+        labels = []
+        for row in rows:
+            if row.label is None:
+                raise ValueError(f"{row.slide_id} has no label")
+            self._names.append(row.slide_id)
+            labels.append(class_names.index(row.label))
+        self.labels: NDArray[np.int64] = np.asarray(labels, np.int64)
+        """(number of bags,) classes"""
+        self._left = cache_bytes
+        self._kept: dict[int, NDArray[np.float16]] = {}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> Bag: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Bag]: ...
+    def __getitem__(self, index: int | slice) -> Bag | list[Bag]:
+        """One bag, float32."""
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        values = self._kept.get(index)
+        if values is None:
+            values = self._store.read(self._names[index], dtype=np.float16)
+            if values.nbytes <= self._left:
+                self._left -= values.nbytes
+                self._kept[index] = values
+        return Bag(self._names[index], torch.from_numpy(values.astype(np.float32)), int(self.labels[index]))
+
+    def __iter__(self) -> Iterator[Bag]:
+        return self.in_order(range(len(self)))
+
+    def in_order(self, order: Iterable[int]) -> Iterator[Bag]:
+        """Bags by index, the next one read while the last is used."""
+        return read_ahead(self.__getitem__, order)
+
+
+def read_ahead(read: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """``map(read, items)``, one ahead in a thread of its own."""
+    with ThreadPoolExecutor(1, thread_name_prefix="lrmil-read-ahead") as pool:
+        waiting = None
+        for item in items:
+            following = pool.submit(read, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def parents_in_bag(tiles: SlideTiles, ratio: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles, TileGeometry
 
 WINDOW_SLIDES = 64
-"""Slides open at once: pairs are shuffled within such a window, so that memory doesn't grow with the table."""
+"""Slides open at once at most: pairs are shuffled within a window, so that memory doesn't grow with the table."""
 
 
 Job = tuple[int, int, int]
@@ -25,7 +26,7 @@ Loaded = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 class PairBatch(NamedTuple):
-    """B pairs, K = ratio^2 children, L layers, D dimensions of the teacher."""
+    """This process's B pairs of a batch, K = ratio^2 children, L layers, D dimensions of the teacher."""
 
     tiles: Tensor
     """(B, T, T, 3) uint8"""
@@ -37,6 +38,16 @@ class PairBatch(NamedTuple):
     """(B, K) teacher's attention scores, zeros where weighting is uniform"""
     valid: Tensor
     """(B, K) bool: children with tissue"""
+    slide_ids: tuple[str, ...]
+    """B names"""
+    weight: float
+    """Of this part, so that the mean over processes of weight x mean loss is the mean over the whole batch."""
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The tensors on a device."""
+        return self._replace(
+            **{name: value.to(device) for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        )
 
 
 class SlidePairs:
@@ -79,7 +90,14 @@ class PairLoader:
         Of the HR tiles, with ``layer_class_tokens``.
     scores : callable, optional
         Slide id -> (M,) attention scores of its HR tiles.
+    with_layers : bool
+        Whether the store holds ``layer_class_tokens``.
     batch_size, threads : int
+        `batch_size` pairs over all processes.
+    window_bytes : float
+        Embeddings held in memory at once, about.
+    rank, world : int
+        This process takes every `world`-th pair of a batch.
     """
 
     def __init__(
@@ -89,12 +107,22 @@ class PairLoader:
         store: EmbeddingStore,
         *,
         scores: Callable[[str], NDArray[np.float32]] | None,
+        with_layers: bool = True,
         batch_size: int,
         threads: int,
+        window_bytes: float = 2**30,
+        bytes_per_tile: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self._pairs = [item for item in pairs if len(item)]
         self._geometry, self._store, self._scores = geometry, store, scores
+        self._with_layers = with_layers
         self._batch_size, self._threads = batch_size, threads
+        self._rank, self._world = rank, world
+        held = sum(len(item.tiles.hr_places) for item in self._pairs) * bytes_per_tile
+        n_windows = max(1, math.ceil(held / window_bytes), math.ceil(len(self._pairs) / WINDOW_SLIDES))
+        self._n_windows = max(1, min(n_windows, len(self._pairs)))
 
     @property
     def n_pairs(self) -> int:
@@ -106,34 +134,38 @@ class PairLoader:
         share = 1.0 if limit is None else min(1.0, limit / self.n_pairs)
         order = rng.permutation(len(self._pairs))
         left = min(limit or self.n_pairs, self.n_pairs)
-        for start in range(0, len(order), WINDOW_SLIDES):
-            window = [self._pairs[index] for index in order[start : start + WINDOW_SLIDES]]
-            last = start + WINDOW_SLIDES >= len(order)
+        for number, part in enumerate(np.array_split(order, self._n_windows), start=1):
+            window = [self._pairs[index] for index in part]
+            last = number == self._n_windows
             wanted = left if last else min(left, round(share * sum(len(item) for item in window)))
             left -= wanted
+            if not wanted:
+                continue
             yield from self._window(window, rng, wanted, turned)
 
     def steps(self, limit: int | None) -> int:
         """Batches that `batches` yields at most; a window ends with a smaller one."""
-        n_windows = -(-len(self._pairs) // WINDOW_SLIDES)
-        return -(-min(limit or self.n_pairs, self.n_pairs) // self._batch_size) + n_windows - 1
+        return -(-min(limit or self.n_pairs, self.n_pairs) // self._batch_size) + self._n_windows - 1
 
     def _window(
         self, window: list[SlidePairs], rng: np.random.Generator, wanted: int, turned: bool
     ) -> Iterator[PairBatch]:
         slides = [self._geometry.open(item.tiles.row) for item in window]
         try:
-            data = _WindowData(window, slides, self._geometry, self._store, self._scores)
+            data = _WindowData(window, slides, self._geometry, self._store, self._scores, self._with_layers)
             which = np.concatenate([np.full(len(item), index) for index, item in enumerate(window)])
             inner = np.concatenate([np.arange(len(item)) for item in window])
             chosen = rng.permutation(len(which))[:wanted]
             how = rng.integers(8, size=len(chosen)) if turned else np.zeros(len(chosen), int)
             jobs = list(zip(which[chosen].tolist(), inner[chosen].tolist(), how.tolist(), strict=True))
             with ThreadPoolExecutor(self._threads, thread_name_prefix="lrmil-pairs") as pool:
-                waiting: deque[tuple[list[Job], list[Future[Loaded]]]] = deque()
+                waiting: deque[tuple[list[Job], list[Future[Loaded]], float]] = deque()
                 for start in range(0, len(jobs), self._batch_size):
-                    part = jobs[start : start + self._batch_size]
-                    waiting.append((part, [pool.submit(data.load, *job) for job in part]))
+                    whole = jobs[start : start + self._batch_size]
+                    mine = whole[self._rank :: self._world]
+                    weight = len(mine) * self._world / len(whole)
+                    mine = mine or whole[:1]  # all processes must step together, if only with weight 0
+                    waiting.append((mine, [pool.submit(data.load, *job) for job in mine], weight))
                     if len(waiting) > 2:
                         yield data.collate(*waiting.popleft())
                 while waiting:
@@ -153,13 +185,21 @@ class _WindowData:
         geometry: TileGeometry,
         store: EmbeddingStore,
         scores: Callable[[str], NDArray[np.float32]] | None,
+        with_layers: bool,
     ) -> None:
         self._window, self._slides, self._ratio = window, slides, geometry.ratio
         self._grids = [geometry.lr_grid(slide) for slide in slides]
         self._levels = [choose_level(slide.level_mpps, geometry.mpp_lr) for slide in slides]
         ids = [item.tiles.row.slide_id for item in window]
-        self._embeddings = [store.read(name) for name in ids]
-        self._layers = [store.read(name, "layer_class_tokens") for name in ids]
+        # Halves, as stored: a window is as large as memory allows.
+        self._embeddings = [store.read(name, dtype=np.float16) for name in ids]
+        self._layers = [
+            store.read(name, "layer_class_tokens", dtype=np.float16)
+            if with_layers
+            else np.empty((0, *embeddings.shape), np.float16)
+            for name, embeddings in zip(ids, self._embeddings, strict=True)
+        ]
+        self._ids = ids
         self._scores = [
             np.zeros(len(embeddings), np.float32) if scores is None else scores(name)
             for name, embeddings in zip(ids, self._embeddings, strict=True)
@@ -171,14 +211,18 @@ class _WindowData:
         tile = read_tile(self._slides[which], self._grids[which], self._levels[which], float(row), float(col))
         return turn(tile, pairs.children[inner], self._ratio, how)
 
-    def collate(self, jobs: list[Job], futures: list[Future[Loaded]]) -> PairBatch:
+    def collate(self, jobs: list[Job], futures: list[Future[Loaded]], weight: float) -> PairBatch:
         tiles, children = zip(*(future.result() for future in futures), strict=True)
         rows = [(which, child) for (which, _, _), child in zip(jobs, children, strict=True)]
         # A child without tissue has index -1: it picks some embedding, and `valid` masks it.
         return PairBatch(
             tiles=torch.from_numpy(np.stack(tiles)),
-            child_embeddings=torch.from_numpy(np.stack([self._embeddings[w][c] for w, c in rows])),
-            child_layer_tokens=torch.from_numpy(np.stack([self._layers[w][:, c] for w, c in rows], axis=1)),
+            child_embeddings=torch.from_numpy(np.stack([self._embeddings[w][c] for w, c in rows])).float(),
+            child_layer_tokens=torch.from_numpy(
+                np.stack([self._layers[w][:, c] for w, c in rows], axis=1)
+            ).float(),
             child_scores=torch.from_numpy(np.stack([self._scores[w][c] for w, c in rows])),
             valid=torch.from_numpy(np.stack(children) >= 0),
+            slide_ids=tuple(self._ids[which] for which, _, _ in jobs),
+            weight=weight,
         )

@@ -1,21 +1,42 @@
-"""Embeddings on disk: one zarr group a slide, written whole, read in part.
+"""Embeddings on disk: one sharded zarr store, one group a slide, written whole, read in part.
 
-A store belongs to one encoder and one tile spec; its folder's name carries the hash of both, so that
-embeddings of two encoders never mix.
+A store belongs to one encoder and one tile spec: its folder's name carries the hash of both, so that embeddings of
+two encoders never mix. A slide's group holds a manifest with the sizes of its files: what a full disk or a lost
+machine left in half is seen, and embedded anew.
 """
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
-from dataclasses import dataclass
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
 
-_CHUNK_TILES = 4096
+from napari_lrmil.atomic import write_text
+from napari_lrmil.errors import LRMILError
+
+CHUNK_TILES = 1024
+"""Tiles that are read at once: 1.5 MB of 768 dimensions."""
+SHARD_TILES = 16 * CHUNK_TILES
+"""Tiles of a file."""
+_SCRATCH_SECONDS = 3600
+
+
+class StoreError(LRMILError):
+    """Embeddings can't be stored, or what is stored is damaged."""
 
 
 @dataclass(frozen=True)
@@ -27,40 +48,194 @@ class EmbeddingStore:
     """
 
     root: Path
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """What the hash in its name stands for; written beside the slides."""
 
-    def has(self, slide_id: str) -> bool:
-        """Whether a slide is there, whole."""
-        return self._place(slide_id).exists()
+    def has(self, slide_id: str, stamp: str | None = None) -> bool:
+        """Whether a slide is there, whole, and made of what `stamp` says.
 
-    def write(self, slide_id: str, **arrays: NDArray[np.floating]) -> None:
+        Parameters
+        ----------
+        slide_id : str
+        stamp : str, optional
+            As given to `write`; None accepts any.
+        """
+        place = self._place(slide_id)
+        try:
+            manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+            whole = all((place / name).stat().st_size == size for name, size in manifest["files"].items())
+            # The arrays hold checksums of their own; what describes them doesn't, and a wrong shape reads as zeros.
+            whole &= all(
+                zlib.crc32((place / name).read_bytes()) == value
+                for name, value in manifest.get("checksums", {}).items()
+            )
+            return whole and (stamp is None or manifest["stamp"] == stamp)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
+    def write(self, slide_id: str, *, stamp: str = "", **arrays: NDArray[np.floating]) -> None:
         """Store a slide's arrays; an interrupted write leaves nothing that `has` sees.
+
+        Parameters
+        ----------
+        slide_id : str
+        stamp : str
+            Identifies the slide file and its tiles.
+        **arrays : (..., N, D) arrays
 
         Raises
         ------
-        ValueError
+        StoreError
             Where a value doesn't fit float16.
         """
-        scratch = self.root / f".writing-{slide_id}"
-        shutil.rmtree(scratch, ignore_errors=True)
-        group = zarr.open_group(scratch, mode="w")
-        for name, values in arrays.items():
-            with np.errstate(over="ignore"):
-                half = values.astype(np.float16)
-            if not np.isfinite(half).all():
-                raise ValueError(f"{slide_id}: {name} holds values that aren't finite in float16")
-            chunks = tuple(
-                min(size, _CHUNK_TILES) if axis == half.ndim - 2 else size
-                for axis, size in enumerate(half.shape)
-            )
-            stored = group.create_array(name, shape=half.shape, dtype=half.dtype, chunks=chunks)
-            stored[...] = half
-        shutil.rmtree(self._place(slide_id), ignore_errors=True)
-        scratch.rename(self._place(slide_id))
+        with self.writer(slide_id, stamp=stamp) as open_array:
+            for name, values in arrays.items():
+                array = open_array(name, values.shape)
+                array.add(values)
+                array.finish()
 
-    def read(self, slide_id: str, name: str = "embedding") -> NDArray[np.float32]:
-        """One array of a slide as float32."""
-        array: Any = zarr.open_group(self._place(slide_id), mode="r")[name]
-        return np.asarray(array[...], np.float32)
+    @contextmanager
+    def writer(
+        self, slide_id: str, *, stamp: str = ""
+    ) -> Iterator[Callable[[str, tuple[int, ...]], ArrayWriter]]:
+        """Store a slide's arrays from blocks, for slides that don't fit into memory.
+
+        Yields a function that makes an array of a name and a shape.
+
+        Raises
+        ------
+        StoreError
+        """
+        scratch = self.root / f".writing-{slide_id}-{uuid.uuid4().hex[:8]}"
+        try:
+            group = zarr.open_group(scratch, mode="w")
+            yield lambda name, shape: ArrayWriter(group, scratch, slide_id, name, shape)
+            files = {
+                str(path.relative_to(scratch)): path.stat().st_size
+                for path in sorted(scratch.rglob("*"))
+                if path.is_file()
+            }
+            checksums = {
+                name: zlib.crc32((scratch / name).read_bytes()) for name in files if name.endswith(".json")
+            }
+            manifest = {"stamp": stamp, "files": files, "checksums": checksums}
+            write_text(scratch / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+            _put(scratch, self._place(slide_id))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def read(
+        self, slide_id: str, name: str = "embedding", *, dtype: type[np.floating] = np.float32
+    ) -> NDArray[Any]:
+        """One array of a slide.
+
+        Raises
+        ------
+        StoreError
+            Where it is damaged; it is forgotten then, so that the next run embeds it anew.
+        """
+        try:
+            if not self.has(slide_id):
+                raise ValueError("files are missing or not as they were written")
+            array: Any = zarr.open_group(self._place(slide_id), mode="r")[name]
+            return np.asarray(array[...], dtype)
+        except (ValueError, KeyError, RuntimeError, OSError) as error:  # a checksum, a shard's index, a file
+            (self._place(slide_id) / "manifest.json").unlink(missing_ok=True)
+            raise StoreError(
+                f"the stored embeddings of {slide_id} are damaged ({error}). Run again: that slide will be embedded anew."
+            ) from error
+
+    def n_tiles(self, slide_id: str) -> int:
+        """N of a slide."""
+        array: Any = zarr.open_group(self._place(slide_id), mode="r")["embedding"]
+        return int(array.shape[0])
+
+    def prepare(self) -> None:
+        """Make the folder, say in it what its name's hash stands for, and sweep out what killed processes left."""
+        place = self.root / "store.json"
+        if not place.exists():
+            write_text(place, json.dumps(dict(self.spec), indent=2) + "\n")
+        for scratch in self.root.glob(".writing-*"):
+            # Another run may be writing there: only what nobody has touched for long is given up.
+            if time.time() - scratch.stat().st_mtime > _SCRATCH_SECONDS:
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def _place(self, slide_id: str) -> Path:
         return self.root / f"{slide_id}.zarr"
+
+
+def _put(scratch: Path, place: Path) -> None:
+    """Move a folder to its place; another run may be doing the same."""
+    old = scratch.with_name(f"{scratch.name}-old")
+    while True:
+        with suppress(FileNotFoundError):
+            place.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+        try:
+            scratch.rename(place)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+class ArrayWriter:
+    """Writes one array block by block, a shard at a time."""
+
+    def __init__(
+        self, group: zarr.Group, scratch: Path, slide_id: str, name: str, shape: tuple[int, ...]
+    ) -> None:
+        *outer, n_tiles, dim = shape
+        chunk = max(1, min(n_tiles, CHUNK_TILES))
+        self._shard = -(-min(max(n_tiles, 1), SHARD_TILES) // chunk) * chunk
+        self._array = group.create_array(
+            name,
+            shape=shape,
+            dtype=np.float16,
+            chunks=(*(1 for _ in outer), chunk, dim),
+            shards=(*outer, self._shard, dim),
+            compressors=(Crc32cCodec(),),  # embeddings hardly compress; a flipped bit should be seen
+        )
+        self._scratch, self._slide_id, self._name = scratch, slide_id, name
+        self._waiting: list[NDArray[np.float16]] = []
+        self._start = self._held = 0
+
+    def add(self, block: NDArray[np.floating]) -> None:
+        """The next tiles, along the last axis but one.
+
+        Raises
+        ------
+        StoreError
+        """
+        with np.errstate(over="ignore"):
+            half = block.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise StoreError(
+                f"{self._slide_id}: {self._name} holds values that aren't finite in float16; the encoder gives "
+                f"{np.abs(block).max():.3g} there"
+            )
+        os.utime(self._scratch)  # somebody is at work here, see `prepare`
+        self._waiting.append(half)
+        self._held += half.shape[-2]
+        if self._held >= self._shard:
+            self._write(self._held // self._shard * self._shard)
+
+    def finish(self) -> None:
+        """Write what waits for a shard to fill.
+
+        Raises
+        ------
+        StoreError
+            Where tiles are missing.
+        """
+        if self._held:
+            self._write(self._held)
+        if self._start != self._array.shape[-2]:
+            raise StoreError(
+                f"{self._slide_id}: {self._start} of {self._array.shape[-2]} tiles were embedded"
+            )
+
+    def _write(self, cut: int) -> None:
+        whole = np.concatenate(self._waiting, axis=-2)
+        self._array[..., self._start : self._start + cut, :] = whole[..., :cut, :]
+        self._start, self._held, self._waiting = self._start + cut, self._held - cut, [whole[..., cut:, :]]

@@ -1,4 +1,4 @@
-"""The slide table: read, checked as a whole, and split by patient."""
+"""The slide table: read and checked as a whole. How it is split stands in `training.data.splits`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import csv
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from napari_lrmil.errors import ConfigError
+from training.data.splits import SPLIT_NAMES, Split, class_names, make_splits
+
+__all__ = [
+    "OPTIONAL",
+    "REQUIRED",
+    "SPLIT_NAMES",
+    "SlideRow",
+    "Split",
+    "class_names",
+    "make_splits",
+    "read_table",
+]
 
 REQUIRED = ("slide_id", "path", "patient_id", "label")
 OPTIONAL = ("site", "fold", "mpp")
-SPLIT_NAMES = ("train", "val", "test", "unlabelled")
 
 
 @dataclass(frozen=True)
@@ -29,16 +36,6 @@ class SlideRow:
     fold: str | None = None
     site: str | None = None
     mpp: float | None = None
-
-
-class Split(NamedTuple):
-    """Rows by use in one fold; `extra` has no labels and serves stage 1 only."""
-
-    fold: int
-    train: tuple[SlideRow, ...]
-    val: tuple[SlideRow, ...]
-    test: tuple[SlideRow, ...]
-    extra: tuple[SlideRow, ...]
 
 
 def read_table(path: Path) -> list[SlideRow]:
@@ -121,135 +118,3 @@ def _row(record: dict[str, str | None], folder: Path) -> SlideRow:
         site=text.get("site") or None,
         mpp=mpp,
     )
-
-
-def class_names(rows: list[SlideRow]) -> tuple[str, ...]:
-    """The labels in alphabetical order.
-
-    Raises
-    ------
-    ConfigError
-        Where there are fewer than two.
-    """
-    names = tuple(sorted({row.label for row in rows if row.label is not None}))
-    if len(names) < 2:
-        found = f"only {names[0]!r}" if names else "none"
-        raise ConfigError(f"a classifier needs at least two classes; the column 'label' holds {found}")
-    return names
-
-
-def make_splits(rows: list[SlideRow], *, n_folds: int, seed: int) -> list[Split]:
-    """Splits by patient.
-
-    The column fold decides where the table has it: the names train, val, test (and unlabelled) make one
-    fixed split; whole numbers are folds of which each is tested once, the next one validates. Without
-    the column, patients are dealt into `n_folds` folds, stratified by label. Unlabelled slides serve a
-    numbered fold only where their patient and fold aren't held out in it.
-
-    Raises
-    ------
-    ConfigError
-        Where a patient is in two parts, a part is empty, or lacks a class.
-    """
-    names = class_names(rows)
-    labelled = [row for row in rows if row.label is not None]
-    extra = tuple(row for row in rows if row.label is None)
-    folds = {row.fold for row in labelled}
-    if None in folds and len(folds) > 1:
-        missing = [row.slide_id for row in labelled if row.fold is None]
-        raise ConfigError(f"column 'fold' is empty for {len(missing)} labelled slides: {_some(missing)}")
-    if folds == {None}:
-        splits = _numbered_splits(labelled, _deal(labelled, n_folds, seed), extra)
-    elif folds <= set(SPLIT_NAMES):
-        parts = {part: tuple(row for row in labelled if row.fold == part) for part in SPLIT_NAMES}
-        if parts["unlabelled"]:
-            raise ConfigError(
-                f"slides marked unlabelled have a label: {_some([row.slide_id for row in parts['unlabelled']])}"
-            )
-        held_out = [row.slide_id for row in extra if row.fold in ("val", "test")]
-        if held_out:
-            raise ConfigError(f"slides of val or test have no label: {_some(held_out)}")
-        splits = [Split(0, parts["train"], parts["val"], parts["test"], extra)]
-    elif all(fold is not None and fold.isdecimal() for fold in folds):
-        splits = _numbered_splits(labelled, [int(row.fold or 0) for row in labelled], extra)
-    else:
-        odd = sorted(fold for fold in folds if fold and fold not in SPLIT_NAMES and not fold.isdecimal())
-        raise ConfigError(
-            f"column 'fold' mixes kinds or holds {', '.join(map(repr, odd)) or 'both'}: use either whole numbers or "
-            f"the names {', '.join(SPLIT_NAMES)}"
-        )
-    for split in splits:
-        _check_split(split, names)
-    return splits
-
-
-def _deal(rows: list[SlideRow], n_folds: int, seed: int) -> list[int]:
-    patients = {row.patient_id for row in rows}
-    if len(patients) < n_folds:
-        raise ConfigError(
-            f"{n_folds} folds need as many patients; there are {len(patients)} (data.n_folds sets it)"
-        )
-    for name in sorted({row.label for row in rows if row.label is not None}):
-        n_of_class = len({row.patient_id for row in rows if row.label == name})
-        if n_of_class < n_folds:
-            raise ConfigError(
-                f"{n_folds} folds need as many patients of each class; {name!r} has {n_of_class} (data.n_folds sets it)"
-            )
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    fold_of = np.zeros(len(rows), int)
-    parts = splitter.split(rows, [row.label for row in rows], [row.patient_id for row in rows])
-    for fold, (_, test) in enumerate(parts):
-        fold_of[test] = fold
-    return fold_of.tolist()
-
-
-def _numbered_splits(rows: list[SlideRow], folds: list[int], extra: tuple[SlideRow, ...]) -> list[Split]:
-    numbers = sorted(set(folds))
-    if len(numbers) < 3:
-        raise ConfigError(f"train, validation and test need at least 3 folds; there are {len(numbers)}")
-    splits = []
-    for place, fold in enumerate(numbers):
-        val_fold = numbers[(place + 1) % len(numbers)]
-        where = {"test": [], "val": [], "train": []}  # type: dict[str, list[SlideRow]]
-        for row, number in zip(rows, folds, strict=True):
-            where["test" if number == fold else "val" if number == val_fold else "train"].append(row)
-        held_out = {row.patient_id for part in ("val", "test") for row in where[part]}
-        usable = tuple(
-            row
-            for row in extra
-            if row.patient_id not in held_out and row.fold not in (str(fold), str(val_fold))
-        )
-        splits.append(Split(fold, tuple(where["train"]), tuple(where["val"]), tuple(where["test"]), usable))
-    return splits
-
-
-def _check_split(split: Split, names: tuple[str, ...]) -> None:
-    parts = {"train": split.train, "val": split.val, "test": split.test}
-    seen: dict[str, str] = {}
-    shared = set()
-    for part, rows in parts.items():
-        for row in rows:
-            if seen.setdefault(row.patient_id, part) != part:
-                shared.add(row.patient_id)
-    shared |= {row.patient_id for row in split.extra if seen.get(row.patient_id) in ("val", "test")}
-    if shared:
-        slides = [
-            row.slide_id
-            for rows in (*parts.values(), split.extra)
-            for row in rows
-            if row.patient_id in shared
-        ]
-        raise ConfigError(
-            f"fold {split.fold}: {len(shared)} patients are in two parts of the split, which leaks; their slides: "
-            f"{_some(slides)}"
-        )
-    for part, rows in parts.items():
-        absent = [name for name in names if name not in {row.label for row in rows}]
-        if absent:
-            raise ConfigError(
-                f"fold {split.fold}: {part} has no slide of class {', '.join(absent)} ({len(rows)} slides in all)"
-            )
-
-
-def _some(names: list[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

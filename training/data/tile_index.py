@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.markup import escape
 
+from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, SlideError, UnknownMppError
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, choose_level, make_tile_grid
 from napari_lrmil.slide.tiles import tissue_tiles_of
 from napari_lrmil.slide.tissue import tissue_mask
+from training.config import content_hash
 from training.data.table import SlideRow
 from training.progress import Reporter
 
@@ -68,7 +71,13 @@ class TileGeometry:
 
 
 def index_slides(
-    rows: list[SlideRow], geometry: TileGeometry, *, skip_bad: bool, reporter: Reporter, threads: int
+    rows: list[SlideRow],
+    geometry: TileGeometry,
+    *,
+    skip_bad: bool,
+    reporter: Reporter,
+    threads: int,
+    known: Path | None = None,
 ) -> list[SlideTiles]:
     """Open every slide, find its tissue tiles, and report all that are unusable at once.
 
@@ -80,6 +89,8 @@ def index_slides(
         Go on without the unusable ones instead.
     reporter : Reporter
     threads : int
+    known : Path, optional
+        Folder that keeps the tiles of unchanged slides for the next time.
 
     Raises
     ------
@@ -89,7 +100,9 @@ def index_slides(
     found: list[SlideTiles] = []
     bad: list[str] = []
     for row, result in zip(
-        rows, reporter.track(_examine(rows, geometry, threads), "Checking slides", len(rows)), strict=True
+        rows,
+        reporter.track(_examine(rows, geometry, threads, known), "Checking slides", len(rows)),
+        strict=True,
     ):
         if isinstance(result, SlideTiles):
             found.append(result)
@@ -107,9 +120,35 @@ def index_slides(
     return found
 
 
-def _examine(rows: list[SlideRow], geometry: TileGeometry, threads: int) -> Iterator[SlideTiles | str]:
+def _examine(
+    rows: list[SlideRow], geometry: TileGeometry, threads: int, known: Path | None
+) -> Iterator[SlideTiles | str]:
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(lambda row: _examine_one(row, geometry), rows)
+        yield from pool.map(lambda row: _remembered(row, geometry, known), rows)
+
+
+def _remembered(row: SlideRow, geometry: TileGeometry, known: Path | None) -> SlideTiles | str:
+    if known is None or not row.path.exists():
+        return _examine_one(row, geometry)
+    place = known / f"{row.slide_id}.json"
+    key = content_hash(stat_of(row.path), row.mpp, geometry)
+    try:
+        saved = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        saved = {}
+    if saved.get("key") == key:
+        lr, hr = (np.asarray(saved[name], np.int64).reshape(-1, 2) for name in ("lr_places", "hr_places"))
+        return SlideTiles(row, tuple(saved["lr_shape_yx"]), lr, hr)
+    found = _examine_one(row, geometry)
+    if isinstance(found, SlideTiles):
+        values = {
+            "key": key,
+            "lr_shape_yx": list(found.lr_shape_yx),
+            "lr_places": found.lr_places.tolist(),
+            "hr_places": found.hr_places.tolist(),
+        }
+        write_text(place, json.dumps(values) + "\n")
+    return found
 
 
 def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:
@@ -138,7 +177,7 @@ def index_key(tiles: list[SlideTiles]) -> list[tuple[str, str, float | None, int
     return [
         (
             item.row.slide_id,
-            _stat(item.row.path),
+            stat_of(item.row.path),
             item.row.mpp,
             len(item.lr_places),
             len(item.hr_places),
@@ -147,6 +186,7 @@ def index_key(tiles: list[SlideTiles]) -> list[tuple[str, str, float | None, int
     ]
 
 
-def _stat(path: Path) -> str:
+def stat_of(path: Path) -> str:
+    """Size and time of change: another file at the same path is another slide."""
     stat = path.stat()
     return f"{stat.st_size}-{stat.st_mtime_ns}"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def layer_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-    """L_layer: mean over layers and children of the MSE between block mean and class token.
+    """L_layer of each tile: mean over layers and children of the MSE between block mean and class token.
 
     Parameters
     ----------
@@ -20,11 +20,12 @@ def layer_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
 
     Returns
     -------
-    scalar tensor
+    (B,) tensor
+        0 where no child is valid, and everywhere without layers.
     """
-    squared = (student - teacher).square().mean(dim=-1)  # (L, B, K)
+    squared = (student - teacher).square().mean(dim=-1).sum(dim=0)  # (B, K)
     mask = valid.to(squared.dtype)
-    return (squared * mask).sum() / (mask.sum() * len(squared)).clamp_min(1)
+    return (squared * mask).sum(dim=1) / (mask.sum(dim=1) * len(student)).clamp_min(1)
 
 
 def renormalised_weights(attention_scores: Tensor, valid: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def renormalised_weights(attention_scores: Tensor, valid: Tensor) -> Tensor:
 
 
 def child_attention_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-    """L_attn: mean over tiles of sum_k w_k MSE(student's class token, teacher's of child k).
+    """L_attn of each tile: sum_k w_k MSE(student's class token, teacher's of child k).
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def child_attention_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> T
 
     Returns
     -------
-    scalar tensor
+    (B,) tensor
     """
     squared = (student[:, None] - teacher).square().mean(dim=-1)  # (B, K)
-    return (weights * squared).sum(dim=1).mean()
+    return (weights * squared).sum(dim=1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from napari_lrmil.model.mil import MILModel, MILOutput
-from training.data.bags import Bag, load_bags, parents_in_bag
+from napari_lrmil.model.mil import MILOutput
+from training.data.bags import Bag, parents_in_bag
+from training.data.store import EmbeddingStore
 from training.data.table import Split
 from training.losses import attention_kl, bag_kl, guided_attention, hard_instance_loss
 from training.mil_fit import fit_mil
@@ -18,10 +19,20 @@ LABELS = {
     "stage1_only": "Stage 1 only",
     "stage2_only": "Stage 2 only",
     "lrmil": "Stage 2: slides",
+    "random_init": "Random encoder",
 }
 
 
-def train_student(context: Context, split: Split, *, method: str, store_kind: str, distil: bool) -> MILModel:
+def train_student(
+    context: Context,
+    split: Split,
+    *,
+    method: str,
+    store: EmbeddingStore,
+    embed_dim: int,
+    distil: bool,
+    key: str,
+) -> None:
     """Train a MIL head on LR bags; write ``foldN/mil/<method>``.
 
     Parameters
@@ -29,29 +40,32 @@ def train_student(context: Context, split: Split, *, method: str, store_kind: st
     context : Context
     split : Split
     method : str
-    store_kind : str
-        Which LR embeddings: of the undistilled or of the student encoder.
+    store : EmbeddingStore
+        LR embeddings, of the undistilled or of the student encoder.
+    embed_dim : int
+        Their D.
     distil : bool
         Whether the teacher's bag logits and attention take part; else cross-entropy alone.
+    key : str
+        Hash of the step's inputs.
     """
-    store = context.store(store_kind)
     fold = f"fold{split.fold}"
     extra = _Distillation(context, split) if distil else None
     model = fit_mil(
-        load_bags(store, split.train, context.class_names),
-        load_bags(store, split.val, context.class_names),
+        context.bags(store, split.train, share=0.75),
+        context.bags(store, split.val, share=0.25),
+        embed_dim=embed_dim,
         n_classes=len(context.class_names),
         config=context.config.mil,
         extra_loss=extra,
         ce_weight=context.config.stage2.l_ce if distil else 1.0,
         seed=context.config.run.seed,
-        device=context.device,
-        metrics_csv=context.run_dir.path(fold, "metrics", f"{method}.csv"),
+        fabric=context.runtime.head_fabric,
+        files=context.files(fold, method, key),
         reporter=context.reporter,
         description=LABELS[method],
     )
     save_tensors(context.run_dir.path(fold, "mil", f"{method}.safetensors"), model.state_dict())
-    return model
 
 
 class _Distillation:

@@ -2,81 +2,188 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_lrmil.model.encoder import Encoder
+from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_weights
 from napari_lrmil.predict import embed_tiles
-from napari_lrmil.slide import Slide, TileGrid, choose_level, iter_tiles
-from training.data.tile_index import SlideTiles
+from napari_lrmil.slide import choose_level, iter_tiles
+from training.config import content_hash
+from training.data.store import EmbeddingStore
+from training.data.tile_index import SlideTiles, TileGeometry, stat_of
+from training.runtime import autocast
 from training.stages.context import Context
 
 
-def embed_hr(
-    context: Context, slides: Sequence[SlideTiles], encoder: Encoder, *, layers: tuple[int, ...]
-) -> None:
-    """Embeddings of HR tiles with the class token after each of `layers`, into the store ``hr``."""
-    store = context.store("hr")
-    todo = [tiles for tiles in slides if not store.has(tiles.row.slide_id)]
-    with context.reporter.bar("Embedding HR tiles", sum(len(tiles.hr_places) for tiles in todo)) as advance:
-        for tiles in todo:
-            embeddings, tokens = [], []
-            with context.geometry.open(tiles.row) as slide:
-                grid = context.geometry.lr_grid(slide).subdivide(context.geometry.ratio)
-                batches = iter_tiles(
-                    slide,
-                    grid,
-                    choose_level(slide.level_mpps, grid.spec.mpp),
-                    _places(tiles.hr_places),
-                    batch_size=context.config.encoder.batch_size,
-                    threads=context.config.run.threads,
-                )
-                for batch in batches:
-                    with torch.inference_mode():
-                        pixels = encoder.preprocess(torch.from_numpy(batch).to(context.device))
-                        output = encoder(pixels, layers)
-                    embeddings.append(output.embedding.float().cpu().numpy())
-                    tokens.append(output.layer_class_tokens.float().cpu().numpy())
-                    advance(len(batch))
-            store.write(
-                tiles.row.slide_id,
-                embedding=np.concatenate(embeddings),
-                layer_class_tokens=np.concatenate(tokens, axis=1),
-            )
+@dataclass(frozen=True)
+class EmbedJob:
+    """One slide to embed; can be sent to another process.
+
+    Attributes
+    ----------
+    tiles : SlideTiles
+    geometry : TileGeometry
+    store : EmbeddingStore
+    hr : bool
+        Which of the two grids.
+    layers : tuple of int
+        Blocks whose class token is stored too.
+    batch_size, threads : int
+    precision : str
+        Of HR tiles. They are 16 times as many, and nobody reads them at inference; LR tiles are embedded at 32 bits,
+        as they will be there.
+    """
+
+    tiles: SlideTiles
+    geometry: TileGeometry
+    store: EmbeddingStore
+    hr: bool
+    layers: tuple[int, ...]
+    batch_size: int
+    threads: int
+    precision: str
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """(N, 2) places of the tiles in their grid."""
+        return self.tiles.hr_places if self.hr else self.tiles.lr_places
+
+    @property
+    def stamp(self) -> str:
+        """Identifies the slide file, its pixel size and its tiles."""
+        row = self.tiles.row
+        return content_hash(
+            stat_of(row.path), row.mpp, self.geometry.default_mpp, self.places.tobytes().hex()
+        )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the store holds this slide, whole and of these tiles."""
+        return self.store.has(self.tiles.row.slide_id, self.stamp)
 
 
-def embed_lr(context: Context, slides: Sequence[SlideTiles], encoder: Encoder, *, kind: str) -> None:
-    """Embeddings of LR tiles into the store `kind`, through the same function as at inference."""
-    store = context.store(kind)
-    todo = [tiles for tiles in slides if not store.has(tiles.row.slide_id)]
-    total = sum(len(tiles.lr_places) for tiles in todo)
-    with context.reporter.bar(f"Embedding LR tiles ({kind.split('-')[-1]})", total) as advance:
-        for tiles in todo:
-            with context.geometry.open(tiles.row) as slide:
-                grid, level = _lr(context, slide)
-                embeddings = []
-                for batch in embed_tiles(
-                    encoder,
-                    slide,
-                    grid,
-                    level,
-                    _places(tiles.lr_places),
-                    device=context.device,
-                    batch_size=context.config.encoder.batch_size,
-                    threads=context.config.run.threads,
-                ):
-                    embeddings.append(batch.float().cpu().numpy())
-                    advance(len(batch))
-            store.write(tiles.row.slide_id, embedding=np.concatenate(embeddings))
+@dataclass(frozen=True)
+class EncoderSource:
+    """Where another process finds an encoder: its weights as a file that both can read."""
+
+    spec_json: str
+    """`EncoderSpec`; as text, a worker can tell whether it holds this encoder already."""
+    weights: Path
+    weights_hash: str
+    device: str
 
 
-def _lr(context: Context, slide: Slide) -> tuple[TileGrid, int]:
-    grid = context.geometry.lr_grid(slide)
-    return grid, choose_level(slide.level_mpps, grid.spec.mpp)
+def jobs_for(
+    context: Context, slides: Sequence[SlideTiles], store: EmbeddingStore, *, hr: bool
+) -> list[EmbedJob]:
+    """What is to be embedded for these slides, done or not."""
+    config = context.config
+    return [
+        EmbedJob(
+            tiles,
+            context.geometry,
+            store,
+            hr=hr,
+            layers=config.stage1.layers if hr else (),
+            batch_size=config.encoder.batch_size,
+            threads=config.run.threads,
+            precision=config.run.precision,
+        )
+        for tiles in slides
+    ]
 
 
-def _places(places: NDArray[np.int64]) -> list[tuple[float, float]]:
-    return [(row, col) for row, col in places.tolist()]
+def embed_slides(context: Context, jobs: Sequence[EmbedJob], encoder: Encoder, description: str) -> None:
+    """Embed in this process what isn't done, this process's share of it.
+
+    Parameters
+    ----------
+    context : Context
+    jobs : sequence of EmbedJob
+    encoder : Encoder
+        In eval mode, on the context's device.
+    description : str
+        For the bar.
+    """
+    if jobs:
+        jobs[0].store.prepare()
+    todo = [job for job in jobs if not job.is_done]
+    context.runtime.wait()  # all must have looked before one of them changes what there is to see
+    todo = context.runtime.share(todo)
+    with context.reporter.bar(description, sum(len(job.places) for job in todo)) as advance:
+        for job in todo:
+            embed_slide(job, encoder, context.device, advance=advance)
+    context.runtime.wait()
+
+
+def embed_slide(
+    job: EmbedJob,
+    encoder: Encoder,
+    device: torch.device,
+    *,
+    advance: Callable[[int], object] | None = None,
+) -> int:
+    """Embed one slide into its store; the number of its tiles. Nothing is done twice."""
+    if job.is_done:
+        return len(job.places)
+    n, dim, row = len(job.places), encoder.embed_dim, job.tiles.row
+    with job.store.writer(row.slide_id, stamp=job.stamp) as open_array:
+        embedding = open_array("embedding", (n, dim))
+        tokens = open_array("layer_class_tokens", (len(job.layers), n, dim)) if job.layers else None
+        for batch, layer_tokens in _batches(job, encoder, device):
+            embedding.add(batch)
+            if tokens is not None:
+                tokens.add(layer_tokens)
+            if advance is not None:
+                advance(len(batch))
+        embedding.finish()
+        if tokens is not None:
+            tokens.finish()
+    return n
+
+
+def embed_elsewhere(job: EmbedJob, source: EncoderSource) -> int:
+    """`embed_slide` in a worker that has neither encoder nor context."""
+    device = torch.device(source.device)
+    return embed_slide(job, _encoder(source), device)
+
+
+@functools.lru_cache(maxsize=2)
+def _encoder(source: EncoderSource) -> Encoder:
+    encoder = Encoder(EncoderSpec.model_validate_json(source.spec_json))
+    load_weights(encoder, str(source.weights))
+    return encoder.requires_grad_(False).to(source.device).eval()
+
+
+def _batches(
+    job: EmbedJob, encoder: Encoder, device: torch.device
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    places = [(row, col) for row, col in job.places.tolist()]
+    with job.geometry.open(job.tiles.row) as slide:
+        grid = job.geometry.lr_grid(slide)
+        if not job.hr:  # through the same function as at inference
+            level = choose_level(slide.level_mpps, grid.spec.mpp)
+            for embeddings in embed_tiles(
+                encoder,
+                slide,
+                grid,
+                level,
+                places,
+                device=device,
+                batch_size=job.batch_size,
+                threads=job.threads,
+            ):
+                yield embeddings.float().cpu().numpy(), np.empty((0, len(embeddings), 0), np.float32)
+            return
+        grid = grid.subdivide(job.geometry.ratio)
+        level = choose_level(slide.level_mpps, grid.spec.mpp)
+        for tiles in iter_tiles(slide, grid, level, places, batch_size=job.batch_size, threads=job.threads):
+            with torch.inference_mode(), autocast(device, job.precision):
+                output = encoder(encoder.preprocess(torch.from_numpy(tiles).to(device)), job.layers)
+            yield output.embedding.float().cpu().numpy(), output.layer_class_tokens.float().cpu().numpy()

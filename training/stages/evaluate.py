@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import NamedTuple
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from scipy.special import softmax
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.model.mil import MILModel
-from training.data.bags import load_bags
-from training.data.table import Split
+from training.config import content_hash
+from training.data.store import EmbeddingStore
+from training.data.table import SlideRow, Split
+from training.data.tile_index import stat_of
 from training.metrics import Interval, auc, bootstrap_over_patients, fit_temperature, slide_metrics
-from training.mil_fit import bag_logits
-from training.run_dir import write_json
+from training.mil_fit import bag_logits, bag_outputs
+from training.run_dir import save_tensors, write_json
+from training.shortcuts import ShortcutFeatures, shortcut_predictions, slide_shortcuts
 from training.stages.context import Context
 
 NAMES = {
@@ -26,6 +33,9 @@ NAMES = {
     "stage1_only": "stage 1 only",
     "stage2_only": "stage 2 only",
     "lrmil": "LRMIL",
+    "random_init": "random encoder",
+    "rgb": "colour alone",
+    "tissue_fraction": "tissue alone",
 }
 
 
@@ -40,26 +50,93 @@ class FoldPredictions(NamedTuple):
 
 
 def predict_test(
-    context: Context, split: Split, method: str, model: MILModel, store_kind: str
+    context: Context,
+    split: Split,
+    method: str,
+    model: MILModel,
+    store: EmbeddingStore,
+    *,
+    hr: bool,
+    key: str,
 ) -> FoldPredictions:
-    """Probabilities on the test fold, at the temperature that the validation fold asks for."""
-    store = context.store(store_kind)
-    val = load_bags(store, split.val, context.class_names)
-    temperature = fit_temperature(
-        bag_logits(model, val, context.device), np.asarray([bag.label for bag in val], np.int64)
+    """Probabilities on the test fold, at the temperature that the validation fold asks for.
+
+    Writes ``foldN/predictions/<method>.csv`` and ``foldN/test_attention/<method>.safetensors``: of each test slide the
+    attention scores (N,) and the places (N, 2) of its tiles.
+
+    Parameters
+    ----------
+    context : Context
+    split : Split
+    method : str
+    model : MILModel
+    store : EmbeddingStore
+    hr : bool
+        Whether it holds HR tiles.
+    key : str
+        Hash of the step's inputs: with the same, what was written is read.
+    """
+    step = f"fold{split.fold}/test_{method}"
+    table = context.run_dir.path(f"fold{split.fold}", "predictions", f"{method}.csv")
+    attention = context.run_dir.path(f"fold{split.fold}", "test_attention", f"{method}.safetensors")
+    if context.run_dir.is_done(step, key) and table.is_file() and attention.is_file():
+        return _read(context, split, table)
+    context.run_dir.forget(step)
+    val = context.bags(store, split.val)
+    temperature = fit_temperature(bag_logits(model, val, context.device), val.labels)
+    logits, tensors = [], {}
+    test = context.bags(store, split.test, share=0.0)
+    for item, output in zip(
+        context.tiles_of(split.test), bag_outputs(model, test, context.device), strict=True
+    ):
+        logits.append(output.bag_logits.double().numpy() / temperature)
+        tensors[f"{item.row.slide_id}/attention_scores"] = output.attention_scores
+        places = item.hr_places if hr else item.lr_places
+        tensors[f"{item.row.slide_id}/places"] = torch.from_numpy(places.astype(np.int64))
+    save_tensors(attention, tensors)
+    _write(context, split, table, softmax(np.stack(logits), axis=1), temperature)
+    context.run_dir.mark_done(step, key)
+    return _read(context, split, table)
+
+
+def predict_shortcut(
+    context: Context, split: Split, method: Literal["tissue_fraction", "rgb"]
+) -> FoldPredictions:
+    """What tissue fraction or colours alone say of the test fold (method.md section 6)."""
+    features, labels = [], []
+    for part in (split.train, split.val, split.test):
+        features.append(np.stack([shortcut_features(context, row).vector(method) for row in part]))
+        labels.append(np.asarray([context.class_names.index(row.label or "") for row in part], np.int64))
+    probabilities = shortcut_predictions(
+        features[0], labels[0], features[1], labels[1], features[2], n_classes=len(context.class_names)
     )
-    test = load_bags(store, split.test, context.class_names)
-    logits = bag_logits(model, test, context.device) / temperature
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result = FoldPredictions(
-        slide_ids=[row.slide_id for row in split.test],
-        patients=[row.patient_id for row in split.test],
-        labels=np.asarray([bag.label for bag in test], np.int64),
-        probabilities=exponents / exponents.sum(axis=1, keepdims=True),
-        temperature=temperature,
-    )
-    _write_csv(context, split, method, result)
-    return result
+    table = context.run_dir.path(f"fold{split.fold}", "predictions", f"{method}.csv")
+    _write(context, split, table, probabilities, 1.0)
+    return _read(context, split, table)
+
+
+def shortcut_features(context: Context, row: SlideRow) -> ShortcutFeatures:
+    """Of one slide, read once a run."""
+    place = context.run_dir.path("shortcuts", f"{row.slide_id}.json")
+    item = context.tiles[row.slide_id]
+    key = content_hash(stat_of(row.path), row.mpp, context.geometry, item.lr_places.tobytes().hex())
+    if place.is_file():
+        saved = json.loads(place.read_text(encoding="utf-8"))
+        if saved.pop("key") == key:
+            return ShortcutFeatures(
+                **{
+                    name: np.asarray(value) if isinstance(value, list) else value
+                    for name, value in saved.items()
+                }
+            )
+    with context.geometry.open(row) as slide:
+        found = slide_shortcuts(slide, item, context.geometry, threads=context.config.run.threads)
+    values = {
+        name: value.tolist() if isinstance(value, np.ndarray) else float(value)
+        for name, value in found._asdict().items()
+    }
+    write_json(place, {"key": key} | values)
+    return found
 
 
 def compare(context: Context, predictions: dict[str, list[FoldPredictions]]) -> dict[str, dict[str, object]]:
@@ -133,12 +210,29 @@ def _pool(folds: list[FoldPredictions]) -> FoldPredictions:
     )
 
 
-def _write_csv(context: Context, split: Split, method: str, result: FoldPredictions) -> None:
+def _write(
+    context: Context, split: Split, table: Path, probabilities: NDArray[np.float64], temperature: float
+) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide_id", "patient_id", "label", *(f"p_{name}" for name in context.class_names)])
-    for slide_id, patient, label, row in zip(
-        result.slide_ids, result.patients, result.labels, result.probabilities, strict=True
-    ):
-        writer.writerow([slide_id, patient, context.class_names[label], *(f"{value:.6f}" for value in row)])
-    write_text(context.run_dir.path(f"fold{split.fold}", "predictions", f"{method}.csv"), text.getvalue())
+    writer.writerow(
+        ["slide_id", "patient_id", "label", *(f"p_{name}" for name in context.class_names), "temperature"]
+    )
+    # Every digit: what is read back after an interruption is what was found.
+    for row, values in zip(split.test, probabilities.tolist(), strict=True):
+        writer.writerow([row.slide_id, row.patient_id, row.label, *map(repr, values), repr(temperature)])
+    write_text(table, text.getvalue())
+
+
+def _read(context: Context, split: Split, table: Path) -> FoldPredictions:
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return FoldPredictions(
+        slide_ids=[row.slide_id for row in split.test],
+        patients=[row.patient_id for row in split.test],
+        labels=np.asarray([context.class_names.index(row["label"]) for row in rows], np.int64),
+        probabilities=np.asarray(
+            [[float(row[f"p_{name}"]) for name in context.class_names] for row in rows], np.float64
+        ),
+        temperature=float(rows[0]["temperature"]),
+    )

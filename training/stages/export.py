@@ -1,4 +1,4 @@
-"""The student as a bundle."""
+"""The student as a bundle, with what says how far to trust it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from napari_lrmil.model.bundle import BundleInfo, Provenance, TileInput, save_bu
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import MILModel
 from training.config import content_hash
+from training.data.store import EmbeddingStore
+from training.data.table import Split
 from training.mil_fit import mil_spec
 from training.run_dir import code_commit
 from training.stages.context import Context
+from training.stages.evaluate import FoldPredictions
+from training.trust_fit import fit_trust, trust_metrics
 
 
 def export_bundle(
@@ -21,25 +25,38 @@ def export_bundle(
     encoder: Encoder,
     mil: MILModel,
     *,
-    fold: int,
-    temperature: float,
+    split: Split,
+    store: EmbeddingStore,
+    test: FoldPredictions,
     metrics: dict[str, float],
 ) -> Path:
-    """Write ``foldN/bundle``: the student of one fold, with where it comes from.
+    """Write ``foldN/bundle``: the student of one fold, with where it comes from and how far to trust it.
 
     Parameters
     ----------
     context : Context
     encoder, mil
         f' and the student's head.
-    fold : int
-    temperature : float
-        From validation.
+    split : Split
+        Training slides say what tiles look like; validation slides calibrate.
+    store : EmbeddingStore
+        Of f'.
+    test : FoldPredictions
+        What the student says of the fold's test slides, at the temperature from validation.
     metrics : dict
         Of the fold's test slides.
     """
     config = context.config
-    out = context.run_dir.path(f"fold{fold}", "bundle")
+    out = context.run_dir.path(f"fold{split.fold}", "bundle")
+    trust = fit_trust(
+        mil,
+        context.bags(store, split.train, share=0.0),
+        context.bags(store, split.val),
+        temperature=test.temperature,
+        seed=config.run.seed,
+        device=context.device,
+    )
+    test_bags = context.bags(store, split.test, share=0.0)
     packages = ("napari-lrmil", "torch", "timm", "numpy", "openslide-python")
     info = BundleInfo(
         name=config.export.name,
@@ -57,16 +74,16 @@ def export_bundle(
         teacher_mpp=config.tiles.mpp_lr / config.tiles.ratio,
         mil=mil_spec(encoder.embed_dim, len(context.class_names), config.mil),
         class_names=context.class_names,
-        temperature=temperature,
+        temperature=test.temperature,
         provenance=Provenance(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             config_sha256=content_hash(config),
             commit=code_commit(),
             versions={"python": platform.python_version()} | {name: version(name) for name in packages},
-            metrics=metrics,
+            metrics=metrics | trust_metrics(trust, test.probabilities, test.labels, test_bags),
             training_data=config.export.training_data,
         ),
         weights_sha256="",
     )
-    save_bundle(out, info=info, encoder=encoder, mil=mil)
+    save_bundle(out, info=info, encoder=encoder, mil=mil, trust=trust)
     return out

@@ -5,17 +5,13 @@ Every field has its default and meaning here. A key that isn't here is an error 
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from napari_lrmil.errors import ConfigError
-from napari_lrmil.model.encoder import CONVSTEM, IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
+from napari_lrmil.errors import EncoderError
+from napari_lrmil.model.encoder import CONVSTEM, IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, with_preset
 
 
 class Section(BaseModel):
@@ -31,6 +27,16 @@ class RunSection(Section):
     seed: int = Field(default=0, ge=0, description="of splits, initial weights, sampling and bootstrap")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(default=2, ge=1, description="tiles decoded at once")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true",
+        description="of the encoders, training and embedding; MIL heads are small and stay at 32 bits",
+    )
+    embeddings: Path | None = Field(
+        default=None, description="embedding store; default in out_dir; runs of one encoder may share it"
+    )
+    checkpoint_seconds: float = Field(
+        default=30.0, ge=0, description="least time between checkpoints, which are written after an epoch"
+    )
 
 
 class DataSection(Section):
@@ -40,6 +46,12 @@ class DataSection(Section):
     mpp: float | None = Field(default=None, gt=0, description="µm/px of slides that say none themselves")
     n_folds: int = Field(default=5, ge=3, description="folds by patient, where the table has no column fold")
     folds: tuple[int, ...] | None = Field(default=None, description="which folds to run; default all")
+    preserved_sites: bool = Field(
+        default=False, description="no site (column site of the table) is in two folds"
+    )
+    cache_gib: float = Field(
+        default=1.0, ge=0, description="bags kept in memory; the others are read each epoch"
+    )
 
 
 class TilesSection(Section):
@@ -54,17 +66,41 @@ class TilesSection(Section):
     )
 
 
+def _with_preset(given: Any) -> Any:
+    if not isinstance(given, dict):
+        return given
+    try:
+        filled = with_preset(given)
+    except EncoderError as error:
+        raise ValueError(str(error)) from error
+    if isinstance(filled.get("weights"), str | Path):
+        filled["weights"] = str(filled["weights"]) or None
+    return filled
+
+
 class EncoderSection(Section):
     """The teacher encoder f; the student starts from it."""
 
+    preset: str | None = Field(
+        default=None,
+        description="published encoder (docs/encoders.md): gives the fields that are not set here",
+    )
     architecture: str = Field(default=CONVSTEM, description="timm ViT, or convstem_vit")
     options: dict[str, int | float | bool | str] = Field(
-        default_factory=dict, description="of the constructor"
+        default_factory=dict, description="of the constructor; beside a preset they win key by key"
     )
-    weights: Path | None = Field(default=None, description="safetensors; none: random, for baselines only")
+    weights: str | None = Field(
+        default=None,
+        description='safetensors file or hf-hub:OWNER/NAME[/FILE]; none or "": random, for baselines only',
+    )
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     batch_size: int = Field(default=32, ge=1, description="tiles a step when embedding")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        return _with_preset(given)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -72,8 +108,44 @@ class EncoderSection(Section):
         return EncoderSpec(architecture=self.architecture, options=self.options, mean=self.mean, std=self.std)
 
 
+class StudentSection(Section):
+    """The student encoder f', where it isn't a copy of f: distilled in resolution and in size at once."""
+
+    preset: str | None = Field(
+        default=None, description="a published encoder to start from (docs/encoders.md)"
+    )
+    architecture: str | None = Field(
+        default=None, description="timm ViT or convstem_vit; default: f' starts as a copy of f"
+    )
+    options: dict[str, int | float | bool | str] = Field(
+        default_factory=dict, description="of the constructor; beside a preset they win key by key"
+    )
+    weights: str | None = Field(
+        default=None,
+        description='safetensors file or hf-hub:OWNER/NAME[/FILE] to start from; none or "": random',
+    )
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="its blocks that are matched with stage1.layers, one each; default: at the same relative depth",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        return _with_preset(given)
+
+    @property
+    def spec(self) -> EncoderSpec | None:
+        """What the model package builds from; None where the student is a copy of f."""
+        if self.architecture is None:
+            return None
+        return EncoderSpec(architecture=self.architecture, options=self.options, mean=self.mean, std=self.std)
+
+
 class MILSection(Section):
-    """ABMIL heads, teacher's and student's, and how they are trained: one bag a step."""
+    """ABMIL heads, teacher's and student's, and how they are trained."""
 
     hidden_dim: int = Field(default=128, gt=0)
     gated: bool = True
@@ -84,17 +156,29 @@ class MILSection(Section):
     )
     learning_rate: float = Field(default=2e-4, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
+    accumulate: int = Field(default=1, ge=1, description="bags a step")
 
 
 class Stage1Section(Section):
     """Tile-level distillation: L1 = lambda_layer L_layer + lambda_attn L_attn (method.md section 3)."""
 
-    layers: tuple[int, ...] = Field(default=(0, 1, 10), description="blocks whose tokens are matched")
+    layers: tuple[int, ...] = Field(
+        default=(0, 1, 10), description="blocks of f whose tokens are matched; none: L_attn alone"
+    )
     lambda_layer: float = Field(default=1.0, ge=0)
     lambda_attn: float = Field(default=1.0, ge=0)
     weighting: Literal["uniform", "attention"] = Field(
         default="uniform",
         description="of the children in L_attn; uniform needs no labels, so one encoder serves all folds",
+    )
+    scope: Literal["auto", "shared", "fold"] = Field(
+        default="auto",
+        description="one f' for all folds, or one a fold; auto: shared where weights are uniform and folds are many",
+    )
+    slides: Literal["all", "unlabelled"] = Field(
+        default="all",
+        description="whose pixels a shared f' learns from. No label is used, but with all it has seen the pixels of "
+        "test slides; unlabelled keeps to slides without label",
     )
     epochs: int = Field(default=5, ge=1)
     pairs_per_epoch: int | None = Field(default=None, ge=1, description="sampled; default every pair")
@@ -104,7 +188,16 @@ class Stage1Section(Section):
     min_children: float = Field(
         default=0.25, gt=0, le=1, description="share of a pair's children with tissue"
     )
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, description="tiles a pass, over all processes together")
+    accumulate: int = Field(default=1, ge=1, description="passes a step")
+    checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, a third slower"
+    )
+    window_gib: float = Field(
+        default=1.0,
+        gt=0,
+        description="teacher embeddings held in memory; pairs are shuffled within such a window",
+    )
     learning_rate: float = Field(default=3e-4, gt=0, description="peak, after a warm-up of 5 % of the steps")
     weight_decay: float = Field(default=0.02, ge=0)
 
@@ -125,6 +218,7 @@ class Stage2Section(Section):
 
 
 Method = Literal["teacher_hr", "lr_scratch", "stage1_only", "stage2_only", "lrmil"]
+Shortcut = Literal["tissue_fraction", "rgb", "random_init"]
 
 
 class EvaluateSection(Section):
@@ -132,6 +226,10 @@ class EvaluateSection(Section):
 
     methods: tuple[Method, ...] = Field(
         default=get_args(Method), description="rows of the table; lrmil is always trained"
+    )
+    shortcuts: tuple[Shortcut, ...] = Field(
+        default=get_args(Shortcut),
+        description="baselines that no pathology needs: what they reach is not the method's merit",
     )
     bootstrap: int = Field(default=2000, ge=100, description="resamples of patients for the 95 % intervals")
 
@@ -153,6 +251,7 @@ class RunConfig(Section):
     data: DataSection
     tiles: TilesSection = TilesSection()
     encoder: EncoderSection = EncoderSection()
+    student: StudentSection = StudentSection()
     mil: MILSection = MILSection()
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
@@ -166,82 +265,20 @@ class RunConfig(Section):
             or min(self.stage1.layers, default=0) < 0
         ):
             raise ValueError("stage1.layers must ascend and not be negative")
+        layers = self.student.layers
+        if layers is not None and (
+            len(layers) != len(self.stage1.layers)
+            or list(layers) != sorted(set(layers))
+            or min(layers, default=0) < 0
+        ):
+            raise ValueError("student.layers must ascend and name one block for each of stage1.layers")
+        if self.stage1.scope == "shared" and self.stage1.weighting == "attention":
+            raise ValueError(
+                "stage1.scope 'shared' needs stage1.weighting 'uniform': an encoder weighted by the attention of a "
+                "teacher has seen the labels of that teacher's fold"
+            )
+        if not self.stage1.layers and self.stage1.lambda_attn == 0:
+            raise ValueError(
+                "without stage1.layers, stage1.lambda_attn must be above 0: there is nothing to learn from"
+            )
         return self
-
-
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a TOML file and apply ``--section.key value`` pairs.
-
-    Parameters
-    ----------
-    path : Path
-    overrides : sequence of str
-        ``["--run.seed", "3", ...]``; ``--run.seed=3`` works too. Values are read as TOML where they
-        can be, else as text.
-
-    Raises
-    ------
-    ConfigError
-        Naming the key, and for an unknown one the nearest that exists.
-    """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no such config: {path}") from error
-    except OSError as error:
-        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for key, value in _pairs(overrides):
-        *sections, name = key.split(".")
-        place = raw
-        for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--{key}: {section!r} is not a section")
-        place[name] = value
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(f"{path.name}: " + "; ".join(_explain(item) for item in error.errors())) from error
-
-
-def content_hash(*values: Any) -> str:
-    """SHA-256 over values of which each has one text: models as JSON, the rest by `repr`."""
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(
-            (value.model_dump_json() if isinstance(value, BaseModel) else repr(value)).encode() + b"\0"
-        )
-    return digest.hexdigest()
-
-
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    words = list(overrides)
-    pairs = []
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise ConfigError(f"expected --section.key, got {word!r}")
-        key, has_value, text = word[2:].partition("=")
-        if not has_value:
-            if not words:
-                raise ConfigError(f"--{key} needs a value")
-            text = words.pop(0)
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        pairs.append((key, value))
-    return pairs
-
-
-def _explain(item: Any) -> str:
-    place = [str(part) for part in item["loc"]]
-    if item["type"] != "extra_forbidden":
-        return f"{'.'.join(place) or 'the whole'}: {item['msg'].removeprefix('Value error, ')}"
-    model: Any = RunConfig
-    for part in place[:-1]:
-        model = model.model_fields[part].annotation
-    near = difflib.get_close_matches(place[-1], model.model_fields, n=1, cutoff=0.0)
-    return f"unknown key {'.'.join(place)!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?"

@@ -5,42 +5,22 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.layers import HybridEmbed
+from timm.layers import GluMlp, HybridEmbed, Mlp, SwiGLU, SwiGLUPacked, get_act_layer
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_lrmil.errors import EncoderError
+from napari_lrmil.model.encoder.spec import CONVSTEM, EncoderSpec, Options
 
-CONVSTEM = "convstem_vit"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _WEIGHT_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
-
-
-class EncoderSpec(BaseModel):
-    """Everything needed to build an encoder, weights apart.
-
-    `architecture` is a timm model name (a vision transformer with a class token) or ``convstem_vit``,
-    a small ViT whose tokens come from four 3x3 stride-2 convolutions: it trains in minutes where a plain
-    patch embedding doesn't. `options` go to the constructor.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    architecture: str = CONVSTEM
-    options: dict[str, int | float | bool | str] = Field(default_factory=dict)
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+# JSON and TOML have no classes: these options name one, of timm's and of no other.
+_MLP_LAYERS = {"Mlp": Mlp, "GluMlp": GluMlp, "SwiGLU": SwiGLU, "SwiGLUPacked": SwiGLUPacked}
 
 
 class EncoderOutput(NamedTuple):
@@ -106,6 +86,10 @@ class Encoder(nn.Module):
                 f"{round(tile_px / self.token_px) * self.token_px} px would be"
             )
         return tile_px // self.token_px
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks' activations in the backward pass: less memory, slower, the same gradients."""
+        self.vit.set_grad_checkpointing(enable)
 
     def preprocess(self, tiles: Tensor) -> Tensor:
         """uint8 tiles (B, T, T, 3) in RGB -> normalised float pixels (B, 3, T, T)."""
@@ -174,37 +158,6 @@ def child_means(token_maps: Tensor, ratio: int) -> Tensor:
     return means.reshape(n_layers, batch, dim, ratio * ratio).transpose(2, 3)
 
 
-def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
-    """Load a timm state dict from a safetensors file, whatever its float precision.
-
-    Raises
-    ------
-    EncoderError
-    """
-    path = Path(path)
-    try:
-        state = load_file(path)
-    except FileNotFoundError as error:
-        raise EncoderError(
-            f"no encoder weights at {path}. Put the timm state dict of {encoder.spec.architecture!r} there, "
-            "as a safetensors file."
-        ) from error
-    except SafetensorError as error:
-        raise EncoderError(f"{path} is not a safetensors file ({error})") from error
-    own = encoder.vit.state_dict()
-    state = {name: value for name, value in state.items() if not name.startswith("head.")}
-    wrong = sorted(name for name in state if name not in own or own[name].shape != state[name].shape)
-    missing = sorted(set(own) - set(state))
-    if wrong or missing:
-        raise EncoderError(
-            f"{path.name} doesn't fit {encoder.spec.architecture!r}: {len(wrong)} tensors of other name or shape "
-            f"({', '.join(wrong[:3]) or 'none'}), {len(missing)} missing ({', '.join(missing[:3]) or 'none'})"
-        )
-    encoder.vit.load_state_dict(
-        {name: value.to(own[name].dtype) for name, value in state.items()}, strict=True
-    )
-
-
 def _build(spec: EncoderSpec) -> VisionTransformer:
     if spec.architecture == CONVSTEM:
         try:
@@ -222,14 +175,31 @@ def _build(spec: EncoderSpec) -> VisionTransformer:
         hint = f"; near to it are {', '.join(near)}" if near else ""
         raise EncoderError(f"timm knows no model {spec.architecture!r}{hint}")
     # Position embeddings stay at their pretraining size and are interpolated, never cut.
-    options: dict[str, Any] = {"dynamic_img_size": True, "num_classes": 0, **spec.options}
+    options: dict[str, Any] = {"dynamic_img_size": True, "num_classes": 0, **_with_layers(spec.options)}
     try:
         vit = timm.create_model(spec.architecture, pretrained=False, **options)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
         raise EncoderError(f"timm can't build {spec.architecture!r} with {spec.options} ({error})") from error
     if not isinstance(vit, VisionTransformer) or not vit.has_class_token:
         raise EncoderError(f"{spec.architecture!r} is not a vision transformer with a class token")
     return vit
+
+
+def _with_layers(options: Options) -> dict[str, Any]:
+    """Layer classes in place of their names."""
+    resolved: dict[str, Any] = dict(options)
+    if "mlp_layer" in options:
+        name = str(options["mlp_layer"])
+        if name not in _MLP_LAYERS:
+            raise EncoderError(f"no mlp_layer {name!r}; there are {', '.join(_MLP_LAYERS)}")
+        resolved["mlp_layer"] = _MLP_LAYERS[name]
+    if "act_layer" in options:
+        name = str(options["act_layer"])
+        try:
+            resolved["act_layer"] = get_act_layer(name)
+        except KeyError as error:
+            raise EncoderError(f"timm knows no act_layer {name!r}; GELU and SiLU are two of them") from error
+    return resolved
 
 
 def _convstem_vit(

@@ -1,0 +1,155 @@
+"""What distillation adds to a step of the student's head: forward, losses, backward and update, with it and without.
+
+    python -m benchmarks.stage2_step [--steps 40] [--lr-tiles 256 1024 4096]
+
+One slide, embeddings of 768 numbers, 16 HR tiles for each LR tile, ABMIL as training builds it. The kinds of step take
+turns. The teacher's attention gathered onto LR tiles doesn't change while the student learns, so training makes it once a
+slide, before the first step ("as run"); the third kind makes it anew in every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from napari_lrmil.model.mil import MILOutput, MILSpec, build_mil
+from training.config import MILSection, Stage2Section
+from training.data.bags import parents_in_bag
+from training.data.table import SlideRow
+from training.data.tile_index import SlideTiles
+from training.losses import attention_kl, bag_kl, guided_attention, hard_instance_loss
+
+EMBED_DIM, RATIO, N_CLASSES = 768, 4, 2
+TARGET = 1.3
+PLAIN, AS_RUN, EACH_STEP = "cross-entropy alone", "distilled, as run", "distilled, gathered anew"
+Losses = Callable[[MILOutput], list[Tensor]]
+
+
+class Slide:
+    """A bag of n LR tiles on a square grid with all their children, and what a teacher says of it."""
+
+    def __init__(self, n_lr: int, config: Stage2Section) -> None:
+        generator = torch.Generator().manual_seed(n_lr)
+        edge = int(np.ceil(np.sqrt(n_lr)))
+        lr_places = np.argwhere(np.ones((edge, edge), bool))[:n_lr]
+        offsets = np.argwhere(np.ones((RATIO, RATIO), bool))
+        hr_places = (lr_places[:, None] * RATIO + offsets).reshape(-1, 2)
+        self.tiles = SlideTiles(SlideRow("slide", None, "patient", "1"), (edge, edge), lr_places, hr_places)  # type: ignore[arg-type]
+        self.instances = torch.randn(n_lr, EMBED_DIM, generator=generator)
+        self.teacher_scores = torch.softmax(torch.randn(len(hr_places), generator=generator), dim=0)
+        self.teacher_logits = torch.randn(N_CLASSES, generator=generator)
+        self.label = torch.tensor([1])
+        self.config = config
+        self.guided = self.gather()
+
+    def gather(self) -> tuple[Tensor, Tensor]:
+        """As `training.stages.distill_slides` does for each slide."""
+        parent = torch.from_numpy(parents_in_bag(self.tiles, RATIO))
+        return guided_attention(self.teacher_scores, parent, len(self.instances), self.config.aggregation)
+
+    def cross_entropy(self, output: MILOutput) -> list[Tensor]:
+        """L2 without a teacher."""
+        return [F.cross_entropy(output.bag_logits[None], self.label)]
+
+    def distilled(self, output: MILOutput, guided: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """L2 in full."""
+        config = self.config
+        return [
+            *self.cross_entropy(output),
+            config.l_bag * bag_kl(output.bag_logits, self.teacher_logits, config.temperature_bag),
+            config.l_soft * attention_kl(output.attention_logits, *guided, config.temperature_attention),
+            config.l_hard * hard_instance_loss(output.instance_logits, *guided, config.k),
+        ]
+
+    def kinds(self) -> dict[str, Losses]:
+        """Kind of step -> its losses."""
+        return {
+            PLAIN: self.cross_entropy,
+            AS_RUN: lambda output: self.distilled(output, self.guided),
+            EACH_STEP: lambda output: self.distilled(output, self.gather()),
+        }
+
+
+class Head:
+    """A head with its optimizer: `step` is what the training loop does with one bag."""
+
+    def __init__(self, config: MILSection) -> None:
+        torch.manual_seed(0)
+        spec = MILSpec(
+            embed_dim=EMBED_DIM,
+            n_classes=N_CLASSES,
+            hidden_dim=config.hidden_dim,
+            gated=config.gated,
+            dropout=config.dropout,
+        )
+        self.model = build_mil(spec).train()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+    def step(self, slide: Slide, losses_of: Losses) -> float:
+        """Seconds of one step."""
+        started = time.perf_counter()
+        losses = losses_of(self.model(slide.instances))
+        loss = torch.stack(losses).sum()
+        if not bool(torch.isfinite(loss)):
+            raise RuntimeError("the loss isn't finite")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        return time.perf_counter() - started
+
+
+def measure(n_lr: int, *, steps: int, warmup: int) -> dict[str, list[float]]:
+    """Seconds of every step by kind; the kinds take turns, each with a head of its own."""
+    slide = Slide(n_lr, Stage2Section())
+    kinds = slide.kinds()
+    heads = {name: Head(MILSection()) for name in kinds}
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    for index in range(-warmup, steps):
+        names = list(kinds)
+        # Each kind comes after each other one as often.
+        for name in names[index % 3 :] + names[: index % 3]:
+            took = heads[name].step(slide, kinds[name])
+            if index >= 0:
+                seconds[name].append(took)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--lr-tiles", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--steps", type=int, default=60, help="of each kind")
+    parser.add_argument("--warmup", type=int, default=6)
+    args = parser.parse_args()
+    console = Console()
+    console.print(
+        f"{torch.get_num_threads()} threads for torch, {args.steps} steps of each kind, {EMBED_DIM} numbers a tile"
+    )
+    table = Table("LR / HR tiles", "step", "ms (median)", f"ratio (<= {TARGET})")
+    for n_lr in args.lr_tiles:
+        seconds = measure(n_lr, steps=args.steps, warmup=args.warmup)
+        for name, found in seconds.items():
+            # Turn by turn: a busy moment hits both.
+            ratios = [ours / plain for ours, plain in zip(found, seconds[PLAIN], strict=True)]
+            table.add_row(
+                f"{n_lr:,} / {n_lr * RATIO**2:,}" if name == PLAIN else "",
+                name,
+                f"{statistics.median(found) * 1000:.2f}",
+                "" if name == PLAIN else f"{statistics.median(ratios):.2f}",
+            )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""``python killed_run.py MODULE FUNCTION N WHEN CONFIG ...``: a training run that is killed at its Nth call of a function.
+
+SIGKILL, before or after the call: nothing is tidied up. Only calls whose arguments mention MATCH (of ``FUNCTION:MATCH``)
+count.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import sys
+
+
+def main() -> None:
+    module_name, what, number, when, *args = sys.argv[1:]
+    function_name, _, match = what.partition(":")
+    owner = importlib.import_module(module_name)
+    *parts, name = function_name.split(".")
+    for part in parts:
+        owner = getattr(owner, part)
+    function = getattr(owner, name)
+    calls = 0
+
+    @functools.wraps(function)
+    def deadly(*values: object, **options: object) -> object:
+        nonlocal calls
+        calls += match in repr((values, options))
+        dies = calls == int(number) and match in repr((values, options))
+        if dies and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*values, **options)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    from training import run
+
+    setattr(owner, name, deadly)
+    run.app(args, prog_name="killed_run")
+
+
+if __name__ == "__main__":
+    main()

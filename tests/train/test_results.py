@@ -1,0 +1,282 @@
+"""Results of several seeds as one table: hand-made run directories, values that can be computed by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+from napari_lrmil.errors import ConfigError
+from training.experiments.attention import localisation_rows
+from training.experiments.results import app, auc_interval, fold_aucs, render
+from training.experiments.runs import read_experiment
+from training.metrics import auc, bootstrap_over_patients
+
+SLIDES = {f"s{index}": (f"p{index // 2}", "lesion" if index % 2 else "benign") for index in range(12)}
+"""Six patients, each with a slide of each class."""
+
+
+def write_run(
+    folder: Path,
+    seed: int,
+    scores: dict[str, dict[str, float]],
+    *,
+    n_folds: int = 2,
+    slides: dict[str, tuple[str, str]] = SLIDES,
+) -> Path:
+    """Method -> slide -> probability of the lesion; patients are dealt into folds in turn."""
+    (folder / "done").mkdir(parents=True)
+    config = {"run": {"seed": seed}, "tiles": {"tile_px": 64, "mpp_lr": 2.0, "ratio": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+    for method, by_slide in scores.items():
+        for fold in range(n_folds):
+            path = folder / f"fold{fold}" / "predictions" / f"{method}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["slide_id", "patient_id", "label", "p_benign", "p_lesion"])
+                for name, (patient, label) in slides.items():
+                    if int(patient[1:]) % n_folds == fold:
+                        writer.writerow([name, patient, label, 1 - by_slide[name], by_slide[name]])
+    return folder
+
+
+def perfect() -> dict[str, float]:
+    return {name: 0.9 if label == "lesion" else 0.1 for name, (_, label) in SLIDES.items()}
+
+
+def noisy(seed: int) -> dict[str, float]:
+    rng = np.random.default_rng(seed)
+    return {
+        name: float(np.clip(0.5 + 0.2 * (label == "lesion") + rng.normal(0, 0.2), 0.01, 0.99))
+        for name, (_, label) in SLIDES.items()
+    }
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    return [
+        write_run(
+            tmp_path / f"seed{seed}",
+            seed,
+            {"lrmil": perfect(), "lr_scratch": noisy(seed), "rgb": dict.fromkeys(SLIDES, 0.5)},
+        )
+        for seed in (4, 0, 2)
+    ]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_and_folds_are_put_together_by_slide(runs: list[Path]) -> None:
+    found = read_experiment(runs)
+    assert found.seeds == (0, 2, 4)
+    assert found.class_names == ("benign", "lesion")
+    assert set(found.slide_ids) == set(SLIDES)
+    assert list(found.probabilities) == ["lr_scratch", "lrmil", "rgb"]  # the order of the table
+    assert found.probabilities["lrmil"].shape == (3, 12, 2)
+    for place, name in enumerate(found.slide_ids):
+        assert (found.patients[place], found.class_names[found.labels[place]]) == SLIDES[name]
+        assert found.probabilities["lr_scratch"][1, place, 1] == pytest.approx(noisy(2)[name])
+
+
+def test_two_runs_of_one_seed_are_its_parts(tmp_path: Path) -> None:
+    """As with a split by patient: each half is tested by a run of its own."""
+    halves = [
+        {name: slide for name, slide in SLIDES.items() if (int(slide[0][1:]) < 3) == first}
+        for first in (True, False)
+    ]
+    folders = [
+        write_run(tmp_path / f"half{index}", 0, {"lrmil": perfect()}, n_folds=1, slides=half)
+        for index, half in enumerate(halves)
+    ]
+    found = read_experiment(folders)
+    assert found.seeds == (0,)
+    assert len(found.slide_ids) == 12
+    assert len(set(found.folds[0])) == 2
+    with pytest.raises(ConfigError, match="tested by seed 0 before"):
+        read_experiment([folders[0], write_run(tmp_path / "again", 0, {"lrmil": perfect()})])
+
+
+def test_a_method_of_some_runs_only_is_left_out_and_named(runs: list[Path]) -> None:
+    for path in runs[1].glob("fold*/predictions/rgb.csv"):
+        path.unlink()
+    found = read_experiment(runs)
+    assert "rgb" not in found.probabilities
+    text = render(found, [], title="T", notes=[], n_resamples=100)
+    assert "Not in all runs, so left out: rgb." in text
+
+
+def test_unfinished_and_disagreeing_runs_are_refused(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no run directory"):
+        read_experiment([tmp_path])
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text((runs[0] / "config.json").read_text())
+    with pytest.raises(ConfigError, match="let the run finish"):
+        read_experiment([tmp_path / "new"])
+    other = {**SLIDES, "s0": ("p0", "lesion")}
+    with pytest.raises(ConfigError, match="elsewhere"):
+        read_experiment([*runs, write_run(tmp_path / "other", 9, {"lrmil": perfect()}, slides=other)])
+    fewer = {name: slide for name, slide in SLIDES.items() if name != "s3"}
+    with pytest.raises(ConfigError, match="All seeds must run all folds"):
+        read_experiment([*runs, write_run(tmp_path / "fewer", 8, {"lrmil": perfect()}, slides=fewer)])
+    with pytest.raises(ConfigError, match="once"):
+        read_experiment([runs[0], runs[0]])
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_auc_is_the_mean_over_seeds_and_chance_is_half(runs: list[Path]) -> None:
+    found = read_experiment(runs)
+    assert auc_interval(found, "lrmil", n_resamples=200) == (1, 1, 1)
+    assert auc_interval(found, "rgb", n_resamples=200) == (0.5, 0.5, 0.5)
+    noisy_auc = auc_interval(found, "lr_scratch", n_resamples=200)
+    by_hand = np.mean([auc(found.labels, one) for one in found.probabilities["lr_scratch"]])
+    assert noisy_auc.value == pytest.approx(by_hand)
+    assert noisy_auc.low < noisy_auc.value < noisy_auc.high
+
+
+def test_difference_is_paired(runs: list[Path]) -> None:
+    """LRMIL is perfect on every resample, so the difference's interval is 1 minus that of the other."""
+    found = read_experiment(runs)
+    one = auc_interval(found, "lr_scratch", n_resamples=300)
+    difference = auc_interval(found, "lrmil", "lr_scratch", n_resamples=300)
+    np.testing.assert_allclose(difference, (1 - one.value, 1 - one.high, 1 - one.low))
+    assert auc_interval(found, "lrmil", "lrmil", n_resamples=100) == (0, 0, 0)
+
+
+def test_more_seeds_are_no_more_patients(tmp_path: Path) -> None:
+    """The same predictions three times over: the same interval as once."""
+    folders = [write_run(tmp_path / f"seed{seed}", seed, {"lrmil": noisy(1)}) for seed in (0, 1, 2)]
+    once = read_experiment(folders[:1])
+    thrice = read_experiment(folders)
+    np.testing.assert_allclose(
+        auc_interval(once, "lrmil", n_resamples=200), auc_interval(thrice, "lrmil", n_resamples=200)
+    )
+    direct = bootstrap_over_patients(
+        lambda drawn: auc(once.labels[drawn], once.probabilities["lrmil"][0][drawn]),
+        list(once.patients),
+        n_resamples=200,
+        rng=np.random.default_rng(0),
+    )
+    np.testing.assert_allclose(auc_interval(once, "lrmil", n_resamples=200), direct)
+
+
+def test_fold_aucs_by_hand(tmp_path: Path) -> None:
+    """Fold 0 perfect, fold 1 reversed: pooled 0.5, folds 1 and 0."""
+    scores = {
+        name: 0.9 if (label == "lesion") == (int(patient[1:]) % 2 == 0) else 0.1
+        for name, (patient, label) in SLIDES.items()
+    }
+    found = read_experiment([write_run(tmp_path / "run", 0, {"lrmil": scores})])
+    assert fold_aucs(found, "lrmil") == [1.0, 0.0]
+    assert auc_interval(found, "lrmil", n_resamples=100).value == 0.5
+
+
+def test_one_class_alone_is_a_clear_error(tmp_path: Path) -> None:
+    benign = {name: (patient, "benign") for name, (patient, _) in SLIDES.items()}
+    found = read_experiment([write_run(tmp_path / "run", 0, {"lrmil": perfect()}, slides=benign)])
+    with pytest.raises(ConfigError, match="too few resamples"):
+        auc_interval(found, "lrmil", n_resamples=100)
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def write_attention(run: Path, masks: Path) -> None:
+    """Slides of 2 x 2 LR tiles, 128 µm each: 32 x 32 px of a mask of 8 µm. The lesion is tile (1, 1) of s1 and s3."""
+    masks.mkdir(exist_ok=True)
+    lr = np.argwhere(np.ones((2, 2), bool)).astype(np.int64)
+    hr = np.argwhere(np.ones((8, 8), bool)).astype(np.int64)
+    for name, (patient, _) in SLIDES.items():
+        mask = np.zeros((32, 32), np.uint8)
+        if name in ("s1", "s3"):
+            mask[16:, 16:] = 255
+        Image.fromarray(mask).save(masks / f"{name}.png")
+        folder = run / f"fold{int(patient[1:]) % 2}" / "test_attention"
+        folder.mkdir(exist_ok=True)
+        # LRMIL finds it in s1, and ranks it third in s3; the teacher looks at one child of it, or at another tile.
+        student = np.asarray([0.1, 0.1, 0.1, 0.7] if name == "s1" else [0.4, 0.3, 0.1, 0.2], np.float32)
+        teacher = np.zeros(64, np.float32)
+        teacher[63 if name == "s1" else 0] = 1
+        for method, scores, places in (("lrmil", student, lr), ("teacher_hr", teacher, hr)):
+            path = folder / f"{method}.safetensors"
+            kept = {} if not path.exists() else load_file(path)
+            save_file({**kept, f"{name}/attention_scores": scores, f"{name}/places": places.copy()}, path)
+
+
+def test_attention_against_masks_by_hand(runs: list[Path], tmp_path: Path) -> None:
+    for run in runs:
+        write_attention(run, tmp_path / "masks")
+    rows = localisation_rows(read_experiment(runs), tmp_path / "masks", n_resamples=200)
+    found = {(row.method, row.grid): row.localisation for row in rows}
+    assert list(found) == [
+        ("teacher_hr", "HR tiles"),
+        ("teacher_hr", "LR tiles"),
+        ("lrmil", "LR tiles"),
+    ]
+    student = found["lrmil", "LR tiles"]
+    assert student.n_slides == 2
+    assert student.prevalence == 0.25
+    assert student.hit.value == 0.5
+    assert student.auprc.value == pytest.approx((1 + 1 / 3) / 2)
+    assert (student.auprc.low, student.auprc.high) == (pytest.approx(1 / 3), 1)
+    # On LR tiles: first in s1; in s3 it shares the last place of four with two others, where precision is chance.
+    assert found["teacher_hr", "LR tiles"].auprc.value == pytest.approx((1 + 0.25) / 2)
+    # On HR tiles, 16 of 64 are lesion; in s1 the first is one, and the other 15 tie with the rest.
+    one = 1 / 16 + 15 / 16 * 16 / 64
+    none = 16 / 64
+    assert found["teacher_hr", "HR tiles"].auprc.value == pytest.approx((one + none) / 2)
+    assert found["teacher_hr", "HR tiles"].prevalence == 0.25
+
+
+def test_attention_that_isnt_there_is_said(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="can't be read"):
+        localisation_rows(read_experiment(runs), tmp_path / "masks", n_resamples=100)
+    write_attention(runs[0], tmp_path / "masks")
+    with pytest.raises(ConfigError, match="not every seed"):
+        localisation_rows(read_experiment(runs), tmp_path / "masks", n_resamples=100)
+    (runs[0] / "fold0" / "test_attention" / "lrmil.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ConfigError, match="as attention of test slides"):
+        localisation_rows(read_experiment(runs), tmp_path / "masks", n_resamples=100)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_command_writes_one_section(runs: list[Path], tmp_path: Path) -> None:
+    for run in runs:
+        write_attention(run, tmp_path / "masks")
+    (tmp_path / "note.txt").write_text("Label and patient are confounded.\n")
+    words = [str(tmp_path / "out.md"), "--title", "Generated slides", "--bootstrap", "100"]
+    words += [word for run in runs for word in ("--run", str(run))]
+    words += ["--masks", str(tmp_path / "masks"), "--note", str(tmp_path / "note.txt")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "out.md").read_text(encoding="utf-8")
+    assert text.startswith("## Generated slides\n")
+    for words_wanted in (
+        "12 test slides (6 benign, 6 lesion) of 6 patients or groups; 2 folds",
+        "seeds 0, 2, 4.",
+        "Label and patient are confounded.",
+        "| **LRMIL** | 1.000 [1.000, 1.000] |  | 1.000, 1.000, 1.000 |",
+        "| shortcut: mean and std of RGB | 0.500 [0.500, 0.500] | +0.500 [+0.500, +0.500] |",
+        "| LRMIL | LR tiles | 0.667 [0.333, 1.000] | 0.500 [0.000, 1.000] | 0.250 | 2 |",
+    ):
+        assert words_wanted in text
+    assert str(tmp_path) not in text  # no path of a machine
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {9, 7}
+
+
+def test_command_says_what_is_wrong(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [str(tmp_path / "out.md"), "--run", str(tmp_path / "absent")])
+    assert done.exit_code == 1
+    assert "is no run directory" in done.output.replace("\n", " ")

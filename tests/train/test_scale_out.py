@@ -1,0 +1,125 @@
+"""Slides embedded by dask.distributed workers, of which one dies: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from run_helpers import rerun, write_config
+
+from training.config import load_config
+from training.pipeline import _embed
+from training.progress import Reporter
+from training.run import prepare
+from training.scale_out import ClusterError
+from training.stages.context import Context
+
+pytestmark = [
+    pytest.mark.slow,
+    # Of distributed and tornado, when a worker is killed under them.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def context_of(folder: Path, cohort: Path, cluster: str | None) -> Context:
+    folder.mkdir(exist_ok=True)
+    config = load_config(write_config(folder, cohort), ["--run.out_dir", str(folder / "run")])
+    reporter = Reporter(Console(file=io.StringIO()))
+    return prepare(config, skip_bad=False, reporter=reporter, cluster=cluster).context
+
+
+def test_a_dead_worker_loses_nothing_and_nothing_is_done_twice(
+    finished: Path, cohort: Path, tmp_path: Path, one_thread: None
+) -> None:
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        context = context_of(tmp_path / "far", cohort, cluster.scheduler_address)
+        rows = [item.row for item in context.tiles.values()]
+        store = context.hr_store()
+        pids = sorted(client.run(os.getpid).values())
+        stored_at_death: dict[str, int] = {}
+
+        def kill_one() -> None:
+            while len(list(store.root.glob("*.zarr/manifest.json"))) < 3:
+                time.sleep(0.002)
+            stored_at_death.update(
+                {path.parent.name: path.stat().st_ino for path in store.root.glob("*.zarr/manifest.json")}
+            )
+            os.kill(pids[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        _embed(context, rows, store, context.teacher_encoder(), None, hr=True)
+        killer.join()
+        assert pids[0] not in client.run(os.getpid).values()
+    assert len(stored_at_death) < len(rows)
+    assert all(store.has(row.slide_id) for row in rows)
+    # What was there when the worker died is what is there now: the same files, not like ones.
+    for name, inode in stored_at_death.items():
+        assert (store.root / name / "manifest.json").stat().st_ino == inode
+    reference = next((finished / "run" / "embeddings.zarr").glob("hr-*"))
+    here = context_of(tmp_path / "near", cohort, None).hr_store()
+    shutil.copytree(reference, here.root, dirs_exist_ok=True)
+    for row in rows:
+        for array in ("embedding", "layer_class_tokens"):
+            # Another batch order may round otherwise in float32; stored are halves.
+            np.testing.assert_allclose(
+                store.read(row.slide_id, array), here.read(row.slide_id, array), rtol=2e-3, atol=2e-3
+            )
+
+
+def test_no_scheduler_is_told(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training import scale_out
+
+    monkeypatch.setattr(scale_out, "TIMEOUT", "1s")
+    context = context_of(tmp_path, cohort, "tcp://127.0.0.1:9")
+    with pytest.raises(ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        _embed(
+            context,
+            [item.row for item in context.tiles.values()],
+            context.hr_store(),
+            context.teacher_encoder(),
+            None,
+            hr=True,
+        )
+
+
+def test_a_run_on_a_cluster_ends_as_one_without(
+    finished: Path, cohort: Path, tmp_path: Path, one_thread: None
+) -> None:
+    import json
+
+    from distributed import LocalCluster
+
+    from training.config import load_config
+    from training.run import run
+
+    write_config(tmp_path, cohort)
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        config = load_config(tmp_path / "config.toml", ["--run.out_dir", str(tmp_path / "run")])
+        run(
+            config,
+            skip_bad=False,
+            reporter=Reporter(Console(file=io.StringIO())),
+            cluster=cluster.scheduler_address,
+        )
+    told, expected = (
+        json.loads((folder / "run" / "results.json").read_text()) for folder in (tmp_path, finished)
+    )
+    for method in expected:
+        assert told[method]["auc"] == expected[method]["auc"]
+        assert told[method]["brier"] == pytest.approx(expected[method]["brier"], rel=1e-4)
+    rerun(tmp_path)  # and goes on without the cluster

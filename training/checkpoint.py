@@ -1,0 +1,122 @@
+"""The state of a fit after an epoch, on disk: where a killed run goes on."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from safetensors import SafetensorError
+from torch import nn
+
+from training.run_dir import load_numbers, load_tensors, save_tensors
+
+_CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a stage writes.
+
+    Attributes
+    ----------
+    metrics_csv : Path
+        A row per epoch.
+    tensorboard : Path, optional
+        Folder of event files.
+    checkpoint : Path, optional
+        State after an epoch, from which the same call goes on.
+    key : str
+        Hash of the stage's inputs: a checkpoint of others is not used.
+    checkpoint_seconds : float
+        Least time between two checkpoints.
+    """
+
+    metrics_csv: Path
+    tensorboard: Path | None = None
+    checkpoint: Path | None = None
+    key: str = ""
+    checkpoint_seconds: float = 30.0
+
+    @property
+    def last_good(self) -> Path:
+        """Weights that are kept where a loss stopped being a number."""
+        return self.metrics_csv.with_suffix(".last_good.safetensors")
+
+
+class FitState:
+    """What a checkpoint holds."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any, fabric: Fabric
+    ) -> None:
+        self.model, self.optimizer, self.schedule, self.fabric = model, optimizer, schedule, fabric
+        self.epoch = self.step = 0
+        self.best_epoch, self.best_score = -1, (-math.inf,)
+        self.best = copy.deepcopy(model.state_dict())
+        self.history: list[dict[str, float]] = []
+
+    def finish_epoch(self, metrics: dict[str, float], score: tuple[float, ...]) -> None:
+        self.history.append({"epoch": float(self.epoch)} | metrics)
+        if score > self.best_score:
+            self.best_epoch, self.best_score = self.epoch, score
+            self.best = copy.deepcopy(self.model.state_dict())
+        self.epoch += 1
+
+    def save(self, files: Files) -> None:
+        """Write the checkpoint, whole or not at all."""
+        assert files.checkpoint is not None
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        numbers = {
+            "format": _CHECKPOINT_FORMAT,
+            "key": files.key,
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_epoch": self.best_epoch,
+            "best_score": list(self.best_score),
+            "history": self.history,
+            "schedule": self.schedule.last_epoch,
+            "precision": self.fabric.strategy.precision.state_dict(),
+        }
+        save_tensors(files.checkpoint, tensors, numbers)
+
+    def load(self, files: Files) -> None:
+        """Go on from a checkpoint of the same inputs; a damaged or foreign one is passed over."""
+        path = files.checkpoint
+        if path is None or not path.exists():
+            return
+        try:
+            tensors, saved = load_tensors(path), load_numbers(path)
+        except (SafetensorError, OSError, ValueError):
+            return
+        if saved.get("format") != _CHECKPOINT_FORMAT or saved.get("key") != files.key:
+            return
+        device = self.fabric.device
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            # AdamW keeps its step counts on the CPU.
+            parts[part][rest] = value if rest.endswith(".step") and part == "optimizer" else value.to(device)
+        self.epoch, self.step = saved["epoch"], saved["step"]
+        self.best_epoch, self.best_score = saved["best_epoch"], tuple(saved["best_score"])
+        self.history, self.best = saved["history"], parts["best"]
+        self.model.load_state_dict(parts["model"])
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            index, _, rest = name.partition(".")
+            moments.setdefault(int(index), {})[rest] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.fabric.strategy.precision.load_state_dict(saved["precision"])
+        self.schedule.last_epoch = saved["schedule"]
+        for group, base, factor in zip(
+            self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(self.schedule.last_epoch)

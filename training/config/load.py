@@ -1,0 +1,104 @@
+"""Read a config, with values of the command line over it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from napari_lrmil.errors import ConfigError
+from training.config.sections import RunConfig
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a TOML file and apply ``--section.key value`` pairs.
+
+    Parameters
+    ----------
+    path : Path
+    overrides : sequence of str
+        ``["--run.seed", "3", ...]``; ``--run.seed=3`` works too. Values are read as TOML where they
+        can be, else as text.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, and for an unknown one the nearest that exists.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such config: {path}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    texts = {}
+    for key, value, text in _pairs(overrides):
+        texts[key] = text
+        *sections, name = key.split(".")
+        place = raw
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--{key}: {section!r} is not a section")
+        place[name] = value
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        numbers = [key for key in texts if any(_is_text(item, key) for item in error.errors())]
+        if numbers:  # a text that looks like a number: --export.name 2026
+            quoted = [word for key in numbers for word in (f"--{key}", json.dumps(texts[key]))]
+            return load_config(path, [*overrides, *quoted])
+        raise ConfigError(f"{path.name}: " + "; ".join(_explain(item) for item in error.errors())) from error
+
+
+def content_hash(*values: Any) -> str:
+    """SHA-256 over values of which each has one text: models as JSON, the rest by `repr`."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(
+            (value.model_dump_json() if isinstance(value, BaseModel) else repr(value)).encode() + b"\0"
+        )
+    return digest.hexdigest()
+
+
+def _is_text(item: Any, key: str) -> bool:
+    return item["type"] == "string_type" and ".".join(map(str, item["loc"])) == key
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
+    words = list(overrides)
+    pairs = []
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"expected --section.key, got {word!r}")
+        key, has_value, text = word[2:].partition("=")
+        if not has_value:
+            if not words:
+                raise ConfigError(f"--{key} needs a value")
+            text = words.pop(0)
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        pairs.append((key, value, text))
+    return pairs
+
+
+def _explain(item: Any) -> str:
+    place = [str(part) for part in item["loc"]]
+    if item["type"] != "extra_forbidden":
+        return f"{'.'.join(place) or 'the whole'}: {item['msg'].removeprefix('Value error, ')}"
+    model: Any = RunConfig
+    for part in place[:-1]:
+        model = model.model_fields[part].annotation
+    near = difflib.get_close_matches(place[-1], model.model_fields, n=1, cutoff=0.0)
+    return f"unknown key {'.'.join(place)!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?"

@@ -1,0 +1,1 @@
+"""Experiments: data made ready for them, and the table of their results."""

@@ -1,0 +1,170 @@
+"""Attention that finished runs kept of their test slides, against lesion masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from napari_lrmil.errors import ConfigError
+from training.cohort import MASK_DOWNSAMPLE, MPP_L0
+from training.experiments.runs import METHODS, Experiment
+from training.localisation import (
+    MIN_LESION,
+    Localisation,
+    SlideLocalisation,
+    average_slides,
+    gather_on_parents,
+    localise_slide,
+    tile_lesion_fractions,
+)
+
+MASK_MPP = MASK_DOWNSAMPLE * MPP_L0
+"""µm a pixel of the generated cohort's masks measures, and of the mosaics'."""
+
+TEACHER = "teacher_hr"
+
+
+class AttentionRow(NamedTuple):
+    """A method on one grid."""
+
+    method: str
+    grid: str
+    localisation: Localisation
+
+
+class _Attention(NamedTuple):
+    scores: NDArray[np.float64]
+    places: NDArray[np.int64]
+
+
+def localisation_rows(
+    experiment: Experiment, masks: Path, *, mask_mpp: float = MASK_MPP, n_resamples: int
+) -> list[AttentionRow]:
+    """How well each method's attention finds the lesions of the test slides.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Its runs keep ``foldN/test_attention/<method>.safetensors``: of each test slide ``<id>/attention_scores`` (N,)
+        and ``<id>/places`` (N, 2), (row, col) in the LR grid, for the teacher in the HR grid.
+    masks : Path
+        ``<id>.png``, not 0 where the lesion is; a slide whose mask is empty has nothing to find.
+    mask_mpp : float
+        µm a pixel of the masks measures.
+    n_resamples : int
+
+    Returns
+    -------
+    list of AttentionRow
+        The teacher twice: on its own tiles, and summed onto the LR tiles.
+
+    Raises
+    ------
+    ConfigError
+        Where there is no attention, a mask is missing or unreadable, or the seeds kept other slides.
+    """
+    lesions = {name: _read_mask(masks / f"{name}.png") for name in experiment.slide_ids}
+    lesions = {name: mask for name, mask in lesions.items() if mask.any()}
+    tiles = experiment.tiles
+    found: dict[tuple[str, str], list[dict[str, SlideLocalisation]]] = {}
+    for seed in experiment.seeds:
+        kept = _read_attention(experiment.run_dirs[seed])
+        for method, slides in kept.items():
+            is_teacher = method == TEACHER
+            grid, tile_um = ("HR tiles", tiles.hr_um) if is_teacher else ("LR tiles", tiles.lr_um)
+            found.setdefault((method, grid), []).append(_localise(slides, lesions, tile_um / mask_mpp))
+        student = next((slides for method, slides in kept.items() if method != TEACHER), None)
+        if TEACHER in kept and student is not None:
+            gathered = {
+                name: _Attention(
+                    gather_on_parents(one.scores, one.places, student[name].places, tiles.ratio),
+                    student[name].places,
+                )
+                for name, one in kept[TEACHER].items()
+                if name in student
+            }
+            found.setdefault((TEACHER, "LR tiles"), []).append(
+                _localise(gathered, lesions, tiles.lr_um / mask_mpp)
+            )
+    if not found:
+        raise ConfigError(
+            "the runs kept no attention of test slides (foldN/test_attention): leave --masks out"
+        )
+    patient_of = dict(zip(experiment.slide_ids, experiment.patients, strict=True))
+    rows = []
+    order = list(METHODS)
+    for method, grid in sorted(
+        found, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), key)
+    ):
+        by_seed = found[method, grid]
+        names = sorted(by_seed[0])
+        if len(by_seed) != len(experiment.seeds) or any(sorted(one) != names for one in by_seed):
+            raise ConfigError(f"{method}: not every seed kept its attention of the same slides")
+        if not names:
+            raise ConfigError(
+                f"{method}: no test slide has a tile that is lesion by {MIN_LESION:.0%} or more"
+            )
+        means = [
+            SlideLocalisation(*np.mean([one[name] for one in by_seed], axis=0).tolist()) for name in names
+        ]
+        rows.append(
+            AttentionRow(
+                method,
+                grid,
+                average_slides(
+                    means,
+                    [patient_of[name] for name in names],
+                    n_resamples=n_resamples,
+                    rng=np.random.default_rng(0),
+                ),
+            )
+        )
+    return rows
+
+
+def _localise(
+    slides: dict[str, _Attention], lesions: dict[str, NDArray[np.bool_]], tile_mask_px: float
+) -> dict[str, SlideLocalisation]:
+    result = {}
+    for name, one in slides.items():
+        if name not in lesions:
+            continue
+        try:
+            fractions = tile_lesion_fractions(lesions[name], one.places, tile_mask_px)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
+        if (fractions >= MIN_LESION).any():
+            result[name] = localise_slide(one.scores, fractions)
+    return result
+
+
+def _read_mask(path: Path) -> NDArray[np.bool_]:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(np.asarray(image.convert("L")) > 0, np.bool_)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ConfigError(f"the mask {path} can't be read: {error}") from error
+
+
+def _read_attention(run_dirs: tuple[Path, ...]) -> dict[str, dict[str, _Attention]]:
+    """Method -> slide -> attention, over all folds."""
+    found: dict[str, dict[str, _Attention]] = {}
+    for folder in run_dirs:
+        for path in sorted(folder.glob("fold*/test_attention/*.safetensors")):
+            try:
+                tensors = load_file(path)
+                for key in tensors:
+                    if key.endswith("/attention_scores"):
+                        name = key.removesuffix("/attention_scores")
+                        found.setdefault(path.stem, {})[name] = _Attention(
+                            tensors[key].astype(np.float64), tensors[f"{name}/places"].astype(np.int64)
+                        )
+            except (OSError, SafetensorError, KeyError) as error:
+                raise ConfigError(f"{path} can't be read as attention of test slides: {error}") from error
+    return found

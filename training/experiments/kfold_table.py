@@ -1,0 +1,65 @@
+"""python -m training.experiments.kfold_table COHORT: the generated cohort as a table to be dealt into folds.
+
+`slides.csv` of a cohort fixes which slides train and test. `slides_kfold.csv` beside it has the same slides without the
+column fold: a run then deals the labelled ones into folds by patient. Unlabelled slides stay unlabelled, each of a
+patient of its own, and serve stage 1 in every fold.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from napari_lrmil.atomic import write_text
+from napari_lrmil.errors import ConfigError, LRMILError
+from training.data.table import read_table
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def write_kfold_table(cohort: Path) -> Path:
+    """Write ``slides_kfold.csv`` beside ``slides.csv``.
+
+    Raises
+    ------
+    ConfigError
+        Where the table is missing or wrong, or an unlabelled slide is of a patient with labelled ones.
+    """
+    rows = read_table(cohort / "slides.csv")
+    labelled = {row.patient_id for row in rows if row.label is not None}
+    shared = sorted({row.patient_id for row in rows if row.label is None} & labelled)
+    if shared:
+        raise ConfigError(f"unlabelled and labelled slides share the patients {', '.join(shared[:5])}")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("slide_id", "path", "patient_id", "label", "mpp"))
+    for row in rows:
+        path = row.path.relative_to(cohort).as_posix()
+        writer.writerow((row.slide_id, path, row.patient_id, row.label or "", row.mpp or ""))
+    out = cohort / "slides_kfold.csv"
+    write_text(out, text.getvalue())
+    return out
+
+
+@app.command()
+def main(
+    cohort: Annotated[Path, typer.Argument(help="Folder of a generated cohort.", show_default=False)],
+) -> None:
+    """Write slides_kfold.csv beside the cohort's slides.csv: the same slides without fixed parts."""
+    try:
+        typer.echo(f"Wrote {write_kfold_table(cohort)}.")
+    except LRMILError as error:
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m training.experiments.kfold_table")

@@ -1,0 +1,213 @@
+"""python -m training.experiments.results OUT --run DIR --run DIR ...: several seeds of an experiment as one table.
+
+Each seed tests every slide once, so it has one AUC over the slides of all folds. The value of a method is the mean of
+that over seeds. Its 95 % interval is of this mean, patients resampled: a drawn patient comes with all slides and with
+the predictions of all seeds together, so seeds aren't counted as further patients. Differences to LRMIL are paired: the
+same drawn patients for both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+
+from napari_lrmil.atomic import write_text
+from napari_lrmil.errors import ConfigError, LRMILError
+from training.experiments.attention import MASK_MPP, AttentionRow, localisation_rows
+from training.experiments.runs import METHODS, Experiment, read_experiment
+from training.localisation import MIN_LESION
+from training.metrics import Interval, auc, bootstrap_over_patients, slide_metrics
+
+OURS = "lrmil"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def auc_interval(
+    experiment: Experiment, method: str, minus: str | None = None, *, n_resamples: int
+) -> Interval:
+    """Mean AUC over seeds with its interval; with `minus`, the paired difference to that method.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    method, minus : str
+    n_resamples : int
+        The patients drawn are the same in every call.
+
+    Raises
+    ------
+    ConfigError
+        Where the slides are too few for it.
+    """
+    labels = experiment.labels
+
+    def metric(drawn: NDArray[np.int64]) -> float:
+        values = [auc(labels[drawn], one[drawn]) for one in experiment.probabilities[method]]
+        if minus is not None:
+            values += [-auc(labels[drawn], one[drawn]) for one in experiment.probabilities[minus]]
+        return float(np.sum(values)) / len(experiment.seeds)
+
+    try:
+        return bootstrap_over_patients(
+            metric, list(experiment.patients), n_resamples=n_resamples, rng=np.random.default_rng(0)
+        )
+    except ValueError as error:
+        raise ConfigError(f"{method}: {error}") from error
+
+
+def fold_aucs(experiment: Experiment, method: str) -> list[float]:
+    """AUC of every fold of every seed, where both classes are in it."""
+    values = []
+    for folds, probabilities in zip(experiment.folds, experiment.probabilities[method], strict=True):
+        for fold in sorted(set(folds.tolist())):
+            inside = folds == fold
+            try:
+                values.append(auc(experiment.labels[inside], probabilities[inside]))
+            except ValueError:
+                continue
+    return values
+
+
+def render(
+    experiment: Experiment, attention: list[AttentionRow], *, title: str, notes: list[str], n_resamples: int
+) -> str:
+    """The Markdown of an experiment."""
+    lines = [f"## {title}", "", _what(experiment), ""]
+    for note in notes:
+        lines += [note.strip(), ""]
+    lines += _method_table(experiment, n_resamples)
+    if attention:
+        lines += ["", *_attention_table(attention)]
+    return "\n".join(lines) + "\n"
+
+
+def _what(experiment: Experiment) -> str:
+    counts = Counter(experiment.labels.tolist())
+    slides = ", ".join(f"{counts[index]} {name}" for index, name in enumerate(experiment.class_names))
+    n_folds = " or ".join(map(str, sorted({len(set(folds.tolist())) for folds in experiment.folds})))
+    return (
+        f"{len(experiment.slide_ids)} test slides ({slides}) of {len(set(experiment.patients))} patients or groups; "
+        f"{n_folds} {'fold' if n_folds == '1' else 'folds'}, each slide tested once a seed; "
+        f"{'seed' if len(experiment.seeds) == 1 else 'seeds'} {', '.join(map(str, experiment.seeds))}."
+    )
+
+
+def _method_table(experiment: Experiment, n_resamples: int) -> list[str]:
+    lines = [
+        "| method | AUC [95 % CI] | LRMIL minus this [95 % CI] | AUC of each seed | mean of fold AUCs "
+        "| balanced accuracy | Brier | ECE |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method, probabilities in experiment.probabilities.items():
+        per_seed = [slide_metrics(experiment.labels, one) for one in probabilities]
+        mean = {name: float(np.mean([metrics[name] for metrics in per_seed])) for name in per_seed[0]}
+        difference = ""
+        if method != OURS and OURS in experiment.probabilities:
+            difference = _signed(auc_interval(experiment, OURS, method, n_resamples=n_resamples))
+        name = METHODS.get(method, method)
+        folds = fold_aucs(experiment, method)
+        cells = (
+            f"**{name}**" if method == OURS else name,
+            _plain(auc_interval(experiment, method, n_resamples=n_resamples)),
+            difference,
+            ", ".join(f"{metrics['auc']:.3f}" for metrics in per_seed),
+            f"{np.mean(folds):.3f}" if folds else "",
+            *(f"{mean[key]:.3f}" for key in ("balanced_accuracy", "brier", "ece")),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "AUC: over the slides of all folds, mean over seeds. Intervals: bootstrap over patients "
+        f"({n_resamples} resamples); the predictions of all seeds for a drawn patient enter together. Differences are "
+        "paired. They hold the spread between patients, not that between trainings, which the seeds' own AUCs show. "
+        "Balanced accuracy, Brier and ECE: mean over seeds. An AUC of 1 has an interval without width: it says that "
+        "these slides hold no error, not that there is none.",
+    ]
+    if experiment.left_out:
+        lines += ["", f"Not in all runs, so left out: {', '.join(experiment.left_out)}."]
+    return lines
+
+
+def _attention_table(rows: list[AttentionRow]) -> list[str]:
+    lines = [
+        "Attention against the known lesions:",
+        "",
+        "| method | ranks | AUPRC [95 % CI] | pointing game [95 % CI] | chance of both (prevalence) | slides |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found = row.localisation
+        lines.append(
+            f"| {METHODS.get(row.method, row.method)} | {row.grid} | {_plain(found.auprc)} | {_plain(found.hit)} | "
+            f"{found.prevalence:.3f} | {found.n_slides} |"
+        )
+    lines += [
+        "",
+        f"A tile is positive where {MIN_LESION:.0%} of it or more is lesion. AUPRC: of a slide's attention scores against "
+        "its positive tiles. Pointing game: whether the most attended tile is positive. Both are means over seeds and "
+        "over positive test slides that have such a tile; intervals by bootstrap over patients. HR and LR tiles have "
+        "other prevalences: compare teacher and student on the LR tiles.",
+    ]
+    return lines
+
+
+def _plain(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def _read_note(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"the note {path} can't be read: {error.strerror}") from error
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Argument(help="Markdown file to write.", show_default=False)],
+    run: Annotated[
+        list[Path],
+        typer.Option("--run", help="A finished run directory; repeat it for each seed.", show_default=False),
+    ],
+    title: Annotated[str, typer.Option(help="Heading of the section.")] = "Results",
+    note: Annotated[
+        list[Path] | None, typer.Option(help="Text file put under the heading; may be repeated.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder of lesion masks, ID.png: how well attention finds them.")
+    ] = None,
+    mask_mpp: Annotated[float, typer.Option(help="µm a pixel of the masks measures.")] = MASK_MPP,
+    bootstrap: Annotated[int, typer.Option(help="Resamples of patients.", min=100)] = 2000,
+) -> None:
+    """Write the results of an experiment as Markdown: all methods, several seeds, 95 % intervals."""
+    try:
+        experiment = read_experiment(run)
+        attention = (
+            []
+            if masks is None
+            else localisation_rows(experiment, masks, mask_mpp=mask_mpp, n_resamples=bootstrap)
+        )
+        notes = [_read_note(path) for path in note or []]
+        write_text(out, render(experiment, attention, title=title, notes=notes, n_resamples=bootstrap))
+        typer.echo(f"Wrote {out}.")
+    except LRMILError as error:
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m training.experiments.results")

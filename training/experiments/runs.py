@@ -1,0 +1,208 @@
+"""Finished runs of one experiment, several seeds of it, read into one set of predictions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_lrmil.errors import ConfigError
+
+METHODS = {
+    "teacher_hr": "teacher on HR",
+    "lr_scratch": "LR from scratch",
+    "stage1_only": "stage 1 only",
+    "stage2_only": "stage 2 only",
+    "lrmil": "LRMIL",
+    "tissue_fraction": "shortcut: tissue fraction",
+    "rgb": "shortcut: mean and std of RGB",
+    "random_init": "shortcut: random-init encoder",
+}
+"""Names of the files -> names in the tables, in their order."""
+
+
+class TestedSlide(NamedTuple):
+    """One row of a prediction file."""
+
+    patient: str
+    label: str
+    fold: str
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Of the runs' config: what a place in a grid measures."""
+
+    tile_px: int
+    mpp_lr: float
+    ratio: int
+
+    @property
+    def lr_um(self) -> float:
+        """Edge of an LR tile."""
+        return self.tile_px * self.mpp_lr
+
+    @property
+    def hr_um(self) -> float:
+        """Edge of an HR tile."""
+        return self.lr_um / self.ratio
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """S seeds of one experiment on the same N slides of C classes.
+
+    Attributes
+    ----------
+    seeds : tuple of int
+    class_names : tuple of str
+    slide_ids, patients : tuples of str
+    labels : (N,) int array
+    folds : (S, N) array of str
+        Which fold tested a slide.
+    probabilities : dict
+        Method -> (S, N, C) array.
+    left_out : tuple of str
+        Methods that only some of the runs have.
+    tiles : Tiles
+    run_dirs : dict
+        Seed -> its run directories.
+    """
+
+    seeds: tuple[int, ...]
+    class_names: tuple[str, ...]
+    slide_ids: tuple[str, ...]
+    patients: tuple[str, ...]
+    labels: NDArray[np.int64]
+    folds: NDArray[np.str_]
+    probabilities: dict[str, NDArray[np.float64]]
+    left_out: tuple[str, ...]
+    tiles: Tiles
+    run_dirs: dict[int, tuple[Path, ...]]
+
+
+def read_experiment(run_dirs: Sequence[Path]) -> Experiment:
+    """Read runs; those of one seed are parts of it, and tested other slides.
+
+    Parameters
+    ----------
+    run_dirs : sequence of Path
+        Each with ``config.json`` and ``fold*/predictions/*.csv``.
+
+    Raises
+    ------
+    ConfigError
+        Where a run isn't finished, or seeds, methods or runs disagree about slides, patients, labels or tiles.
+    """
+    configs = {folder: _config(folder) for folder in run_dirs}
+    if len(configs) != len(run_dirs) or not run_dirs:
+        raise ConfigError("give each run once, with --run; at least one is needed")
+    tiles = {folder: _tiles(folder, config) for folder, config in configs.items()}
+    if len(set(tiles.values())) > 1:
+        raise ConfigError(f"the runs have different tiles: {sorted(set(map(str, tiles.values())))}")
+    dirs: dict[int, tuple[Path, ...]] = {}
+    for folder, config in configs.items():
+        seed = int(config["run"]["seed"])
+        dirs[seed] = (*dirs.get(seed, ()), folder)
+    seeds = tuple(sorted(dirs))
+    found: dict[str, dict[int, dict[str, TestedSlide]]] = {}
+    class_names: set[tuple[str, ...]] = set()
+    for seed in seeds:
+        for folder in dirs[seed]:
+            files = sorted(folder.glob("fold*/predictions/*.csv"))
+            if not files:
+                raise ConfigError(f"{folder} holds no fold*/predictions: let the run finish first")
+            for path in files:
+                names, slides = _read_predictions(path, f"{folder.name}/{path.parents[1].name}")
+                class_names.add(names)
+                known = found.setdefault(path.stem, {}).setdefault(seed, {})
+                twice = sorted(known.keys() & slides.keys())
+                if twice:
+                    raise ConfigError(f"{path}: {twice[0]} was tested by seed {seed} before")
+                known |= slides
+    if len(class_names) > 1:
+        raise ConfigError(f"the runs have different classes: {sorted(class_names)}")
+    complete = {name: by_seed for name, by_seed in found.items() if len(by_seed) == len(seeds)}
+    order = [name for name in METHODS if name in complete] + sorted(complete.keys() - METHODS.keys())
+    if not order:
+        raise ConfigError("no method is in all of the runs")
+    names = class_names.pop()
+    first = complete[order[0]][seeds[0]]
+    for method in order:
+        for seed in seeds:
+            _check_same(method, seed, first, complete[method][seed])
+    ids = tuple(sorted(first))
+    return Experiment(
+        seeds=seeds,
+        class_names=names,
+        slide_ids=ids,
+        patients=tuple(first[name].patient for name in ids),
+        labels=np.asarray([names.index(first[name].label) for name in ids], np.int64),
+        folds=np.asarray([[complete[order[0]][seed][name].fold for name in ids] for seed in seeds]),
+        probabilities={
+            method: np.asarray(
+                [[complete[method][seed][name].probabilities for name in ids] for seed in seeds], np.float64
+            )
+            for method in order
+        },
+        left_out=tuple(sorted(found.keys() - complete.keys())),
+        tiles=next(iter(tiles.values())),
+        run_dirs=dirs,
+    )
+
+
+def _config(folder: Path) -> dict[str, dict[str, float]]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{folder} is no run directory: config.json can't be read ({error})") from error
+    except ValueError as error:
+        raise ConfigError(f"{folder / 'config.json'} is no JSON: {error}") from error
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("run", "tiles")):
+        raise ConfigError(f"{folder / 'config.json'} isn't the config of a run")
+    return config
+
+
+def _tiles(folder: Path, config: dict[str, dict[str, float]]) -> Tiles:
+    tiles = config["tiles"]
+    try:
+        return Tiles(int(tiles["tile_px"]), float(tiles["mpp_lr"]), int(tiles["ratio"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder / 'config.json'}: tiles has no {error}") from error
+
+
+def _read_predictions(path: Path, fold: str) -> tuple[tuple[str, ...], dict[str, TestedSlide]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or [])
+        names = tuple(name.removeprefix("p_") for name in columns if name.startswith("p_"))
+        if not {"slide_id", "patient_id", "label"} <= set(columns) or len(names) < 2:
+            raise ConfigError(f"{path}: the columns are {', '.join(columns)}, not those of predictions")
+        slides = {}
+        for row in reader:
+            if row["label"] not in names:
+                raise ConfigError(f"{path}: {row['slide_id']} is labelled {row['label']!r}, not {names}")
+            probabilities = tuple(float(row[f"p_{name}"]) for name in names)
+            slides[row["slide_id"]] = TestedSlide(row["patient_id"], row["label"], fold, probabilities)
+    return names, slides
+
+
+def _check_same(method: str, seed: int, first: dict[str, TestedSlide], other: dict[str, TestedSlide]) -> None:
+    odd = sorted(first.keys() ^ other.keys())
+    if odd:
+        raise ConfigError(
+            f"{method}, seed {seed}: {len(odd)} slides are tested by some runs only ({', '.join(odd[:3])}). "
+            "All seeds must run all folds."
+        )
+    for name, slide in first.items():
+        if slide[:2] != other[name][:2]:
+            raise ConfigError(
+                f"{method}, seed {seed}: {name} has patient and label {other[name][:2]}, elsewhere {slide[:2]}"
+            )

@@ -1,0 +1,150 @@
+"""The points of the report's plots: ROC curves, reliability, confusion. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix, roc_curve
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+N_BINS = 10
+"""As in `training.metrics.expected_calibration_error`."""
+
+
+class Roc(NamedTuple):
+    """Points of an ROC curve from (0, 0) to (1, 1); slides with one score make one step."""
+
+    false_positive: Array
+    true_positive: Array
+
+    @property
+    def area(self) -> float:
+        """Under the curve, by trapezoids: the AUC."""
+        return float(np.trapezoid(self.true_positive, self.false_positive))
+
+
+class Bin(NamedTuple):
+    """Slides whose confidence lies in [low, high); low and high of the 95 % Wilson interval of the accuracy."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+
+
+def binary_roc(positive: NDArray[np.bool_], scores: Array) -> Roc | None:
+    """One class against the rest; None where either is absent.
+
+    Parameters
+    ----------
+    positive : (N,) bool array
+    scores : (N,) array
+    """
+    if positive.all() or not positive.any():
+        return None
+    false_positive, true_positive, _ = roc_curve(positive, scores, drop_intermediate=False)
+    return Roc(false_positive, true_positive)
+
+
+def class_rocs(labels: Labels, probabilities: Array) -> list[Roc | None]:
+    """One-vs-rest, a curve a class; for two classes only that of the second, which is the first's mirrored."""
+    n_classes = probabilities.shape[1]
+    wanted = [1] if n_classes == 2 else range(n_classes)
+    return [binary_roc(labels == index, probabilities[:, index]) for index in wanted]
+
+
+def macro_roc(curves: list[Roc | None]) -> Roc | None:
+    """The mean of curves at each false positive rate; its area is the mean of theirs. None where one is absent."""
+    known = [curve for curve in curves if curve is not None]
+    if not known or len(known) < len(curves):
+        return None
+    grid = np.unique(np.concatenate([curve.false_positive for curve in known]))
+    # A curve rises upright where slides of the class come in a row: both ends of such a step are kept.
+    below = np.mean([_at(curve, grid, upper=False) for curve in known], axis=0)
+    above = np.mean([_at(curve, grid, upper=True) for curve in known], axis=0)
+    rates = np.stack([below, above], axis=1).ravel()
+    return Roc(np.repeat(grid, 2), rates)
+
+
+def _at(curve: Roc, grid: Array, *, upper: bool) -> Array:
+    places, first = np.unique(curve.false_positive, return_index=True)
+    last = np.append(first[1:], len(curve.false_positive)) - 1
+    low, high = curve.true_positive[first], curve.true_positive[last]
+    right = np.searchsorted(places, grid)
+    left = np.maximum(right - 1, 0)
+    width = np.where(places[right] > places[left], places[right] - places[left], 1.0)
+    between = high[left] + (low[right] - high[left]) * (grid - places[left]) / width
+    at_place = high[right] if upper else low[right]
+    return np.asarray(np.where(places[right] == grid, at_place, between), np.float64)
+
+
+def reliability(labels: Labels, probabilities: Array, *, n_bins: int = N_BINS) -> list[Bin]:
+    """Confidence (the largest probability) against accuracy in equal-width bins; empty bins are left out.
+
+    Parameters
+    ----------
+    labels : (N,) int array
+    probabilities : (N, C) array
+    n_bins : int
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    place = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    bins = []
+    for index in range(n_bins):
+        inside = place == index
+        n = int(inside.sum())
+        if n:
+            low, high = wilson(int(correct[inside].sum()), n)
+            bins.append(
+                Bin(
+                    index / n_bins,
+                    (index + 1) / n_bins,
+                    n,
+                    float(confidence[inside].mean()),
+                    float(correct[inside].mean()),
+                    low,
+                    high,
+                )
+            )
+    return bins
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % score interval of a share."""
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # Exact at the ends, where rounding would leave a hair.
+    return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
+
+
+def confusion(labels: Labels, probabilities: Array) -> NDArray[np.int64]:
+    """(C, C) counts: row is the label, column the most probable class."""
+    classes = list(range(probabilities.shape[1]))
+    return np.asarray(confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes), np.int64)
+
+
+def best_epoch(curve: dict[str, Array]) -> int | None:
+    """Row of the epoch whose weights were kept: the best validation AUC, of equal ones the smaller loss."""
+    if "val_loss" not in curve:
+        return None
+    loss = curve["val_loss"]
+    auc = np.round(curve.get("val_auc", np.zeros(len(loss))), 6)
+    return int(min(range(len(loss)), key=lambda row: (-auc[row], loss[row])))
+
+
+def mean_sd(values: list[float]) -> tuple[float, float | None]:
+    """Mean, and the sample's standard deviation where there are two values or more."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return math.nan, None
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None

@@ -1,0 +1,236 @@
+"""The report's tables and captions as plain values, ready for the template."""
+
+from __future__ import annotations
+
+import math
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+from training.config import RunConfig
+from training.metrics import slide_metrics
+from training.report.data import OURS, SHORTCUTS, FoldData, Predictions, RunData, method_name
+from training.report.plots import Series
+from training.report.stats import confusion, mean_sd
+
+METRICS = (
+    ("balanced_accuracy", "balanced accuracy"),
+    ("accuracy", "accuracy"),
+    ("weighted_f1", "weighted F1"),
+    ("brier", "Brier"),
+    ("ece", "ECE"),
+)
+FOLD_METRICS = (
+    ("auc", "AUC"),
+    ("balanced_accuracy", "balanced accuracy"),
+    ("brier", "Brier"),
+    ("ece", "ECE"),
+)
+
+_PATHS = {
+    (section, name)
+    for section, model in RunConfig.model_fields.items()
+    for name, found in getattr(model.annotation, "model_fields", {}).items()
+    if "Path" in str(found.annotation)
+}
+
+
+class Interval(NamedTuple):
+    """A value with its 95 % interval; NaN where results.json has none."""
+
+    value: float
+    low: float
+    high: float
+
+
+class MethodRow(NamedTuple):
+    """A row of the comparison; `difference` is LRMIL minus this method, None for LRMIL itself."""
+
+    method: str
+    name: str
+    ours: bool
+    shortcut: bool
+    series: Series
+    auc: Interval
+    difference: Interval | None
+    metrics: list[float]
+    n_test: int
+
+
+class FoldRow(NamedTuple):
+    """One method on one fold."""
+
+    fold: int
+    n: int
+    metrics: list[float]
+
+
+class FoldBlock(NamedTuple):
+    """One method on all folds; `summary` is mean and standard deviation a metric."""
+
+    name: str
+    ours: bool
+    shortcut: bool
+    rows: list[FoldRow]
+    summary: list[tuple[float, float | None]]
+
+
+class Part(NamedTuple):
+    """Slides and patients of a part of a fold, and the slides of each class."""
+
+    slides: int
+    patients: int
+    by_class: list[int]
+
+
+class FoldParts(NamedTuple):
+    """How one fold used the slides; None where that isn't known. `extra` counts unlabelled slides."""
+
+    fold: int
+    train: Part | None
+    val: Part | None
+    test: Part
+    extra: int | None
+    temperature: float | None
+
+
+class ConfusionRow(NamedTuple):
+    """A label: counts a predicted class, their shares of the row, and the row's total."""
+
+    name: str
+    counts: list[int]
+    shares: list[float]
+    total: int
+
+
+def series_of(data: RunData) -> dict[str, Series]:
+    """Colours and dashes: LRMIL has the first."""
+    others = [method for method in data.methods if method != OURS]
+    return {OURS: Series(0)} | {method: Series(1 + place) for place, method in enumerate(others)}
+
+
+def comparison(data: RunData) -> list[MethodRow]:
+    """What results.json says, method by method."""
+    series = series_of(data)
+    rows = []
+    for method, result in data.results.items():
+        rows.append(
+            MethodRow(
+                method=method,
+                name=method_name(method),
+                ours=method == OURS,
+                shortcut=method in SHORTCUTS,
+                series=series[method],
+                auc=_interval(result.get("auc_interval"), result.get("auc")),
+                difference=None if method == OURS else _interval(result.get("lrmil_minus_this"), None),
+                metrics=[_number(result.get(name)) for name, _ in METRICS],
+                n_test=int(result.get("n_test", len(data.pooled(method).labels))),
+            )
+        )
+    return rows
+
+
+def largest_difference(rows: list[MethodRow]) -> float:
+    """Half of the scale on which differences are drawn."""
+    ends = [abs(end) for row in rows if row.difference for end in row.difference if math.isfinite(end)]
+    return max([0.05, *ends])
+
+
+def fold_blocks(data: RunData) -> list[FoldBlock]:
+    """Metrics of each fold's test slides, from its predictions."""
+    blocks = []
+    for method in data.methods:
+        rows = [
+            FoldRow(fold.fold, len(fold.predictions[method].labels), _fold_metrics(fold.predictions[method]))
+            for fold in data.folds
+        ]
+        summary = [mean_sd([row.metrics[place] for row in rows]) for place in range(len(FOLD_METRICS))]
+        blocks.append(FoldBlock(method_name(method), method == OURS, method in SHORTCUTS, rows, summary))
+    return blocks
+
+
+def fold_parts(data: RunData) -> list[FoldParts]:
+    """Numbers of slides and patients that each fold learned from, was stopped on, and was tested on."""
+    return [_parts(fold, data.class_names) for fold in data.folds]
+
+
+def confusion_rows(data: RunData) -> list[ConfusionRow]:
+    """LRMIL's, of all folds together."""
+    ours = data.pooled(OURS)
+    rows = []
+    for name, counts in zip(
+        data.class_names, confusion(ours.labels, ours.probabilities).tolist(), strict=True
+    ):
+        total = sum(counts)
+        rows.append(
+            ConfusionRow(name, counts, [count / total if total else math.nan for count in counts], total)
+        )
+    return rows
+
+
+def shown_config(config: dict[str, Any], *, show_identifiers: bool) -> dict[str, Any]:
+    """The config, its paths cut down to the last part: folders are named after people and studies."""
+    if show_identifiers:
+        return config
+    shown: dict[str, Any] = {}
+    for section, fields in config.items():
+        if isinstance(fields, dict):
+            shown[section] = {
+                name: _last_part(value)
+                if isinstance(value, str) and _is_path(section, name, value)
+                else value
+                for name, value in fields.items()
+            }
+        else:
+            shown[section] = fields
+    return shown
+
+
+def _is_path(section: str, name: str, value: str) -> bool:
+    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    return (section, name) in _PATHS or absolute or value.startswith("~")
+
+
+def _last_part(value: str) -> str:
+    return PureWindowsPath(value).name  # it takes both kinds of slashes
+
+
+def _interval(triple: object, value: object) -> Interval:
+    if isinstance(triple, list) and len(triple) == 3:
+        return Interval(*map(_number, triple))
+    return Interval(_number(value), math.nan, math.nan)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _fold_metrics(one: Predictions) -> list[float]:
+    try:
+        found = slide_metrics(one.labels, one.probabilities)
+    except ValueError:  # a fold without one of the classes
+        return [math.nan] * len(FOLD_METRICS)
+    return [found[name] for name, _ in FOLD_METRICS]
+
+
+def _parts(fold: FoldData, class_names: tuple[str, ...]) -> FoldParts:
+    test = fold.predictions[OURS]
+    counts = [int((test.labels == index).sum()) for index in range(len(class_names))]
+    split = fold.split
+    known = {
+        name: Part(
+            len(rows),
+            len({row.patient_id for row in rows}),
+            [sum(row.label == label for row in rows) for label in class_names],
+        )
+        for name, rows in ({} if split is None else {"train": split.train, "val": split.val}).items()
+    }
+    return FoldParts(
+        fold=fold.fold,
+        train=known.get("train"),
+        val=known.get("val"),
+        test=Part(len(test.labels), len(set(test.patients)), counts),
+        extra=None if split is None else len(split.extra),
+        temperature=test.temperature
+        if test.temperature is not None or fold.info is None
+        else fold.info.temperature,
+    )

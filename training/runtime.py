@@ -1,0 +1,113 @@
+"""Devices, precision and processes, through Lightning Fabric.
+
+One process unless ``torchrun`` started several: then stage 1 shares each batch, embedding shares the slides, and the MIL
+heads of a fold are dealt out whole.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import warnings
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy, SingleDeviceStrategy
+
+from napari_lrmil.errors import ConfigError
+from napari_lrmil.model.device import resolve_device
+
+T = TypeVar("T")
+
+# A process may wait for another that trains a head or embeds its last slide.
+_PATIENCE = datetime.timedelta(hours=12)
+
+
+class Runtime:
+    """Where a run computes.
+
+    Parameters
+    ----------
+    device : str
+        auto, cpu, cuda, cuda:N or mps; under torchrun each process takes its own device of that kind.
+    precision : str
+        As Fabric names it: 32-true, bf16-mixed, 16-mixed.
+
+    Raises
+    ------
+    ConfigError, DeviceError
+    """
+
+    def __init__(self, device: str, precision: str = "32-true") -> None:
+        chosen = resolve_device(device)
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", 0)
+        if precision == "16-mixed" and chosen.type == "cpu":
+            raise ConfigError(
+                "run.precision '16-mixed' needs a GPU; on the CPU take 'bf16-mixed' or '32-true'"
+            )
+        self.precision = precision
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world > 1:
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+            self.fabric = Fabric(
+                accelerator=chosen.type,
+                devices=local,
+                num_nodes=world // local,
+                strategy=DDPStrategy(timeout=_PATIENCE),
+                precision=precision,  # type: ignore[arg-type]
+            )
+            self.fabric.launch()
+        else:
+            self.fabric = self._single(chosen, precision)
+        self.device = self.fabric.device
+        # MIL heads train on one process each, in full precision: they are small, and a bag is one step.
+        self.head_fabric = self._single(self.device, "32-true")
+
+    @staticmethod
+    def _single(device: torch.device, precision: str) -> Fabric:
+        return Fabric(
+            accelerator=device.type,
+            devices=1,
+            strategy=SingleDeviceStrategy(device),
+            precision=precision,  # type: ignore[arg-type]
+        )
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return self.fabric.global_rank
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return self.fabric.world_size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part of some independent pieces of work."""
+        return list(items[self.rank :: self.world])
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.fabric.barrier()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """For inference at a run's precision."""
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true")
+
+
+def close_process_group() -> None:
+    """At the end of a run under torchrun, so that it ends without a warning."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,136 @@
+"""Shortcut baselines: what a slide's label can be guessed from without looking at any tissue (method.md section 6).
+
+Tissue fraction alone, and the mean and spread of the colours. Where one of them comes near a model, the label is
+confounded with how much was cut or how it was stained, and the model's AUC says little.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from napari_lrmil.slide import Slide, choose_level, iter_tiles
+from napari_lrmil.slide.tissue import tissue_mask
+from training.data.tile_index import SlideTiles, TileGeometry
+from training.metrics import auc
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+Shortcut = Literal["tissue_fraction", "rgb"]
+SHORTCUTS: tuple[Shortcut, ...] = get_args(Shortcut)
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""C of the logistic regression: the validation slides choose."""
+
+
+class ShortcutFeatures(NamedTuple):
+    """What the baselines see of one slide."""
+
+    tissue_fraction: float
+    """Share of the tiles of the LR grid that hold tissue."""
+    tissue_mm2: float
+    rgb_mean: Array
+    """(3,) over all pixels of the LR tissue tiles, 0 to 255."""
+    rgb_std: Array
+    """(3,)"""
+
+    def vector(self, shortcut: Shortcut) -> Array:
+        """Features of one baseline: (2,) for tissue_fraction, (6,) for rgb."""
+        if shortcut == "tissue_fraction":
+            return np.asarray([self.tissue_fraction, self.tissue_mm2], np.float64)
+        return np.concatenate([self.rgb_mean, self.rgb_std])
+
+
+def slide_shortcuts(
+    slide: Slide, tiles: SlideTiles, geometry: TileGeometry, *, batch_size: int = 64, threads: int = 2
+) -> ShortcutFeatures:
+    """Features of one slide; reads each LR tissue tile once, at the student's level.
+
+    Parameters
+    ----------
+    slide : Slide
+    tiles : SlideTiles
+        Of this slide.
+    geometry : TileGeometry
+    batch_size, threads : int
+        See `iter_tiles`.
+
+    Raises
+    ------
+    SlideError
+    """
+    grid = geometry.lr_grid(slide)
+    mask = tissue_mask(slide, grid, divisible_by=geometry.ratio)
+    grid_mm2 = float(np.prod(grid.shape_yx)) * (grid.spec.tile_um / 1000) ** 2
+    level = choose_level(slide.level_mpps, grid.spec.mpp)
+    places = [(float(row), float(col)) for row, col in tiles.lr_places]
+    # Whole numbers: no rounding however many pixels there are.
+    count, total, total_squared = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for batch in iter_tiles(slide, grid, level, places, batch_size=batch_size, threads=threads):
+        pixels = batch.reshape(-1, 3).astype(np.int64)
+        count += len(pixels)
+        total += pixels.sum(axis=0)
+        total_squared += np.square(pixels).sum(axis=0)
+    mean = total / count
+    return ShortcutFeatures(
+        tissue_fraction=len(tiles.lr_places) / float(np.prod(tiles.lr_shape_yx)),
+        tissue_mm2=float(mask.mean()) * grid_mm2,
+        rgb_mean=mean,
+        rgb_std=np.sqrt(np.maximum(total_squared / count - np.square(mean), 0)),
+    )
+
+
+def shortcut_predictions(
+    features_train: Array,
+    labels_train: Labels,
+    features_val: Array,
+    labels_val: Labels,
+    features_test: Array,
+    *,
+    n_classes: int,
+) -> Array:
+    """Logistic regression on slide features.
+
+    Standardised by the training slides; its strength C has the best AUC on the validation slides, of equal ones the
+    smaller log loss, as the MIL heads are chosen.
+
+    Parameters
+    ----------
+    features_train, features_val, features_test : (N, F) arrays
+    labels_train, labels_val : (N,) int arrays
+        Every class is in both.
+    n_classes : int
+
+    Returns
+    -------
+    (N, C) float64 array
+        Probabilities of the test slides.
+
+    Raises
+    ------
+    ValueError
+        Where a class is absent.
+    """
+    absent = sorted(set(range(n_classes)) - set(labels_train.tolist()))
+    if absent:
+        raise ValueError(f"class {absent[0]} is absent from the {len(labels_train)} training slides")
+
+    def score(model: Pipeline) -> tuple[float, float]:
+        probabilities = model.predict_proba(features_val)
+        loss = log_loss(labels_val, probabilities, labels=range(n_classes))
+        return round(auc(labels_val, probabilities), 6), -float(loss)
+
+    models = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000)).fit(
+            features_train, labels_train
+        )
+        for strength in STRENGTHS
+    ]
+    return np.asarray(max(models, key=score).predict_proba(features_test), np.float64)
