@@ -69,7 +69,8 @@ class Context:
             "min_tissue": tiles.min_tissue,
             "apply_icc": tiles.apply_icc,
             "layers": list(layers),
-            "precision": self.config.run.precision,
+            # LR tiles are embedded at 32 bits whatever the run's precision, as they will be at inference.
+            "precision": self.config.run.precision if kind == "hr" else "32-true",
         }
         root = self.config.run.embeddings or self.run_dir.path("embeddings.zarr")
         return EmbeddingStore(root / f"{kind}-{content_hash(sorted(spec.items()))[:16]}", spec)

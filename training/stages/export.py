@@ -63,7 +63,7 @@ def export_bundle(
         description=config.export.description,
         demonstration=config.export.demonstration,
         licence=config.export.licence,
-        encoder=config.encoder.spec,
+        encoder=encoder.spec,
         token_px=encoder.token_px,
         tiles=TileInput(
             tile_px=config.tiles.tile_px,

@@ -1,0 +1,141 @@
+"""A student smaller than its teacher, one that starts elsewhere, and one f' for all folds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from run_helpers import absolute_rows, read_rows, rerun, weights, write_config, write_rows
+from torch import nn
+
+from napari_lrmil.errors import ConfigError
+from napari_lrmil.model.bundle import load_bundle
+from napari_lrmil.model.encoder import Encoder, EncoderSpec, child_means
+from napari_lrmil.predict import predict_slide, run_to_end
+from napari_lrmil.slide import Slide
+from training.config import load_config
+from training.stages.distill_tiles import Distiller, student_layers
+
+SMALL = EncoderSpec(
+    architecture="vit_tiny_patch16_224",
+    options={"patch_size": 8, "img_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2},
+)
+
+
+def test_layers_are_matched_at_the_same_relative_depth() -> None:
+    assert student_layers(None, (0, 1, 10), depth=12, teacher_depth=12) == (0, 1, 10)
+    assert student_layers(None, (0, 11), depth=4, teacher_depth=12) == (0, 3)
+    assert student_layers(None, (0, 6, 23), depth=12, teacher_depth=24) == (0, 3, 11)
+    assert student_layers((1, 2), (0, 11), depth=4, teacher_depth=12) == (1, 2)
+    with pytest.raises(ConfigError, match=r"would fall on \[0, 0, 3\].*student\.layers"):
+        student_layers(None, (0, 1, 10), depth=4, teacher_depth=12)
+
+
+def test_projections_bring_the_student_to_the_teachers_width_and_learn() -> None:
+    torch.manual_seed(0)
+    model = Distiller(Encoder(SMALL), teacher_dim=24, layers=(0, 1), ratio=4)
+    tiles = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    output = model(tiles)
+    assert output.child_tokens.shape == (2, 3, 16, 24)
+    assert output.embedding.shape == (3, 24)
+    own = model.student(model.student.preprocess(tiles), (0, 1))
+    by_hand = [
+        torch.einsum("bkd,ed->bke", means, layer.weight) + layer.bias
+        for means, layer in zip(child_means(own.layer_token_maps, 4), model.layer_projections, strict=True)
+    ]
+    torch.testing.assert_close(output.child_tokens, torch.stack(by_hand))
+    (output.child_tokens.square().mean() + output.embedding.square().mean()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_a_student_as_wide_as_its_teacher_has_no_projection() -> None:
+    model = Distiller(Encoder(SMALL), teacher_dim=16, layers=(0,), ratio=4)
+    assert all(isinstance(part, nn.Identity) for part in (*model.layer_projections, model.projection))
+
+
+def test_without_layers_the_final_token_is_all() -> None:
+    model = Distiller(Encoder(SMALL), teacher_dim=24, layers=(), ratio=4)
+    output = model(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))
+    assert output.child_tokens.shape == (0, 2, 16, 24)
+    assert output.embedding.shape == (2, 24)
+
+
+STUDENT = [
+    *("--student.architecture", "vit_tiny_patch16_224"),
+    *("--student.options", "{ patch_size = 8, img_size = 32, embed_dim = 16, depth = 2, num_heads = 2 }"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [STUDENT, [*STUDENT, "--stage1.layers", "[]"]], ids=["projected layers", "final token alone"]
+)
+def test_a_smaller_student_trains_and_serves(
+    cohort: Path, tmp_path: Path, one_thread: None, options: list[str]
+) -> None:
+    write_config(tmp_path, cohort)
+    path, _ = rerun(tmp_path, *options)
+    bundle = load_bundle(path)
+    assert (bundle.encoder.embed_dim, bundle.encoder.depth, bundle.info.mil.embed_dim) == (16, 2, 16)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {"lrmil", "stage1_only", "lr_scratch", "teacher_hr"} <= results.keys()
+    told = {
+        row["slide_id"]: float(row["p_lesion"])
+        for row in read_rows(tmp_path / "run" / "fold0" / "predictions" / "lrmil.csv")
+    }
+    for row in absolute_rows(cohort):
+        if row["slide_id"] in told:
+            with Slide(row["path"]) as slide:
+                result = run_to_end(predict_slide(slide, bundle, device=torch.device("cpu")))
+            assert result.class_probabilities[1] == pytest.approx(told[row["slide_id"]], abs=2e-3)
+
+
+@pytest.mark.slow
+def test_uniform_weights_share_one_student_over_folds_and_unlabelled_slides_can_be_all_it_sees(
+    cohort: Path, tmp_path: Path, one_thread: None
+) -> None:
+    rows = [{key: value for key, value in row.items() if key != "fold"} for row in absolute_rows(cohort)]
+    common = ["--data.n_folds", "3", "--evaluate.methods", '["lrmil"]', "--evaluate.shortcuts", "[]"]
+    made = {}
+    for name, options in {
+        "all": [],
+        "one fold of them": ["--data.folds", "[1]"],
+        "unlabelled": ["--stage1.slides", "unlabelled", "--data.folds", "[0]"],
+        "per fold": ["--stage1.scope", "fold", "--data.folds", "[0]"],
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        write_config(folder, write_rows(folder / "slides.csv", rows))
+        rerun(folder, *common, *options)
+        made[name] = folder / "run"
+    shared = {name: (run / "shared" / "student_encoder.safetensors") for name, run in made.items()}
+    assert shared["all"].read_bytes() == shared["one fold of them"].read_bytes()
+    assert shared["all"].read_bytes() != shared["unlabelled"].read_bytes()
+    assert not shared["per fold"].exists()
+    assert (made["per fold"] / "fold0" / "student_encoder.safetensors").exists()
+    # Two unlabelled slides: one to learn from, one to choose the epoch by; no other slide's tiles were needed.
+    labelled_changed = tmp_path / "relabelled"
+    labelled_changed.mkdir()
+    spare = [row["path"] for row in rows if row["label"]]
+    for row in rows:
+        if row["label"]:
+            row["path"] = spare.pop()
+    write_config(labelled_changed, write_rows(labelled_changed / "slides.csv", rows))
+    rerun(labelled_changed, *common, "--stage1.slides", "unlabelled", "--data.folds", "[0]")
+    other = labelled_changed / "run" / "shared" / "student_encoder.safetensors"
+    assert other.read_bytes() == shared["unlabelled"].read_bytes()
+    assert weights(made["per fold"].parent).keys() == {
+        "mil/lrmil.safetensors",
+        "mil/teacher_hr.safetensors",
+        "student_encoder",
+    }
+
+
+def test_an_encoder_that_has_seen_labels_cannot_be_shared(cohort: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, cohort)
+    with pytest.raises(ConfigError, match="has seen the labels"):
+        load_config(config, ["--stage1.scope", "shared", "--stage1.weighting", "attention"])
