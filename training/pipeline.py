@@ -78,11 +78,13 @@ def run_steps(
         lambda index, key: train_teacher(context, splits[index], embed_dim=teacher.embed_dim, key=key),
     )
     heads: list[Head] = []
+    students: dict[str, tuple[Encoder, EmbeddingStore]] = {}
     for split in splits:
         plan = keys.stage1_plan(split)
-        _stage1(context, plan, keys, teacher)
-        student = context.student_encoder(keys.student_file(plan))
-        lr_student = keys.student_store(plan)
+        if plan.folder not in students:
+            _stage1(context, plan, keys, teacher)
+            students[plan.folder] = context.student_encoder(keys.student_file(plan)), keys.student_store(plan)
+        student, lr_student = students[plan.folder]
         _embed(context, labelled_of(split), lr_student, student, keys.student_file(plan), hr=False)
         for method, (stage1, distil) in STUDENTS.items():
             if method in context.config.evaluate.methods or method == "lrmil":

@@ -2,7 +2,8 @@
 
 A real project starts from a published pathology encoder. The demo can't download one, so it makes its own: a small
 ViT learns to read nuclear attributes (how many nuclei, how large, how dark, how many lymphocytes, ...) from tiles of
-generated slides at 0.5 µm/px. No slide label and no lesion mask takes part, and the slides have a seed of their own.
+generated slides, at 0.5 µm/px unless told otherwise.
+No slide label and no lesion mask takes part, and the slides have a seed of their own.
 """
 
 from __future__ import annotations
@@ -65,6 +66,20 @@ def standardise(train: Examples, val: Examples) -> tuple[Examples, Examples]:
     std = np.nanstd(train.attributes, axis=0) + 1e-6
     first, second = ((part.attributes - mean) / std for part in (train, val))
     return train._replace(attributes=first), val._replace(attributes=second)
+
+
+def balanced(scales: list[Examples]) -> Examples:
+    """Examples of several scales in one, coarse ones repeated: a slide has 16 times fewer of them at 4 times the µm/px."""
+    most = max(len(one.tiles) for one in scales)
+    repeats = [max(1, min(8, most // max(1, len(one.tiles)))) for one in scales]
+    return Examples(
+        *(
+            np.concatenate(
+                [np.repeat(getattr(one, name), n, axis=0) for one, n in zip(scales, repeats, strict=True)]
+            )
+            for name in Examples._fields
+        )
+    )
 
 
 def pretrain(
@@ -140,7 +155,11 @@ def main(
     ),
     slides: Annotated[int, typer.Option(min=8, help="Generated slides; an eighth validates.")] = 96,
     epochs: Annotated[int, typer.Option(min=1)] = 4,
-    tile_px: Annotated[int, typer.Option(help="Edge of a tile at 0.5 µm/px.")] = 64,
+    tile_px: Annotated[int, typer.Option(help="Edge of a tile.")] = 64,
+    mpp: Annotated[
+        list[float],
+        typer.Option(help="µm/px of the tiles; several make an encoder that knows several scales."),
+    ] = [0.5],  # noqa: B006  # typer reads the default and changes nothing
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
 ) -> None:
@@ -160,11 +179,13 @@ def main(
                 work_dir, config, seed=PRETRAINING_SEED, workers=os.cpu_count() or 1, progress=progress
             )
         paths = sorted((table.parent / "slides").glob("*.tif"))
-        spec = TileSpec(tile_px, 0.5)
         held_out = max(1, len(paths) // 8)
-        train, val = standardise(
-            load_examples(paths[held_out:], spec, reporter), load_examples(paths[:held_out], spec, reporter)
-        )
+        scales = []
+        for one in mpp:  # each in units of its own spread: a larger tile holds more of everything
+            spec = TileSpec(tile_px, one)
+            parts = (load_examples(part, spec, reporter) for part in (paths[held_out:], paths[:held_out]))
+            scales.append(standardise(*parts))
+        train, val = balanced([one[0] for one in scales]), balanced([one[1] for one in scales])
         encoder = pretrain(
             train,
             val,

@@ -15,6 +15,7 @@ from rich.markup import escape
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, LRMILError
 from training.config import RunConfig, load_config
+from training.config.describe import config_table
 from training.data.table import Split, class_names, make_splits, read_table
 from training.data.tile_index import TileGeometry, index_slides
 from training.keys import Keys
@@ -189,7 +190,21 @@ def _full_disk(error: OSError, out_dir: Path) -> LRMILError | None:
     )
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def _describe(wanted: bool) -> None:
+    if wanted:
+        Console().print(config_table())
+        raise typer.Exit
+
+
+_HELP = (
+    "Build an LRMIL student from a table of slides.\n\n"
+    "Every key of the config can be set here: --section.key value, for instance --run.seed 3 (--describe lists them). "
+    "Paths in it start at the current folder. A finished step isn't done again, and a killed run goes on where it was.\n\n"
+    "Several GPUs: torchrun --nproc-per-node N -m training.run CONFIG"
+)
+
+
+@app.command(help=_HELP, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def main(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="A TOML file; see training/configs.", show_default=False)],
@@ -200,6 +215,15 @@ def main(
         bool,
         typer.Option("--dry-run", help="Print what would be done, how much and how long; write nothing."),
     ] = False,
+    describe: Annotated[
+        bool,
+        typer.Option(
+            "--describe",
+            callback=_describe,
+            is_eager=True,
+            help="Print every key of the config with its default and meaning, and exit.",
+        ),
+    ] = False,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -208,12 +232,7 @@ def main(
         ),
     ] = None,
 ) -> None:
-    """Build an LRMIL student from a table of slides.
-
-    Every field of the config can be set here: --section.key value, for instance --run.seed 3. Paths in it
-    start at the current folder. A finished step isn't done again. Several GPUs: torchrun --nproc-per-node N -m
-    training.run CONFIG.
-    """
+    """Build an LRMIL student from a table of slides."""
     out_dir = Path()
     try:
         loaded = load_config(config, context.args)

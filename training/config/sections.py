@@ -93,8 +93,10 @@ class EncoderSection(Section):
         default=None,
         description='safetensors file or hf-hub:OWNER/NAME[/FILE]; none or "": random, for baselines only',
     )
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = Field(
+        default=IMAGENET_MEAN, description="subtracted from RGB in 0..1, as in the encoder's pretraining"
+    )
+    std: tuple[float, float, float] = Field(default=IMAGENET_STD, description="divides it")
     batch_size: int = Field(default=32, ge=1, description="tiles a step when embedding")
 
     @model_validator(mode="before")
@@ -124,8 +126,10 @@ class StudentSection(Section):
         default=None,
         description='safetensors file or hf-hub:OWNER/NAME[/FILE] to start from; none or "": random',
     )
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = Field(
+        default=IMAGENET_MEAN, description="subtracted from RGB in 0..1, as in the encoder's pretraining"
+    )
+    std: tuple[float, float, float] = Field(default=IMAGENET_STD, description="divides it")
     layers: tuple[int, ...] | None = Field(
         default=None,
         description="its blocks that are matched with stage1.layers, one each; default: at the same relative depth",
@@ -147,15 +151,15 @@ class StudentSection(Section):
 class MILSection(Section):
     """ABMIL heads, teacher's and student's, and how they are trained."""
 
-    hidden_dim: int = Field(default=128, gt=0)
-    gated: bool = True
+    hidden_dim: int = Field(default=128, gt=0, description="width of the attention's hidden layer")
+    gated: bool = Field(default=True, description="attention times a sigmoid gate")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on instances")
     epochs: int = Field(default=50, ge=1, description="at most")
     patience: int = Field(
         default=10, ge=1, description="epochs without a better validation AUC before stopping"
     )
-    learning_rate: float = Field(default=2e-4, gt=0)
-    weight_decay: float = Field(default=1e-3, ge=0)
+    learning_rate: float = Field(default=2e-4, gt=0, description="of AdamW, constant")
+    weight_decay: float = Field(default=1e-3, ge=0, description="of AdamW")
     accumulate: int = Field(default=1, ge=1, description="bags a step")
 
 
@@ -165,8 +169,12 @@ class Stage1Section(Section):
     layers: tuple[int, ...] = Field(
         default=(0, 1, 10), description="blocks of f whose tokens are matched; none: L_attn alone"
     )
-    lambda_layer: float = Field(default=1.0, ge=0)
-    lambda_attn: float = Field(default=1.0, ge=0)
+    lambda_layer: float = Field(
+        default=1.0, ge=0, description="of L_layer: token blocks against the children's class tokens"
+    )
+    lambda_attn: float = Field(
+        default=1.0, ge=0, description="of L_attn: final class token against the children's, weighted"
+    )
     weighting: Literal["uniform", "attention"] = Field(
         default="uniform",
         description="of the children in L_attn; uniform needs no labels, so one encoder serves all folds",
@@ -180,7 +188,7 @@ class Stage1Section(Section):
         description="whose pixels a shared f' learns from. No label is used, but with all it has seen the pixels of "
         "test slides; unlabelled keeps to slides without label",
     )
-    epochs: int = Field(default=5, ge=1)
+    epochs: int = Field(default=5, ge=1, description="the one with the least validation loss is kept")
     pairs_per_epoch: int | None = Field(default=None, ge=1, description="sampled; default every pair")
     val_pairs: int = Field(default=512, ge=1, description="of validation slides, to choose the epoch")
     shifted: bool = Field(default=True, description="LR tiles start at every HR grid position")
@@ -199,18 +207,26 @@ class Stage1Section(Section):
         description="teacher embeddings held in memory; pairs are shuffled within such a window",
     )
     learning_rate: float = Field(default=3e-4, gt=0, description="peak, after a warm-up of 5 % of the steps")
-    weight_decay: float = Field(default=0.02, ge=0)
+    weight_decay: float = Field(default=0.02, ge=0, description="of AdamW")
 
 
 class Stage2Section(Section):
     """Slide-level distillation: L2 = l_ce CE + l_bag KL + l_soft KL + l_hard CE (method.md section 3)."""
 
-    l_ce: float = Field(default=1.0, ge=0)
-    l_bag: float = Field(default=1.0, ge=0, description="teacher's bag logits")
-    l_soft: float = Field(default=0.5, ge=0, description="teacher's attention")
-    l_hard: float = Field(default=0.5, ge=0, description="teacher's most and least attended tiles")
-    temperature_bag: float = Field(default=2.0, gt=0)
-    temperature_attention: float = Field(default=1.0, gt=0)
+    l_ce: float = Field(default=1.0, ge=0, description="of the cross-entropy with the label")
+    l_bag: float = Field(default=1.0, ge=0, description="weight of the KL to the teacher's bag logits")
+    l_soft: float = Field(
+        default=0.5, ge=0, description="weight of the KL to the teacher's attention, summed over the bag"
+    )
+    l_hard: float = Field(
+        default=0.5,
+        ge=0,
+        description="weight of the cross-entropy on the tiles that it attends to most and least",
+    )
+    temperature_bag: float = Field(default=2.0, gt=0, description="T_b, of both sides' bag logits")
+    temperature_attention: float = Field(
+        default=1.0, gt=0, description="T_a, of the student's attention logits"
+    )
     aggregation: Literal["mean", "max", "sum"] = Field(
         default="sum", description="how the children's attention becomes that of the LR tile"
     )
@@ -237,11 +253,11 @@ class EvaluateSection(Section):
 class ExportSection(Section):
     """The bundle."""
 
-    name: str = Field(default="LRMIL student", min_length=1)
-    description: str = Field(default="An LRMIL student.")
+    name: str = Field(default="LRMIL student", min_length=1, description="of the bundle")
+    description: str = Field(default="An LRMIL student.", description="one sentence for its card")
     demonstration: bool = Field(default=False, description="marked as not for diagnosis, in card and window")
     licence: str = Field(default="other", description="as a model hub names it")
-    training_data: str = Field(default="Not described.")
+    training_data: str = Field(default="Not described.", description="what it was trained on, for its card")
 
 
 class RunConfig(Section):

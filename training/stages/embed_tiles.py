@@ -116,6 +116,9 @@ def embed_slides(context: Context, jobs: Sequence[EmbedJob], encoder: Encoder, d
     todo = [job for job in jobs if not job.is_done]
     context.runtime.wait()  # all must have looked before one of them changes what there is to see
     todo = context.runtime.share(todo)
+    if not todo:
+        context.runtime.wait()
+        return
     with context.reporter.bar(description, sum(len(job.places) for job in todo)) as advance:
         for job in todo:
             embed_slide(job, encoder, context.device, advance=advance)
