@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from napari_lrmil import __version__
+from napari_lrmil.errors import SlideError
+from napari_lrmil.evidence import DeletionCurve, explain
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, iter_tiles, make_tile_grid
@@ -45,6 +48,10 @@ class SlidePrediction:
         Softmax of the bag logits over the bundle's temperature.
     attention_scores, attention_logits : (N,) float64 arrays
         After and before the softmax over the bag.
+    class_contributions : (N, C) float64 array
+        Probability of the whole slide minus that without tile n: positive where the tile speaks for the class.
+    deletion : DeletionCurve
+        Whether removing these tiles does more than removing any.
     tiles : TileSet
         Where the N tiles lie.
     mpp_xy : (float, float)
@@ -52,11 +59,23 @@ class SlidePrediction:
     level, level_mpp : int, float
         The one level that was read.
     seconds : float
-        Tissue, reading, embedding and aggregation.
+        Tissue, reading, embedding, aggregation and evidence.
     bundle_name, bundle_sha256 : str
     demonstration : bool
         Not for diagnosis.
     device : str
+    slide_fingerprint : str
+        The same for a renamed copy of the slide.
+    version : str
+        Of this program.
+    prediction_set : tuple of str, optional
+        Classes that can't be ruled out at `coverage`: one, several, or none where no class is probable enough. None
+        where the bundle states no coverage.
+    coverage : float, optional
+        Least share of slides, like those it was calibrated with, whose set holds the true class.
+    ood_score, ood_threshold : float, optional
+        Distance of the slide's tiles to those of training, and where the warning starts; None where the
+        bundle states none.
     """
 
     slide_name: str
@@ -64,6 +83,8 @@ class SlidePrediction:
     class_probabilities: NDArray[np.float64]
     attention_scores: NDArray[np.float64]
     attention_logits: NDArray[np.float64]
+    class_contributions: NDArray[np.float64]
+    deletion: DeletionCurve
     tiles: TileSet
     mpp_xy: tuple[float, float]
     level: int
@@ -73,11 +94,29 @@ class SlidePrediction:
     bundle_sha256: str
     demonstration: bool
     device: str
+    slide_fingerprint: str
+    version: str
+    prediction_set: tuple[str, ...] | None = None
+    coverage: float | None = None
+    ood_score: float | None = None
+    ood_threshold: float | None = None
 
     @property
     def label(self) -> str:
         """The most probable class."""
         return self.class_names[int(self.class_probabilities.argmax())]
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the set holds several classes or none; False where the bundle states no coverage."""
+        return self.prediction_set is not None and len(self.prediction_set) != 1
+
+    @property
+    def out_of_distribution(self) -> bool:
+        """Whether the slide is farther from training's than slides should be; False where that isn't known."""
+        if self.ood_score is None or self.ood_threshold is None:
+            return False
+        return not self.ood_score <= self.ood_threshold  # a score that isn't a number is strange too
 
 
 def embed_tiles(
@@ -159,6 +198,7 @@ def predict_slide(
     """
     started = time.perf_counter()
     info = bundle.info
+    fingerprint = _fingerprint(slide)
     embeddings: list[torch.Tensor] = []
     with slide.in_colours(icc=info.tiles.apply_icc) as source:
         tiles = student_tiles(source, info)
@@ -178,15 +218,25 @@ def predict_slide(
             embeddings.append(batch)
             done += len(batch)
             yield PredictProgress(done, len(tiles), time.perf_counter() - started)
-    with torch.inference_mode():
-        output = bundle.mil(torch.cat(embeddings).float())
-        probabilities = torch.softmax(output.bag_logits.double() / info.temperature, dim=0)
+    instances = torch.cat(embeddings).float()
+    evidence = explain(bundle.mil, instances, temperature=info.temperature)
+    left: tuple[str, ...] | None = None
+    trust = bundle.trust
+    if trust is not None:
+        in_set = trust.prediction_set(evidence.class_probabilities)
+        left = tuple(name for name, kept in zip(info.class_names, in_set, strict=True) if kept)
     return SlidePrediction(
         slide_name=slide.name,
         class_names=info.class_names,
-        class_probabilities=probabilities.cpu().numpy(),
-        attention_scores=output.attention_scores.double().cpu().numpy(),
-        attention_logits=output.attention_logits.double().cpu().numpy(),
+        class_probabilities=evidence.class_probabilities,
+        attention_scores=evidence.attention_scores,
+        attention_logits=evidence.attention_logits,
+        class_contributions=evidence.class_contributions,
+        deletion=evidence.deletion,
+        prediction_set=left,
+        coverage=None if trust is None else trust.info.conformal.coverage,
+        ood_score=None if trust is None else trust.tiles.slide_score(instances),
+        ood_threshold=None if trust is None else trust.info.ood.threshold,
         tiles=tiles,
         mpp_xy=slide.mpp_xy,
         level=tiles.level,
@@ -196,6 +246,8 @@ def predict_slide(
         bundle_sha256=info.weights_sha256,
         demonstration=info.demonstration,
         device=str(device),
+        slide_fingerprint=fingerprint,
+        version=__version__,
     )
 
 
@@ -207,3 +259,10 @@ def run_to_end(steps: Generator[PredictProgress, None, SlidePrediction]) -> Slid
         except StopIteration as stop:
             result: SlidePrediction = stop.value
             return result
+
+
+def _fingerprint(slide: Slide) -> str:
+    try:
+        return slide.fingerprint()
+    except OSError as error:
+        raise SlideError(f"{slide.path.name} can't be read ({error})") from error

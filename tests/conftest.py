@@ -19,6 +19,15 @@ from training.cohort import CohortConfig, generate_cohort  # noqa: E402
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, nor a process that it starts, touches the user's own cache and data."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LRMIL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LRMIL_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_file() -> Callable[[str], Path]:
     """A file of ../shared/data; the test that asks for an absent one is skipped with the reason."""

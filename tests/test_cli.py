@@ -6,9 +6,11 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,29 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from napari_lrmil import __version__, cli
+from napari_lrmil import __version__, batch, cli
+from napari_lrmil.batch import BatchEvent
+from napari_lrmil.cache import ResultCache, result_key
+from napari_lrmil.cli import console
 from napari_lrmil.export import tables
 from napari_lrmil.export.tables import TILE_COLUMNS
 from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.model.card import DEMONSTRATION_NOTE
 from napari_lrmil.predict import predict_slide, run_to_end
 from napari_lrmil.slide import Slide
+from napari_lrmil.worklist import Worklist
 
 REAL = ("slides_real/CMU-1-Small-Region.svs", "slides_repacked/cmu_aperio_pyramid.svs")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The results of a test stay with it."""
+    monkeypatch.setenv("LRMIL_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def lrmil(*args: object) -> Result:
@@ -56,7 +70,11 @@ def slide(generated_slide: Path, tmp_path: Path) -> Path:
 def test_files_hold_the_prediction(slide: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     result = lrmil("predict", slide, "--bundle", tiny_bundle, "--out", tmp_path / "out", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.csv", "one.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "one.csv",
+        "one.json",
+        "predictions.csv",
+    ]
     assert DEMONSTRATION_NOTE in message(result)
     with Slide(slide) as opened:
         model = load_bundle(tiny_bundle)
@@ -142,7 +160,7 @@ def test_an_interrupted_overwrite_leaves_no_json_beside_another_table(
 
     monkeypatch.setattr(tables, "write_text", failing)
     assert lrmil(*args, "--overwrite").exit_code != 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.csv", "predictions.csv"]
 
 
 def test_one_bad_slide_does_not_stop_the_others(slide: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -154,7 +172,8 @@ def test_one_bad_slide_does_not_stop_the_others(slide: Path, tiny_bundle: Path, 
     assert "2 of 3 slides failed" in message(result)
     assert "broken.svs" in message(result)
     assert "missing.svs" in message(result)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.csv", "one.json"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["errors.csv", "one.csv", "one.json", "predictions.csv"]
 
 
 def test_unknown_mpp_and_its_cure(tiny_bundle: Path, generated_slide: Path, tmp_path: Path) -> None:
@@ -207,10 +226,10 @@ def test_wrong_options_are_told_before_anything_is_read(
 def test_a_bundle_of_the_future(slide: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     newer = Path(shutil.copytree(tiny_bundle, tmp_path / "newer"))
     raw = json.loads((newer / "bundle.json").read_text())
-    (newer / "bundle.json").write_text(json.dumps(raw | {"format_version": 2}))
+    (newer / "bundle.json").write_text(json.dumps(raw | {"format_version": 99}))
     result = lrmil("predict", slide, "--bundle", newer, "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert "has format version 2; this program reads up to 1" in message(result)
+    assert "has format version 99; this program reads up to 2" in message(result)
 
 
 def test_a_file_where_the_results_should_go(slide: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -226,7 +245,7 @@ def test_slides_of_one_name_keep_apart(slide: Path, tiny_bundle: Path, tmp_path:
     result = lrmil("predict", slide, twin, "--bundle", tiny_bundle, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["one.tif.csv", "one.tif.json", "one.tiff.csv", "one.tiff.json"]
+    assert names == ["one.tif.csv", "one.tif.json", "one.tiff.csv", "one.tiff.json", "predictions.csv"]
     result = lrmil("predict", slide, slide, "--bundle", tiny_bundle, "--out", tmp_path / "other")
     assert result.exit_code == 1
     assert "two slides would write the same results: one.tif" in message(result)
@@ -235,7 +254,7 @@ def test_slides_of_one_name_keep_apart(slide: Path, tiny_bundle: Path, tmp_path:
 def test_info_tells_levels_and_no_identifier(
     shared_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_out", cli.Console(width=200))
+    monkeypatch.setattr(console, "out", Console(width=200))
     result = lrmil("info", shared_file(REAL[0]))
     assert result.exit_code == 0, result.output
     assert "2220 x 2967 px, 1/1, 0.499 µm/px" in message(result)
@@ -256,3 +275,227 @@ def test_table_numbers_read_back_exactly_enough(slide: Path, tiny_bundle: Path, 
     logits = np.array([row["attention_logit"] for row in rows])
     scores = np.exp(logits - logits.max())
     np.testing.assert_allclose(scores / scores.sum(), [row["attention_score"] for row in rows], rtol=1e-4)
+
+
+# --- folders, tables, cache ---
+
+
+@pytest.fixture
+def folder(cohort: Path, tmp_path: Path) -> Path:
+    """Three different slides, one of them deeper."""
+    where = tmp_path / "slides"
+    (where / "deep").mkdir(parents=True)
+    for name, path in zip(
+        ("a.tif", "b.tif", "deep/a.tif"), sorted((cohort.parent / "slides").iterdir()), strict=False
+    ):
+        shutil.copy(path, where / name)
+    return where
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def counts(result: Result) -> dict[str, str]:
+    """The last row of the table of counts."""
+    rows = [line for line in result.stdout.splitlines() if line.startswith("│")]
+    names = ("slides", "computed", "cached", "failed", "unsure", "strange", "left")
+    return dict(zip(names, rows[-1].replace("│", " ").split(), strict=True))
+
+
+def test_a_folder_fills_the_cache_that_the_window_reads(
+    folder: Path, tiny_bundle: Path, own_cache: Path
+) -> None:
+    result = lrmil("predict", folder, "--bundle", tiny_bundle)
+    assert result.exit_code == 0, result.output
+    assert counts(result) == {
+        "slides": "2", "computed": "2", "cached": "0", "failed": "0", "unsure": "-", "strange": "-", "left": "0"
+    }  # fmt: skip
+    worklist, info = Worklist.open(folder), load_bundle(tiny_bundle).info
+    found = worklist.load_results(ResultCache(), info.weights_sha256, lambda mpp: result_key(info, mpp=mpp))
+    assert [item.slide_id for item in found] == ["a", "b"]
+    deeper = lrmil("predict", folder, "--bundle", tiny_bundle, "--recursive")
+    assert counts(deeper) == counts(result) | {"slides": "3", "computed": "1", "cached": "2"}
+    assert "LRMIL_CACHE_DIR" in message(lrmil("predict", "--help"))
+    assert ResultCache(own_cache).size().n_results == 3
+
+
+def test_another_bundle_is_another_result(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    assert counts(lrmil("predict", folder, "--bundle", tiny_bundle))["computed"] == "2"
+    other = Path(shutil.copytree(tiny_bundle, tmp_path / "other"))
+    raw = json.loads((other / "bundle.json").read_text())
+    (other / "bundle.json").write_text(json.dumps(raw | {"temperature": 3.0}))  # the same weights
+    assert counts(lrmil("predict", folder, "--bundle", other))["computed"] == "2"
+    assert counts(lrmil("predict", folder, "--bundle", tiny_bundle))["cached"] == "2"
+
+
+def test_tables_of_all_slides_and_of_errors(
+    folder: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    (folder / "b.tif").write_bytes(b"no slide")
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "path,slide_id,mpp\nslides/a.tif,case 1,\nslides/b.tif,,\nslides/deep/a.tif,case/2,1.0\n"
+    )
+    out = tmp_path / "out"
+    args = ("predict", table, "--bundle", tiny_bundle, "--out", out)
+    result = lrmil(*args)
+    assert result.exit_code == 1
+    assert "1 of 3 slides failed" in message(result)
+    first, second = read_csv(out / "predictions.csv")
+    told = json.loads((out / "case 1.json").read_text())
+    assert (first["slide"], second["slide"]) == ("case 1", "case_2")
+    assert first["label"] == told["label"]
+    assert {name: float(first[f"p_{name}"]) for name in ("benign", "lesion")} == pytest.approx(
+        told["class_probabilities"], abs=1e-5
+    )
+    assert int(first["tiles"]) == told["tiles"]["count"]
+    assert (first["unsure"], first["prediction_set"], first["ood"]) == ("", "", "")  # this bundle can't tell
+    with Slide(folder / "a.tif") as opened:
+        assert first["fingerprint"] == opened.fingerprint()
+    assert first["bundle_sha256"] == load_bundle(tiny_bundle).info.weights_sha256
+    assert json.loads((out / "case_2.json").read_text())["slide_mpp_xy"] == [1.0, 1.0]
+    (error,) = read_csv(out / "errors.csv")
+    assert (error["path"], error["slide_id"]) == (str(folder / "b.tif"), "b")
+    assert "not a slide" in error["error"]
+    # The list of errors is itself a table to run again.
+    shutil.copy(folder / "a.tif", folder / "b.tif")
+    again = lrmil("predict", out / "errors.csv", "--bundle", tiny_bundle, "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert lrmil(*args, "--overwrite").exit_code == 0
+    assert not (out / "errors.csv").exists()
+    assert len(read_csv(out / "predictions.csv")) == 3
+
+
+def test_slides_of_one_name_in_two_folders(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    (folder / "predictions.tif").write_bytes((folder / "a.tif").read_bytes())
+    result = lrmil("predict", folder, "-r", "--bundle", tiny_bundle, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.json")) == [
+        "b.json", "deep_a.tif.json", "predictions.tif.json", "slides_a.tif.json"
+    ]  # fmt: skip
+    assert len(read_csv(tmp_path / "out" / "predictions.csv")) == 4
+
+
+def test_no_cache_computes_and_keeps_nothing(
+    folder: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    args = (
+        "predict",
+        folder,
+        "--bundle",
+        tiny_bundle,
+        "--out",
+        tmp_path / "out",
+        "--overwrite",
+        "--no-cache",
+    )
+    assert [counts(lrmil(*args))["computed"] for _ in range(2)] == ["2", "2"]
+    assert not own_cache.exists()
+    refused = lrmil("predict", folder, "--bundle", tiny_bundle, "--no-cache")
+    assert refused.exit_code == 1
+    assert "with --no-cache nothing would stay: give --out" in message(refused)
+    refused = lrmil(*args, "--cluster", "tcp://127.0.0.1:1")
+    assert "leave --no-cache out" in message(refused)
+
+
+def test_a_cluster_that_is_not_there(
+    folder: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    result = lrmil("predict", folder, "--bundle", tiny_bundle, "--cluster", "tcp://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert "pip install 'napari-lrmil[cluster]'" in message(result)
+    assert "Stopped with 2 of 2 slides left" in message(result)
+
+
+@pytest.mark.parametrize("given", ["demo", "tiny", "tiny/bundle.json"])
+def test_workers_get_a_bundle_by_its_place_or_name(
+    given: str, folder: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def noted(items: object, bundle: str, info: object, **_: object) -> Generator[BatchEvent, None, None]:
+        asked.append(bundle)
+        yield from ()
+
+    monkeypatch.setattr(batch, "classify_on_cluster", noted)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # no bundle, such as where `make demo` writes
+    shutil.copytree(tiny_bundle, tmp_path / "tiny")
+    lrmil("predict", folder, "--bundle", given, "--cluster", "tcp://127.0.0.1:1")
+    assert asked == ["demo" if given == "demo" else str(tmp_path / "tiny")]
+
+
+def test_an_empty_folder_and_a_wrong_table(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = lrmil("predict", tmp_path / "empty", "--bundle", tiny_bundle)
+    assert result.exit_code == 1
+    assert "holds no slides" in message(result)
+    (tmp_path / "table.csv").write_text("file\na.svs\n")
+    assert "has no column 'path'" in message(
+        lrmil("predict", tmp_path / "table.csv", "--bundle", tiny_bundle)
+    )
+
+
+def test_a_full_disk_stops_with_a_message(
+    folder: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tables, "write_text", full)
+    result = lrmil("predict", folder, "--bundle", tiny_bundle, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "can't take results (No space left on device)" in message(result)
+    assert "give the same command again" in message(result)
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_goes_on(
+    how: signal.Signals, cohort: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    """By Ctrl-C, or by the machine; a real process, in the middle of its slides."""
+    slides = cohort.parent / "slides"
+    n_slides = len(list(slides.iterdir()))
+    command = [sys.executable, "-m", "napari_lrmil", "predict", str(slides), "--bundle", str(tiny_bundle)]
+    command += ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    environment = os.environ | {"LRMIL_CACHE_DIR": str(own_cache), "COLUMNS": "300"}
+    program = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    while program.poll() is None and len(list(own_cache.glob("results/*/[!.]*/prediction.json"))) < 2:
+        time.sleep(0.005)
+    program.send_signal(how)
+    _, told = program.communicate(timeout=60)
+    kept = ResultCache(own_cache).size().n_results
+    assert 2 <= kept < n_slides
+    if how is signal.SIGINT:
+        assert program.returncode == 130
+        assert "Traceback" not in told
+        assert f"of {n_slides} slides left. To go on, give the same command again (with --overwrite" in told
+        assert len(read_csv(tmp_path / "out" / "predictions.csv")) in (kept, kept - 1)
+    again = lrmil(*command[3:], "--overwrite")
+    assert again.exit_code == 0, again.output
+    found = counts(again)
+    assert (int(found["cached"]), int(found["computed"])) == (kept, n_slides - kept)
+    assert len(read_csv(tmp_path / "out" / "predictions.csv")) == n_slides
+    assert len(list((tmp_path / "out").glob("*.json"))) == n_slides
+
+
+def test_cache_commands(folder: Path, tiny_bundle: Path, own_cache: Path) -> None:
+    lrmil("predict", folder, "--bundle", tiny_bundle)
+    shown = lrmil("cache", "info")
+    assert f"folder {own_cache} results 2 thumbnails 0 size 0.0 MB of at most 2.00 GB" in message(shown)
+    assert "of at most 0.50 GB" in message(lrmil("cache", "limit", "0.5"))
+    assert CliRunner().invoke(cli.app, ["cache", "clear"], input="n\n").exit_code == 1
+    assert ResultCache(own_cache).size().n_results == 2
+    assert "Deleted 2 results" in message(lrmil("cache", "clear", "--yes"))
+    assert ResultCache(own_cache).size() == (0, 0, 0, 5 * 10**8)
+    assert lrmil("cache", "limit", "-1").exit_code == 2
+    elsewhere = lrmil("cache", "info", "--cache-dir", own_cache / "none")
+    assert "results 0" in message(elsewhere)

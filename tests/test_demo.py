@@ -102,7 +102,8 @@ def test_the_whole_demo_at_a_tiny_size(tmp_path: Path) -> None:
     ):
         assert step in printed
     results = json.loads((tmp_path / "demo/run/results.json").read_text())
-    assert set(results) == {"teacher_hr", "lr_scratch", "stage1_only", "stage2_only", "lrmil"}
+    methods = {"teacher_hr", "lr_scratch", "stage1_only", "stage2_only", "lrmil"}
+    assert set(results) == {*methods, "tissue_fraction", "rgb", "random_init"}
     assert results["lrmil"]["n_test"] == 4
 
     shown = run(str(ROOT / "scripts/show_demo.py"))

@@ -15,10 +15,12 @@ import tifffile
 import torch
 from tiny_models import tiny_spec, write_bundle
 
+from napari_lrmil import __version__
 from napari_lrmil.errors import NoTissueError, SlideError, UnknownMppError
 from napari_lrmil.heatmap import attention_heatmap
 from napari_lrmil.model.bundle import ModelBundle, load_bundle
 from napari_lrmil.model.encoder import EncoderSpec
+from napari_lrmil.model.trust import ConformalInfo, OODInfo, TileGaussian, Trust, TrustInfo
 from napari_lrmil.predict import (
     PredictProgress,
     SlidePrediction,
@@ -71,6 +73,13 @@ def test_generated_slide(generated_slide: Path, bundle: ModelBundle) -> None:
     assert (result.level, result.level_mpp) == (1, pytest.approx(2.0))
     assert result.bundle_sha256 == bundle.info.weights_sha256
     assert result.demonstration
+    assert result.version == __version__
+    with Slide(generated_slide) as slide:
+        assert result.slide_fingerprint == slide.fingerprint()
+    # This bundle states nothing to be sure by.
+    assert (result.prediction_set, result.coverage, result.ood_score, result.ood_threshold) == (None,) * 4
+    assert not result.unsure
+    assert not result.out_of_distribution
 
 
 def test_it_is_the_encoder_and_the_head_on_the_levels_own_pixels(
@@ -294,3 +303,86 @@ def test_real_slide_with_the_real_vit(name: str, shared_file: Callable[[str], Pa
     spread = np.ptp(result.attention_logits)
     assert np.isfinite(spread)
     assert spread > 1e-3  # tiles differ
+
+
+# --- evidence and trust ----------------------------------------------------------------------------------------------
+
+
+def embeddings_of(path: Path, bundle: ModelBundle) -> torch.Tensor:
+    with Slide(path) as slide:
+        tiles = student_tiles(slide, bundle.info)
+        batches = embed_tiles(
+            bundle.encoder, slide, tiles.grid, tiles.level, tiles.places, device=CPU, batch_size=32
+        )
+        return torch.cat(list(batches))
+
+
+def test_contributions_are_those_of_the_tiles_left_out(generated_slide: Path, bundle: ModelBundle) -> None:
+    warm = replace(bundle, info=bundle.info.model_copy(update={"temperature": 3.0}))
+    result = predict(generated_slide, warm)
+    instances = embeddings_of(generated_slide, bundle)
+    n = len(instances)
+    assert result.class_contributions.shape == (n, 2)
+    for tile in (0, n // 2, n - 1):
+        rest = torch.cat([instances[:tile], instances[tile + 1 :]])
+        with torch.no_grad():
+            without = torch.softmax(bundle.mil(rest).bag_logits / 3.0, 0).numpy()
+        np.testing.assert_allclose(
+            result.class_contributions[tile], result.class_probabilities - without, atol=1e-6
+        )
+    curve = result.deletion
+    assert {len(values) for values in curve[:5]} == {11}
+    assert result.class_names[curve.class_index] == result.label
+    assert curve.by_evidence[0] == result.class_probabilities.max()
+    assert curve.by_evidence[-1] == pytest.approx(0.5)
+
+
+def trusting(
+    bundle: ModelBundle, tiles: torch.Tensor, *, quantile: float | None, threshold: float
+) -> ModelBundle:
+    """The bundle with a trust part around the mean of some embeddings."""
+    info = TrustInfo(
+        conformal=ConformalInfo(coverage=0.9, n_calibration=20, quantile=quantile),
+        ood=OODInfo(
+            rank=0, threshold=threshold, false_alarm_rate=0.05, n_calibration=20, n_training_tiles=len(tiles)
+        ),
+    )
+    dim = tiles.shape[1]
+    around = tiles.double()
+    spread = TileGaussian(
+        around.mean(dim=0), torch.zeros(0, dim).double(), around.var(dim=0, correction=0).mean()[None]
+    )
+    return replace(bundle, trust=Trust(info, spread))
+
+
+def test_what_a_trust_part_says_of_a_slide(generated_slide: Path, bundle: ModelBundle) -> None:
+    tiles = embeddings_of(generated_slide, bundle)
+    plain = predict(generated_slide, bundle)
+    low, high = sorted(plain.class_probabilities)
+    for quantile, expected in (
+        (None, ("benign", "lesion")),
+        (1 - low, ("benign", "lesion")),
+        (1 - (low + high) / 2, (plain.label,)),
+        ((1 - high) / 2, ()),
+    ):
+        result = predict(generated_slide, trusting(bundle, tiles, quantile=quantile, threshold=1.01))
+        assert result.prediction_set == expected
+        assert result.unsure == (len(expected) != 1)
+        assert result.coverage == 0.9
+        # The mean squared distance to one's own mean, in units of one's own variance.
+        assert result.ood_score == pytest.approx(1, rel=1e-4)
+        assert result.ood_threshold == 1.01
+        assert not result.out_of_distribution
+    strange = predict(generated_slide, trusting(bundle, tiles + 5, quantile=0.5, threshold=1.01))
+    assert strange.out_of_distribution
+    assert replace(strange, ood_score=float("nan")).out_of_distribution
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_slide_is_strange_to_what_learnt_from_generated_ones(
+    name: str, shared_file: Callable[[str], Path], generated_slide: Path, bundle: ModelBundle
+) -> None:
+    tiles = embeddings_of(generated_slide, bundle)
+    taught = trusting(bundle, tiles, quantile=None, threshold=1.5)
+    assert not predict(generated_slide, taught).out_of_distribution
+    assert predict(shared_file(name), taught).out_of_distribution

@@ -1,4 +1,4 @@
-"""Predictions as files."""
+"""Predictions and annotations as files."""
 
 from napari_lrmil.export.tables import write_prediction
 

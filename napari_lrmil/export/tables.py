@@ -1,16 +1,20 @@
-"""A prediction as JSON (the slide) and CSV (its tiles)."""
+"""A prediction as JSON (the slide) and CSV (its tiles); a folder of slides as one CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from napari_lrmil import __version__
 from napari_lrmil.atomic import write_text
 from napari_lrmil.model.card import DEMONSTRATION_NOTE
-from napari_lrmil.predict import SlidePrediction
+
+if TYPE_CHECKING:  # predict loads torch
+    from napari_lrmil.predict import SlidePrediction
 
 TILE_COLUMNS = (
     "row",
@@ -98,3 +102,83 @@ def write_prediction(
     write_text(paths[1], table.getvalue())
     write_text(paths[0], json.dumps(prediction_json(prediction), indent=2) + "\n")
     return paths
+
+
+_FOLDER_COLUMNS = (
+    *("unsure", "prediction_set", "out_of_distribution", "ood_score", "tiles", "seconds"),
+    *("verdict", "note", "error", "fingerprint", "bundle_sha256", "version"),
+)
+
+
+class FolderRow(NamedTuple):
+    """A slide of a folder: its prediction, or why there is none, and what the reviewer said."""
+
+    slide: str
+    """Its name or id; left out of the file unless identifiers are wanted."""
+    prediction: SlidePrediction | None = None
+    verdict: str = ""
+    note: str = ""
+    error: str = ""
+
+
+def shown_name(prediction: SlidePrediction, *, show_identifiers: bool) -> str:
+    """The slide's name, which can hold a patient's, or a neutral one by its fingerprint."""
+    return prediction.slide_name if show_identifiers else f"slide {prediction.slide_fingerprint[:8]}"
+
+
+def write_folder_table(
+    path: str | Path, rows: Sequence[FolderRow], *, show_identifiers: bool = False
+) -> Path:
+    """``predictions.csv`` of a folder, a row a slide in the order given, whole or not at all.
+
+    Columns: slide, label, p_<class> for every class of any row, unsure, prediction_set (joined by ``;``),
+    out_of_distribution, ood_score, tiles, seconds, verdict, note, error, fingerprint, bundle_sha256, version.
+    What isn't known is empty. A text that a spreadsheet would run as a formula (beginning with ``= + - @``,
+    a tab or a line break) gets an apostrophe in front.
+
+    Parameters
+    ----------
+    path : path-like
+    rows : sequence of FolderRow
+    show_identifiers : bool
+        Without it, slides are named by their fingerprint, slides that failed by their place in the list, and
+        errors, which can name a file, are ``failed``. Notes are written as the reviewer wrote them.
+    """
+    classes = list(
+        dict.fromkeys(name for row in rows if row.prediction for name in row.prediction.class_names)
+    )
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["slide", "label", *(_harmless(f"p_{name}") for name in classes), *_FOLDER_COLUMNS])
+    for number, row in enumerate(rows, start=1):
+        found = row.prediction
+        if show_identifiers:
+            name, error = row.slide, row.error
+        else:
+            name = shown_name(found, show_identifiers=False) if found else f"slide {number}"
+            error = "failed" if row.error else ""
+        reviewed = [_harmless(row.verdict), _harmless(row.note), _harmless(error)]
+        if found is None:
+            writer.writerow([_harmless(name), "", *("" for _ in classes), *[""] * 6, *reviewed, "", "", ""])
+            continue
+        by_class = dict(zip(found.class_names, found.class_probabilities.tolist(), strict=True))
+        stated = found.prediction_set is not None
+        strange = found.ood_score is not None and found.ood_threshold is not None
+        writer.writerow(
+            [_harmless(name), _harmless(found.label)]
+            + [f"{by_class[name]:.6g}" if name in by_class else "" for name in classes]
+            + [str(found.unsure).lower() if stated else "", _harmless(";".join(found.prediction_set or ()))]
+            + [str(found.out_of_distribution).lower() if strange else ""]
+            + ["" if found.ood_score is None else f"{found.ood_score:.6g}"]
+            + [str(len(found.tiles)), f"{found.seconds:.3f}", *reviewed]
+            + [found.slide_fingerprint, found.bundle_sha256, found.version]
+        )
+    path = Path(path)
+    write_text(path, table.getvalue())
+    return path
+
+
+def _harmless(text: str) -> str:
+    # The csv module leaves a lone carriage return unquoted, and readers take it for the end of a row.
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\n")) else text

@@ -23,9 +23,12 @@ from safetensors.torch import load_file, save_file
 from napari_lrmil.errors import BundleError
 from napari_lrmil.model.card import render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
+from napari_lrmil.model.hub import fetch_bundle, is_hub_name
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
+from napari_lrmil.model.trust import Trust, TrustInfo
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest that is read; 1, without `trust`, is still written where there is none."""
 JSON_NAME, WEIGHTS_NAME, CARD_NAME = "bundle.json", "model.safetensors", "README.md"
 DEMO_BUNDLE = "demo"
 _DEMO_PATH = Path(__file__).resolve().parents[1] / "demo" / "bundle"
@@ -61,7 +64,7 @@ class BundleInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["lrmil-bundle"] = "lrmil-bundle"
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
     name: str = Field(min_length=1)
     description: str
     demonstration: bool = Field(description="true: shown as a demonstration, not for diagnosis")
@@ -73,6 +76,7 @@ class BundleInfo(BaseModel):
     mil: MILSpec
     class_names: tuple[str, ...] = Field(min_length=2)
     temperature: float = Field(gt=0, description="the bag logits are divided by it")
+    trust: TrustInfo | None = None
     provenance: Provenance
     weights_sha256: str
 
@@ -82,19 +86,27 @@ class BundleInfo(BaseModel):
             raise ValueError(f"{len(self.class_names)} class names for {self.mil.n_classes} classes")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class names repeat")
+        if self.trust is not None and self.format_version < 2:
+            raise ValueError(f"'trust' in format version {self.format_version}; it came with 2")
         return self
 
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A student ready to use: encoder and MIL head in eval mode, and what `BundleInfo` says of them."""
+    """A student ready to use: encoder and MIL head in eval mode, and what `BundleInfo` says of them.
+
+    `trust` is None in bundles without one: no set of classes and no warning of strange slides then.
+    """
 
     info: BundleInfo
     encoder: Encoder
     mil: MILModel
+    trust: Trust | None = None
 
 
-def save_bundle(bundle_dir: str | Path, *, info: BundleInfo, encoder: Encoder, mil: MILModel) -> BundleInfo:
+def save_bundle(
+    bundle_dir: str | Path, *, info: BundleInfo, encoder: Encoder, mil: MILModel, trust: Trust | None = None
+) -> BundleInfo:
     """Write a bundle, whole or not at all; an older one in the same place is replaced.
 
     Weights are stored as float16, which halves the file: they round by 0.05 % at most, those below 6e-5 by
@@ -104,9 +116,11 @@ def save_bundle(bundle_dir: str | Path, *, info: BundleInfo, encoder: Encoder, m
     ----------
     bundle_dir : path-like
     info : BundleInfo
-        `weights_sha256` is filled in here.
+        `weights_sha256`, `trust` and `format_version` are filled in here.
     encoder, mil
         On any device.
+    trust : Trust, optional
+        Its tensors stay float32.
 
     Returns
     -------
@@ -118,6 +132,8 @@ def save_bundle(bundle_dir: str | Path, *, info: BundleInfo, encoder: Encoder, m
     BundleError
         Where something else than a bundle lies there, or a weight doesn't fit float16.
     """
+    if info.trust is not None and trust is None:
+        raise BundleError(f"the trust part of {info.name!r} would be lost: give it to save_bundle too")
     target = Path(bundle_dir)
     if target.exists() and not (target / JSON_NAME).is_file() and not _is_empty_dir(target):
         raise BundleError(f"{target} exists and is not a model bundle; it is left as it is")
@@ -133,9 +149,19 @@ def save_bundle(bundle_dir: str | Path, *, info: BundleInfo, encoder: Encoder, m
         broken = sorted(name for name, value in halves.items() if not bool(torch.isfinite(value).all()))
         if broken:
             raise BundleError(f"weights that aren't finite in float16: {', '.join(broken[:3])}")
+        if trust is not None:
+            halves |= {f"trust.{name}": value for name, value in trust.tensors().items()}
         save_file(halves, scratch / WEIGHTS_NAME)
-        info = info.model_copy(update={"weights_sha256": _sha256(scratch / WEIGHTS_NAME)})
-        (scratch / JSON_NAME).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        info = info.model_copy(
+            update={
+                "format_version": 1 if trust is None else 2,
+                "trust": None if trust is None else trust.info,
+                "weights_sha256": _sha256(scratch / WEIGHTS_NAME),
+            }
+        )
+        # Programs that know version 1 alone refuse keys that they don't know.
+        text = info.model_dump_json(indent=2, exclude={"trust"} if trust is None else None)
+        (scratch / JSON_NAME).write_text(text + "\n", encoding="utf-8")
         (scratch / CARD_NAME).write_text(render_card(json.loads(info.model_dump_json())), encoding="utf-8")
         # Scratch folders and safetensors files are made for their owner's eyes alone.
         scratch.chmod(0o755)
@@ -233,11 +259,14 @@ def load_bundle(bundle_dir: str | Path, *, device: torch.device | str = "cpu") -
     except RuntimeError as error:
         raise BundleError(f"the weights in {root} don't fit the model that {JSON_NAME} describes") from error
     encoder.tokens_per_edge(info.tiles.tile_px)
-    return ModelBundle(info, encoder.to(device).eval(), mil.to(device).eval())
+    trust = _trust(root, info, _of_part(tensors, "trust."))
+    return ModelBundle(info, encoder.to(device).eval(), mil.to(device).eval(), trust)
 
 
 def resolve_bundle(bundle_dir: str | Path) -> Path:
-    """The folder that a bundle's name or path means."""
+    """The folder that a bundle's name or path means; a name on the hub is downloaded where it isn't here."""
+    if is_hub_name(bundle_dir):
+        return fetch_bundle(str(bundle_dir))
     if str(bundle_dir) == DEMO_BUNDLE and not Path(DEMO_BUNDLE, JSON_NAME).exists():
         return _DEMO_PATH
     path = Path(bundle_dir)
@@ -246,6 +275,20 @@ def resolve_bundle(bundle_dir: str | Path) -> Path:
     if not path.exists():
         raise BundleError(f"no bundle at {path}")
     return path
+
+
+def _trust(root: Path, info: BundleInfo, tensors: dict[str, torch.Tensor]) -> Trust | None:
+    if info.trust is None and not tensors:
+        return None
+    try:
+        if info.trust is None:
+            raise ValueError("tensors of which the JSON says nothing")
+        trust = Trust.of(info.trust, tensors)
+        if len(trust.tiles.mean) != info.mil.embed_dim:
+            raise ValueError(f"{len(trust.tiles.mean)} dimensions, the embeddings have {info.mil.embed_dim}")
+    except ValueError as error:
+        raise BundleError(f"the trust part in {root} doesn't fit {JSON_NAME}: {error}") from error
+    return trust
 
 
 def _of_part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -61,6 +61,14 @@ or load it in napari: Plugins > LRMIL.
 |---|---|
 {metrics or "| none | |"}
 
+## How far to trust a result
+
+{_trust_text(info.get("trust"))}
+**Evidence.** Each tile's contribution to a class is the probability of the slide minus the probability of the slide
+without that tile, worked out exactly. Whether these tiles matter is checked by removing them, most important first,
+against removing tiles at random. Contributions show what the model used, tile by tile; tiles that say the same
+can stand in for each other, and then each of them alone counts for little.
+
 ## Limits
 
 A probability is a statement about slides like those it was trained on. Attention shows what the model weighed,
@@ -70,3 +78,41 @@ not why. The model has not been cleared as a medical device.
 
 Made {provenance["created"]} at commit {provenance["commit"]}, config {provenance["config_sha256"][:12]}, with {versions}.
 """
+
+
+def _trust_text(trust: dict[str, Any] | None) -> str:
+    if trust is None:
+        return (
+            "This bundle states no coverage and no distance to its training slides: probabilities come without a set "
+            "of classes, and a slide of another kind comes without a warning.\n"
+        )
+    # Here: that module needs torch, and others read the note above without it.
+    from napari_lrmil.model.trust import least_calibration
+
+    conformal, ood = trust["conformal"], trust["ood"]
+    coverage, n = conformal["coverage"], conformal["n_calibration"]
+    if conformal["quantile"] is None:
+        promise = (
+            f"With {_slides(n)} to calibrate on, {coverage:.0%} can't be promised for fewer than all classes:\n"
+            f"it takes {least_calibration(coverage)}. So every slide is reported as unsure."
+        )
+    else:
+        promise = (
+            f"A result names every class of probability {1 - conformal['quantile']:.3g} or more. On slides like the\n"
+            f"{_slides(n)} of calibration this set holds the true class at least {coverage:.0%} of the time: on average\n"
+            "over slides, not within each class (split conformal prediction, LAC). Several classes in the set, or none:\n"
+            "unsure."
+        )
+    return f"""**Set of classes.** {promise}
+The calibration slides were not trained on, but they chose the epoch and the temperature: see also the coverage on
+test slides, where the table above has it.
+
+**Slides of another kind.** A warning is given where a slide's tiles are on average farther than {ood["threshold"]:.3g}
+from {ood["n_training_tiles"]:,} training tiles (squared Mahalanobis distance per dimension). By chance at most
+{ood["false_alarm_rate"]:.0%} of slides like those of calibration ({_slides(ood["n_calibration"])}) get it. No warning
+doesn't mean that the slide suits the model.
+"""
+
+
+def _slides(count: int) -> str:
+    return f"{count} slide" if count == 1 else f"{count} slides"

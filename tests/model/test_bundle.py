@@ -21,6 +21,7 @@ from napari_lrmil.model.card import DEMONSTRATION_NOTE
 from napari_lrmil.model.device import available_devices, resolve_device
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.mil import build_mil
+from napari_lrmil.model.trust import ConformalInfo, OODInfo, TileGaussian, Trust, TrustInfo
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_a_missing_card_does_not_matter(bundle: Path) -> None:
 def test_a_newer_version_says_how_to_update(bundle: Path) -> None:
     edit(bundle, {"format_version": 7, "unheard_of": 1})
     with pytest.raises(
-        BundleError, match=r"'Tiny' has format version 7; this program reads up to 1\. Update"
+        BundleError, match=r"'Tiny' has format version 7; this program reads up to 2\. Update"
     ):
         load_info(bundle)
 
@@ -293,3 +294,113 @@ def test_devices() -> None:
 
 def test_every_error_can_be_shown_as_a_message() -> None:
     assert all(issubclass(kind, LRMILError) for kind in (BundleError, DeviceError, EncoderError))
+
+
+# --- trust -----------------------------------------------------------------------------------------------------------
+
+
+def made_up_trust(*, quantile: float | None = 0.25) -> Trust:
+    """For embeddings of 24 dimensions."""
+    torch.manual_seed(9)
+    axes = torch.linalg.qr(torch.randn(24, 5).double()).Q.T.contiguous()
+    return Trust(
+        TrustInfo(
+            conformal=ConformalInfo(coverage=0.9, n_calibration=30 if quantile else 3, quantile=quantile),
+            ood=OODInfo(
+                rank=5, threshold=1.75, false_alarm_rate=0.05, n_calibration=30, n_training_tiles=12_000
+            ),
+        ),
+        TileGaussian(torch.randn(24).double(), axes, torch.linspace(1e5, 1e-5, 6).double()),
+    )
+
+
+@pytest.fixture
+def trusted(bundle: Path) -> Path:
+    """A bundle with a trust part, in place of the one without."""
+    model = load_bundle(bundle)
+    save_bundle(bundle, info=model.info, encoder=model.encoder, mil=model.mil, trust=made_up_trust())
+    return bundle
+
+
+def test_a_bundle_without_trust_stays_as_older_programs_read_it(bundle: Path) -> None:
+    raw = json.loads((bundle / "bundle.json").read_text())
+    assert raw["format_version"] == 1
+    assert "trust" not in raw
+    assert load_bundle(bundle).trust is None
+    assert "states no coverage" in (bundle / "README.md").read_text()
+
+
+def test_trust_round_trip(trusted: Path, tmp_path: Path) -> None:
+    loaded, trust = load_bundle(trusted), made_up_trust()
+    assert loaded.info.format_version == 2
+    assert loaded.trust is not None
+    assert loaded.info.trust == loaded.trust.info == trust.info
+    for name in ("mean", "axes", "variances"):
+        # Variances span more than float16 does.
+        torch.testing.assert_close(
+            getattr(loaded.trust.tiles, name), getattr(trust.tiles, name), rtol=1e-6, atol=0
+        )
+    save_bundle(
+        tmp_path / "again", info=loaded.info, encoder=loaded.encoder, mil=loaded.mil, trust=loaded.trust
+    )
+    for name in ("model.safetensors", "bundle.json", "README.md"):
+        assert (tmp_path / "again" / name).read_bytes() == (trusted / name).read_bytes()
+
+
+def test_trust_is_not_lost_unasked(trusted: Path) -> None:
+    with pytest.raises(BundleError, match="trust part of 'Newer' would be lost"):
+        resave(trusted, name="Newer")
+    assert load_info(trusted).trust is not None
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"format_version": 1}, r"'trust' in format version 1; it came with 2"),
+    ({"trust": None}, r"tensors of which the JSON says nothing"),
+    ({"trust.ood.rank": 4}, r"axes of shape \(5, 24\), 4 are stated"),
+    ({"trust.conformal.coverage": 1}, r"trust\.conformal\.coverage"),
+    ({"trust.ood.method": "knn"}, r"trust\.ood\.method"),
+    ({"trust.colour": 1}, r"trust\.colour: Extra"),
+])  # fmt: skip
+def test_wrong_trust_is_refused(trusted: Path, change: dict[str, Any], message: str) -> None:
+    edit(trusted, change)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(trusted)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"trust.mean": torch.zeros(23)}, "don't belong together"),
+    ({"trust.mean": torch.zeros(30), "trust.axes": torch.zeros(5, 30)}, "30 dimensions, the embeddings have 24"),
+])  # fmt: skip
+def test_trust_tensors_that_do_not_fit_are_refused(
+    trusted: Path, change: dict[str, torch.Tensor], message: str
+) -> None:
+    save_file(load_file(trusted / "model.safetensors") | change, trusted / "model.safetensors")
+    edit(trusted, {"weights_sha256": bundle_module._sha256(trusted / "model.safetensors")})
+    with pytest.raises(BundleError, match=message):
+        load_bundle(trusted)
+
+
+def test_the_card_says_how_far_to_trust_it(trusted: Path, tmp_path: Path) -> None:
+    card = " ".join((trusted / "README.md").read_text().split())
+    for fact in (
+        "every class of probability 0.75 or more",
+        "at least 90% of the time",
+        "12,000 training tiles",
+        "farther than 1.75",
+        "at most 5% of slides like those of calibration (30 slides)",
+        "minus the probability of the slide without that tile",
+    ):
+        assert fact in card
+    model = load_bundle(trusted)
+    save_bundle(
+        tmp_path / "few",
+        info=model.info,
+        encoder=model.encoder,
+        mil=model.mil,
+        trust=made_up_trust(quantile=None),
+    )
+    card = " ".join((tmp_path / "few" / "README.md").read_text().split())
+    assert (
+        "With 3 slides to calibrate on, 90% can't be promised for fewer than all classes: it takes 9." in card
+    )
+    assert "every slide is reported as unsure" in card

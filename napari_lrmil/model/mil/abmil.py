@@ -56,11 +56,7 @@ class ABMIL(MILModel):
         -------
         MILOutput
         """
-        instances = self.dropout(self.norm(instance_embeddings))  # (N, D)
-        hidden = torch.tanh(self.value(instances))  # (N, hidden)
-        if self.gate is not None:
-            hidden = hidden * torch.sigmoid(self.gate(instances))
-        attention_logits = self.score(hidden).squeeze(-1)  # (N,)
+        instances, attention_logits = self._attend(instance_embeddings)
         attention_scores = torch.softmax(attention_logits, dim=0)
         bag_embedding = attention_scores @ instances  # (D,)
         return MILOutput(
@@ -70,3 +66,40 @@ class ABMIL(MILModel):
             bag_embedding=bag_embedding,
             instance_logits=self.instance_classifier(instances),
         )
+
+    def subset_logits(self, instance_embeddings: Tensor, kept: Tensor) -> Tensor:
+        """As in `MILModel`, from one pass: a part's attention is the softmax over its own attention logits.
+
+        The classifier is linear, so the attention weighs (N, C) class values instead of (N, D) embeddings.
+        """
+        instances, attention_logits = self._attend(instance_embeddings)
+        seen = kept.any(dim=1, keepdim=True)
+        # An empty part gets a softmax over everything, which is overwritten below: over nothing it would be NaN.
+        masked = attention_logits.masked_fill(~(kept | ~seen), -torch.inf)  # (S, N)
+        logits = torch.softmax(masked, dim=1) @ (instances @ self.classifier.weight.T) + self.classifier.bias
+        return logits.masked_fill(~seen, 0.0)
+
+    def leave_one_out_logits(self, instance_embeddings: Tensor) -> Tensor:
+        """As in `MILModel`, in closed form: without n the bag is (b - a_n h_n) / (1 - a_n).
+
+        Where a_n is above one half, which it is for one instance at most, the difference would cancel: there the
+        softmax over the others is taken anew.
+        """
+        instances, attention_logits = self._attend(instance_embeddings)
+        if len(instances) == 1:
+            return instances.new_zeros((1, self.classifier.out_features))
+        scores = torch.softmax(attention_logits, dim=0)[:, None]  # (N, 1)
+        weighed = scores * (instances @ self.classifier.weight.T)  # (N, C)
+        dominant = scores[:, 0] > 0.5
+        logits = (weighed.sum(dim=0) - weighed) / (1 - scores).clamp_min(0.5) + self.classifier.bias
+        if bool(dominant.any()):
+            logits[dominant] = self.subset_logits(instance_embeddings, ~dominant[None])
+        return logits
+
+    def _attend(self, instance_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised instances (N, D) and their attention logits (N,)."""
+        instances = self.dropout(self.norm(instance_embeddings))  # (N, D)
+        hidden = torch.tanh(self.value(instances))  # (N, hidden)
+        if self.gate is not None:
+            hidden = hidden * torch.sigmoid(self.gate(instances))
+        return instances, self.score(hidden).squeeze(-1)

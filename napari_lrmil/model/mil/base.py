@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -33,6 +34,46 @@ class MILModel(nn.Module):
     def __call__(self, instance_embeddings: Tensor) -> MILOutput:  # the type of forward, kept
         output: MILOutput = super().__call__(instance_embeddings)
         return output
+
+    def subset_logits(self, instance_embeddings: Tensor, kept: Tensor) -> Tensor:
+        """Bag logits of parts of one bag, each as if it were the whole bag.
+
+        This one reruns the head on every part, which is exact for any head; a subclass may have a shorter way to
+        the same numbers.
+
+        Parameters
+        ----------
+        instance_embeddings : (N, D) tensor
+        kept : (S, N) bool tensor
+            The instances of each part.
+
+        Returns
+        -------
+        (S, C) tensor
+            Zeros for an empty part: who has seen nothing holds every class for equally likely.
+        """
+        logits = [self(instance_embeddings[part]).bag_logits for part in kept if bool(part.any())]
+        n_classes = (logits[0] if logits else self(instance_embeddings).bag_logits).shape[0]
+        found = instance_embeddings.new_zeros((len(kept), n_classes))
+        if logits:
+            found[kept.any(dim=1)] = torch.stack(logits)
+        return found
+
+    def leave_one_out_logits(self, instance_embeddings: Tensor) -> Tensor:
+        """Bag logits of the bag without each of its instances.
+
+        Parameters
+        ----------
+        instance_embeddings : (N, D) tensor
+
+        Returns
+        -------
+        (N, C) tensor
+            Row n: without instance n. Zeros for N = 1, as in `subset_logits`.
+        """
+        n = len(instance_embeddings)
+        kept = ~torch.eye(n, dtype=torch.bool, device=instance_embeddings.device)
+        return self.subset_logits(instance_embeddings, kept)
 
 
 class MILSpec(BaseModel):

@@ -1,0 +1,127 @@
+"""What a batch tells while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from napari_lrmil.cache import ResultCache, result_key, summarise
+from napari_lrmil.errors import LRMILError
+from napari_lrmil.worklist import Status, Worklist
+
+if TYPE_CHECKING:
+    from napari_lrmil.model.bundle import BundleInfo
+    from napari_lrmil.predict import PredictProgress, SlidePrediction
+
+SLIDE_FAILURES = (LRMILError, OSError, RuntimeError, ValueError, MemoryError)
+"""What one slide can do to a run: also what decoders and torch raise. The others go on."""
+
+
+class BatchItem(Protocol):
+    """What a batch needs to know of a slide; `ListedSlide` and `WorklistItem` say it."""
+
+    @property
+    def path(self) -> Path:
+        """A slide file or folder."""
+        ...
+
+    @property
+    def mpp(self) -> float | None:
+        """µm per level-0 pixel, where the slide's own isn't to be used."""
+        ...
+
+
+class Kind(StrEnum):
+    """What happened to a slide."""
+
+    STARTED = "started"
+    PROGRESS = "progress"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class BatchEvent:
+    """Something that happened to a slide of a batch.
+
+    Attributes
+    ----------
+    kind : Kind
+    path : Path
+        The slide.
+    prediction : SlidePrediction or None
+        Of a finished one.
+    cached : bool
+        Whether the prediction was there already.
+    progress : PredictProgress or None
+    error : str
+        Of a failed one.
+    note : str
+        What else the user should know of a finished one.
+    """
+
+    kind: Kind
+    path: Path
+    prediction: SlidePrediction | None = None
+    cached: bool = False
+    progress: PredictProgress | None = None
+    error: str = ""
+    note: str = ""
+
+
+def follow(worklist: Worklist, event: BatchEvent) -> None:
+    """Take an event into a worklist."""
+    if event.prediction is not None:
+        worklist.set_result(event.path, summarise(event.prediction))
+    elif event.kind is Kind.FAILED:
+        worklist.set_status(event.path, Status.FAILED, error=event.error)
+    elif event.kind is Kind.STARTED:
+        worklist.set_status(event.path, Status.RUNNING)
+
+
+class Keys:
+    """Where the results of a bundle stand in a cache."""
+
+    def __init__(self, info: BundleInfo) -> None:
+        self._info = info
+        self._keys: dict[float | None, str] = {}
+
+    def __call__(self, mpp: float | None) -> str:
+        """`result_key` for a given mpp."""
+        if mpp not in self._keys:
+            self._keys[mpp] = result_key(self._info, mpp=mpp)
+        return self._keys[mpp]
+
+
+def known_results(
+    items: Iterable[BatchItem], cache: ResultCache | None, bundle_sha256: str, keys: Keys
+) -> Generator[BatchEvent, None, list[BatchItem]]:
+    """Finished events of slides that the cache has seen, none of which is opened; returns the others."""
+    others: list[BatchItem] = []
+    for item in items:
+        prediction = None
+        if cache is not None:
+            fingerprint = cache.known_fingerprint(item.path)
+            if fingerprint is not None:
+                key = keys(item.mpp)
+                prediction = cache.get(fingerprint, bundle_sha256, key, slide_name=item.path.stem)
+        if prediction is None:
+            others.append(item)
+        else:
+            yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=True)
+    return others
+
+
+def message_of(error: BaseException) -> str:
+    """An error's text, with its type where it isn't one of ours."""
+    if isinstance(error, LRMILError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def unique(items: Sequence[BatchItem]) -> list[BatchItem]:
+    """Each path once."""
+    return list({item.path: item for item in items}.values())

@@ -1,0 +1,158 @@
+"""Classify slides one after the other on this computer."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+from napari_lrmil.batch.events import (
+    SLIDE_FAILURES,
+    BatchEvent,
+    BatchItem,
+    Keys,
+    Kind,
+    known_results,
+    message_of,
+    unique,
+)
+from napari_lrmil.cache import CacheError, ResultCache
+from napari_lrmil.slide import Slide
+
+if TYPE_CHECKING:
+    import torch
+
+    from napari_lrmil.model.bundle import ModelBundle
+    from napari_lrmil.predict import PredictProgress, SlidePrediction
+
+
+class _Opened(NamedTuple):
+    """A slide ready to be read, or its result where the cache had one."""
+
+    slide: Slide | None
+    prediction: SlidePrediction | None
+
+
+def classify(
+    items: Sequence[BatchItem],
+    bundle: ModelBundle,
+    *,
+    cache: ResultCache | None,
+    device: torch.device,
+    batch_size: int = 32,
+    threads: int = 2,
+) -> Generator[BatchEvent, None, None]:
+    """Classify slides; what the cache holds comes first and at once.
+
+    Closing the generator cancels the rest and leaves nothing open; running it again goes on where it was,
+    through the cache. While one slide is computed, the next one is opened.
+
+    Parameters
+    ----------
+    items : sequence of BatchItem
+    bundle : ModelBundle
+        On `device`.
+    cache : ResultCache, optional
+        None: nothing is looked up or kept.
+    device : torch.device
+    batch_size : int
+        Tiles a step.
+    threads : int
+        Tiles decoded at once.
+
+    Yields
+    ------
+    BatchEvent
+        For each slide STARTED and PROGRESS where it is computed, then FINISHED or FAILED.
+    """
+    keys, sha = Keys(bundle.info), bundle.info.weights_sha256
+
+    def opened(item: BatchItem) -> _Opened:
+        slide = Slide(item.path, mpp=item.mpp)
+        try:
+            if cache is None:
+                return _Opened(slide, None)
+            fingerprint = slide.fingerprint()
+            cache.remember_fingerprint(item.path, fingerprint)
+            found = cache.get(fingerprint, sha, keys(item.mpp), slide_name=slide.name)
+        except BaseException:
+            slide.close()
+            raise
+        if found is None:
+            return _Opened(slide, None)
+        slide.close()
+        return _Opened(None, found)
+
+    waiting = yield from known_results(unique(items), cache, sha, keys)
+    following: Future[_Opened] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="lrmil-open") as pool:
+        try:
+            for number, item in enumerate(waiting):
+                yield BatchEvent(Kind.STARTED, item.path)
+                ready = following or pool.submit(opened, item)
+                following = None
+                try:
+                    slide, prediction = ready.result()
+                    if number + 1 < len(waiting):
+                        following = pool.submit(opened, waiting[number + 1])
+                    if slide is None:
+                        yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=True)
+                        continue
+                    with slide:
+                        for step in _steps(slide, bundle, device, batch_size, threads):
+                            if step.prediction is None:
+                                yield BatchEvent(Kind.PROGRESS, item.path, progress=step.progress)
+                            else:
+                                prediction = step.prediction
+                except SLIDE_FAILURES as error:
+                    yield BatchEvent(Kind.FAILED, item.path, error=message_of(error))
+                    continue
+                assert prediction is not None
+                note = _kept(cache, prediction, keys(item.mpp))
+                yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, note=note)
+        finally:
+            if following is not None and not following.cancel():
+                _close(following)
+
+
+class _Step(NamedTuple):
+    progress: PredictProgress | None
+    prediction: SlidePrediction | None = None
+
+
+def _steps(
+    slide: Slide, bundle: ModelBundle, device: torch.device, batch_size: int, threads: int
+) -> Generator[_Step, None, None]:
+    """`predict_slide` with its result as the last step."""
+    from napari_lrmil.predict import predict_slide
+
+    steps = predict_slide(slide, bundle, device=device, batch_size=batch_size, threads=threads)
+    try:
+        while True:
+            try:
+                progress = next(steps)
+            except StopIteration as stop:
+                yield _Step(None, stop.value)
+                return
+            yield _Step(progress)
+    finally:
+        steps.close()
+
+
+def _kept(cache: ResultCache | None, prediction: SlidePrediction, key: str) -> str:
+    """A result that can't be kept is still one."""
+    if cache is not None:
+        try:
+            cache.put(prediction, key)
+        except CacheError as error:
+            return str(error)
+    return ""
+
+
+def _close(ready: Future[_Opened]) -> None:
+    try:
+        slide = ready.result().slide
+    except SLIDE_FAILURES:  # nobody waits for it any more
+        return
+    if slide is not None:
+        slide.close()

@@ -1,0 +1,24 @@
+"""Results kept on disk: opening a slide again shows them at once. Loads no torch until one is asked for."""
+
+from napari_lrmil.cache.room import DEFAULT_LIMIT_BYTES
+from napari_lrmil.cache.store import (
+    CACHE_DIR_VARIABLE,
+    CacheError,
+    CacheSize,
+    ResultCache,
+    default_cache_root,
+    result_key,
+)
+from napari_lrmil.cache.summary import ResultSummary, summarise
+
+__all__ = [
+    "CACHE_DIR_VARIABLE",
+    "DEFAULT_LIMIT_BYTES",
+    "CacheError",
+    "CacheSize",
+    "ResultCache",
+    "ResultSummary",
+    "default_cache_root",
+    "result_key",
+    "summarise",
+]

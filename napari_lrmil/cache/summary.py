@@ -1,0 +1,64 @@
+"""The few figures of a result that a list of slides shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from napari_lrmil.predict import SlidePrediction
+
+
+@dataclass(frozen=True)
+class ResultSummary:
+    """A `SlidePrediction` without its tiles, C classes.
+
+    Attributes
+    ----------
+    label : str
+        The most probable class.
+    probability : float
+        Of that class.
+    class_names, class_probabilities : tuples of length C
+    prediction_set : tuple of str, or None
+        Conformal set; None where the bundle states no level.
+    unsure, out_of_distribution : bool
+    ood_score : float or None
+    n_tiles : int
+    seconds : float
+        That the prediction took when it was made.
+    fingerprint, bundle_name, bundle_sha256 : str
+    """
+
+    label: str
+    probability: float
+    class_names: tuple[str, ...]
+    class_probabilities: tuple[float, ...]
+    prediction_set: tuple[str, ...] | None
+    unsure: bool
+    out_of_distribution: bool
+    ood_score: float | None
+    n_tiles: int
+    seconds: float
+    fingerprint: str
+    bundle_name: str
+    bundle_sha256: str
+
+
+def summarise(prediction: SlidePrediction) -> ResultSummary:
+    """The summary of a prediction."""
+    return ResultSummary(
+        label=prediction.label,
+        probability=float(prediction.class_probabilities.max()),
+        class_names=prediction.class_names,
+        class_probabilities=tuple(prediction.class_probabilities.tolist()),
+        prediction_set=prediction.prediction_set,
+        unsure=prediction.unsure,
+        out_of_distribution=prediction.out_of_distribution,
+        ood_score=prediction.ood_score,
+        n_tiles=len(prediction.tiles),
+        seconds=prediction.seconds,
+        fingerprint=prediction.slide_fingerprint,
+        bundle_name=prediction.bundle_name,
+        bundle_sha256=prediction.bundle_sha256,
+    )

@@ -1,0 +1,256 @@
+"""`lrmil predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from napari_lrmil.cli import console
+from napari_lrmil.cli.console import CacheDirOption, MppOption, errors_as_messages, tell_error
+from napari_lrmil.cli.results import (
+    ERRORS_NAME,
+    MAX_ROWS,
+    PREDICTIONS_NAME,
+    Outcome,
+    make_folder,
+    refuse_existing,
+    unique_stems,
+)
+from napari_lrmil.errors import LRMILError
+
+if TYPE_CHECKING:
+    from napari_lrmil.batch import BatchEvent
+    from napari_lrmil.cache import ResultCache
+    from napari_lrmil.model.bundle import BundleInfo
+    from napari_lrmil.worklist import ListedSlide
+
+_INTERRUPTED = 130
+"""What a shell expects of a program ended by Ctrl-C."""
+
+
+def predict(
+    slides: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Slides, folders of slides, or tables (CSV with the column path, and optionally slide_id, mpp).",
+            metavar="SLIDE|DIR|TABLE...",
+            show_default=False,
+        ),
+    ],
+    bundle: Annotated[
+        str,
+        typer.Option(
+            "--bundle",
+            "-b",
+            help="Folder of a model bundle, hf-hub:owner/name@revision, or 'demo' (demonstration only).",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for the results as files; made where missing. Without it they go into the cache alone.",
+            show_default=False,
+        ),
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders in folders too.")] = False,
+    mpp: MppOption = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Tiles a step.")] = 32,
+    threads: Annotated[int, typer.Option(min=1, help="Tiles decoded at once.")] = 2,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the files of an earlier run.")
+    ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute every slide, and keep nothing.")
+    ] = False,
+    cache_dir: CacheDirOption = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Scheduler of a dask.distributed cluster, such as tcp://host:8786. Its workers and this "
+            "computer share slides and --cache-dir.",
+            metavar="ADDRESS",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Label, probabilities and evidence of each slide, for the window and as files.
+
+    Results are kept: a slide is computed once for each bundle, and the window then shows it at once. With
+    --out, OUT/<slide>.json and OUT/<slide>.csv (its tiles) are written, and predictions.csv for all.
+
+    A slide that can't be read doesn't stop the others: errors are listed at the end and in errors.csv, and the
+    exit status is 1. Stop with Ctrl-C whenever you like; the same command goes on from there.
+    """
+    with errors_as_messages():
+        if no_cache and out is None:
+            raise LRMILError("with --no-cache nothing would stay: give --out a folder for the results")
+        if no_cache and cluster is not None:
+            raise LRMILError("a cluster hands its results over through the cache: leave --no-cache out")
+        wanted = _wanted(slides, recursive, mpp)
+        stems = unique_stems((slide.path, slide.slide_id) for slide in wanted)
+        if out is not None:
+            refuse_existing(out, stems.values(), overwrite)
+            make_folder(out)
+        from napari_lrmil.cache import ResultCache
+
+        cache = None if no_cache else ResultCache(cache_dir)
+        info, events = _begun(wanted, bundle, cache, device, batch_size, threads, cluster)
+        outcome = Outcome(stems)
+        stopped = lost = False
+        try:
+            with closing(events):
+                _follow(events, outcome, out)
+        except KeyboardInterrupt:
+            stopped = True
+        except LRMILError as error:  # the run's, not a slide's: what is done stays
+            tell_error(str(error))
+            lost = True
+        if outcome.done or outcome.failed:
+            if out is not None:
+                outcome.write(out, info.class_names)
+            _show(outcome, info, out)
+    if stopped or lost:
+        files = (
+            " (with --overwrite, as OUT holds the first results)" if out is not None and outcome.done else ""
+        )
+        kept = "" if cache is None else " Finished slides come from the cache then."
+        left = len(stems) - len(outcome.done) - len(outcome.failed)
+        console.err.print(
+            f"Stopped with {left} of {len(stems)} slides left. To go on, give the same command again{files}.{kept}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(_INTERRUPTED if stopped else 1)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _wanted(slides: list[Path], recursive: bool, mpp: float | None) -> list[ListedSlide]:
+    """The slides that the arguments mean; a table's mpp goes before the option's."""
+    from napari_lrmil.worklist import list_slides
+
+    found = [slide for path in slides for slide in list_slides(path, recursive=recursive)]
+    return [replace(slide, mpp=mpp) if slide.mpp is None else slide for slide in found]
+
+
+def _begun(
+    wanted: list[ListedSlide],
+    bundle: str,
+    cache: ResultCache | None,
+    device: str,
+    batch_size: int,
+    threads: int,
+    cluster: str | None,
+) -> tuple[BundleInfo, Generator[BatchEvent, None, None]]:
+    from napari_lrmil.batch import classify, classify_on_cluster
+    from napari_lrmil.model.bundle import load_bundle, load_info, resolve_bundle
+    from napari_lrmil.model.card import DEMONSTRATION_NOTE
+    from napari_lrmil.model.device import resolve_device
+
+    if cluster is None or cache is None:
+        torch_device = resolve_device(device)
+        model = load_bundle(bundle, device=torch_device)
+        info = model.info
+        events = classify(
+            wanted, model, cache=cache, device=torch_device, batch_size=batch_size, threads=threads
+        )
+    else:
+        info = load_info(bundle)
+        # Workers start in folders of their own; names ('demo', the hub's) mean the same there.
+        root, path = resolve_bundle(bundle), Path(bundle)
+        where = str(root.absolute()) if root in (path, path.parent) else bundle
+        events = classify_on_cluster(
+            wanted,
+            where,
+            info,
+            address=cluster,
+            cache=cache,
+            device=device,
+            batch_size=batch_size,
+            threads=threads,
+        )
+    if info.demonstration:
+        console.err.print(f"[yellow]{escape(info.name)}: {DEMONSTRATION_NOTE}[/]", highlight=False)
+    return info, events
+
+
+def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome, out: Path | None) -> None:
+    """Show how far it is, write files as slides finish, and note how each slide went."""
+    from napari_lrmil.cache import summarise
+    from napari_lrmil.export import write_prediction
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    to_compute = len(outcome.stems)
+    notes: set[str] = set()
+    # The pace of the last half hour: slides take minutes, and differ.
+    with Progress(*columns, console=console.err, transient=True, speed_estimate_period=1800) as progress:
+        whole = progress.add_task("slides", total=to_compute)
+        task: TaskID | None = None
+        for event in events:
+            if event.progress is not None:
+                if task is None:
+                    task = progress.add_task(f"  {escape(outcome.stems[event.path])}", total=None)
+                progress.update(task, completed=event.progress.tiles_done, total=event.progress.tiles_total)
+                continue
+            if event.prediction is None and not event.error:
+                continue
+            if task is not None:
+                progress.remove_task(task)
+                task = None
+            if event.prediction is not None:
+                if out is not None:
+                    try:
+                        write_prediction(event.prediction, out, stem=outcome.stems[event.path])
+                    except OSError as error:  # no slide after this one would fare better
+                        raise LRMILError(f"{out} can't take results ({error.strerror or error})") from error
+                outcome.done[event.path] = summarise(event.prediction)
+            else:
+                outcome.failed[event.path] = event.error
+            if event.note and event.note not in notes:
+                notes.add(event.note)
+                progress.console.print(
+                    f"[yellow]note:[/] {escape(event.note)}", highlight=False, soft_wrap=True
+                )
+            if event.cached:
+                # Out of the count: what comes at once says nothing of the time left.
+                outcome.cached.add(event.path)
+                to_compute -= 1
+                progress.update(whole, total=to_compute)
+            else:
+                progress.advance(whole)
+            told = [f"{len(outcome.cached)} from cache"] if outcome.cached else []
+            told += [f"[red]{len(outcome.failed)} failed[/]"] if outcome.failed else []
+            progress.update(whole, description=f"slides ({', '.join(told)})" if told else "slides")
+
+
+def _show(outcome: Outcome, info: BundleInfo, out: Path | None) -> None:
+    if outcome.done and len(outcome.stems) <= MAX_ROWS:
+        console.out.print(outcome.slides_table(info.class_names))
+    if len(outcome.stems) > 1:
+        console.out.print(outcome.counts_table())
+    if outcome.done and out is not None:
+        console.out.print(
+            f"Results: {out} (all slides: {PREDICTIONS_NAME})", highlight=False, markup=False, soft_wrap=True
+        )
+    if outcome.failed:
+        for path, text in outcome.failed.items():
+            tell_error(text if path.name in text else f"{path.name}: {text}")
+        where = f" They are listed in {out / ERRORS_NAME}." if out is not None else ""
+        console.err.print(
+            f"{len(outcome.failed)} of {len(outcome.stems)} slides failed.{where}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

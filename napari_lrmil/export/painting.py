@@ -1,0 +1,199 @@
+"""Values of tiles as colours over an area of the slide. One scale for PNG, reports and their colour bars."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:  # predict loads torch
+    from napari_lrmil.predict import SlidePrediction
+    from napari_lrmil.slide import Slide, TileGrid
+
+Area = tuple[float, float, float, float]
+
+ATTENTION = "attention"
+"""The channel of attention relative to uniform; every other channel is the name of a class."""
+
+LEAST_ATTENTION_TOP, LEAST_CONTRIBUTION = 4.0, 0.01
+"""What the scale reaches at least, so that a slide without evidence looks cold."""
+
+_COLD_ALPHA = 0.18
+_BAND_PX = 58
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Which value gets which colour.
+
+    Attributes
+    ----------
+    low, high : float
+        Values at the ends of the colour bar.
+    colormap : str
+        A perceptual map of matplotlib.
+    label : str
+        What the values are, for people.
+    """
+
+    low: float
+    high: float
+    colormap: Literal["viridis", "BrBG"]
+    label: str
+
+    @property
+    def diverging(self) -> bool:
+        """Whether 0 is the middle and clear, instead of the low end."""
+        return self.low < 0
+
+    def colours(self, values: NDArray[np.floating], *, thin: bool) -> NDArray[np.uint8]:
+        """(..., 4) uint8 RGBA; clear where a value is NaN, and with `thin` the clearer the colder."""
+        from matplotlib import colormaps
+
+        known = np.isfinite(values)
+        heat = np.clip((np.where(known, values, self.low) - self.low) / (self.high - self.low), 0, 1)
+        colours = np.asarray(colormaps[self.colormap](heat), np.float64)
+        if thin:
+            strength = np.abs(heat - 0.5) * 2 if self.diverging else heat
+            colours[..., 3] = _COLD_ALPHA + (1 - _COLD_ALPHA) * np.sqrt(strength)
+        colours[..., 3] *= known
+        painted: NDArray[np.uint8] = np.rint(colours * 255).astype(np.uint8)
+        return painted
+
+
+def values_of(prediction: SlidePrediction, channel: str) -> NDArray[np.float64]:
+    """(N,) values of the tiles: attention relative to uniform, or what each does to the probability of a class.
+
+    Raises
+    ------
+    ValueError
+        Where `channel` is neither 'attention' nor a class.
+    """
+    if channel == ATTENTION:
+        return prediction.attention_scores * len(prediction.tiles)
+    if channel not in prediction.class_names:
+        raise ValueError(f"no class {channel!r}; there are {', '.join(prediction.class_names)}")
+    found: NDArray[np.float64] = prediction.class_contributions[:, prediction.class_names.index(channel)]
+    return found
+
+
+def grid_values(prediction: SlidePrediction, channel: str) -> NDArray[np.float32]:
+    """(rows, cols) of `values_of` on the tile grid, NaN where no tile was read."""
+    tiles = prediction.tiles
+    values = np.full(tiles.grid.shape_yx, np.nan, np.float32)
+    values[tiles.rows, tiles.cols] = values_of(prediction, channel)
+    return values
+
+
+def scale_of(prediction: SlidePrediction, channel: str) -> Scale:
+    """The scale that fits the 99th percentile, and never stretches noise to full colour."""
+    values = values_of(prediction, channel)
+    if channel == ATTENTION:
+        top = max(LEAST_ATTENTION_TOP, float(np.percentile(values, 99)))
+        return Scale(1.0, top, "viridis", "attention, times average")
+    reach = max(LEAST_CONTRIBUTION, float(np.percentile(np.abs(values), 99)))
+    return Scale(-reach, reach, "BrBG", f"contribution of a tile to p({channel})")
+
+
+def paint(
+    values: NDArray[np.float32],
+    grid: TileGrid,
+    scale: Scale,
+    *,
+    area_l0_xywh: Area,
+    size_px: tuple[int, int],
+    thin: bool,
+) -> NDArray[np.uint8]:
+    """(height, width, 4) RGBA of an area: each pixel takes the tile that its centre lies in."""
+    rows, cols = (
+        np.floor((start + (np.arange(n) + 0.5) * length / n - origin) / step).astype(np.int64)
+        for start, length, n, origin, step in (
+            (area_l0_xywh[1], area_l0_xywh[3], size_px[1], grid.origin_l0_xy[1], grid.tile_l0_xy[1]),
+            (area_l0_xywh[0], area_l0_xywh[2], size_px[0], grid.origin_l0_xy[0], grid.tile_l0_xy[0]),
+        )
+    )
+    padded = np.pad(values, 1, constant_values=np.nan)
+    rows = np.clip(rows + 1, 0, values.shape[0] + 1)
+    cols = np.clip(cols + 1, 0, values.shape[1] + 1)
+    return scale.colours(padded[rows[:, None], cols[None]], thin=thin)
+
+
+def size_within(area_l0_xywh: Area, mpp_xy: tuple[float, float], max_px: int) -> tuple[int, int]:
+    """Width and height in px with the true proportions, the longer side `max_px`."""
+    width_um, height_um = area_l0_xywh[2] * mpp_xy[0], area_l0_xywh[3] * mpp_xy[1]
+    um_per_px = max(width_um, height_um) / max_px
+    return max(1, round(width_um / um_per_px)), max(1, round(height_um / um_per_px))
+
+
+def thumbnail(slide: Slide, *, max_px: int) -> Image.Image:
+    """The scanned area, its longer side `max_px` (less where level 0 has less). Never a stored image.
+
+    A thumbnail in the file may show the label.
+    """
+    from napari_lrmil.slide.resample import read_area
+
+    left, top, width, height = slide.bounds_l0_xywh
+    size = size_within((left, top, width, height), slide.mpp_xy, min(max_px, max(width, height)))
+    wanted = max(width / size[0], height / size[1])
+    fits = [level for level, scale in enumerate(slide.level_downsamples) if scale <= wanted * 1.02]
+    pixels = read_area(
+        slide,
+        level=max(fits, default=0),
+        corner_l0_xy=(left, top),
+        size_l0_xy=(width, height),
+        out_px_xy=size,
+    )
+    return Image.fromarray(pixels)
+
+
+def nice_length(limit: float) -> float:
+    """The greatest 1, 2 or 5 times a power of ten that isn't above `limit`."""
+    power = 10.0 ** math.floor(math.log10(limit))
+    return max(step * power for step in (1, 2, 5) if step * power <= limit * (1 + 1e-9))
+
+
+def length_text(um: float) -> str:
+    """``500 µm``, ``2 mm``."""
+    return f"{um:g} µm" if um < 1000 else f"{um / 1000:g} mm"
+
+
+@lru_cache(maxsize=4)
+def font_path(bold: bool = False) -> Path:
+    """DejaVu Sans, which matplotlib brings along on every system: µ, ≥, umlauts, Greek, Cyrillic."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"
+
+
+def band(width_px: int, um_per_px: float | None, scale: Scale | None) -> Image.Image:
+    """A strip to put under an image: scale bar on the left, colour bar on the right."""
+    unit = min(3.0, max(1.0, width_px / 640))
+    strip = Image.new("RGBA", (width_px, round(_BAND_PX * unit)), "white")
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.truetype(font_path(), round(13 * unit))
+    margin, top, below = round(10 * unit), round(8 * unit), round(22 * unit)
+    if um_per_px is not None:
+        um = nice_length(um_per_px * (width_px * (0.3 if scale else 0.6)))
+        draw.rectangle(
+            (margin, top + 4, margin + round(um / um_per_px) - 1, top + round(8 * unit)), fill="black"
+        )
+        draw.text((margin, below), length_text(um), fill="black", font=font)
+    if scale is not None:
+        bar = max(40, min(round(260 * unit), width_px // 2 - 2 * margin))
+        left = width_px - margin - bar
+        ramp = scale.colours(np.linspace(scale.low, scale.high, bar)[None].repeat(top + 4, 0), thin=False)
+        strip.paste(Image.fromarray(ramp), (left, top))
+        ends = (f"{scale.low:+.2g}", f"{scale.high:+.2g}") if scale.diverging else ("1", f"{scale.high:.2g}")
+        draw.text((left, below), ends[0], fill="black", font=font)
+        draw.text((left + bar, below), ends[1], fill="black", font=font, anchor="ra")
+        if draw.textlength(scale.label, font=font) <= width_px - 2 * margin:
+            draw.text(
+                (width_px - margin, round(39 * unit)), scale.label, fill="black", font=font, anchor="ra"
+            )
+    return strip

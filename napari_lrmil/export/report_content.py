@@ -1,0 +1,276 @@
+"""What a slide's report says, in plain values: HTML and PDF only set it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Generator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from napari_lrmil import __version__
+from napari_lrmil.export.painting import ATTENTION, Scale, font_path, grid_values, paint, scale_of, thumbnail
+from napari_lrmil.export.tables import shown_name
+from napari_lrmil.model.card import DEMONSTRATION_NOTE
+
+if TYPE_CHECKING:  # both load torch
+    from napari_lrmil.evidence import DeletionCurve
+    from napari_lrmil.model.bundle import BundleInfo
+    from napari_lrmil.predict import SlidePrediction
+    from napari_lrmil.slide import Slide
+
+NOT_CLEARED_NOTE = "Not cleared as a medical device; not a diagnosis."
+FINGERPRINT_NOTE = (
+    "SHA-256 of the sizes of the slide's files and of the first and last MiB of the largest; "
+    "not of every byte, and not of its name."
+)
+
+_OVERLAY_OPACITY = 0.75
+_THUMBNAIL_PX = 900
+_TILE_MPP, _TILE_MAX_PX = 0.5, 768
+
+
+class ReportProgress(NamedTuple):
+    """How far a report is."""
+
+    done: int
+    total: int
+    doing: str
+
+
+class Verdict(NamedTuple):
+    """What the reviewer said of a slide."""
+
+    decision: Literal["agree", "disagree", "unsure"] | None = None
+    note: str = ""
+    when: datetime | str | None = None
+
+
+class ReportTile(NamedTuple):
+    """One tile as a picture."""
+
+    jpeg: bytes
+    mpp: float
+    attention: float
+    contribution: float
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that a report shows; pictures are encoded already."""
+
+    name: str
+    label: str
+    verdict_line: str
+    warnings: tuple[str, ...]
+    note: str
+    classes: tuple[tuple[str, float], ...]
+    trust: tuple[str, ...]
+    plain_jpeg: bytes
+    overlay_jpeg: bytes
+    picture_px: tuple[int, int]
+    um_per_px: float
+    scale: Scale
+    tiles: tuple[ReportTile, ...]
+    tile_um: float
+    read_mpp: float
+    deletion: DeletionCurve
+    deletion_line: str
+    verdict: Verdict
+    verdict_text: str
+    model_facts: tuple[tuple[str, str], ...]
+    slide_facts: tuple[tuple[str, str], ...]
+
+
+def gather(
+    prediction: SlidePrediction,
+    slide: Slide,
+    info: BundleInfo,
+    *,
+    verdict: Verdict | None,
+    n_tiles: int,
+    show_identifiers: bool,
+    written: datetime,
+    total: int,
+) -> Generator[ReportProgress, None, ReportContent]:
+    """Read the pictures and put the text together, step by step."""
+    yield ReportProgress(0, total, "reading the overview")
+    plain = thumbnail(slide, max_px=_THUMBNAIL_PX)
+    scale = scale_of(prediction, ATTENTION)
+    left, top, width, height = (float(value) for value in slide.bounds_l0_xywh)
+    colours = paint(
+        grid_values(prediction, ATTENTION),
+        prediction.tiles.grid,
+        scale,
+        area_l0_xywh=(left, top, width, height),
+        size_px=plain.size,
+        thin=True,
+    )
+    colours[..., 3] = np.rint(colours[..., 3] * _OVERLAY_OPACITY).astype(np.uint8)
+    overlay = Image.alpha_composite(plain.convert("RGBA"), Image.fromarray(colours)).convert("RGB")
+    predicted = int(prediction.class_probabilities.argmax())
+    contributions = prediction.class_contributions[:, predicted]
+    order: list[int] = np.argsort(-contributions, kind="stable")[:n_tiles].tolist()
+    _mark(overlay, prediction, order, (left, top), plain.width / width)
+    tiles = []
+    for number, index in enumerate(order):
+        yield ReportProgress(1 + number, total, f"reading tile {number + 1} of {len(order)}")
+        jpeg, mpp = _tile_jpeg(prediction, slide, index)
+        attention = float(prediction.attention_scores[index] * len(prediction.tiles))
+        tiles.append(ReportTile(jpeg, mpp, attention, float(contributions[index])))
+    warnings = []
+    if prediction.out_of_distribution:
+        warnings.append("Unlike the slides this model was trained on: its result may be wrong.")
+    if prediction.unsure:
+        warnings.append("Unsure: more than one class remains possible.")
+    verdict = verdict or Verdict()
+    return ReportContent(
+        name=shown_name(prediction, show_identifiers=show_identifiers),
+        label=prediction.label,
+        verdict_line=f"{prediction.label}, {prediction.class_probabilities[predicted]:.1%}",
+        warnings=tuple(warnings),
+        note=DEMONSTRATION_NOTE if prediction.demonstration else NOT_CLEARED_NOTE,
+        classes=tuple(zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True)),
+        trust=_trust(prediction),
+        plain_jpeg=_jpeg(plain),
+        overlay_jpeg=_jpeg(overlay),
+        picture_px=plain.size,
+        um_per_px=width * prediction.mpp_xy[0] / plain.width,
+        scale=scale,
+        tiles=tuple(tiles),
+        tile_um=prediction.tiles.grid.spec.tile_um,
+        read_mpp=prediction.tiles.grid.spec.mpp,
+        deletion=prediction.deletion,
+        deletion_line=_deletion_line(prediction),
+        verdict=verdict,
+        verdict_text=_verdict_text(verdict),
+        model_facts=_model_facts(prediction, info),
+        slide_facts=_slide_facts(prediction, slide, written),
+    )
+
+
+def _mark(
+    picture: Image.Image,
+    prediction: SlidePrediction,
+    order: list[int],
+    corner_l0_xy: tuple[float, float],
+    px_per_l0: float,
+) -> None:
+    """Outline the tiles of the report and number them as there."""
+    tiles = prediction.tiles
+    draw, font = ImageDraw.Draw(picture), ImageFont.truetype(font_path(bold=True), 26)
+    for number, index in enumerate(order, start=1):
+        row, col = int(tiles.rows[index]), int(tiles.cols[index])
+        ends = (tiles.grid.corner_l0_xy(row, col), tiles.grid.corner_l0_xy(row + 1, col + 1))
+        box = [
+            (value - corner) * px_per_l0
+            for end in ends
+            for value, corner in zip(end, corner_l0_xy, strict=True)
+        ]
+        draw.rectangle(box, outline="black", width=3)
+        middle = ((box[0] + min(box[2], picture.width)) / 2, (box[1] + min(box[3], picture.height)) / 2)
+        draw.text(
+            middle, str(number), fill="white", stroke_fill="black", stroke_width=3, font=font, anchor="mm"
+        )
+
+
+def _tile_jpeg(prediction: SlidePrediction, slide: Slide, index: int) -> tuple[bytes, float]:
+    """A tile finer than the model read it, at `_TILE_MPP` where the slide and the page's weight allow it."""
+    from napari_lrmil.slide.geometry import choose_level
+    from napari_lrmil.slide.resample import read_area
+
+    tiles = prediction.tiles
+    finest = min(slide.level_mpps)
+    mpp = max(finest, _TILE_MPP, tiles.grid.spec.tile_um / _TILE_MAX_PX)
+    mpp = min(mpp, tiles.grid.spec.mpp)
+    px = max(1, round(tiles.grid.spec.tile_um / mpp))
+    pixels = read_area(
+        slide,
+        level=choose_level(slide.level_mpps, max(mpp, finest)),
+        corner_l0_xy=tiles.grid.corner_l0_xy(int(tiles.rows[index]), int(tiles.cols[index])),
+        size_l0_xy=tiles.grid.tile_l0_xy,
+        out_px_xy=(px, px),
+        keep_tiles=False,
+    )
+    return _jpeg(Image.fromarray(pixels)), tiles.grid.spec.tile_um / px
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=88, subsampling=0)
+    return buffer.getvalue()
+
+
+def _trust(prediction: SlidePrediction) -> tuple[str, ...]:
+    if prediction.prediction_set is None:
+        lines = ["Prediction set: this model states none."]
+    else:
+        coverage = "" if prediction.coverage is None else f" (at {prediction.coverage:.0%} coverage)"
+        lines = [f"Prediction set{coverage}: {', '.join(prediction.prediction_set)}."]
+    if prediction.ood_score is None or prediction.ood_threshold is None:
+        lines.append("Distance to training slides: this model states none.")
+    else:
+        side = "above" if prediction.out_of_distribution else "within"
+        lines.append(
+            f"Distance to training slides: {prediction.ood_score:.3g}, {side} the limit of "
+            f"{prediction.ood_threshold:.3g}."
+        )
+    return tuple(lines)
+
+
+def _deletion_line(prediction: SlidePrediction) -> str:
+    gain = prediction.deletion.area_gain
+    meaning = (
+        "removing the tiles that speak for the class lowers its probability faster than removing any tiles"
+        if gain > 0.02
+        else "removing the tiles that speak for the class does little more than removing any tiles"
+    )
+    return f"Area between the curves {gain:+.3f}: {meaning}."
+
+
+def _verdict_text(verdict: Verdict) -> str:
+    if verdict.decision is None and not verdict.note:
+        return "Not reviewed."
+    said = {
+        "agree": "Agrees with the model.",
+        "disagree": "Disagrees with the model.",
+        "unsure": "The reviewer is unsure.",
+        None: "No verdict.",
+    }
+    when = verdict.when.isoformat(" ", "minutes") if isinstance(verdict.when, datetime) else verdict.when
+    return said[verdict.decision] + (f" ({when})" if when else "")
+
+
+def _model_facts(prediction: SlidePrediction, info: BundleInfo) -> tuple[tuple[str, str], ...]:
+    tiles = info.tiles
+    # What may be long comes last: where a page is full, that is cut.
+    return (
+        ("Model", info.name),
+        ("Use", DEMONSTRATION_NOTE if info.demonstration else NOT_CLEARED_NOTE),
+        ("Licence", info.licence),
+        ("Reads", f"tiles of {tiles.tile_px} px at {tiles.mpp:g} µm/px, ≥ {tiles.min_tissue:.0%} tissue"),
+        ("Made", info.provenance.created[:10]),
+        ("Bundle", f"SHA-256 of the weights {prediction.bundle_sha256}"),
+        ("Training data", info.provenance.training_data),
+        ("About", info.description),
+    )
+
+
+def _slide_facts(prediction: SlidePrediction, slide: Slide, written: datetime) -> tuple[tuple[str, str], ...]:
+    mpp_x, mpp_y = prediction.mpp_xy
+    _, _, width, height = slide.bounds_l0_xywh
+    pixel = f"{mpp_x:.4g}" if mpp_x == mpp_y else f"{mpp_x:.4g} × {mpp_y:.4g}"
+    return (
+        ("Scanned area", f"{width * mpp_x / 1000:.2f} × {height * mpp_y / 1000:.2f} mm at {pixel} µm/px"),
+        (
+            "Tiles read",
+            f"{len(prediction.tiles)} from level {prediction.level} ({prediction.level_mpp:.3g} µm/px)",
+        ),
+        ("Time taken", f"{prediction.seconds:.1f} s on {prediction.device}"),
+        ("Fingerprint", f"{prediction.slide_fingerprint}. {FINGERPRINT_NOTE}"),
+        ("Classified by", f"napari-lrmil {prediction.version}"),
+        ("Report", f"napari-lrmil {__version__}, {written.isoformat(' ', 'minutes')}"),
+    )

@@ -1,0 +1,283 @@
+"""A slide's report as a PDF of one page.
+
+ReportLab: BSD, kept up since 2000, pure Python without system libraries, and it lays text out in boxes of
+a given size, so that one page stays one page whatever a note says.
+"""
+
+from __future__ import annotations
+
+import io
+from xml.sax.saxutils import escape
+
+import numpy as np
+from reportlab.lib.colors import Color, HexColor, black
+from reportlab.lib.pagesizes import A4, LETTER
+from reportlab.lib.styles import ParagraphStyle
+from reportlab.lib.utils import ImageReader
+from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfgen.canvas import Canvas
+from reportlab.platypus import Paragraph
+
+from napari_lrmil.export.painting import length_text, nice_length
+from napari_lrmil.export.report_content import ReportContent
+from napari_lrmil.export.report_fonts import BOLD, FONT, one_line, printable, register_fonts
+from napari_lrmil.export.report_html import tiles_line
+
+_MARGIN, _GAP = 32.0, 12.0
+_GREY, _BLUE, _AMBER = HexColor("#555555"), HexColor("#2a5a83"), HexColor("#b35900")
+_CUT = " … (cut; the HTML report has all)"
+
+
+def render_pdf(content: ReportContent, *, page: str) -> bytes:
+    """The whole file: one page.
+
+    Parameters
+    ----------
+    content : ReportContent
+    page : {'A4', 'letter'}
+    """
+    register_fonts()
+    buffer = io.BytesIO()
+    size = A4 if page == "A4" else LETTER
+    canvas = Canvas(buffer, pagesize=size, pageCompression=1)
+    canvas.setTitle(f"LRMIL report: {content.name}")
+    canvas.setAuthor("napari-lrmil")
+    canvas.setSubject(content.note)
+    _Sheet(canvas, content, size).draw()
+    canvas.showPage()
+    canvas.save()
+    return buffer.getvalue()
+
+
+class _Sheet:
+    """Draws from the top downwards; `y` is where the next thing may begin."""
+
+    def __init__(self, canvas: Canvas, content: ReportContent, size: tuple[float, float]) -> None:
+        self.canvas, self.content = canvas, content
+        self.width, self.y = size[0] - 2 * _MARGIN, size[1] - _MARGIN
+        self.overview_height = size[1] - 600
+
+    def draw(self) -> None:
+        self._head()
+        self._overview()
+        self._tiles()
+        self._curve_and_slide()
+        self._card()
+
+    def text(
+        self,
+        text: str,
+        x: float,
+        top: float,
+        width: float,
+        height: float,
+        *,
+        size: float = 8,
+        bold: bool = False,
+        color: Color = black,
+    ) -> float:
+        """Set a text into a box, smaller and at last cut where it is too long. Returns its bottom."""
+        markup = escape(printable(text)).replace("\n", "<br/>")
+        while True:
+            style = ParagraphStyle(
+                "text", fontName=BOLD if bold else FONT, fontSize=size, leading=size * 1.25, textColor=color
+            )
+            style.splitLongWords = 1
+            paragraph = Paragraph(markup, style)
+            _, used = paragraph.wrap(width, height)
+            if used <= height + 0.1:
+                paragraph.drawOn(self.canvas, x, top - used)
+                return float(top - used)
+            if size > 6.2:
+                size = max(6.0, size - 0.5)
+                continue
+            # Far too long: cut to about what fits, then a little more each time.
+            keep = (
+                min(len(text) - 1, int(len(text) * height / used))
+                if _CUT not in text
+                else len(text) * 9 // 10
+            )
+            text = text.removesuffix(_CUT)[: max(1, keep - len(_CUT))].rstrip() + _CUT
+            if keep <= len(_CUT):
+                return top
+            markup = escape(printable(text)).replace("\n", "<br/>")
+
+    def picture(self, jpeg: bytes, x: float, top: float, width: float, height: float) -> tuple[float, float]:
+        """Fit a picture into a box at its top left. Returns its size."""
+        reader = ImageReader(io.BytesIO(jpeg))
+        px_x, px_y = reader.getSize()
+        zoom = min(width / px_x, height / px_y)
+        size = (px_x * zoom, px_y * zoom)
+        self.canvas.drawImage(reader, x, top - size[1], *size)
+        return size
+
+    def _head(self) -> None:
+        content, canvas = self.content, self.canvas
+        self.text("LRMIL slide report", _MARGIN, self.y, self.width * 0.4, 20, size=14, bold=True)
+        name = printable(content.name.replace("\n", " "))
+        size = 9.0
+        while size > 6 and pdfmetrics.stringWidth(name, FONT, size) > self.width * 0.6:
+            size -= 0.5
+        name = one_line(name, size, self.width * 0.6)
+        canvas.setFont(FONT, size)
+        canvas.drawRightString(_MARGIN + self.width, self.y - 13, name)
+        self.y -= 24
+        canvas.setStrokeColor(_AMBER)
+        canvas.setLineWidth(1.2)
+        canvas.rect(_MARGIN, self.y - 17, self.width, 17, fill=0)
+        self.text(content.note, _MARGIN + 6, self.y - 3, self.width - 12, 12, size=9, bold=True)
+        self.y -= 17 + _GAP
+
+    def _overview(self) -> None:
+        content, canvas, height = self.content, self.canvas, self.overview_height
+        column = (self.width - 2 * _GAP) * 0.31
+        width, used = self.picture(content.plain_jpeg, _MARGIN, self.y, column, height)
+        bar_um = nice_length(0.5 * content.picture_px[0] * content.um_per_px)
+        bar = width * bar_um / (content.picture_px[0] * content.um_per_px)
+        canvas.setFillColor(black)
+        canvas.rect(_MARGIN, self.y - used - 7, bar, 2.2, fill=1, stroke=0)
+        self.text(length_text(bar_um), _MARGIN, self.y - used - 9, column, 10, size=7)
+        x = _MARGIN + column + _GAP
+        width, used = self.picture(content.overlay_jpeg, x, self.y, column, height)
+        colours = content.scale.colours(np.linspace(content.scale.low, content.scale.high, 64), thin=False)
+        for number, (r, g, b, _) in enumerate(colours.tolist()):
+            canvas.setFillColorRGB(r / 255, g / 255, b / 255)
+            canvas.rect(x + number * width / 64, self.y - used - 9, width / 64 + 0.3, 5, fill=1, stroke=0)
+        canvas.setFillColor(black)
+        canvas.setFont(FONT, 7)
+        canvas.drawString(x, self.y - used - 17, "1")
+        canvas.drawRightString(x + width, self.y - used - 17, f"{content.scale.high:.2g}")
+        self.text(
+            f"{content.scale.label}; clear: no tile read; numbers: tiles below",
+            x,
+            self.y - used - 19,
+            column,
+            18,
+            size=7,
+        )
+        x += column + _GAP
+        result = self._result(x, self.y, _MARGIN + self.width - x, height + 34)
+        self.y = min(result, self.y - used - 38) - _GAP
+
+    def _result(self, x: float, top: float, width: float, height: float) -> float:
+        content, canvas, floor = self.content, self.canvas, top - height
+        y = self.text(content.verdict_line, x, top, width, 30, size=14, bold=True) - 4
+        for warning in content.warnings:
+            bottom = self.text(f"⚠ {warning}", x + 6, y, width - 6, 22, size=8, bold=True, color=_AMBER)
+            canvas.setFillColor(_AMBER)
+            canvas.rect(x, bottom - 1, 2.5, y - bottom, fill=1, stroke=0)
+            y = bottom - 4
+        ranked = sorted(content.classes, key=lambda pair: -pair[1])
+        shown = content.classes if len(content.classes) <= 6 else tuple(ranked[:5])
+        for name, probability in shown:
+            canvas.setFillColor(black)
+            canvas.setFont(FONT, 7.5)
+            canvas.drawString(x, y - 8.5, one_line(printable(name), 7.5, width * 0.4))
+            canvas.drawRightString(x + width, y - 8.5, f"{probability:.1%}")
+            left, length = x + width * 0.43, width * 0.38
+            canvas.setFillColor(HexColor("#e6e6e6"))
+            canvas.rect(left, y - 9, length, 7, fill=1, stroke=0)
+            canvas.setFillColor(_BLUE)
+            canvas.rect(left, y - 9, length * probability, 7, fill=1, stroke=0)
+            y -= 11.5
+        if len(shown) < len(content.classes):
+            rest = f"and {len(content.classes) - len(shown)} less probable classes"
+            y = self.text(rest, x, y, width, 10, size=7)
+        y -= 3
+        for line in content.trust:
+            y = self.text(line, x, y, width, max(9.0, min(27.0, y - floor - 50)), size=7.5) - 2
+        y = self.text("Reviewer", x, y - 2, width, 12, size=9, bold=True) - 1
+        y = self.text(content.verdict_text, x, y, width, 11, size=7.5) - 1
+        if content.verdict.note:
+            y = self.text(content.verdict.note, x, y, width, y - floor, size=7.5)
+        return y
+
+    def _heading(self, text: str, x: float, width: float, y: float) -> float:
+        return self.text(text, x, y, width, 13, size=9, bold=True) - 4
+
+    def _tiles(self) -> None:
+        content = self.content
+        title = f"The {len(content.tiles)} tiles that speak most for {content.label}"
+        self.y = self._heading(title, _MARGIN, self.width, self.y)
+        columns = max(6, len(content.tiles))
+        step = (self.width + 6) / columns
+        for number, tile in enumerate(content.tiles):
+            x = _MARGIN + number * step
+            self.picture(tile.jpeg, x, self.y, step - 6, step - 6)
+            self.canvas.setStrokeColor(HexColor("#bbbbbb"))
+            self.canvas.setLineWidth(0.5)
+            self.canvas.rect(x, self.y - step + 6, step - 6, step - 6, fill=0)
+            caption = f"{number + 1}. p {tile.contribution:+.4f}\nattention {tile.attention:.2g}×"
+            self.text(caption, x, self.y - step + 4, step - 6, 20, size=7)
+        self.y -= step + 18
+        self.y = (
+            self.text(tiles_line(content), _MARGIN, self.y, self.width, 20, size=7, color=_GREY) - _GAP / 2
+        )
+
+    def _curve_and_slide(self) -> None:
+        half = (self.width - _GAP * 1.5) / 2
+        top = self.y
+        below = self._heading("Do these tiles matter?", _MARGIN, half, top)
+        self._curve(_MARGIN + 22, below - 82, half - 24, 80)
+        bottom = self.text(self.content.deletion_line, _MARGIN, below - 106, half, 24, size=7)
+        x = _MARGIN + half + _GAP * 1.5
+        facts = self._facts(self.content.slide_facts, x, self._heading("Slide", x, half, top), half, 130)
+        self.y = min(bottom, facts) - _GAP / 2
+
+    def _curve(self, x: float, y: float, width: float, height: float) -> None:
+        canvas, curve = self.canvas, self.content.deletion
+        canvas.setStrokeColor(HexColor("#999999"))
+        canvas.setLineWidth(0.6)
+        canvas.rect(x, y, width, height, fill=0)
+
+        def trace(values: list[float]) -> list[tuple[float, float]]:
+            pairs = zip(curve.fractions.tolist(), values, strict=True)
+            return [(x + width * share, y + height * value) for share, value in pairs]
+
+        def path(points: list[tuple[float, float]], *, fill: bool) -> None:
+            line = canvas.beginPath()
+            line.moveTo(*points[0])
+            for point in points[1:]:
+                line.lineTo(*point)
+            canvas.drawPath(line, stroke=int(not fill), fill=int(fill))
+
+        canvas.setFillColor(HexColor("#d9d9d9"))
+        path(trace(curve.random_high.tolist()) + trace(curve.random_low.tolist())[::-1], fill=True)
+        canvas.setStrokeColor(HexColor("#666666"))
+        canvas.setLineWidth(1)
+        canvas.setDash(4, 3)
+        path(trace(curve.random_mean.tolist()), fill=False)
+        canvas.line(x + 110, y - 19, x + 126, y - 19)
+        canvas.setDash()
+        canvas.setStrokeColor(HexColor("#0072b2"))
+        canvas.setLineWidth(1.6)
+        path(trace(curve.by_evidence.tolist()), fill=False)
+        canvas.line(x, y - 19, x + 16, y - 19)
+        canvas.setFillColor(black)
+        canvas.setFont(FONT, 6.5)
+        canvas.drawRightString(x - 3, y + height - 5, "1")
+        canvas.drawRightString(x - 3, y, "0")
+        canvas.drawString(x, y - 8, "0%")
+        canvas.drawRightString(x + width, y - 8, "100% of the tiles removed")
+        canvas.drawString(x + 20, y - 21, "strongest tiles first")
+        canvas.drawString(x + 130, y - 21, "random order, 5–95%")
+        canvas.saveState()
+        canvas.translate(x - 12, y + height / 2)
+        canvas.rotate(90)
+        canvas.drawCentredString(0, 0, one_line(printable(f"p({self.content.label})"), 6.5, height))
+        canvas.restoreState()
+
+    def _card(self) -> None:
+        self.y = self._heading("Model card", _MARGIN, self.width, self.y)
+        self._facts(self.content.model_facts, _MARGIN, self.y, self.width, self.y - _MARGIN)
+
+    def _facts(
+        self, facts: tuple[tuple[str, str], ...], x: float, top: float, width: float, height: float
+    ) -> float:
+        y, floor, key = top, top - height, 66.0
+        for number, (name, value) in enumerate(facts):
+            # What comes after needs a line each; the rest is this one's.
+            room = min(46.0, y - floor - 10.5 * (len(facts) - number - 1))
+            self.text(name, x, y, key, 10, size=7, color=_GREY)
+            y = min(y - 9, self.text(value, x + key, y, width - key, max(9.0, room), size=7)) - 1.5
+        return y

@@ -1,0 +1,236 @@
+"""Which slides a folder or a table holds. None is opened: a thousand are listed in a blink."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from napari_lrmil.cache.files import vms_parts
+from napari_lrmil.worklist.errors import WorklistError
+
+SLIDE_SUFFIXES = frozenset(
+    {".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide", ".tif", ".tiff"}
+)
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
+TABLE_COLUMNS = ("path", "slide_id", "mpp", "label")
+
+_ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
+_HEADER_BYTES = 2**14
+_SLIDE_CLASS = b"1.2.840.10008.5.1.4.1.1.77.1.6"
+_SERIES = re.compile(rb"\x20\x00\x0e\x00(?:UI..|..\x00\x00)([0-9.]+)", re.DOTALL)
+"""Series instance UID, with its type spelled out or not."""
+
+
+@dataclass(frozen=True)
+class ListedSlide:
+    """A slide of a folder or a table.
+
+    Attributes
+    ----------
+    path : Path
+        A file, or a folder of DICOM files or OME-Zarr.
+    slide_id : str
+    mpp : float, optional
+        µm per level-0 pixel, where the table gives it.
+    known_label : str, optional
+        The table's.
+    """
+
+    path: Path
+    slide_id: str
+    mpp: float | None = None
+    known_label: str | None = None
+
+
+def list_slides(path: Path, *, recursive: bool = False) -> list[ListedSlide]:
+    """The slides that a path means: those of a folder, the rows of a table, or itself.
+
+    Parameters
+    ----------
+    path : Path
+    recursive : bool
+        Folders in folders too.
+
+    Raises
+    ------
+    WorklistError
+        Where there is no slide, or a table is wrong.
+    """
+    if path.is_dir():
+        found = [ListedSlide(slide, _id_of(slide)) for slide in find_slides(path, recursive=recursive)]
+        if not found:
+            deeper = "" if recursive else " Slides in folders below it are found with --recursive."
+            raise WorklistError(f"{path} holds no slides.{deeper}")
+        return found
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return read_slide_table(path)
+    return [ListedSlide(path, _id_of(path))]
+
+
+def find_slides(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The slides of a folder, by name. Files that belong to a slide aren't listed beside it.
+
+    DICOM files of one series are one slide, as are OME-Zarr folders. PNG and JPEG regions are listed where
+    a folder holds nothing else that is a slide: beside slides they are pictures of them.
+
+    Raises
+    ------
+    WorklistError
+        Where the folder can't be read.
+    """
+    if _is_zarr(folder):
+        return [folder]
+    found: list[Path] = []
+    seen = {folder.resolve()}
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        slides, below = _slides_in(here)
+        found += slides
+        for inner in below:
+            # Links can lead back to where we came from.
+            where = inner.resolve()
+            if where in seen:
+                continue
+            seen.add(where)
+            if recursive:
+                waiting.append(inner)
+            elif _is_dicom_slide(inner):
+                found.append(inner)
+    return sorted(found, key=lambda path: natural(str(path.relative_to(folder))))
+
+
+def natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts slide 2 before slide 10, whatever the case."""
+    return tuple(
+        (0, int(part), "") if part.isdecimal() else (1, 0, part.casefold())
+        for part in re.split(r"(\d+)", name)
+        if part
+    )
+
+
+def read_slide_table(path: Path) -> list[ListedSlide]:
+    """Rows of a CSV with the column path, and optionally slide_id, mpp and label; others are left alone.
+
+    Relative paths start at the table's folder. Commas, semicolons and tabs part the columns.
+
+    Raises
+    ------
+    WorklistError
+        Listing everything that is wrong at once.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise WorklistError(f"no such slide table: {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise WorklistError(f"{path} can't be read as a table ({error}); save it as CSV in UTF-8") from error
+    head = text.partition("\n")[0]
+    reader = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count))
+    columns = {(name or "").strip().lower(): name for name in reader.fieldnames or []}
+    if "path" not in columns:
+        raise WorklistError(
+            f"{path} has no column 'path'. Its first line must name the columns, such as: path,mpp"
+        )
+    rows: list[ListedSlide] = []
+    problems: list[str] = []
+    lines: dict[Path, int] = {}
+    try:
+        for record in reader:
+            text_of = {key: (record.get(columns.get(key, "")) or "").strip() for key in TABLE_COLUMNS}
+            if not text_of["path"]:
+                problems.append(f"line {reader.line_num}: path is empty")
+                continue
+            mpp = _mpp(text_of["mpp"])
+            if text_of["mpp"] and mpp is None:
+                problems.append(f"line {reader.line_num}: mpp {text_of['mpp']!r} is no number above 0")
+            slide = path.parent / Path(text_of["path"]).expanduser()
+            first = lines.setdefault(slide, reader.line_num)
+            if first != reader.line_num:
+                problems.append(f"lines {first} and {reader.line_num} name the same slide")
+            rows.append(
+                ListedSlide(slide, text_of["slide_id"] or _id_of(slide), mpp, text_of["label"] or None)
+            )
+    except csv.Error as error:
+        raise WorklistError(f"{path} can't be read as a table ({error})") from error
+    if problems:
+        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise WorklistError(f"{path}: {shown}")
+    if not rows:
+        raise WorklistError(f"{path} has no rows")
+    return rows
+
+
+def _slides_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Slides of a folder, and the folders in it that may hold more."""
+    try:
+        visible = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        files = {entry.name: Path(entry.path) for entry in visible if entry.is_file()}
+        folders = {entry.name: Path(entry.path) for entry in visible if entry.is_dir()}
+    except OSError as error:
+        raise WorklistError(f"{folder} can't be read ({error.strerror})") from error
+    zarrs = [path for path in folders.values() if _is_zarr(path)]
+    mirax = {path.stem for path in files.values() if path.suffix.lower() == ".mrxs"}
+    below = [path for name, path in folders.items() if path not in zarrs and name not in mirax]
+    slides = zarrs + [path for path in files.values() if path.suffix.lower() in SLIDE_SUFFIXES]
+    series = _dicom_series([path for path in files.values() if path.suffix.lower() in (".dcm", "")])
+    if len(series) == 1 and not slides and not below:
+        slides.append(folder)
+    else:
+        # The largest file is the one that the others are levels of.
+        slides += [max(group, key=lambda path: path.stat().st_size) for group in series]
+    if not slides:
+        slides = [path for path in files.values() if path.suffix.lower() in IMAGE_SUFFIXES]
+    parts: set[str] = set()
+    for path in slides:
+        if path.suffix.lower() in (".vms", ".vmu"):
+            parts |= vms_parts(path)
+    return [path for path in slides if path.name not in parts], below
+
+
+def _is_zarr(folder: Path) -> bool:
+    if folder.suffix.lower() == ".zarr":
+        return True
+    return any((folder / name).is_file() for name in _ZARR_MARKS)
+
+
+def _is_dicom_slide(folder: Path) -> bool:
+    try:
+        slides, _ = _slides_in(folder)
+    except WorklistError:
+        return False
+    return slides == [folder]
+
+
+def _dicom_series(files: list[Path]) -> list[list[Path]]:
+    """Files of each series of whole-slide images, in the order of their names."""
+    groups: dict[bytes, list[Path]] = {}
+    for path in sorted(files):
+        try:
+            with path.open("rb") as file:
+                header = file.read(_HEADER_BYTES)
+        except OSError:
+            continue
+        if header[128:132] == b"DICM" and _SLIDE_CLASS in header:
+            match = _SERIES.search(header)
+            groups.setdefault(match[1] if match else path.name.encode(), []).append(path)
+    return list(groups.values())
+
+
+def _id_of(path: Path) -> str:
+    """As `Slide.name`; a folder keeps its dots."""
+    return (
+        path.stem if path.suffix.lower() in SLIDE_SUFFIXES | IMAGE_SUFFIXES | {".dcm", ".zarr"} else path.name
+    )
+
+
+def _mpp(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < float("inf") else None

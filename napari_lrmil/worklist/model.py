@@ -1,0 +1,233 @@
+"""A folder or table of slides with what is known of each: result, verdict, errors. Knows no window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from napari_lrmil.cache import ResultCache, ResultSummary
+from napari_lrmil.worklist.errors import WorklistError
+from napari_lrmil.worklist.items import (
+    RESTING,
+    STATUS_RANK,
+    Order,
+    Status,
+    WorklistItem,
+    differ,
+    doubt_of,
+    settled,
+)
+from napari_lrmil.worklist.listing import ListedSlide, list_slides, natural
+from napari_lrmil.worklist.reviews import VERDICTS, Review, ReviewFile, Verdict
+
+
+class Worklist:
+    """Slides in the order of their names, and what is known of each.
+
+    For one thread: workers hand over what they find.
+
+    Parameters
+    ----------
+    slides : iterable of ListedSlide
+    reviews : ReviewFile
+    """
+
+    def __init__(self, slides: Iterable[ListedSlide], reviews: ReviewFile) -> None:
+        self.reviews = reviews
+        self._items: dict[Path, WorklistItem] = {
+            slide.path: WorklistItem(slide.path, slide.slide_id, mpp=slide.mpp, known_label=slide.known_label)
+            for slide in slides
+        }
+        self.reload_reviews()
+
+    @classmethod
+    def open(cls, path: str | Path, *, recursive: bool = False) -> Worklist:
+        """The slides of a folder or table, with the verdicts kept beside them.
+
+        Parameters
+        ----------
+        path : path-like
+            A folder, or a CSV with the column path and optionally slide_id, mpp and label.
+        recursive : bool
+            Folders in folders too.
+
+        Raises
+        ------
+        WorklistError
+        """
+        where = Path(path).absolute()
+        slides = list_slides(where, recursive=recursive)
+        alone = where.is_dir() and [slide.path for slide in slides] == [where]
+        return cls(slides, ReviewFile(where if where.is_dir() and not alone else where.parent))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[WorklistItem]:
+        return iter(self._items.values())
+
+    def __getitem__(self, path: Path) -> WorklistItem:
+        try:
+            return self._items[path]
+        except KeyError as error:
+            raise WorklistError(f"{path.name} is not in the worklist") from error
+
+    def ordered(self, order: Order = Order.UNSURE_FIRST) -> list[WorklistItem]:
+        """The items sorted.
+
+        Unsure first: slides that the model is unsure of, then those unlike its training, then the rest, in
+        each part the least probable label first; those without a result come last. A verdict moves no
+        slide, so that the list stays still under the reviewer's hands.
+        """
+        keys: dict[Order, Callable[[WorklistItem], tuple[float, ...]]] = {
+            Order.UNSURE_FIRST: doubt_of,
+            Order.NAME: lambda item: (),
+            Order.STATUS: lambda item: (STATUS_RANK[item.status],),
+        }
+        key = keys[order]
+        return sorted(self, key=lambda item: (key(item), natural(item.slide_id)))
+
+    def neighbour(
+        self,
+        path: Path | None,
+        step: int = 1,
+        *,
+        order: Order = Order.UNSURE_FIRST,
+        to_review: bool = False,
+    ) -> WorklistItem | None:
+        """The next slide (`step` 1) or the previous one (-1); None at the end.
+
+        Parameters
+        ----------
+        path : Path, optional
+            Where to start; None or an unknown one: before the first, or behind the last.
+        step : int
+        order : Order
+        to_review : bool
+            Pass over slides that have a verdict.
+        """
+        items = self.ordered(order)
+        here = next((place for place, item in enumerate(items) if item.path == path), None)
+        end, stop = (0, len(items)) if step > 0 else (len(items) - 1, -1)
+        for place in range(end if here is None else here + step, stop, step):
+            if not (to_review and items[place].status is Status.REVIEWED):
+                return items[place]
+        return None
+
+    def counts(self) -> dict[Status, int]:
+        """Slides of each status."""
+        counts = dict.fromkeys(Status, 0)
+        for item in self:
+            counts[item.status] += 1
+        return counts
+
+    def set_status(self, path: Path, status: Status, *, error: str = "") -> WorklistItem:
+        """Queued, running, failed, or back to what result and verdict say (`Status.NEW`)."""
+        item = replace(self[path], status=status, error=error)
+        return self._keep(settled(item) if status is Status.NEW else item)
+
+    def set_result(self, path: Path, result: ResultSummary) -> WorklistItem:
+        """Take in a result."""
+        item = replace(
+            self[path],
+            label=result.label,
+            probability=result.probability,
+            unsure=result.unsure,
+            ood=result.out_of_distribution,
+            error="",
+            fingerprint=result.fingerprint,
+            bundle_sha256=result.bundle_sha256,
+        )
+        return self._keep(settled(self._with_review(item)))
+
+    def load_results(
+        self, cache: ResultCache, bundle_sha256: str, key_of: Callable[[float | None], str]
+    ) -> list[WorklistItem]:
+        """Take in the results that a cache holds of slides it has seen; no slide is opened.
+
+        Parameters
+        ----------
+        cache : ResultCache
+        bundle_sha256 : str
+        key_of : callable
+            mpp of a slide's table row -> `result_key`.
+
+        Returns
+        -------
+        list of WorklistItem
+            Those that have a result now.
+        """
+        keys: dict[float | None, str] = {}
+        found = []
+        for item in list(self):
+            fingerprint = cache.known_fingerprint(item.path)
+            if fingerprint is None:
+                continue
+            key = keys.get(item.mpp) or keys.setdefault(item.mpp, key_of(item.mpp))
+            result = cache.summary(fingerprint, bundle_sha256, key)
+            if result is not None:
+                found.append(self.set_result(item.path, result))
+        return found
+
+    def forget_results(self) -> None:
+        """Drop all results, as when another bundle is chosen; verdicts stay."""
+        for item in list(self):
+            bare = replace(
+                item, label=None, probability=None, unsure=False, ood=False, error="", bundle_sha256=None
+            )
+            self._keep(settled(bare))
+
+    def set_verdict(
+        self, path: Path, verdict: Verdict | None, note: str | None = None, *, reviewer: str = ""
+    ) -> WorklistItem:
+        """Keep what the reviewer says of a slide; when this returns it is on the disk.
+
+        Parameters
+        ----------
+        path : Path
+        verdict : 'agree', 'disagree', 'unsure' or None
+            None takes an earlier one back.
+        note : str, optional
+            None leaves the note as it is.
+        reviewer : str
+
+        Raises
+        ------
+        WorklistError
+            Where it can't be kept; nothing changes then.
+        """
+        if verdict is not None and verdict not in VERDICTS:
+            raise WorklistError(f"{verdict!r} is no verdict; there are {', '.join(VERDICTS)}")
+        item = self[path]
+        self.reviews.append(
+            Review(
+                slide=self.reviews.relative(path),
+                verdict=verdict,
+                note=item.note if note is None else note,
+                label_shown=item.label,
+                bundle_sha256=item.bundle_sha256,
+                fingerprint=item.fingerprint,
+                reviewer=reviewer,
+            )
+        )
+        reviewed = self._with_review(item)
+        return self._keep(reviewed if item.status in (Status.QUEUED, Status.RUNNING) else settled(reviewed))
+
+    def reload_reviews(self) -> None:
+        """Read the verdicts again: another program may have added some."""
+        self.reviews.reload()
+        for item in list(self):
+            reviewed = self._with_review(item)
+            self._keep(settled(reviewed) if item.status in RESTING else reviewed)
+
+    def _with_review(self, item: WorklistItem) -> WorklistItem:
+        """With the verdict on this slide, if its file is still the one that was judged."""
+        review = self.reviews.latest.get(self.reviews.relative(item.path))
+        if review is None or differ(review.fingerprint, item.fingerprint):
+            return replace(item, verdict=None, note="", judged_label=None)
+        return replace(item, verdict=review.verdict, note=review.note, judged_label=review.label_shown)
+
+    def _keep(self, item: WorklistItem) -> WorklistItem:
+        self._items[item.path] = item
+        return item

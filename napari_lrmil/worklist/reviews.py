@@ -1,0 +1,285 @@
+"""The reviewer's verdicts, one JSON line each, in a file beside the slides. Lines are only ever added."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import platformdirs
+
+from napari_lrmil.worklist.errors import WorklistError
+
+REVIEW_NAME = "lrmil-review.jsonl"
+FORMAT, VERSION = "lrmil-review", 1
+DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
+
+Verdict = Literal["agree", "disagree", "unsure"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+_LOCK_S = 5.0
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Review:
+    """One line of the file.
+
+    Attributes
+    ----------
+    slide : str
+        Path from the worklist's folder, parts joined by '/'.
+    verdict : 'agree', 'disagree', 'unsure' or None
+        None takes an earlier verdict back.
+    note : str
+    label_shown : str or None
+        The predicted label that the verdict is about.
+    bundle_sha256, fingerprint : str or None
+        Of the bundle's weights and of the slide, where they are known.
+    reviewer : str
+    time : str
+        UTC, ISO 8601.
+    """
+
+    slide: str
+    verdict: Verdict | None
+    note: str = ""
+    label_shown: str | None = None
+    bundle_sha256: str | None = None
+    fingerprint: str | None = None
+    reviewer: str = ""
+    time: str = ""
+
+
+class ReviewFile:
+    """The verdicts of a folder.
+
+    Where the folder can't be written, a file in the user's data folder takes its place, found again by the
+    folder's path; `where` says which. Programs may share the file.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the slides' paths start.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.beside = folder / REVIEW_NAME
+        self.fallback = _fallback(folder)
+        self.where = self.beside
+        self.problems: list[str] = []
+        self.latest: dict[str, Review] = {}
+        self.reload()
+
+    def reload(self) -> None:
+        """Read what is there, lines of other programs too; `problems` then names the lines left out.
+
+        Raises
+        ------
+        WorklistError
+            Where a file is there that can't be read.
+        """
+        self.problems = []
+        self.latest = {}
+        for path in (self.beside, self.fallback):
+            for review in self._read(path):
+                known = self.latest.get(review.slide)
+                # Within a file the last line counts, whatever the clocks said; between files, the later time.
+                if known is None or path == self.beside or review.time >= known.time:
+                    self.latest[review.slide] = review
+
+    def relative(self, slide_path: Path) -> str:
+        """How the file names a slide: it stays right when slides and file move together."""
+        try:
+            relative = os.path.relpath(slide_path.absolute(), self.folder.absolute())
+        except ValueError:  # another drive
+            return slide_path.absolute().as_posix()
+        return Path(relative).as_posix()
+
+    def append(self, review: Review) -> Review:
+        """Add a line; when this returns it is on the disk.
+
+        Returns
+        -------
+        Review
+            With its time.
+
+        Raises
+        ------
+        WorklistError
+            Where it can be kept nowhere.
+        """
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        values = asdict(review) | {"time": now}
+        text = json.dumps({"format": FORMAT, "version": VERSION} | values, ensure_ascii=False)
+        # Names of files need not be text; json.loads takes them back this way.
+        line = text.encode("utf-8", "surrogatepass") + b"\n"
+        try:
+            _append_line(self.beside, line)
+            self.where = self.beside
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise _unkept(self.beside, error) from error
+            try:
+                self.fallback.parent.mkdir(parents=True, exist_ok=True)
+                _append_line(self.fallback, line)
+            except OSError as also:
+                raise _unkept(self.fallback, also) from error
+            self.where = self.fallback
+        written = Review(**values)
+        self.latest[written.slide] = written
+        return written
+
+    @property
+    def note(self) -> str:
+        """What the reviewer should know of where the verdicts are and what could not be read; else empty."""
+        told = list(self.problems)
+        if self.where == self.fallback:
+            told.insert(
+                0,
+                f"{self.folder} is read-only: verdicts are kept in {self.fallback} instead, on this computer and "
+                "for this user alone.",
+            )
+        return " ".join(told)
+
+    def _read(self, path: Path) -> Iterator[Review]:
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise WorklistError(f"{path} can't be read ({error.strerror})") from error
+        for number, raw in enumerate(lines, start=1):
+            if not raw.strip():
+                continue
+            try:
+                yield _parsed(raw)
+            except (ValueError, LookupError, TypeError) as error:
+                torn = "was cut off" if number == len(lines) else "can't be read"
+                reason = str(error) if isinstance(error, _NewerLineError) else torn
+                self.problems.append(f"{path.name}: line {number} {reason} and is left out.")
+
+
+class _NewerLineError(ValueError):
+    """A line of a version that isn't known yet."""
+
+
+def _parsed(raw: bytes) -> Review:
+    line: Any = json.loads(raw)
+    if line["format"] != FORMAT:
+        raise ValueError("something else")
+    if line["version"] > VERSION:
+        raise _NewerLineError(f"has version {line['version']}, newer than this program's {VERSION},")
+    review = Review(**{field.name: line[field.name] for field in fields(Review) if field.name in line})
+    if review.verdict is not None and review.verdict not in VERDICTS:
+        raise ValueError("no verdict")
+    texts = (review.slide, review.note, review.reviewer, review.time)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("no text")
+    return review
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    """Add a line in one write under a lock, and wait for the disk."""
+    new = not path.exists()
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        with _locked(handle):
+            end = os.lseek(handle, 0, os.SEEK_END)
+            if end:
+                # A program killed while it wrote may have left half a line.
+                os.lseek(handle, end - 1, os.SEEK_SET)
+                if os.read(handle, 1) != b"\n":
+                    line = b"\n" + line
+            written = os.write(handle, line)
+            if written != len(line):
+                os.ftruncate(handle, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+    if new and os.name == "posix":
+        # The name of a new file is on the disk only once its folder is.
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _locked(handle: int) -> Iterator[None]:
+    """The file for this program alone; some network drives know no locks, there one write must do."""
+    until = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            held = _lock(handle)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                raise OSError(errno.EBUSY, "another program holds it") from error
+            time.sleep(0.01)
+    try:
+        yield
+    finally:
+        if held:
+            _unlock(handle)
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _LOCKED_BYTE = 2**30
+
+    def _lock(handle: int) -> bool:
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError from error
+        return True
+
+    def _unlock(handle: int) -> None:
+        os.lseek(handle, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(handle: int) -> bool:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                return False
+            raise
+        return True
+
+    def _unlock(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def _fallback(folder: Path) -> Path:
+    named = os.environ.get(DATA_DIR_VARIABLE)
+    root = Path(named).expanduser() if named else platformdirs.user_data_path("napari-lrmil", appauthor=False)
+    key = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
+    return root / "reviews" / f"{key[:32]}.jsonl"
+
+
+def _unkept(path: Path, error: OSError) -> WorklistError:
+    return WorklistError(
+        f"the verdict could not be kept in {path} ({error.strerror or error}). Free some space or make the folder "
+        "writable, then give it again."
+    )

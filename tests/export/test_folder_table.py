@@ -1,0 +1,97 @@
+"""The table of a folder: complete, and harmless in a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from napari_lrmil.export.tables import FolderRow, write_folder_table
+from napari_lrmil.predict import SlidePrediction
+
+COLUMNS = [
+    *("slide", "label", "p_benign", "p_lesion", "unsure", "prediction_set", "out_of_distribution"),
+    *("ood_score", "tiles", "seconds", "verdict", "note", "error", "fingerprint", "bundle_sha256", "version"),
+]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_folder_table(leica_prediction: SlidePrediction, tmp_path: Path) -> None:
+    certain = replace(
+        leica_prediction,
+        prediction_set=("benign", "lesion"),
+        coverage=0.9,
+        ood_score=3.5,
+        ood_threshold=2.0,
+        seconds=1.23456,
+    )
+    rows = [
+        FolderRow("cmu_leica", leica_prediction, "agree", "sieht gut aus; µ ≥ –"),
+        FolderRow("other", certain, "disagree", "two\nlines, and a comma"),
+        FolderRow("broken", error="broken.svs can't be read"),
+    ]
+    path = write_folder_table(tmp_path / "predictions.csv", rows, show_identifiers=True)
+    plain, strange, broken = rows_of(path)
+    assert list(plain) == COLUMNS
+    assert plain["slide"] == leica_prediction.slide_name
+    assert plain["label"] == "benign"
+    assert float(plain["p_benign"]) == pytest.approx(leica_prediction.class_probabilities[0], rel=1e-5)
+    assert (plain["unsure"], plain["prediction_set"], plain["out_of_distribution"], plain["ood_score"]) == (
+        "",
+    ) * 4
+    assert plain["note"] == "sieht gut aus; µ ≥ –"
+    assert plain["fingerprint"] == leica_prediction.slide_fingerprint
+    assert plain["tiles"] == str(len(leica_prediction.tiles))
+    assert (strange["unsure"], strange["prediction_set"]) == ("true", "benign;lesion")
+    assert (strange["out_of_distribution"], strange["ood_score"]) == ("true", "3.5")
+    assert strange["seconds"] == "1.235"
+    assert strange["note"] == "two\nlines, and a comma"
+    assert broken["slide"] == "broken"
+    assert broken["error"] == "broken.svs can't be read"
+    assert {broken[name] for name in COLUMNS[1:12]} == {""}
+
+
+def test_identifiers_stay_out_by_default(leica_prediction: SlidePrediction, tmp_path: Path) -> None:
+    named = replace(leica_prediction, slide_name="MUSTERMANN_Erika_1950")
+    rows = [
+        FolderRow("MUSTERMANN_Erika_1950", named, "agree"),
+        FolderRow("MUSTERMANN_Hans", error="MUSTERMANN_Hans.svs can't be read"),
+    ]
+    path = write_folder_table(tmp_path / "predictions.csv", rows)
+    assert "MUSTERMANN" not in path.read_text(encoding="utf-8")
+    first, second = rows_of(path)
+    assert first["slide"] == f"slide {leica_prediction.slide_fingerprint[:8]}"
+    assert (second["slide"], second["error"]) == ("slide 2", "failed")
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+49 30 1", "-2", "@SUM(A1)", "\t=1", "\r=1", "  =1", '=HYPERLINK("x")']
+)
+def test_no_text_runs_as_a_formula(leica_prediction: SlidePrediction, tmp_path: Path, text: str) -> None:
+    classes = replace(leica_prediction, slide_name=text, class_names=(text, "lesion"))
+    rows = [FolderRow(text, classes, text, text), FolderRow(text, error=text)]
+    path = write_folder_table(tmp_path / "predictions.csv", rows, show_identifiers=True)
+    with path.open(encoding="utf-8", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    expected = text.replace("\r", "\n")
+    assert cells.count(f"'{expected}") >= 5
+    assert all(len(row) == len(COLUMNS) for row in rows_of(path))
+    assert not [cell for cell in cells if cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r"))]
+
+
+def test_classes_of_several_bundles_and_an_empty_folder(
+    leica_prediction: SlidePrediction, tmp_path: Path
+) -> None:
+    other = replace(leica_prediction, class_names=("lesion", "necrosis"))
+    path = write_folder_table(tmp_path / "p.csv", [FolderRow("a", leica_prediction), FolderRow("b", other)])
+    first, second = rows_of(path)
+    assert [name for name in first if name.startswith("p_")] == ["p_benign", "p_lesion", "p_necrosis"]
+    assert first["p_necrosis"] == second["p_benign"] == ""
+    assert first["p_benign"] == second["p_lesion"] != ""
+    assert rows_of(write_folder_table(tmp_path / "empty.csv", [])) == []

@@ -1,0 +1,619 @@
+"""Worklists: which slides a folder holds, what comes first, and verdicts that outlive a killed program."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from napari_lrmil.cache import ResultCache, ResultSummary
+from napari_lrmil.errors import SlideError
+from napari_lrmil.slide import Slide
+from napari_lrmil.worklist import (
+    Order,
+    Status,
+    Worklist,
+    WorklistError,
+    WorklistItem,
+    find_slides,
+    read_slide_table,
+    reviews,
+    thumbnail,
+    thumbnails,
+)
+
+FINGERPRINT, OTHER = "a" * 64, "b" * 64
+
+
+@pytest.fixture(autouse=True)
+def own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRMIL_DATA_DIR", str(tmp_path / "user-data"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three files that are called slides."""
+    where = tmp_path / "slides"
+    where.mkdir()
+    for name in ("s2.svs", "s10.svs", "s1.svs"):
+        (where / name).write_bytes(name.encode())
+    return where
+
+
+def summary(
+    label: str = "lesion",
+    probability: float = 0.9,
+    *,
+    unsure: bool = False,
+    ood: bool = False,
+    fingerprint: str = FINGERPRINT,
+) -> ResultSummary:
+    return ResultSummary(
+        label=label,
+        probability=probability,
+        class_names=("benign", "lesion"),
+        class_probabilities=(1 - probability, probability),
+        prediction_set=None,
+        unsure=unsure,
+        out_of_distribution=ood,
+        ood_score=None,
+        n_tiles=3,
+        seconds=1.0,
+        fingerprint=fingerprint,
+        bundle_name="Tiny",
+        bundle_sha256="c" * 64,
+    )
+
+
+def names(items: list[WorklistItem] | list[Path]) -> list[str]:
+    return [(item.path if isinstance(item, WorklistItem) else item).name for item in items]
+
+
+def lines_of(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "lrmil-review.jsonl").read_text().splitlines()]
+
+
+# --- listing ---
+
+
+def test_real_folders_list_each_slide_once(shared_file: Callable[[str], Path]) -> None:
+    repacked = find_slides(shared_file("slides_repacked"), recursive=True)
+    assert sorted(names(repacked)) == [
+        "cmu.mrxs",
+        "cmu.vms",
+        "cmu_aperio_pyramid.svs",
+        "cmu_generic_pyramid.tiff",
+        "cmu_leica.scn",
+        "cmu_philips.tiff",
+        "cmu_pyramid.ome.tiff",
+        "cmu_trestle.tif",
+        "cmu_ventana.bif",
+    ]
+    for path in repacked:
+        Slide(path).close()
+    top = find_slides(shared_file("slides_real"))
+    assert names(top) == [
+        "CMU-1-Small-Region-dicom",  # a folder of four DICOM files
+        "CMU-1-Small-Region.svs",
+        "multiframe_camelyon_challenge_image.dcm",
+        "tcga-cr-7395-01a-01-ts1.svs",
+        "test3-DAPI-2-387.ndpi",
+    ]
+    for path in top:
+        Slide(path).close()
+
+
+def test_every_slide_that_opens_is_listed(shared_file: Callable[[str], Path]) -> None:
+    """Against the reader itself: of the files with a slide's pixels, none is missed."""
+    root = shared_file("slides_real")
+    listed = set(find_slides(root, recursive=True))
+    for path in root.rglob("*"):
+        if path.suffix.lower() not in (".svs", ".tif", ".tiff", ".ndpi", ".dcm"):
+            continue
+        try:
+            Slide(path).close()
+        except SlideError:
+            continue
+        # A DICOM file stands for its folder, or for the largest of its series.
+        series = {path, path.parent, *path.parent.glob("*.dcm")} if path.suffix == ".dcm" else {path}
+        assert series & listed, path
+
+
+def test_a_dicom_folder_is_one_slide(shared_file: Callable[[str], Path], tmp_path: Path) -> None:
+    source = shared_file("slides_real/CMU-1-Small-Region-dicom")
+    assert find_slides(source) == [source]
+    # Without ".dcm", as archives name them; with a stranger of another series, each series is a file.
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for number, path in enumerate(sorted(source.iterdir())):
+        shutil.copy(path, bare / f"IM{number}")
+    assert find_slides(tmp_path) == [bare]
+    shutil.copy(shared_file("slides_real/multiframe_camelyon_challenge_image.dcm"), bare / "other.dcm")
+    two = find_slides(bare)
+    assert names(two) == ["IM1", "other.dcm"]
+    for path in two:
+        Slide(path).close()
+    (bare / "ct.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"1.2.840.10008.5.1.4.1.1.2" + b"\0" * 100)
+    assert find_slides(bare) == two
+
+
+def test_zarr_folders_are_one_slide_and_pictures_beside_slides_none(tmp_path: Path) -> None:
+    for name in ("a.zarr/0", "b/0", "deep/deeper", ".hidden"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "b" / "zarr.json").write_text("{}")
+    for name in ("c.SVS", "c_thumbnail.jpg", "._c.svs", "notes.txt", "deep/deeper/d.tif", ".hidden/e.svs"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "deep" / "region.png").write_bytes(b"x")
+    assert names(find_slides(tmp_path)) == ["a.zarr", "b", "c.SVS"]
+    assert names(find_slides(tmp_path, recursive=True)) == ["a.zarr", "b", "c.SVS", "d.tif", "region.png"]
+    assert find_slides(tmp_path / "b") == [tmp_path / "b"]
+
+
+def test_links_that_lead_back_end(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "a.svs").write_bytes(b"x")
+    (tmp_path / "inner" / "back").symlink_to(tmp_path)
+    assert names(find_slides(tmp_path, recursive=True)) == ["a.svs"]
+
+
+def test_names_sort_as_people_count(folder: Path) -> None:
+    assert names(list(Worklist.open(folder))) == ["s1.svs", "s2.svs", "s10.svs"]
+
+
+def test_a_folder_without_slides(tmp_path: Path) -> None:
+    with pytest.raises(WorklistError, match="holds no slides"):
+        Worklist.open(tmp_path)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.svs").write_bytes(b"x")
+    with pytest.raises(WorklistError, match="--recursive"):
+        Worklist.open(tmp_path)
+    assert len(Worklist.open(tmp_path, recursive=True)) == 1
+    with pytest.raises(WorklistError, match="no such slide table"):
+        Worklist.open(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables(delimiter: str, folder: Path) -> None:
+    rows = [["Slide_ID", "Path", "mpp", "label", "other"], ["A 1", "slides/s1.svs", "0.25", "lesion", "x"]]
+    rows.append(["", str(folder / "s2.svs"), "", "", ""])
+    table = folder.parent / "table.csv"
+    table.write_text("\ufeff" + "\r\n".join(delimiter.join(row) for row in rows) + "\r\n", encoding="utf-8")
+    first, second = Worklist.open(table)
+    assert (first.path, first.slide_id, first.mpp, first.known_label) == (
+        folder / "s1.svs", "A 1", 0.25, "lesion"
+    )  # fmt: skip
+    assert (second.path, second.slide_id, second.mpp, second.known_label) == (
+        folder / "s2.svs", "s2", None, None
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("file\na.svs\n", "no column 'path'"),
+    ("", "no column 'path'"),
+    ("path\n", "has no rows"),
+    ("path,mpp\na.svs,0\nb.svs,x\n,1\na.svs,\n",
+     "line 2: mpp '0' is no number above 0; line 3: mpp 'x' is no number above 0; line 4: path is empty; "
+     "lines 2 and 5 name the same slide"),
+])  # fmt: skip
+def test_wrong_tables_tell_everything_at_once(text: str, said: str, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(text)
+    with pytest.raises(WorklistError) as caught:
+        read_slide_table(table)
+    assert said in str(caught.value)
+
+
+def test_a_thousand_slides_open_at_once(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    for number in range(1000):
+        (tmp_path / f"slide-{number}.svs").write_bytes(b"x")
+    cache = ResultCache(tmp_path / "cache")
+    for item in Worklist.open(tmp_path):
+        cache.remember_fingerprint(item.path, FINGERPRINT)
+    writer = Worklist.open(tmp_path)
+    for item in list(writer)[:50]:
+        writer.set_verdict(item.path, "agree")
+    started = time.perf_counter()
+    worklist = Worklist.open(tmp_path)
+    opened = time.perf_counter() - started
+    started = time.perf_counter()
+    worklist.load_results(cache, "c" * 64, lambda mpp: "k" * 64)
+    looked_up = time.perf_counter() - started
+    started = time.perf_counter()
+    path = None
+    for _ in range(20):
+        following = worklist.neighbour(path)
+        assert following is not None
+        path = following.path
+    stepped = (time.perf_counter() - started) / 20
+    record_property("open, look up, step", (opened, looked_up, stepped))
+    assert len(worklist) == 1000
+    assert worklist.counts()[Status.REVIEWED] == 50
+    assert opened < 1
+    assert looked_up < 1.5
+    assert stepped < 0.1
+
+
+# --- states and orders ---
+
+
+def test_doubt_comes_first_and_verdicts_move_nothing(tmp_path: Path) -> None:
+    results = {
+        "sure": summary(probability=0.99),
+        "torn": summary(probability=0.55),
+        "strange": summary(probability=0.98, ood=True),
+        "unsure": summary(probability=0.97, unsure=True),
+        "both": summary(probability=0.6, unsure=True, ood=True),
+    }
+    for name in (*results, "new", "broken"):
+        (tmp_path / f"{name}.svs").write_bytes(b"x")
+    worklist = Worklist.open(tmp_path)
+    for name, result in results.items():
+        worklist.set_result(tmp_path / f"{name}.svs", result)
+    worklist.set_status(tmp_path / "broken.svs", Status.FAILED, error="torn file")
+    wanted = ["both.svs", "unsure.svs", "strange.svs", "torn.svs", "sure.svs", "broken.svs", "new.svs"]
+    assert names(worklist.ordered()) == wanted
+    worklist.set_verdict(tmp_path / "unsure.svs", "agree")
+    assert names(worklist.ordered()) == wanted
+    assert names(worklist.ordered(Order.NAME)) == sorted(wanted)
+    by_status = [item.status for item in worklist.ordered(Order.STATUS)]
+    assert (by_status[0], by_status[1], by_status[-1]) == (Status.FAILED, Status.NEW, Status.REVIEWED)
+
+
+def test_next_and_previous(folder: Path) -> None:
+    worklist = Worklist.open(folder)
+    one, two, ten = (folder / f"s{number}.svs" for number in (1, 2, 10))
+
+    def at(path: Path | None, step: int, to_review: bool = False) -> Path | None:
+        item = worklist.neighbour(path, step, order=Order.NAME, to_review=to_review)
+        return item.path if item else None
+
+    assert (at(None, 1), at(one, 1), at(two, 1), at(ten, 1)) == (one, two, ten, None)
+    assert (at(None, -1), at(ten, -1), at(two, -1), at(one, -1)) == (ten, two, one, None)
+    assert at(folder / "unknown.svs", 1) == one
+    worklist.set_verdict(two, "disagree")
+    assert (at(one, 1, True), at(ten, -1, True), at(one, 1)) == (ten, one, two)
+
+
+def test_status_follows_result_and_verdict(folder: Path) -> None:
+    worklist = Worklist.open(folder)
+    path = folder / "s1.svs"
+    assert worklist.set_status(path, Status.RUNNING).status is Status.RUNNING
+    assert worklist.set_verdict(path, None, "looks odd").status is Status.RUNNING  # the work goes on
+    done = worklist.set_result(path, summary("lesion", 0.8))
+    assert (done.status, done.label, done.probability, done.note) == (Status.DONE, "lesion", 0.8, "looks odd")
+    judged = worklist.set_verdict(path, "agree")
+    assert (judged.status, judged.note, judged.judged_label) == (Status.REVIEWED, "looks odd", "lesion")
+    assert worklist.set_result(path, summary("lesion", 0.7)).status is Status.REVIEWED
+    # Another bundle says otherwise: the reviewer agreed with something else.
+    changed = worklist.set_result(path, summary("benign", 0.7))
+    assert (changed.status, changed.verdict, changed.verdict_outdated) == (Status.DONE, "agree", True)
+    assert worklist.set_verdict(path, None).status is Status.DONE
+    failed = worklist.set_status(path, Status.FAILED, error="gone")
+    assert (failed.status, failed.error) == (Status.FAILED, "gone")
+    worklist.forget_results()
+    assert (worklist[path].status, worklist[path].label, worklist[path].error) == (Status.NEW, None, "")
+    with pytest.raises(WorklistError, match="not in the worklist"):
+        worklist.set_status(folder / "x.svs", Status.NEW)
+
+
+# --- verdicts ---
+
+
+def test_reopening_brings_everything_back(folder: Path) -> None:
+    worklist = Worklist.open(folder)
+    worklist.set_result(folder / "s1.svs", summary("lesion"))
+    worklist.set_verdict(folder / "s1.svs", "disagree", "Entzündung, kein Tumor\n2. Zeile", reviewer="R1")
+    worklist.set_verdict(folder / "s2.svs", "agree")
+    worklist.set_verdict(folder / "s2.svs", "unsure", "second look")
+    worklist.set_verdict(folder / "s10.svs", "agree")
+    worklist.set_verdict(folder / "s10.svs", None)
+    again = Worklist.open(folder)
+    one, two, ten = again
+    assert (one.verdict, one.note, one.judged_label) == (
+        "disagree", "Entzündung, kein Tumor\n2. Zeile", "lesion"
+    )  # fmt: skip
+    assert (two.verdict, two.note, two.status) == ("unsure", "second look", Status.REVIEWED)
+    assert (ten.verdict, ten.status) == (None, Status.NEW)
+    assert again.reviews.note == ""
+    first = lines_of(folder)[0]
+    assert first.pop("time")
+    assert first == {
+        "format": "lrmil-review", "version": 1, "slide": "s1.svs", "verdict": "disagree",
+        "note": "Entzündung, kein Tumor\n2. Zeile", "label_shown": "lesion", "bundle_sha256": "c" * 64,
+        "fingerprint": FINGERPRINT, "reviewer": "R1",
+    }  # fmt: skip
+
+
+def test_a_folder_moved_elsewhere_keeps_its_verdicts(folder: Path, tmp_path: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "d.svs").write_bytes(b"x")
+    worklist = Worklist.open(folder, recursive=True)
+    worklist.set_verdict(folder / "deep" / "d.svs", "agree")
+    moved = Path(shutil.move(folder, tmp_path / "elsewhere"))
+    assert Worklist.open(moved, recursive=True)[moved / "deep" / "d.svs"].verdict == "agree"
+    assert lines_of(moved)[0]["slide"] == "deep/d.svs"
+
+
+def test_tables_keep_verdicts_beside_them(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "lists" / "table.csv"
+    table.parent.mkdir()
+    table.write_text("path\n../slides/s1.svs\n")
+    (item,) = Worklist.open(table)
+    Worklist.open(table).set_verdict(item.path, "agree")
+    assert (tmp_path / "lists" / "lrmil-review.jsonl").exists()
+    assert [item.verdict for item in Worklist.open(table)] == ["agree"]
+    assert lines_of(table.parent)[0]["slide"] == "../slides/s1.svs"
+
+
+def test_a_verdict_does_not_pass_to_another_slide_of_that_name(folder: Path) -> None:
+    worklist = Worklist.open(folder)
+    worklist.set_result(folder / "s1.svs", summary(fingerprint=FINGERPRINT))
+    worklist.set_verdict(folder / "s1.svs", "agree", "mine")
+    again = Worklist.open(folder)
+    assert again[folder / "s1.svs"].verdict == "agree"  # not known yet to be another
+    found = again.set_result(folder / "s1.svs", summary(fingerprint=OTHER))
+    assert (found.verdict, found.note, found.status) == (None, "", Status.DONE)
+    assert again.set_result(folder / "s1.svs", summary(fingerprint=FINGERPRINT)).verdict == "agree"
+
+
+@pytest.mark.parametrize("tail", [
+    b'{"format": "lrmil-review", "version": 1, "slide": "s2.svs", "verd',
+    '{"format": "lrmil-review", "note": "ü'.encode()[:-1],
+    b"\0\0\0\0\0\0\0\0",
+])  # fmt: skip
+def test_a_torn_line_is_left_out_and_ended(tail: bytes, folder: Path) -> None:
+    Worklist.open(folder).set_verdict(folder / "s1.svs", "agree")
+    with (folder / "lrmil-review.jsonl").open("ab") as file:
+        file.write(tail)
+    torn = Worklist.open(folder)
+    assert torn[folder / "s1.svs"].verdict == "agree"
+    assert "line 2 was cut off and is left out" in torn.reviews.note
+    torn.set_verdict(folder / "s2.svs", "disagree")
+    again = Worklist.open(folder)
+    assert [item.verdict for item in again] == ["agree", "disagree", None]
+    assert "line 2 can't be read and is left out" in again.reviews.note
+
+
+def test_strange_lines_are_left_out_with_a_note(folder: Path) -> None:
+    good = {"format": "lrmil-review", "version": 1, "slide": "s1.svs", "verdict": "agree", "extra": 1}
+    lines: list[object] = [
+        good, good | {"version": 2, "slide": "s2.svs"}, good | {"verdict": "maybe"}, good | {"format": "x"},
+        good | {"note": 7}, {"slide": "s1.svs"}, 5, [good], good | {"version": "1"}, good | {"slide": None},
+    ]  # fmt: skip
+    text = "\n".join(json.dumps(line) for line in lines) + "\n\n"
+    (folder / "lrmil-review.jsonl").write_text(text)
+    worklist = Worklist.open(folder)
+    assert [item.verdict for item in worklist] == ["agree", None, None]
+    assert len(worklist.reviews.problems) == 9
+    assert "line 2 has version 2, newer than this program's 1, and is left out" in worklist.reviews.note
+    worklist.set_verdict(folder / "s2.svs", "agree")
+    assert (folder / "lrmil-review.jsonl").read_text().startswith(text.rstrip("\n"))  # nothing is rewritten
+
+
+def _judge(folder: str, name: str, count: int, note: str) -> None:
+    worklist = Worklist.open(folder)
+    for number in range(count):
+        worklist.set_verdict(Path(folder) / name, "agree", f"{note}{number}")
+
+
+def test_two_programs_lose_nothing(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    programs = [
+        context.Process(target=_judge, args=(str(folder), name, 100, "x" * 5000 + name))
+        for name in ("s1.svs", "s2.svs", "s10.svs")
+    ]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join(60)
+        assert program.exitcode == 0
+    notes = [str(line["note"]) for line in lines_of(folder)]
+    assert len(notes) == 300
+    assert set(notes) == {
+        f"{'x' * 5000}{name}{number}" for name in ("s1.svs", "s2.svs", "s10.svs") for number in range(100)
+    }
+    assert [item.note[-3:] for item in Worklist.open(folder)] == ["s99"] * 3
+
+
+def test_a_killed_program_loses_no_verdict_that_it_was_told(folder: Path) -> None:
+    """Killed at some moment while it writes; each verdict that it said to be kept is there."""
+    code = (
+        "import sys; from pathlib import Path; from napari_lrmil.worklist import Worklist\n"
+        "folder = Path(sys.argv[1]); worklist = Worklist.open(folder); path = folder / 's1.svs'\n"
+        "for number in range(int(sys.argv[2]), 10**9):\n"
+        "    worklist.set_verdict(path, 'agree', 'x' * 3000 + str(number)); print(number, flush=True)\n"
+    )
+    told, start = 0, 0
+    for delay in (0.05, 0.11, 0.02):
+        program = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder), str(start)], stdout=subprocess.PIPE, text=True
+        )
+        assert program.stdout is not None
+        program.stdout.readline()
+        time.sleep(delay)
+        program.send_signal(signal.SIGKILL)
+        rest = program.stdout.read().splitlines()
+        program.stdout.close()
+        program.wait(20)
+        told = int(rest[-1]) if rest else start
+        worklist = Worklist.open(folder)
+        kept = int(worklist[folder / "s1.svs"].note.lstrip("x"))
+        assert kept in (told, told + 1)  # one may have been kept but not yet told
+        start = kept + 1
+        worklist.set_verdict(folder / "s2.svs", "unsure", "between")
+    assert Worklist.open(folder)[folder / "s2.svs"].note == "between"
+    numbers = [int(str(line["note"]).lstrip("x")) for line in lines_of(folder) if line["slide"] == "s1.svs"]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) > 20
+
+
+def deny(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
+    """As if the folder were read-only, which nothing is to the superuser that tests may run as."""
+    really = os.open
+
+    def opened(path: str | Path, flags: int, mode: int = 0o777, **more: int) -> int:
+        if Path(path).parent == folder and flags & os.O_CREAT:
+            raise OSError(number, os.strerror(number))
+        return really(path, flags, mode, **more)
+
+    monkeypatch.setattr(reviews.os, "open", opened)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_read_only_folder_has_its_verdicts_elsewhere(
+    number: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Worklist.open(folder).set_verdict(folder / "s1.svs", "agree", "before")
+    deny(monkeypatch, folder, number)
+    worklist = Worklist.open(folder)
+    worklist.set_verdict(folder / "s1.svs", "disagree", "after")
+    worklist.set_verdict(folder / "s2.svs", "agree")
+    (fallback,) = (tmp_path / "user-data" / "reviews").iterdir()
+    assert f"{folder} is read-only: verdicts are kept in {fallback} instead" in worklist.reviews.note
+    again = Worklist.open(folder)
+    assert [item.verdict for item in again] == ["disagree", "agree", None]
+    monkeypatch.undo()
+    monkeypatch.setenv("LRMIL_DATA_DIR", str(tmp_path / "user-data"))
+    # Writable again: the file beside the slides is used again, and the later verdict counts.
+    time.sleep(0.01)
+    again.set_verdict(folder / "s1.svs", "unsure")
+    assert again.reviews.note == ""
+    assert [item.verdict for item in Worklist.open(folder)] == ["unsure", "agree", None]
+
+
+def test_a_full_disk_is_an_error_that_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worklist = Worklist.open(folder)
+    worklist.set_verdict(folder / "s1.svs", "agree")
+    before = (folder / "lrmil-review.jsonl").read_bytes()
+    really = os.write
+    monkeypatch.setattr(reviews.os, "write", lambda handle, data: really(handle, data[:10]))
+    with pytest.raises(WorklistError, match=r"could not be kept .* Free some space"):
+        worklist.set_verdict(folder / "s1.svs", "disagree")
+    assert worklist[folder / "s1.svs"].verdict == "agree"
+    assert (folder / "lrmil-review.jsonl").read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_lock_that_stays_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    worklist = Worklist.open(folder)
+    worklist.set_verdict(folder / "s1.svs", "agree")
+    monkeypatch.setattr(reviews, "_LOCK_S", 0.1)
+    with (folder / "lrmil-review.jsonl").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(WorklistError, match="another program holds it"):
+            worklist.set_verdict(folder / "s1.svs", "disagree")
+    worklist.set_verdict(folder / "s1.svs", "disagree")
+    assert worklist[folder / "s1.svs"].verdict == "disagree"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_that_are_no_text(folder: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.svs"))
+    odd.write_bytes(b"x")
+    Worklist.open(folder).set_verdict(odd, "agree")
+    assert Worklist.open(folder)[odd].verdict == "agree"
+
+
+def test_another_programs_verdict_arrives(folder: Path) -> None:
+    mine, theirs = Worklist.open(folder), Worklist.open(folder)
+    theirs.set_verdict(folder / "s1.svs", "agree")
+    mine.set_status(folder / "s2.svs", Status.RUNNING)
+    mine.reload_reviews()
+    assert mine[folder / "s1.svs"].status is Status.REVIEWED
+    assert mine[folder / "s2.svs"].status is Status.RUNNING
+
+
+def test_no_such_verdict(folder: Path) -> None:
+    worklist = Worklist.open(folder)
+    with pytest.raises(WorklistError, match="is no verdict; there are agree, disagree, unsure"):
+        worklist.set_verdict(folder / "s1.svs", "maybe")  # type: ignore[arg-type]
+    assert not (folder / "lrmil-review.jsonl").exists()
+
+
+# --- thumbnails ---
+
+
+@pytest.mark.parametrize("name", [
+    "slides_real/CMU-1-Small-Region.svs",
+    "slides_real/CMU-1-Small-Region-dicom",
+    "slides_repacked/cmu_aperio_pyramid.svs",
+    "slides_repacked/cmu_leica.scn",
+    "slides_repacked/mrxs/cmu.mrxs",
+])  # fmt: skip
+def test_thumbnails_show_the_scanned_area(
+    name: str, shared_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slide, "read_associated", lambda *_: pytest.fail("labels show names"))
+    picture = thumbnail(shared_file(name), 200)
+    with Slide(shared_file(name)) as slide:
+        left, top, width, height = slide.bounds_l0_xywh
+        pixels = slide.read_region((left, top), 0, (width, height))
+    assert max(picture.shape[:2]) == 200
+    expected = Image.fromarray(pixels).resize(picture.shape[1::-1], Image.Resampling.BOX)
+    away = [
+        np.abs(np.roll(picture, (dy, dx), (0, 1)).astype(float) - np.asarray(expected, float)).mean()
+        for dy, dx in ((0, 0), (0, 2), (0, -2), (2, 0), (-2, 0))
+    ]
+    assert away[0] < 8  # JPEG, and coarse levels made by other filters
+    assert away[0] < 0.7 * min(away[1:])
+
+
+def test_thumbnails_read_a_coarse_level_and_come_from_the_cache(
+    generated_slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[int] = []
+    really = Slide.read_region
+
+    def noted(slide: Slide, location: tuple[int, int], level: int, size: tuple[int, int], **more: bool):  # type: ignore[no-untyped-def]
+        levels.append(level)
+        return really(slide, location, level, size, **more)
+
+    monkeypatch.setattr(Slide, "read_region", noted)
+    cache = ResultCache(tmp_path / "cache")
+    first = thumbnail(generated_slide, 64, cache=cache)
+    assert set(levels) == {2}  # 1024 px in levels 1/4/16: opening and thumbnail read the coarsest alone
+    assert first.shape == (48, 64, 3)
+    # Known now: the slide isn't opened again.
+    monkeypatch.setattr(thumbnails, "Slide", lambda *_: pytest.fail("opened"))
+    np.testing.assert_array_equal(thumbnail(generated_slide, 64, cache=cache), first)
+    monkeypatch.undo()
+    # A renamed copy is the same slide; a damaged picture is made anew.
+    copy = Path(shutil.copy(generated_slide, tmp_path / "copy.tif"))
+    (kept,) = cache.root.rglob("*.jpg")
+    before = kept.read_bytes()
+    np.testing.assert_array_equal(thumbnail(copy, 64, cache=cache), first)
+    kept.write_bytes(before[:100])
+    np.testing.assert_array_equal(thumbnail(copy, 64, cache=cache), first)
+    assert kept.read_bytes() == before
+
+
+def test_thumbnails_in_strips_have_no_seams(generated_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = thumbnail(generated_slide, 512)
+    monkeypatch.setattr(thumbnails, "_STRIP_PX", 40_000)
+    np.testing.assert_allclose(thumbnail(generated_slide, 512).astype(float), whole.astype(float), atol=40)
+    difference = np.abs(thumbnail(generated_slide, 512).astype(float) - whole)
+    assert difference.mean() < 0.5
+    monkeypatch.setattr(thumbnails, "MAX_LEVEL_PX", 100)
+    with pytest.raises(SlideError, match="no level that is coarse enough"):
+        thumbnail(generated_slide, 512)
+
+
+def test_small_slides_are_not_enlarged(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20), (200, 10, 90)).save(tmp_path / "tiny.png")
+    assert thumbnail(tmp_path / "tiny.png", 256).shape == (20, 30, 3)
