@@ -156,6 +156,7 @@ def run(
         prepared = prepare(config, skip_bad=skip_bad, reporter=reporter, runtime=runtime, writes=False)
         print_plan(*prepared)
         return run_dir.root
+    read_table(config.data.slides)  # a table that is wrong leaves no folder behind
     if runtime.is_main:
         run_dir.prepare()
     with run_dir.locked() if runtime.is_main else nullcontext():
@@ -163,9 +164,8 @@ def run(
             config, skip_bad=skip_bad, reporter=reporter, runtime=runtime, cluster=cluster
         )
         if runtime.is_main:
-            run_dir.path("results.json").unlink(
-                missing_ok=True
-            )  # those of before belong to no prediction any more
+            # Results of before belong to no prediction any more.
+            run_dir.path("results.json").unlink(missing_ok=True)
             write_text(run_dir.path("config.json"), config.model_dump_json(indent=2) + "\n")
         predictions, bundles = run_steps(context, splits, keys)
         if runtime.is_main:
