@@ -24,6 +24,7 @@ from PIL import Image
 from training.checkpoint import Files
 from training.config import MILSection
 from training.data.bags import Bags
+from training.data.memory import give_large_blocks_back
 from training.data.pairs import PairLoader, SlidePairs
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
@@ -66,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slides", type=int, default=1000)
     parser.add_argument("--tiles", type=int, default=10_000, help="HR tiles a slide")
+    parser.add_argument("--epochs", type=int, default=2, help="of the teacher MIL")
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--pairs", type=int, default=4000, help="stage-1 pairs to load, over all windows")
     parser.add_argument("--cache-gib", type=float, default=1.0, help="data.cache_gib")
@@ -73,6 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     edge = int(np.ceil(np.sqrt(options.tiles) / RATIO))
     names = [f"s{index:04d}" for index in range(options.slides)]
+    give_large_blocks_back()  # as a run does
     runtime = Runtime("cpu")
     print(f"{options.slides} slides x {options.tiles:,} HR tiles x {options.dim} d; start {peak_gb():.2f} GB")
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +97,7 @@ def main() -> None:
             val,
             embed_dim=options.dim,
             n_classes=2,
-            config=MILSection(epochs=2),
+            config=MILSection(epochs=options.epochs),
             extra_loss=None,
             seed=0,
             fabric=runtime.head_fabric,
@@ -104,7 +107,7 @@ def main() -> None:
         )
         said = [output.attention_scores for output in bag_outputs(model, train, runtime.device)]
         print(
-            f"teacher MIL, 2 epochs, and {len(said)} slides' attention: {time.perf_counter() - started:.0f} s; "
+            f"teacher MIL, {options.epochs} epoch(s), and {len(said)} slides' attention: {time.perf_counter() - started:.0f} s; "
             f"peak {peak_gb():.2f} GB"
         )
         del train, val, said

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +42,15 @@ class Keys:
     Parameters
     ----------
     context : Context
-    n_folds : int
+    splits : sequence of Split
         Of the table, also where only some of them are run.
     """
 
-    def __init__(self, context: Context, n_folds: int) -> None:
+    def __init__(self, context: Context, splits: Sequence[Split]) -> None:
         self._context = context
+        n_folds = len(splits)
+        # An encoder that serves all folds must not see what any of them holds out.
+        self._free = set.intersection(*({row.slide_id for row in split.extra} for split in splits))
         stage1 = context.config.stage1
         uniform = stage1.weighting == "uniform"
         self.shares_encoder = uniform and (
@@ -79,7 +82,7 @@ class Keys:
             return Stage1Plan(f"fold{split.fold}", train, split.val, split if weighted else None)
         rows = [item.row for item in self._context.tiles.values()]
         if config.slides == "unlabelled":
-            rows = [row for row in rows if row.label is None]
+            rows = [row for row in rows if row.slide_id in self._free]
         patients = sorted({row.patient_id for row in rows})
         rng = np.random.default_rng(self._context.config.run.seed)
         held_out = set(rng.permutation(patients)[: max(1, len(patients) // 10)].tolist())
@@ -131,7 +134,22 @@ class Keys:
 
     def test(self, split: Split, head: str, *, hr: bool) -> str:
         """Of what a head says of the test slides."""
-        return content_hash(head, self._labelled(split.test, hr=hr))
+        patients = [row.patient_id for row in split.test]  # they stand in the table of predictions
+        return content_hash(head, self._labelled(split.test, hr=hr), patients)
+
+    def shortcut(self, split: Split, method: str) -> str:
+        """Of what a baseline without an encoder says of the test slides."""
+        return content_hash(
+            method,
+            self._context.geometry,
+            self._context.class_names,
+            [self._labelled(part, hr=False) for part in (split.train, split.val, split.test)],
+            [row.patient_id for row in split.test],
+        )
+
+    def bundle(self, test: str) -> str:
+        """Of a fold's bundle, which says of which config it comes; `test` is the key of its test predictions."""
+        return content_hash(test, self._context.config)
 
     def _labelled(self, rows: Iterable[SlideRow], *, hr: bool) -> list[tuple[str, str | None]]:
         return [(name, row.label) for row, name in zip(rows, self._ids(rows, hr=hr), strict=True)]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import itertools
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -51,6 +54,7 @@ def fit(
     weight_decay: float,
     seed: int,
     accumulate: int = 1,
+    size_of: Callable[[T], float] = lambda batch: 1.0,
     patience: int | None = None,
     warmup: bool = False,
     files: Files,
@@ -87,7 +91,10 @@ def fit(
         Of AdamW.
     seed : int
     accumulate : int
-        Batches a step.
+        Batches a step; an epoch's last step has those that are left. They are held in memory together.
+    size_of : callable
+        Batch -> its weight in the mean over a step's batches and over an epoch, for batches of unequal size.
+        The same on every process.
     patience : int, optional
         Epochs without a better score before stopping; None never stops early.
     files : Files
@@ -109,6 +116,7 @@ def fit(
     state = FitState(model, optimizer, schedule, fabric)
     if files.checkpoint is not None:
         state.load(files)
+    broken = functools.partial(_diverged, state, files, description)
     saved_at = time.monotonic()
     with reporter.bar(description, total) as advance, _tensorboard(files, fabric, state.step) as log:
         if state.epoch:
@@ -118,32 +126,45 @@ def fit(
                 break
             torch.manual_seed(seed * 100_003 + state.epoch)
             model.train()
-            sums = _Sums()
-            for count, (batch, at_end) in enumerate(_with_end(batches(state.epoch)), start=1):
-                update = at_end or count % accumulate == 0
-                with fabric.no_backward_sync(wrapped, enabled=not update):
-                    losses = loss_of(wrapped, batch)
-                    _check(losses["loss"], batch, losses, names_of, state, files, description, count)
-                    fabric.backward(losses["loss"] / accumulate)
-                sums.add(losses)
-                if update:
-                    norm = fabric.clip_gradients(
-                        wrapped, optimizer_, max_norm=_MAX_NORM, error_if_nonfinite=False
-                    )
-                    if not _scales(fabric):  # a gradient scaler skips such steps by itself
-                        _check(norm, batch, losses, names_of, state, files, description, count)
-                    optimizer_.step()
-                    optimizer_.zero_grad(set_to_none=True)
-                    schedule.step()
-                    log("step/loss", float(losses["loss"].detach()), state.step)
-                    log("step/learning_rate", schedule.get_last_lr()[0], state.step)
-                    state.step += 1
-                advance()
+            sums, count = _Sums(), 0
+            for group in _groups(batches(state.epoch), accumulate):
+                of_step, size = _Sums(), sum(size_of(batch) for batch in group)
+                told = []
+                for place, batch in enumerate(group, start=1):
+                    count += 1
+                    with fabric.no_backward_sync(wrapped, enabled=place < len(group)):
+                        losses = loss_of(wrapped, batch)
+                        if not torch.isfinite(losses["loss"]):
+                            raise broken("loss", losses["loss"].detach(), names_of(batch, losses), count)
+                        fabric.backward(losses["loss"] * (size_of(batch) / size))
+                    losses = {name: value.detach() for name, value in losses.items()}
+                    sums.add(losses, size_of(batch))
+                    of_step.add(losses, size_of(batch))
+                    told.append((batch, losses))
+                    advance()
+                norm = fabric.clip_gradients(
+                    wrapped, optimizer_, max_norm=_MAX_NORM, error_if_nonfinite=False
+                )
+                # A gradient scaler skips such steps by itself.
+                if norm is not None and not torch.isfinite(norm) and not _scales(fabric):
+                    names = dict.fromkeys(names_of(*one) for one in told)
+                    raise broken("gradient", norm, ", ".join(names), count)
+                optimizer_.step()
+                optimizer_.zero_grad(set_to_none=True)
+                schedule.step()
+                log("step/loss", of_step.mean("loss"), state.step)
+                log("step/learning_rate", schedule.get_last_lr()[0], state.step)
+                state.step += 1
             model.eval()
             metrics = sums.means(fabric) | validate()
+            found = score(metrics)
+            if any(map(math.isnan, found)):  # it would compare as worse than anything, in silence
+                what = ", ".join(name for name, value in metrics.items() if math.isnan(value))
+                raise broken("validation", math.nan, f"{what} of the validation slides", count)
+            # At the epoch's last step: a run that goes on from this epoch's checkpoint purges all from its next step on.
             for name, value in metrics.items():
-                log(f"epoch/{name}", value, state.step)
-            state.finish_epoch(metrics, score(metrics))
+                log(f"epoch/{name}", value, max(0, state.step - 1))
+            state.finish_epoch(metrics, found)
             done = state.epoch >= epochs
             if fabric.global_rank == 0:
                 _write_history(files.metrics_csv, state.history)
@@ -164,61 +185,51 @@ def fit(
 
 
 class _Sums:
-    """Means of the losses over an epoch and over processes."""
+    """Weighted means of losses over batches."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._weight = 0.0
 
-    def add(self, losses: dict[str, Tensor]) -> None:
-        self._count += 1
+    def add(self, losses: dict[str, Tensor], weight: float) -> None:
+        self._weight += weight
         for name, value in losses.items():
             if value.ndim == 0:
-                value = value.detach().double() if value.device.type != "mps" else value.detach()
+                value = weight * (value.double() if value.device.type != "mps" else value)
                 self._sums[name] = self._sums[name] + value if name in self._sums else value
 
+    def mean(self, name: str) -> float:
+        """Of this process."""
+        return float(self._sums[name]) / self._weight
+
     def means(self, fabric: Fabric) -> dict[str, float]:
+        """Of all processes, by column."""
         return {
-            f"train_{name}": float(fabric.all_reduce(value, reduce_op="mean")) / max(1, self._count)
+            f"train_{name}": float(fabric.all_reduce(value, reduce_op="mean")) / self._weight
             for name, value in self._sums.items()
         }
 
 
-def _with_end(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
-    try:
-        item = next(iterator)
-    except StopIteration:
-        return
-    for following in iterator:
-        yield item, False
-        item = following
-    yield item, True
+    while group := list(itertools.islice(iterator, size)):
+        yield group
 
 
 def _scales(fabric: Fabric) -> bool:
     return getattr(fabric.strategy.precision, "scaler", None) is not None
 
 
-def _check(
-    value: Tensor | None,
-    batch: T,
-    losses: dict[str, Tensor],
-    names_of: Callable[[T, dict[str, Tensor]], str],
-    state: FitState,
-    files: Files,
-    description: str,
-    step: int,
-) -> None:
-    if value is None or bool(torch.isfinite(value)):
-        return
+def _diverged(
+    state: FitState, files: Files, description: str, what: str, value: Tensor | float, names: str, step: int
+) -> TrainingDiverged:
+    """The error to raise, once the best weights so far are back in the model and in a file."""
     state.model.load_state_dict(state.best)
     save_tensors(files.last_good, state.best)
-    what = "loss" if value is losses["loss"] else "gradient"
     kept = "the initial weights" if state.best_epoch < 0 else f"the weights of epoch {state.best_epoch}"
-    raise TrainingDiverged(
-        f"{description}: the {what} is {float(value.detach())} at epoch {state.epoch}, step {step}, on "
-        f"{names_of(batch, losses)}. Look at that slide, or try a smaller learning rate. Kept: {kept}, in {files.last_good}."
+    return TrainingDiverged(
+        f"{description}: the {what} is {float(value)} at epoch {state.epoch}, step {step}, on {names}. Look at that "
+        f"slide, or try a smaller learning rate. Kept: {kept}, in {files.last_good}."
     )
 
 
@@ -244,5 +255,7 @@ def _tensorboard(files: Files, fabric: Fabric, step: int) -> Iterator[Callable[[
         return
     from torch.utils.tensorboard import SummaryWriter  # takes a second: only where something is trained
 
+    if not step:  # what is there is of another fit: it would be drawn into the same curves
+        shutil.rmtree(files.tensorboard, ignore_errors=True)
     with SummaryWriter(str(files.tensorboard), purge_step=step or None) as writer:
         yield lambda name, value, at: writer.add_scalar(name, value, at)

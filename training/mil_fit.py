@@ -59,11 +59,10 @@ def fit_mil(
 
     def batches(epoch: int) -> Iterator[Bag]:
         order = np.random.default_rng((seed, epoch)).permutation(len(train))
-        for bag in train.in_order(order.tolist()):
-            yield bag._replace(instance_embeddings=bag.instance_embeddings.to(device))
+        return train.in_order(order.tolist())
 
     def loss_of(wrapped: nn.Module, bag: Bag) -> dict[str, Tensor]:
-        output = MILOutput(*wrapped(bag.instance_embeddings))
+        output = MILOutput(*wrapped(bag.instance_embeddings.to(device)))
         losses = {
             "ce": ce_weight
             * F.cross_entropy(output.bag_logits[None], torch.tensor([bag.label], device=device))

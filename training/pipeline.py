@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_lrmil.errors import EncoderError
+from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME
 from napari_lrmil.model.encoder import Encoder, weights_file
 from napari_lrmil.model.mil import MILModel, build_mil
 from training.data.store import EmbeddingStore
@@ -20,8 +21,8 @@ from training.stages.context import Context
 from training.stages.distill_slides import train_student
 from training.stages.distill_tiles import distill_encoder
 from training.stages.embed_tiles import EncoderSource, embed_slides, jobs_for
-from training.stages.evaluate import FoldPredictions, predict_shortcut, predict_test
-from training.stages.export import export_bundle
+from training.stages.evaluate import FoldPredictions, predict_shortcut, predict_test, sweep
+from training.stages.export import bundle_dir, export_bundle
 from training.stages.teacher_mil import train_teacher
 
 # Method -> whether its encoder went through stage 1, whether its head goes through stage 2.
@@ -31,8 +32,6 @@ STUDENTS = {
     "stage1_only": (True, False),
     "lrmil": (True, True),
 }
-RANDOM_SEED_OFFSET = 7919
-"""The random encoder of the baseline is not the one that a run without weights starts from."""
 
 
 @dataclass(frozen=True)
@@ -190,9 +189,7 @@ def _stage1(context: Context, plan: Stage1Plan, keys: Keys, teacher: Encoder) ->
 
 
 def _random_heads(context: Context, splits: Sequence[Split], labelled: list[SlideRow]) -> list[Head]:
-    seed = context.config.run.seed + RANDOM_SEED_OFFSET
-    encoder = context.random_encoder(seed)
-    store = context.lr_store(f"random {seed} {context.config.encoder.spec.model_dump_json()}")
+    encoder, store = context.random_lr_encoder()
     # In this process: what is random here must be random there in the same way.
     jobs = jobs_for(context, context.tiles_of(labelled), store, hr=False)
     embed_slides(context, jobs, encoder, "Embedding LR, random")
@@ -221,7 +218,7 @@ def _evaluate(
         of_fold = {head.method: head for head in heads if head.split.fold == split.fold}
         for method in sorted({*wanted, "lrmil"}, key=[*wanted, "lrmil"].index):
             if method in ("tissue_fraction", "rgb"):
-                found = predict_shortcut(context, split, method)
+                found = predict_shortcut(context, split, method, key=keys.shortcut(split, method))
             elif method == "teacher_hr":
                 mil = load_mil(context, teacher.embed_dim, split, method)
                 key = keys.test(split, keys.teacher(split), hr=True)
@@ -232,21 +229,27 @@ def _evaluate(
                 key = keys.test(split, keys.head(split, head.store, distil=head.distil), hr=False)
                 found = predict_test(context, split, method, mil, head.store, hr=False, key=key)
             predictions.setdefault(method, []).append(found)
-        ours = predictions["lrmil"][-1]
-        plan = keys.stage1_plan(split)
-        student = context.student_encoder(keys.student_file(plan))
-        bundles.append(
-            export_bundle(
-                context,
-                student,
-                load_mil(context, student.embed_dim, split, "lrmil"),
-                split=split,
-                store=keys.student_store(plan),
-                test=ours,
-                metrics=_metrics(ours),
-            )
-        )
+        bundles.append(_export(context, split, keys, of_fold["lrmil"], predictions["lrmil"][-1]))
+    sweep(context, {(f"fold{split.fold}", method) for split in splits for method in predictions})
     return predictions, bundles
+
+
+def _export(context: Context, split: Split, keys: Keys, head: Head, test: FoldPredictions) -> Path:
+    step, out = f"fold{split.fold}/export", bundle_dir(context, split)
+    key = keys.bundle(keys.test(split, keys.head(split, head.store, distil=head.distil), hr=False))
+    if not _done(context, step, key, out / JSON_NAME, out / WEIGHTS_NAME):
+        student = context.student_encoder(keys.student_file(keys.stage1_plan(split)))
+        export_bundle(
+            context,
+            student,
+            load_mil(context, student.embed_dim, split, "lrmil"),
+            split=split,
+            store=head.store,
+            test=test,
+            metrics=_metrics(test),
+        )
+        _finish(context, step, key)
+    return out
 
 
 def _metrics(predictions: FoldPredictions) -> dict[str, float]:

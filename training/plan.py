@@ -133,15 +133,32 @@ def plan(context: Context, splits: Sequence[Split], keys: Keys) -> list[Step]:
                 _embedding(context, name, labelled_of(split), store, student, student_rate, hr=False)
             )
         for method, (uses_stage1, distil) in STUDENTS.items():
-            if method != "lrmil" and method not in config.evaluate.methods:
-                continue
-            step, head_store = f"fold{split.fold}/{method}", store if uses_stage1 else lr_teacher
-            finished = head_store is not None and context.run_dir.is_done(
-                step, keys.head(split, head_store, distil=distil)
-            )
-            seconds = 0.0 if finished else config.mil.epochs * len(split.train) * lr_step
-            steps.append(Step(step, f"{len(split.train)} bags x {config.mil.epochs} epochs", 0, seconds))
+            if method == "lrmil" or method in config.evaluate.methods:
+                head_store = store if uses_stage1 else lr_teacher
+                steps.append(_head(context, keys, split, method, head_store, lr_step, distil=distil))
+    if "random_init" in config.evaluate.shortcuts:
+        _, random_store = context.random_lr_encoder()
+        steps.append(_embedding(context, "embed LR, random", labelled, random_store, teacher, rate, hr=False))
+        teacher_step = _head_seconds(context, teacher.embed_dim, hr=False)
+        for split in splits:
+            steps.append(_head(context, keys, split, "random_init", random_store, teacher_step, distil=False))
     return steps
+
+
+def _head(
+    context: Context,
+    keys: Keys,
+    split: Split,
+    method: str,
+    store: EmbeddingStore | None,
+    bag_seconds: float,
+    *,
+    distil: bool,
+) -> Step:
+    step, epochs = f"fold{split.fold}/{method}", context.config.mil.epochs
+    done = store is not None and context.run_dir.is_done(step, keys.head(split, store, distil=distil))
+    seconds = 0.0 if done else epochs * len(split.train) * bag_seconds
+    return Step(step, f"{len(split.train)} bags x {epochs} epochs", 0, seconds)
 
 
 def duration(seconds: float) -> str:
@@ -197,14 +214,10 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
 
     def step() -> None:
         output = model(tiles)
-        (output.child_tokens.square().mean() + output.embedding.square().mean()).backward()
+        (output.child_tokens.square().sum() + output.embedding.square().sum()).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    if not layers:
-        return _seconds_of(lambda: model(tiles).embedding.square().mean().backward(), context.device) / len(
-            tiles
-        )
     return _seconds_of(step, context.device) / len(tiles) / context.runtime.world
 
 

@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import choose_level, iter_tiles
 from training.checkpoint import Files
@@ -39,6 +40,7 @@ from training.stages.teacher_mil import train_teacher
 
 CONFIG = Path(__file__).parent / "configs" / "demo.toml"
 LR_EPOCHS = 24
+_BATCH = 32
 
 
 class LowTiles(NamedTuple):
@@ -62,6 +64,11 @@ def measure(cohort_dir: Path, reporter: Reporter) -> dict[str, Interval]:
     -------
     dict
         Name -> AUC on the test slides with its 95 % interval, patients resampled.
+
+    Raises
+    ------
+    ConfigError
+        Where the cohort is too small for it.
     """
     config = load_config(
         CONFIG,
@@ -72,6 +79,8 @@ def measure(cohort_dir: Path, reporter: Reporter) -> dict[str, Interval]:
     low = {
         row.slide_id: _low_tiles(context, cohort_dir, row) for row in (*split.train, *split.val, *split.test)
     }
+    for part in ("train", "val", "test"):  # before the minutes that the teacher takes
+        _check_tiles(part, [low[row.slide_id] for row in getattr(split, part)])
     results = {
         "colour only, mean RGB (slide)": _colour(context, split, low, with_std=False),
         "colour and contrast, mean and std of RGB (slide)": _colour(context, split, low, with_std=True),
@@ -84,6 +93,16 @@ def measure(cohort_dir: Path, reporter: Reporter) -> dict[str, Interval]:
         table.add_row(name, f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]", aim)
     reporter.console.print(table)
     return results
+
+
+def _check_tiles(part: str, slides: list[LowTiles]) -> None:
+    _, labels, _ = _clear_tiles(slides)
+    n_lesion = int((labels == 1).sum())
+    if not 0 < n_lesion < len(labels) or len(labels) < _BATCH:
+        raise ConfigError(
+            f"too few tiles to measure how hard the cohort is: the {len(slides)} {part} slides have {len(labels)} clear "
+            f"LR tiles, {n_lesion} of them lesion. Generate more slides (--slides) or larger ones (--size)"
+        )
 
 
 def _low_tiles(context: Context, cohort_dir: Path, row: SlideRow) -> LowTiles:
@@ -156,8 +175,8 @@ def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interv
     def batches(epoch: int) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
         rng = np.random.default_rng((context.config.run.seed, epoch))
         order = rng.permutation(len(tiles))
-        for start in range(0, len(order) - 31, 32):
-            part = order[start : start + 32]
+        for start in range(0, len(order) - _BATCH + 1, _BATCH):
+            part = order[start : start + _BATCH]
             turned = np.rot90(tiles[part], int(rng.integers(4)), axes=(1, 2))
             yield (turned[:, ::-1] if rng.integers(2) else turned), torch.from_numpy(labels[part])
 
@@ -171,7 +190,7 @@ def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interv
         fabric=context.runtime.head_fabric,
         epochs=LR_EPOCHS,
         batches=batches,
-        steps_per_epoch=len(tiles) // 32,
+        steps_per_epoch=len(tiles) // _BATCH,
         loss_of=lambda _, batch: {
             "loss": F.cross_entropy(logits(batch[0]), batch[1].to(context.device), weight=weight)
         },
@@ -204,9 +223,14 @@ def _tile_auc(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
 
 
 def _interval(labels: NDArray[np.int64], scores: NDArray[np.float64], patients: list[str]) -> Interval:
-    return bootstrap_over_patients(
-        lambda drawn: _tile_auc(labels[drawn], scores[drawn]),
-        patients,
-        n_resamples=1000,
-        rng=np.random.default_rng(0),
-    )
+    try:
+        return bootstrap_over_patients(
+            lambda drawn: _tile_auc(labels[drawn], scores[drawn]),
+            patients,
+            n_resamples=1000,
+            rng=np.random.default_rng(0),
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"the test slides are too few for an interval ({error}): generate more (--slides)"
+        ) from error

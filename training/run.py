@@ -14,18 +14,18 @@ from rich.markup import escape
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, LRMILError
-from training.config import RunConfig, load_config
+from training.config import RunConfig, content_hash, load_config
 from training.config.describe import config_table
+from training.data.memory import give_large_blocks_back
 from training.data.table import Split, class_names, make_splits, read_table
-from training.data.tile_index import TileGeometry, index_slides
+from training.data.tile_index import TileGeometry, index_slides, stat_of
 from training.keys import Keys
 from training.pipeline import run_steps
 from training.plan import print_plan
 from training.progress import Reporter
-from training.report import build_report
 from training.run_dir import RunDir
-from training.runtime import Runtime, close_process_group
-from training.stages.context import Context
+from training.runtime import Runtime, close_process_group, lost_a_peer
+from training.stages.context import Context, file_hash
 from training.stages.evaluate import compare
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -99,8 +99,7 @@ def prepare(
             )
         runtime.wait()
     rows = [item.row for item in tiles]
-    splits = split(rows)
-    n_folds = len(splits)
+    all_splits = splits = split(rows)
     if config.data.folds is not None:
         splits = [one for one in splits if one.fold in config.data.folds]
         absent = sorted(set(config.data.folds) - {one.fold for one in splits})
@@ -116,7 +115,7 @@ def prepare(
         reporter=reporter,
         cluster=cluster,
     )
-    return Prepared(context, splits, Keys(context, n_folds))
+    return Prepared(context, splits, Keys(context, all_splits))
 
 
 def run(
@@ -149,6 +148,7 @@ def run(
     ------
     LRMILError
     """
+    give_large_blocks_back()
     runtime = Runtime(config.run.device, config.run.precision)
     reporter = reporter if runtime.is_main else Reporter(Console(quiet=True))
     run_dir = RunDir(config.run.out_dir)
@@ -177,7 +177,29 @@ def run(
 
 
 def _report(context: Context) -> Path:
-    return build_report(context.run_dir.root, device=context.config.run.device, reporter=context.reporter)
+    run_dir, place = context.run_dir, context.run_dir.path("report.html")
+    key = _report_key(context)
+    if place.is_file() and run_dir.is_done("report", content_hash(key, file_hash(place))):
+        return place
+    from training.report import build_report  # takes seconds: only where there is something to draw
+
+    run_dir.forget("report")
+    build_report(run_dir.root, device=context.config.run.device, reporter=context.reporter)
+    run_dir.mark_done("report", content_hash(key, file_hash(place)))
+    return place
+
+
+def _report_key(context: Context) -> str:
+    """Of all that the report shows, and of the code that draws it."""
+    root, code = context.run_dir.root, Path(__file__).parent / "report"
+    shown = [root / "config.json", root / "results.json", context.config.data.slides]
+    for pattern in ("*/metrics/*.csv", "fold*/predictions/*.csv", "fold*/bundle/bundle.json"):
+        shown += sorted(root.glob(pattern))
+    shown += sorted(path for kind in ("py", "j2", "css") for path in code.rglob(f"*.{kind}"))
+    return content_hash(
+        [(path.name, file_hash(path)) for path in shown],
+        [stat_of(item.row.path) for item in context.tiles.values()],
+    )
 
 
 def _full_disk(error: OSError, out_dir: Path) -> LRMILError | None:
@@ -245,7 +267,11 @@ def main(
         if full is None:
             raise
         _fail(full)
-    finally:
+    except RuntimeError as error:
+        if not lost_a_peer(error):
+            raise
+        _fail(LRMILError("another process of this run has stopped; what it says tells why"))
+    else:
         close_process_group()
 
 

@@ -105,8 +105,20 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true")
 
 
+def lost_a_peer(error: RuntimeError) -> bool:
+    """Whether this process only stopped because another one did, which has said why."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    # Gloo has no class for it.
+    said = str(error)
+    return "closed by peer" in said or "reset by peer" in said or "Broken pipe" in said
+
+
 def close_process_group() -> None:
-    """At the end of a run under torchrun, so that it ends without a warning."""
+    """At the good end of a run under torchrun, so that it ends without a warning.
+
+    Not after an error: it may wait for the other processes, which wait for this one until torchrun sees it gone.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

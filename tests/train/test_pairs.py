@@ -350,6 +350,7 @@ def test_processes_share_every_batch(
         counted = [part for part in parts if part.weight]
         assert sorted(keys_of(counted)) == sorted(keys_of([batch]))
         assert sum(part.weight for part in parts) == pytest.approx(world)
+        assert {part.n_pairs for part in parts} == {len(batch.tiles)}
         assert sorted(name for part in counted for name in part.slide_ids) == sorted(batch.slide_ids)
     together = [key for share in shares for key in keys_of([batch for batch in share if batch.weight])]
     assert sorted(together) == sorted(keys_of(whole))

@@ -55,6 +55,38 @@ def test_two_processes_end_where_one_does(finished: Path, cohort: Path, tmp_path
         assert results[1][method]["brier"] == pytest.approx(expected["brier"], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("rank", "how", "said"),
+    [
+        (0, "disk", "error: the disk is full while writing slide-7"),
+        (1, "slide", "error: slide-7 can't be read"),
+        (1, "nan", "error: Stage 1: tiles: the loss is nan at epoch 0, step 1, on "),
+    ],
+)
+def test_an_error_of_one_process_ends_the_others_at_once_and_is_not_drowned(
+    cohort: Path, tmp_path: Path, rank: int, how: str, said: str
+) -> None:
+    """Without torchrun's help they would wait at a barrier for half a day."""
+    write_config(tmp_path, cohort)
+    script = Path(__file__).with_name("failing_rank.py")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(str(script), str(rank), how, "config.toml"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert said in done.stderr
+    # torchrun has a traceback of its own.
+    assert "]: Traceback" not in done.stderr, done.stderr
+
+
 def test_precision_accumulation_and_checkpointing(cohort: Path, tmp_path: Path) -> None:
     """bfloat16 trains to about the same loss; checkpointing to the same, to the last digit that counts."""
     write_config(tmp_path, cohort)
@@ -62,7 +94,7 @@ def test_precision_accumulation_and_checkpointing(cohort: Path, tmp_path: Path) 
         "plain": (),
         "checkpointing": ("--stage1.checkpointing", "true"),
         "bf16": ("--run.precision", "bf16-mixed"),
-        # Half the pairs a pass and two passes a step: the same steps, but for the last one of an epoch.
+        # Half the pairs a pass and two passes a step: the same steps.
         "accumulated": ("--stage1.batch_size", "16", "--stage1.accumulate", "2"),
     }
     losses = {}

@@ -196,14 +196,14 @@ def test_a_dry_run_writes_nothing_and_names_what_is_left(
     fresh = CliRunner().invoke(app, [*args, str(tmp_path / "run")])
     assert fresh.exit_code == 0, fresh.output
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert "9 of 9 steps to do" in fresh.output
+    assert "11 of 11 steps to do" in fresh.output
     assert "Nothing is written" in fresh.output
     folder = copied()
     times = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
     done = CliRunner().invoke(app, [*args, str(folder / "run")])
-    assert "0 of 9 steps to do" in done.output
+    assert "0 of 11 steps to do" in done.output
     some = CliRunner().invoke(app, [*args, str(folder / "run"), "--stage2.l_soft", "0.1"])
-    assert "2 of 9 steps to do" in some.output  # stage 2 only and LRMIL
+    assert "2 of 11 steps to do" in some.output  # stage 2 only and LRMIL
     assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == times
 
 

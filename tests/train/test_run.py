@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,7 @@ from training.run import Prepared, app, prepare
 from training.run_dir import RunDir, load_tensors, save_tensors
 from training.stages.context import Context
 from training.stages.distill_tiles import _loader
+from training.stages.evaluate import FoldPredictions, compare
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +81,21 @@ def test_results_name_every_method_with_interval_and_paired_difference(finished:
         assert name in said
     for name in ("tissue alone", "colour alone", "random encoder"):
         assert name in said
+
+
+def test_classes_of_one_patient_have_no_interval_and_are_no_crash_at_the_end_of_a_run(
+    copied: Callable[..., Path], cohort: Path
+) -> None:
+    """Of seven patients, nearly every resample lacks one: too few are left, and the AUC itself is defined."""
+    context = prepared(copied(), cohort, "--evaluate.bootstrap", "100").context
+    names = [str(index) for index in range(7)]
+    labels = np.arange(7)
+    one = FoldPredictions(names, names, labels, np.eye(7), 1.0)
+    other = one._replace(probabilities=np.full((7, 7), 1 / 7))
+    results = compare(context, {"lrmil": [one], "lr_scratch": [other]})
+    assert results["lrmil"]["auc_interval"] == [1.0, None, None]
+    assert results["lr_scratch"]["lrmil_minus_this"] == [0.5, None, None]
+    assert json.loads((context.run_dir.root / "results.json").read_text())["lrmil"]["auc"] == 1.0
 
 
 def test_resolved_config_is_in_the_run_directory(finished: Path) -> None:
@@ -358,6 +375,54 @@ def test_a_second_run_gives_the_same_results(finished: Path, copied: Callable[..
     folder = copied()
     rerun(folder)
     assert results_of(folder) == results_of(finished)
+
+
+def times_of(folder: Path) -> dict[str, int]:
+    """Of the files that a run leaves for others, but for those that every run writes."""
+    run = folder / "run"
+    return {
+        str(path.relative_to(run)): path.stat().st_mtime_ns
+        for path in run.rglob("*")
+        if path.is_file() and path.name not in ("config.json", "results.json", ".lock")
+    }
+
+
+def test_a_finished_run_again_writes_and_draws_nothing(copied: Callable[..., Path]) -> None:
+    folder = copied()
+    rerun(folder)  # this copy's out_dir stands in the config, so in bundle and report
+    before = times_of(folder)
+    _, said = rerun(folder)
+    assert times_of(folder) == before
+    assert "Report: examples" not in said
+    table = folder / "run" / "fold0" / "metrics" / "lrmil.csv"
+    table.write_text(table.read_text().replace("e-05", "e-04") + "\n")
+    _, said = rerun(folder)
+    assert "Report: examples" in said
+    (folder / "run" / "report.html").write_text("damaged")
+    rerun(folder)
+    assert "Tiny student" in (folder / "run" / "report.html").read_text()
+
+
+def test_what_other_configs_left_does_not_pass_for_this_runs(copied: Callable[..., Path]) -> None:
+    """Experiments read every table of predictions in the directory, the report every fold."""
+    folder = copied()
+    run_dir = folder / "run"
+    shutil.copytree(run_dir / "fold0", run_dir / "fold3")
+    rerun(folder, "--evaluate.methods", '["teacher_hr"]', "--evaluate.shortcuts", '["rgb"]')
+    left = {str(path.relative_to(run_dir)) for path in run_dir.glob("fold*/predictions/*.csv")}
+    assert left == {f"fold0/predictions/{name}.csv" for name in ("teacher_hr", "lrmil", "rgb")}
+    attention = {str(path.relative_to(run_dir)) for path in run_dir.glob("fold*/test_attention/*")}
+    assert attention == {f"fold0/test_attention/{name}.safetensors" for name in ("teacher_hr", "lrmil")}
+
+
+def test_predictions_name_the_patients_of_the_table(copied: Callable[..., Path], cohort: Path) -> None:
+    """Intervals are taken over them."""
+    folder = copied()
+    rows = [row | {"patient_id": f"new-{row['patient_id']}"} for row in absolute_rows(cohort)]
+    table = write_rows(folder / "slides.csv", rows)
+    rerun(folder, "--data.slides", str(table))
+    for path in (folder / "run" / "fold0" / "predictions").glob("*.csv"):
+        assert all(row["patient_id"].startswith("new-") for row in read_rows(path)), path.stem
 
 
 def test_changed_labels_retrain_what_has_seen_them(

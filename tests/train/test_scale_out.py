@@ -15,12 +15,14 @@ import pytest
 from rich.console import Console
 from run_helpers import rerun, write_config
 
-from training.config import load_config
+from training.config import RunSection, load_config
 from training.pipeline import _embed
 from training.progress import Reporter
 from training.run import prepare
+from training.run_dir import save_tensors
 from training.scale_out import ClusterError
 from training.stages.context import Context
+from training.stages.embed_tiles import EncoderSource, embed_elsewhere, jobs_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,6 +37,19 @@ def context_of(folder: Path, cohort: Path, cluster: str | None) -> Context:
     config = load_config(write_config(folder, cohort), ["--run.out_dir", str(folder / "run")])
     reporter = Reporter(Console(file=io.StringIO()))
     return prepare(config, skip_bad=False, reporter=reporter, cluster=cluster).context
+
+
+def test_a_worker_takes_the_default_device(cohort: Path, tmp_path: Path, one_thread: None) -> None:
+    context = context_of(tmp_path, cohort, None)
+    encoder, store = context.teacher_encoder(), context.hr_store()
+    weights = tmp_path / "encoder.safetensors"
+    save_tensors(weights, encoder.vit.state_dict())
+    job = jobs_for(context, list(context.tiles.values())[:1], store, hr=True)[0]
+    source = EncoderSource(
+        encoder.spec.model_dump_json(), weights, "hash", RunSection(out_dir=tmp_path).device
+    )
+    assert embed_elsewhere(job, source) == len(job.places)
+    assert job.is_done
 
 
 def test_a_dead_worker_loses_nothing_and_nothing_is_done_twice(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from run_helpers import read_rows, write_config
+from run_helpers import absolute_rows, read_rows, write_config, write_rows
 
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import Encoder
@@ -110,6 +110,22 @@ def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
+def test_a_shared_encoder_sees_no_unlabelled_slide_of_a_patient_that_some_fold_holds_out(
+    cohort: Path, tmp_path: Path
+) -> None:
+    rows = absolute_rows(cohort)
+    kept, torn = [row for row in rows if not row["label"]]
+    torn["patient_id"] = next(row["patient_id"] for row in rows if row["label"])
+    for row in rows:
+        del row["fold"]
+    table = write_rows(tmp_path / "slides.csv", rows)
+    options = ["--data.n_folds", "3", "--stage1.slides", "unlabelled", "--run.out_dir", str(tmp_path / "run")]
+    config = load_config(write_config(tmp_path, table), options)
+    found = prepare(config, skip_bad=False, reporter=Reporter(Console(file=io.StringIO())))
+    plan = found.keys.stage1_plan(found.splits[0])
+    assert [row.slide_id for row in (*plan.train, *plan.val)] == [kept["slide_id"]]
+
+
 def test_stage1_trains_every_weight_of_the_student_and_none_of_the_teacher(
     prepared: Callable[..., Prepared],
 ) -> None:
@@ -196,7 +212,7 @@ def test_too_few_blocks_for_the_layers_are_told() -> None:
 )
 def test_a_broken_loss_names_the_slides_whose_tiles_broke(per_tile: list[float], said: str) -> None:
     nothing = torch.zeros(4)
-    batch = PairBatch(*[nothing] * 5, slide_ids=("a", "b", "a", "c"), weight=1.0)
+    batch = PairBatch(*[nothing] * 5, slide_ids=("a", "b", "a", "c"), weight=1.0, n_pairs=4)
     assert distill_tiles._names_of(batch, {"per_tile": torch.tensor(per_tile)}) == said
 
 

@@ -194,6 +194,15 @@ def test_too_few_patients_for_the_folds(rows: list[SlideRow], message: str) -> N
         make_splits(rows, n_folds=5, seed=0)
 
 
+def test_an_unlabelled_slide_of_a_held_out_fold_stays_out_however_the_number_is_written() -> None:
+    rows = [
+        row(f"s{fold}{label}", f"p{fold}{label}", label, f"0{fold}") for fold in range(4) for label in "ab"
+    ]
+    rows.append(row("extra", "other", None, "01"))
+    uses = {split.fold: bool(split.extra) for split in make_splits(rows, n_folds=5, seed=0)}
+    assert uses == {0: False, 1: False, 2: True, 3: True}  # fold 0 is validated on fold 1
+
+
 def test_unlabelled_slides_of_held_out_patients_stay_out_of_that_fold() -> None:
     """Else stage 1 would see the test patient; and refusing the table would rule out k-fold with unlabelled slides."""
     rows = [*balanced(20), row("u", patient="p-s3", label=None), row("free", label=None)]

@@ -13,7 +13,7 @@ from rich.console import Console
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.slide.geometry import children_of
 from training.data.table import SlideRow, read_table
-from training.data.tile_index import SlideTiles, TileGeometry, index_key, index_slides
+from training.data.tile_index import SlideTiles, TileGeometry, index_slides
 from training.progress import Reporter
 
 GEOMETRY = TileGeometry(tile_px=32, mpp_lr=2.0, ratio=4, min_tissue=0.25, default_mpp=None)
@@ -117,13 +117,3 @@ def test_threads_keep_the_order(cohort: Path) -> None:
     rows = read_table(cohort)
     found = index_slides(rows, GEOMETRY, skip_bad=False, reporter=quiet()[0], threads=4)
     assert [item.row for item in found] == rows
-
-
-def test_key_tells_other_inputs_apart(tmp_path: Path) -> None:
-    path = tiff(tmp_path / "a.tif", 240, stain=True)
-    row = SlideRow("a", path, "p", "x")
-    key = index_key(index([row]))
-    assert key == index_key(index([row]))
-    assert key != index_key(index([SlideRow("a", path, "p", "x", mpp=0.5001)]))
-    tiff(path, 230, stain=True)
-    assert key != index_key(index([row]))

@@ -186,7 +186,7 @@ class Stage1Section(Section):
     slides: Literal["all", "unlabelled"] = Field(
         default="all",
         description="whose pixels a shared f' learns from. No label is used, but with all it has seen the pixels of "
-        "test slides; unlabelled keeps to slides without label",
+        "test slides; unlabelled keeps to slides without label, of patients that no fold validates or tests",
     )
     epochs: int = Field(default=5, ge=1, description="the one with the least validation loss is kept")
     pairs_per_epoch: int | None = Field(default=None, ge=1, description="sampled; default every pair")

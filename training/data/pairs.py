@@ -42,6 +42,8 @@ class PairBatch(NamedTuple):
     """B names"""
     weight: float
     """Of this part, so that the mean over processes of weight x mean loss is the mean over the whole batch."""
+    n_pairs: int
+    """Of the whole batch, all processes together"""
 
     def to(self, device: torch.device) -> PairBatch:
         """The tensors on a device."""
@@ -51,23 +53,37 @@ class PairBatch(NamedTuple):
 
 
 class SlidePairs:
-    """All pairs of one slide: places of LR tiles in units of the HR grid, and their children's indices."""
+    """All pairs of one slide: places of LR tiles in units of the HR grid, and their children's indices.
+
+    Only what they follow from is held, so that a table of 1,000 slides of 10,000 tiles takes MB, not GB.
+    """
 
     def __init__(self, tiles: SlideTiles, *, ratio: int, shifted: bool, min_children: float) -> None:
         self.tiles = tiles
+        self._ratio, self._step = ratio, 1 if shifted else ratio
         rows, cols = tiles.lr_shape_yx[0] * ratio, tiles.lr_shape_yx[1] * ratio
-        index_of = np.full((rows, cols), -1, np.int64)
-        index_of[tiles.hr_places[:, 0], tiles.hr_places[:, 1]] = np.arange(len(tiles.hr_places))
-        windows = np.lib.stride_tricks.sliding_window_view(index_of, (ratio, ratio))
-        step = 1 if shifted else ratio
-        windows = windows[::step, ::step]
-        children = windows.reshape(*windows.shape[:2], ratio * ratio)  # row by row: y outer, x inner
-        enough = (children >= 0).mean(axis=-1) >= min_children
-        self.places_hr = np.argwhere(enough) * step
-        self.children = children[enough]
+        self._index_of = np.full((rows, cols), -1, np.int32)
+        self._index_of[tiles.hr_places[:, 0], tiles.hr_places[:, 1]] = np.arange(len(tiles.hr_places))
+        self._enough = (self._windows() >= 0).mean(axis=-1) >= min_children
+        self._n = int(self._enough.sum())
 
     def __len__(self) -> int:
-        return len(self.children)
+        return self._n
+
+    @property
+    def places_hr(self) -> NDArray[np.int64]:
+        """(P, 2) (row, col) of the tiles' corners in the HR grid; made anew each time."""
+        return np.argwhere(self._enough) * self._step
+
+    @property
+    def children(self) -> NDArray[np.int64]:
+        """(P, ratio * ratio) indices of the HR tiles, -1 for one without tissue; made anew each time."""
+        return self._windows()[self._enough].astype(np.int64)
+
+    def _windows(self) -> NDArray[np.int32]:
+        windows = np.lib.stride_tricks.sliding_window_view(self._index_of, (self._ratio, self._ratio))
+        windows = windows[:: self._step, :: self._step]
+        return windows.reshape(*windows.shape[:2], self._ratio**2)  # row by row: y outer, x inner
 
 
 def turn(tiles: NDArray[np.uint8], children: NDArray[np.int64], ratio: int, how: int) -> Loaded:
@@ -96,6 +112,8 @@ class PairLoader:
         `batch_size` pairs over all processes.
     window_bytes : float
         Embeddings held in memory at once, about.
+    bytes_per_tile : int
+        Of an HR tile's embeddings.
     rank, world : int
         This process takes every `world`-th pair of a batch.
     """
@@ -159,13 +177,14 @@ class PairLoader:
             how = rng.integers(8, size=len(chosen)) if turned else np.zeros(len(chosen), int)
             jobs = list(zip(which[chosen].tolist(), inner[chosen].tolist(), how.tolist(), strict=True))
             with ThreadPoolExecutor(self._threads, thread_name_prefix="lrmil-pairs") as pool:
-                waiting: deque[tuple[list[Job], list[Future[Loaded]], float]] = deque()
+                waiting: deque[tuple[list[Job], list[Future[Loaded]], float, int]] = deque()
                 for start in range(0, len(jobs), self._batch_size):
                     whole = jobs[start : start + self._batch_size]
                     mine = whole[self._rank :: self._world]
                     weight = len(mine) * self._world / len(whole)
                     mine = mine or whole[:1]  # all processes must step together, if only with weight 0
-                    waiting.append((mine, [pool.submit(data.load, *job) for job in mine], weight))
+                    futures = [pool.submit(data.load, *job) for job in mine]
+                    waiting.append((mine, futures, weight, len(whole)))
                     if len(waiting) > 2:
                         yield data.collate(*waiting.popleft())
                 while waiting:
@@ -187,7 +206,7 @@ class _WindowData:
         scores: Callable[[str], NDArray[np.float32]] | None,
         with_layers: bool,
     ) -> None:
-        self._window, self._slides, self._ratio = window, slides, geometry.ratio
+        self._slides, self._ratio = slides, geometry.ratio
         self._grids = [geometry.lr_grid(slide) for slide in slides]
         self._levels = [choose_level(slide.level_mpps, geometry.mpp_lr) for slide in slides]
         ids = [item.tiles.row.slide_id for item in window]
@@ -200,18 +219,21 @@ class _WindowData:
             for name, embeddings in zip(ids, self._embeddings, strict=True)
         ]
         self._ids = ids
+        self._places = [item.places_hr for item in window]
+        self._children = [item.children for item in window]
         self._scores = [
             np.zeros(len(embeddings), np.float32) if scores is None else scores(name)
             for name, embeddings in zip(ids, self._embeddings, strict=True)
         ]
 
     def load(self, which: int, inner: int, how: int) -> Loaded:
-        pairs = self._window[which]
-        row, col = pairs.places_hr[inner] / self._ratio
+        row, col = self._places[which][inner] / self._ratio
         tile = read_tile(self._slides[which], self._grids[which], self._levels[which], float(row), float(col))
-        return turn(tile, pairs.children[inner], self._ratio, how)
+        return turn(tile, self._children[which][inner], self._ratio, how)
 
-    def collate(self, jobs: list[Job], futures: list[Future[Loaded]], weight: float) -> PairBatch:
+    def collate(
+        self, jobs: list[Job], futures: list[Future[Loaded]], weight: float, n_pairs: int
+    ) -> PairBatch:
         tiles, children = zip(*(future.result() for future in futures), strict=True)
         rows = [(which, child) for (which, _, _), child in zip(jobs, children, strict=True)]
         # A child without tissue has index -1: it picks some embedding, and `valid` masks it.
@@ -225,4 +247,5 @@ class _WindowData:
             valid=torch.from_numpy(np.stack(children) >= 0),
             slide_ids=tuple(self._ids[which] for which, _, _ in jobs),
             weight=weight,
+            n_pairs=n_pairs,
         )

@@ -216,7 +216,7 @@ def _numbered_splits(
             for row in extra
             if row.patient_id not in patients
             and row.site not in sites
-            and row.fold not in (str(fold), str(val_fold))
+            and not (row.fold and row.fold.isdecimal() and int(row.fold) in (fold, val_fold))
         )
         splits.append(Split(fold, tuple(where["train"]), tuple(where["val"]), tuple(where["test"]), usable))
     return splits

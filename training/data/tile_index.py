@@ -172,20 +172,6 @@ def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:
     )
 
 
-def index_key(tiles: list[SlideTiles]) -> list[tuple[str, str, float | None, int, int]]:
-    """What identifies the inputs of a run for content hashes: ids, files, mpp, and numbers of tiles."""
-    return [
-        (
-            item.row.slide_id,
-            stat_of(item.row.path),
-            item.row.mpp,
-            len(item.lr_places),
-            len(item.hr_places),
-        )
-        for item in tiles
-    ]
-
-
 def stat_of(path: Path) -> str:
     """Size and time of change: another file at the same path is another slide."""
     stat = path.stat()

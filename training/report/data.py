@@ -208,7 +208,7 @@ def _fold_numbers(run_dir: Path, config: dict[str, Any]) -> list[int]:
     there = sorted(
         int(path.name.removeprefix("fold"))
         for path in run_dir.glob("fold*")
-        if path.is_dir() and path.name.removeprefix("fold").isdecimal()
+        if path.name.removeprefix("fold").isdecimal() and any(path.glob("predictions/*.csv"))
     )
     wanted = config.get("data", {}).get("folds")
     numbers = there if wanted is None else sorted(int(number) for number in wanted)

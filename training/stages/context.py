@@ -21,6 +21,8 @@ from training.progress import Reporter
 from training.run_dir import RunDir, load_tensors
 from training.runtime import Runtime
 
+_RANDOM_SEED_OFFSET = 7919
+
 
 @dataclass(frozen=True)
 class Context:
@@ -56,6 +58,12 @@ class Context:
     def lr_store(self, encoder_hash: str) -> EmbeddingStore:
         """Embeddings of LR tiles by some encoder."""
         return self._store("lr", encoder_hash, layers=())
+
+    def random_lr_encoder(self) -> tuple[Encoder, EmbeddingStore]:
+        """The baseline of random weights, which aren't those that a run without weights starts from."""
+        seed = self.config.run.seed + _RANDOM_SEED_OFFSET
+        store = self.lr_store(f"random {seed} {self.config.encoder.spec.model_dump_json()}")
+        return self.random_encoder(seed), store
 
     def _store(self, kind: str, encoder_hash: str, *, layers: tuple[int, ...]) -> EmbeddingStore:
         tiles = self.config.tiles

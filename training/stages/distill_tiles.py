@@ -184,6 +184,7 @@ def distill_encoder(
         weight_decay=config.weight_decay,
         seed=context.config.run.seed,
         accumulate=config.accumulate,
+        size_of=lambda batch: batch.n_pairs,
         warmup=True,
         files=files,
         reporter=context.reporter,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from napari_lrmil.model.device import resolve_device
 from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_weights
 from napari_lrmil.predict import embed_tiles
 from napari_lrmil.slide import choose_level, iter_tiles
@@ -77,6 +78,7 @@ class EncoderSource:
     weights: Path
     weights_hash: str
     device: str
+    """As in the config: auto is the worker's own fastest."""
 
 
 def jobs_for(
@@ -153,15 +155,14 @@ def embed_slide(
 
 def embed_elsewhere(job: EmbedJob, source: EncoderSource) -> int:
     """`embed_slide` in a worker that has neither encoder nor context."""
-    device = torch.device(source.device)
-    return embed_slide(job, _encoder(source), device)
+    return embed_slide(job, _encoder(source), resolve_device(source.device))
 
 
 @functools.lru_cache(maxsize=2)
 def _encoder(source: EncoderSource) -> Encoder:
     encoder = Encoder(EncoderSpec.model_validate_json(source.spec_json))
     load_weights(encoder, str(source.weights))
-    return encoder.requires_grad_(False).to(source.device).eval()
+    return encoder.requires_grad_(False).to(resolve_device(source.device)).eval()
 
 
 def _batches(

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from training.config import content_hash
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow, Split
 from training.data.tile_index import stat_of
-from training.metrics import Interval, auc, bootstrap_over_patients, fit_temperature, slide_metrics
+from training.metrics import auc, bootstrap_over_patients, fit_temperature, slide_metrics
 from training.mil_fit import bag_logits, bag_outputs
 from training.run_dir import save_tensors, write_json
 from training.shortcuts import ShortcutFeatures, shortcut_predictions, slide_shortcuts
@@ -100,9 +100,14 @@ def predict_test(
 
 
 def predict_shortcut(
-    context: Context, split: Split, method: Literal["tissue_fraction", "rgb"]
+    context: Context, split: Split, method: Literal["tissue_fraction", "rgb"], *, key: str
 ) -> FoldPredictions:
-    """What tissue fraction or colours alone say of the test fold (method.md section 6)."""
+    """What tissue fraction or colours alone say of the test fold (method.md section 6); `key` as in `predict_test`."""
+    step = f"fold{split.fold}/test_{method}"
+    table = context.run_dir.path(f"fold{split.fold}", "predictions", f"{method}.csv")
+    if context.run_dir.is_done(step, key) and table.is_file():
+        return _read(context, split, table)
+    context.run_dir.forget(step)
     features, labels = [], []
     for part in (split.train, split.val, split.test):
         features.append(np.stack([shortcut_features(context, row).vector(method) for row in part]))
@@ -110,8 +115,8 @@ def predict_shortcut(
     probabilities = shortcut_predictions(
         features[0], labels[0], features[1], labels[1], features[2], n_classes=len(context.class_names)
     )
-    table = context.run_dir.path(f"fold{split.fold}", "predictions", f"{method}.csv")
     _write(context, split, table, probabilities, 1.0)
+    context.run_dir.mark_done(step, key)
     return _read(context, split, table)
 
 
@@ -139,7 +144,22 @@ def shortcut_features(context: Context, row: SlideRow) -> ShortcutFeatures:
     return found
 
 
-def compare(context: Context, predictions: dict[str, list[FoldPredictions]]) -> dict[str, dict[str, object]]:
+def sweep(context: Context, made: set[tuple[str, str]]) -> None:
+    """Remove what earlier configs of this directory left of other folds or methods: it would pass for this run's.
+
+    Parameters
+    ----------
+    context : Context
+    made : set of (str, str)
+        Folder of a fold and name of a method.
+    """
+    for pattern in ("fold*/predictions/*.csv", "fold*/test_attention/*.safetensors"):
+        for path in context.run_dir.root.glob(pattern):
+            if (path.parents[1].name, path.stem) not in made:
+                path.unlink()
+
+
+def compare(context: Context, predictions: dict[str, list[FoldPredictions]]) -> dict[str, dict[str, Any]]:
     """Metrics and intervals of every method, pooled over folds; printed, and written to ``results.json``.
 
     Parameters
@@ -155,27 +175,15 @@ def compare(context: Context, predictions: dict[str, list[FoldPredictions]]) -> 
     """
     n_resamples = context.config.evaluate.bootstrap
     pooled = {method: _pool(folds) for method, folds in predictions.items()}
-    results: dict[str, dict[str, object]] = {}
+    results = _results(context, pooled)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)  # within 80 columns
     for name in ("method", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
         table.add_column(name, no_wrap=True)
     ours = pooled["lrmil"]
-    for method, one in pooled.items():
-        interval = _interval(context, n_resamples, one, None)
-        metrics: dict[str, object] = {**slide_metrics(one.labels, one.probabilities)}
-        metrics["auc_interval"] = list(interval)
-        metrics["n_test"] = len(one.labels)
-        difference = ""
-        if method != "lrmil":
-            paired = _interval(context, n_resamples, ours, one)
-            metrics["lrmil_minus_this"] = list(paired)
-            difference = f"{paired.value:+.3f} [{paired.low:+.3f}, {paired.high:+.3f}]"
-        results[method] = metrics
+    for method, metrics in results.items():
+        difference = _shown(metrics["lrmil_minus_this"], "+.3f") if "lrmil_minus_this" in metrics else ""
         table.add_row(
-            NAMES[method],
-            f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]",
-            difference,
-            *(f"{metrics[name]:.3f}" for name in ("brier",)),
+            NAMES[method], _shown(metrics["auc_interval"], ".3f"), difference, f"{metrics['brier']:.3f}"
         )
     write_json(context.run_dir.path("results.json"), results)
     n_positive = {name: int((ours.labels == index).sum()) for index, name in enumerate(context.class_names)}
@@ -187,9 +195,42 @@ def compare(context: Context, predictions: dict[str, list[FoldPredictions]]) -> 
     return results
 
 
+def _results(context: Context, pooled: dict[str, FoldPredictions]) -> dict[str, dict[str, Any]]:
+    """The metrics of all methods; thousands of resamples, so that the same ones aren't taken twice."""
+    n_resamples = context.config.evaluate.bootstrap
+    key = content_hash(
+        n_resamples,
+        context.config.run.seed,
+        [
+            (method, one.patients, one.labels.tolist(), one.probabilities.tolist())
+            for method, one in pooled.items()
+        ],
+    )
+    # Not results.json itself: that one is absent while a run is at work.
+    place = context.run_dir.path("done", "results.json")
+    if context.run_dir.is_done("results", key) and place.is_file():
+        known: dict[str, dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))
+        return known
+    context.run_dir.forget("results")
+    results: dict[str, dict[str, Any]] = {}
+    for method, one in pooled.items():
+        results[method] = {
+            **slide_metrics(one.labels, one.probabilities),
+            "auc_interval": _interval(context, n_resamples, one, None),
+            "n_test": len(one.labels),
+        }
+        if method != "lrmil":
+            results[method]["lrmil_minus_this"] = _interval(context, n_resamples, pooled["lrmil"], one)
+    write_json(place, results)
+    context.run_dir.mark_done("results", key)
+    return results
+
+
 def _interval(
     context: Context, n_resamples: int, one: FoldPredictions, other: FoldPredictions | None
-) -> Interval:
+) -> list[float | None]:
+    """Value, low, high; the ends None where most resamples lack a class, as with five classes of one patient each."""
+
     def metric(drawn: NDArray[np.int64]) -> float:
         value = auc(one.labels[drawn], one.probabilities[drawn])
         if other is not None:
@@ -197,7 +238,15 @@ def _interval(
         return value
 
     rng = np.random.default_rng(context.config.run.seed)
-    return bootstrap_over_patients(metric, one.patients, n_resamples=n_resamples, rng=rng)
+    try:
+        return list(bootstrap_over_patients(metric, one.patients, n_resamples=n_resamples, rng=rng))
+    except ValueError:
+        return [metric(np.arange(len(one.patients))), None, None]
+
+
+def _shown(interval: list[float | None], how: str) -> str:
+    value, *ends = ("-" if number is None else format(number, how) for number in interval)
+    return f"{value} [{', '.join(ends)}]"
 
 
 def _pool(folds: list[FoldPredictions]) -> FoldPredictions:

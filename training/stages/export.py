@@ -20,6 +20,11 @@ from training.stages.evaluate import FoldPredictions
 from training.trust_fit import fit_trust, trust_metrics
 
 
+def bundle_dir(context: Context, split: Split) -> Path:
+    """Where a fold's bundle lies."""
+    return context.run_dir.path(f"fold{split.fold}", "bundle")
+
+
 def export_bundle(
     context: Context,
     encoder: Encoder,
@@ -29,7 +34,7 @@ def export_bundle(
     store: EmbeddingStore,
     test: FoldPredictions,
     metrics: dict[str, float],
-) -> Path:
+) -> None:
     """Write ``foldN/bundle``: the student of one fold, with where it comes from and how far to trust it.
 
     Parameters
@@ -47,7 +52,6 @@ def export_bundle(
         Of the fold's test slides.
     """
     config = context.config
-    out = context.run_dir.path(f"fold{split.fold}", "bundle")
     trust = fit_trust(
         mil,
         context.bags(store, split.train, share=0.0),
@@ -85,5 +89,4 @@ def export_bundle(
         ),
         weights_sha256="",
     )
-    save_bundle(out, info=info, encoder=encoder, mil=mil, trust=trust)
-    return out
+    save_bundle(bundle_dir(context, split), info=info, encoder=encoder, mil=mil, trust=trust)
