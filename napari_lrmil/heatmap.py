@@ -1,13 +1,43 @@
-"""A prediction's attention as an image on the tile grid."""
+"""A prediction's evidence as an image on the tile grid: values, scales and colours. No Qt.
+
+Attention is counted in multiples of the slide's average, a contribution in percentage points of probability. Both
+scales reach a fixed height at least, so that a slide without evidence looks cold. Percentiles always show something
+hot; they are there to compare tiles within a slide, and are marked as relative.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.predict import SlidePrediction
+if TYPE_CHECKING:  # it loads torch, which showing a result doesn't need
+    from napari_lrmil.predict import SlidePrediction
+
+Array = NDArray[np.float64]
+
+ATTENTION = "attention"
+"""The channel of attention; every other channel is the name of a class."""
+AVERAGE = 1.0
+LEAST_ATTENTION_TOP = 4.0
+LEAST_POINTS = 1.0
+"""What the scales reach at least: times the average, and percentage points."""
+SEQUENTIAL = ("viridis", "cividis", "magma", "inferno", "plasma")
+DIVERGING = ("BrBG", "PuOr", "RdBu")
+"""Perceptual maps that hold for colour-blind readers; the diverging ones have their light middle at 0."""
+
+_COLD_ALPHA = 0.18
+
+
+class Scaling(StrEnum):
+    """How values become colours."""
+
+    RAW = "raw"
+    PERCENTILE = "percentile"
 
 
 class Heatmap(NamedTuple):
@@ -19,6 +49,80 @@ class Heatmap(NamedTuple):
     values: NDArray[np.float32]
     corner_um_xy: tuple[float, float]
     pixel_um_xy: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class HeatmapLook:
+    """What a heatmap shows, and how.
+
+    Attributes
+    ----------
+    channel : str
+        `ATTENTION`, or a class: what each tile does to its probability.
+    scaling : Scaling
+    threshold : float
+        0 to 1, as a share of the scale's upper end: tiles below are clear. Of contributions their size counts,
+        whatever the sign.
+    sequential, diverging : str
+        Colormaps for attention and for contributions.
+    """
+
+    channel: str = ATTENTION
+    scaling: Scaling = Scaling.RAW
+    threshold: float = 0.0
+    sequential: str = SEQUENTIAL[0]
+    diverging: str = DIVERGING[0]
+
+    @property
+    def signed(self) -> bool:
+        """Whether 0 is the middle of the scale instead of its low end."""
+        return self.channel != ATTENTION
+
+    @property
+    def colormap(self) -> str:
+        """The one that fits the channel."""
+        return self.diverging if self.signed else self.sequential
+
+
+class ShownHeatmap(NamedTuple):
+    """A heatmap as it is drawn: `limits` are the ends of the colour bar, all in the scale's unit."""
+
+    heatmap: Heatmap
+    limits: tuple[float, float]
+    threshold: float
+
+
+def channel_values(prediction: SlidePrediction, channel: str) -> Array:
+    """(N,) values of the tiles.
+
+    Parameters
+    ----------
+    prediction : SlidePrediction
+    channel : str
+        'attention': score * N, so that 1 is a tile that matters as much as any other. A class: the probability of the
+        slide minus that without the tile, in percentage points; positive where the tile speaks for the class.
+
+    Raises
+    ------
+    ValueError
+        Where `channel` is neither.
+    """
+    if channel == ATTENTION:
+        return prediction.attention_scores * len(prediction.tiles)
+    if channel not in prediction.class_names:
+        raise ValueError(f"no class {channel!r}; there are {', '.join(prediction.class_names)}")
+    return prediction.class_contributions[:, prediction.class_names.index(channel)] * 100
+
+
+def on_grid(prediction: SlidePrediction, values: Array) -> Heatmap:
+    """(N,) values of the tiles as an image of shape (rows, cols) of the tile grid."""
+    tiles = prediction.tiles
+    image = np.full(tiles.grid.shape_yx, np.nan, np.float32)
+    image[tiles.rows, tiles.cols] = values
+    mpp_x, mpp_y = prediction.mpp_xy
+    left, top = tiles.grid.origin_l0_xy
+    width, height = tiles.grid.tile_l0_xy
+    return Heatmap(image, (left * mpp_x, top * mpp_y), (width * mpp_x, height * mpp_y))
 
 
 def attention_heatmap(prediction: SlidePrediction) -> Heatmap:
@@ -36,10 +140,99 @@ def attention_heatmap(prediction: SlidePrediction) -> Heatmap:
     Heatmap
         `values` of shape (rows, cols) of the tile grid.
     """
-    tiles = prediction.tiles
-    values = np.full(tiles.grid.shape_yx, np.nan, np.float32)
-    values[tiles.rows, tiles.cols] = prediction.attention_scores * len(tiles)
-    mpp_x, mpp_y = prediction.mpp_xy
-    left, top = tiles.grid.origin_l0_xy
-    width, height = tiles.grid.tile_l0_xy
-    return Heatmap(values, (left * mpp_x, top * mpp_y), (width * mpp_x, height * mpp_y))
+    return on_grid(prediction, channel_values(prediction, ATTENTION))
+
+
+def percentile_ranks(values: Array) -> Array:
+    """Share of the tiles below each one, in percent; ties share their middle. Shape (N,), from 0 to 100."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2
+    ranks: Array = middle[place] / len(values) * 100
+    return ranks
+
+
+def signed_percentile_ranks(values: Array) -> Array:
+    """Percentile of each value's size, with its sign: -100 to 100, and 0 stays 0."""
+    ranks: Array = np.sign(values) * percentile_ranks(np.abs(values))
+    return ranks
+
+
+def scale_limits(values: Array, *, signed: bool, scaling: Scaling) -> tuple[float, float]:
+    """Ends of the colour bar.
+
+    Raw scales fit the 99th percentile, so that one tile can't hide the others, and reach `LEAST_ATTENTION_TOP` or
+    `LEAST_POINTS`: noise is never stretched to full colour.
+    """
+    if scaling is Scaling.PERCENTILE:
+        return (-100.0, 100.0) if signed else (0.0, 100.0)
+    if signed:
+        reach = max(LEAST_POINTS, float(np.percentile(np.abs(values), 99)))
+        return -reach, reach
+    return AVERAGE, max(LEAST_ATTENTION_TOP, float(np.percentile(values, 99)))
+
+
+def fitting_look(prediction: SlidePrediction, look: HeatmapLook) -> HeatmapLook:
+    """The look, or attention where this model doesn't know the class."""
+    if look.channel in (ATTENTION, *prediction.class_names):
+        return look
+    return replace(look, channel=ATTENTION)
+
+
+def shown_heatmap(prediction: SlidePrediction, look: HeatmapLook) -> ShownHeatmap:
+    """What to draw, tiles below the threshold NaN as those that weren't read.
+
+    Parameters
+    ----------
+    prediction : SlidePrediction
+    look : HeatmapLook
+        Of a channel that the prediction has, see `fitting_look`.
+    """
+    values = channel_values(prediction, look.channel)
+    limits = scale_limits(values, signed=look.signed, scaling=look.scaling)
+    if look.scaling is Scaling.PERCENTILE:
+        values = signed_percentile_ranks(values) if look.signed else percentile_ranks(values)
+    threshold = look.threshold * limits[1]
+    size = np.abs(values) if look.signed else values
+    return ShownHeatmap(on_grid(prediction, np.where(size >= threshold, values, np.nan)), limits, threshold)
+
+
+@lru_cache(maxsize=16)
+def colour_table(colormap: str, *, signed: bool) -> NDArray[np.float32]:
+    """(256, 4) RGBA from the low to the high end, the clearer the colder.
+
+    Ordinary tissue stays visible under it; of a diverging map the middle is cold.
+    """
+    from matplotlib import colormaps
+
+    heat = np.linspace(0, 1, 256)
+    table = np.asarray(colormaps[colormap](heat), np.float32)
+    strength = np.abs(2 * heat - 1) if signed else heat
+    table[:, 3] = _COLD_ALPHA + (1 - _COLD_ALPHA) * np.sqrt(strength)
+    table.setflags(write=False)
+    return table
+
+
+class TileFinder:
+    """Which tile lies at a place on the slide, at the cost of a look into an array.
+
+    Parameters
+    ----------
+    prediction : SlidePrediction
+    """
+
+    def __init__(self, prediction: SlidePrediction) -> None:
+        tiles = prediction.tiles
+        self._index = np.full(tiles.grid.shape_yx, -1, np.int64)
+        self._index[tiles.rows, tiles.cols] = np.arange(len(tiles))
+        image = on_grid(prediction, np.zeros(len(tiles)))
+        self._corner_um_xy, self._tile_um_xy = image.corner_um_xy, image.pixel_um_xy
+
+    def at(self, x_um: float, y_um: float) -> int | None:
+        """Number of the tile at a place in level-0 µm; None where none was read."""
+        col = int((x_um - self._corner_um_xy[0]) // self._tile_um_xy[0])
+        row = int((y_um - self._corner_um_xy[1]) // self._tile_um_xy[1])
+        rows, cols = self._index.shape
+        if not (0 <= row < rows and 0 <= col < cols):
+            return None
+        n = int(self._index[row, col])
+        return n if n >= 0 else None

@@ -21,6 +21,7 @@ from napari_lrmil._viewer.layers import (
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:
+    from napari_lrmil.heatmap import HeatmapLook
     from napari_lrmil.predict import SlidePrediction
 
 _TEXT_PT = 11
@@ -38,14 +39,22 @@ class NapariCanvas:
     def __init__(self, viewer: Any) -> None:
         self._viewer = viewer
         self._on_change: Callable[[], None] | None = None
+        self._on_hover: Callable[[float, float], None] | None = None
         self._opacity: dict[Slide, float] = {}
+        self.default_opacity = HEATMAP_OPACITY
         self._text = ""
         self._student_mpp = DEFAULT_STUDENT_MPP
         close_with_layers(viewer)
 
-    def follow(self, on_change: Callable[[], None]) -> None:
-        """Call `on_change` when layers come, go, are chosen, or a heatmap's look changes."""
-        self._on_change = on_change
+    def follow(
+        self, on_change: Callable[[], None], on_hover: Callable[[float, float], None] | None = None
+    ) -> None:
+        """Call `on_change` when layers come, go, are chosen, or a heatmap's look changes.
+
+        `on_hover` is told where the mouse is, x and y in level-0 µm.
+        """
+        self._on_change, self._on_hover = on_change, on_hover
+        self._viewer.mouse_move_callbacks.append(self._mouse_moved)
         layers = self._viewer.layers
         layers.events.inserted.connect(self._layer_inserted)
         layers.events.removed.connect(self._layer_removed)
@@ -59,7 +68,9 @@ class NapariCanvas:
         """Stop following; asking twice does no harm."""
         if self._on_change is None:
             return
-        self._on_change = None
+        self._on_change = self._on_hover = None
+        if self._mouse_moved in self._viewer.mouse_move_callbacks:
+            self._viewer.mouse_move_callbacks.remove(self._mouse_moved)
         layers = self._viewer.layers
         layers.events.inserted.disconnect(self._layer_inserted)
         layers.events.removed.disconnect(self._layer_removed)
@@ -78,18 +89,23 @@ class NapariCanvas:
         slide = layer.metadata.get(SLIDE_KEY) or layer.metadata.get(HEATMAP_KEY)
         return slide if slide in self.slides() else None
 
-    def open_slide(self, path: Path) -> Slide:
+    def open_slide(self, path: Path, *, mpp: float | None = None) -> Slide:
         """Add a slide layer, in front of the others.
 
         Raises
         ------
         SlideError
         """
-        slide = Slide(path)
+        slide = Slide(path, mpp=mpp)
         levels, attributes, _ = slide_layer(slide, student_mpp=self._student_mpp)
         self._viewer.add_image(levels, **attributes)
         self.bring_forward(slide)
         return slide
+
+    def remove_slide(self, slide: Slide) -> None:
+        """Take a slide's layers away, which closes it; its heatmap goes with it."""
+        while (at := self._index(SLIDE_KEY, slide)) is not None:
+            self._viewer.layers.pop(at)
 
     def bring_forward(self, slide: Slide) -> None:
         """Show this slide with its heatmap and hide the other slides: all share one origin."""
@@ -123,19 +139,35 @@ class NapariCanvas:
         if layer is not None:
             layer.refresh()
 
-    def show_heatmap(self, slide: Slide, prediction: SlidePrediction) -> None:
-        """Lay the heatmap right over its slide, in place of an earlier one."""
-        self.remove_heatmap(slide)
+    def show_heatmap(self, slide: Slide, prediction: SlidePrediction, look: HeatmapLook) -> None:
+        """Lay the heatmap right over its slide; one of the same tiles that is there changes its look."""
         slide_at = self._index(SLIDE_KEY, slide)
         if slide_at is None:
             return
-        values, attributes, _ = heatmap_layer(slide, prediction, opacity=self.heatmap_opacity(slide))
+        values, attributes, _ = heatmap_layer(slide, prediction, look, opacity=self.heatmap_opacity(slide))
+        layer = self._find(HEATMAP_KEY, slide)
+        if layer is not None and layer.data.shape == values.shape:
+            self._restyle(layer, values, attributes)
+            return
+        self.remove_heatmap(slide)
         layer = self._viewer.add_image(values, **attributes)
         layer.visible = self._viewer.layers[slide_at].visible
         layer.colorbar.visible = True
         if (added_at := len(self._viewer.layers) - 1) != slide_at + 1:
             self._viewer.layers.move(added_at, slide_at + 1)
         self._viewer.layers.selection.active = self._viewer.layers[slide_at]
+
+    @staticmethod
+    def _restyle(layer: Any, values: Any, attributes: dict[str, Any]) -> None:
+        layer.data = values
+        if tuple(layer.contrast_limits) != attributes["contrast_limits"]:
+            layer.contrast_limits_range = layer.contrast_limits = attributes["contrast_limits"]
+        if layer.colormap.name != attributes["colormap"].name:
+            layer.colormap = attributes["colormap"]
+        for name in ("scale", "translate"):
+            if tuple(getattr(layer, name)) != attributes[name]:
+                setattr(layer, name, attributes[name])
+        layer.name = attributes["name"]
 
     def remove_heatmap(self, slide: Slide) -> None:
         """Where there is one."""
@@ -157,7 +189,7 @@ class NapariCanvas:
         layer = self._find(HEATMAP_KEY, slide)
         if layer is not None:
             self._opacity[slide] = float(layer.opacity)
-        return self._opacity.get(slide, HEATMAP_OPACITY)
+        return self._opacity.get(slide, self.default_opacity)
 
     def set_heatmap(self, slide: Slide, *, visible: bool | None, opacity: float | None) -> None:
         """Show, hide or fade; None leaves it as it is."""
@@ -210,6 +242,11 @@ class NapariCanvas:
             self.remove_heatmap(slide)
             self._opacity.pop(slide, None)
         self._changed()
+
+    def _mouse_moved(self, viewer: Any, event: Any) -> None:
+        if self._on_hover is not None:
+            y_um, x_um = event.position[-2:]
+            self._on_hover(float(x_um), float(y_um))
 
     def _changed(self, event: Any = None) -> None:
         if self._on_change is not None:

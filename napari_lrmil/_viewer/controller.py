@@ -5,13 +5,12 @@ The controller knows the window only by the three protocols in `protocols`, so i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from napari_lrmil._viewer import panel as panels
-from napari_lrmil._viewer.panel import Panel, State
-from napari_lrmil._viewer.protocols import Canvas, Jobs, View
+from napari_lrmil._viewer.panel import State
+from napari_lrmil._viewer.window_state import DEMO_BUNDLE, Run, WindowState
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide import Slide
 
@@ -19,18 +18,11 @@ if TYPE_CHECKING:  # they load torch, which the background does while the window
     from napari_lrmil.model.bundle import ModelBundle
     from napari_lrmil.predict import PredictProgress, SlidePrediction
 
-DEMO_BUNDLE = "demo"
+__all__ = ["DEMO_BUNDLE", "Controller"]
 
 
-@dataclass
-class _Run:
-    job: int
-    slide: Slide
-    progress: PredictProgress | None = None
-
-
-class Controller:
-    """State and transitions.
+class Controller(WindowState):
+    """Transitions.
 
     Parameters
     ----------
@@ -39,57 +31,24 @@ class Controller:
     jobs : Jobs
     """
 
-    def __init__(self, view: View, canvas: Canvas, jobs: Jobs) -> None:
-        self._view, self._canvas, self._jobs = view, canvas, jobs
-        self._job = 0
-        self._slide: Slide | None = None
-        self._results: dict[Slide, SlidePrediction] = {}
-        self._ended: dict[Slide, State] = {}
-        self._run: _Run | None = None
-        self._bundle: ModelBundle | None = None
-        self._bundle_paths: list[str] = [DEMO_BUNDLE]
-        self._bundle_path = ""
-        self._loading: tuple[int, str] | None = None
-        self._devices: tuple[str, ...] = ("auto",)
-        self._device = "auto"
-        self._error = ""
-        self._ended_for_good = False
-
-    @property
-    def state(self) -> State:
-        """Where the user is now."""
-        if self._run is not None:
-            return State.RUNNING
-        if self._slide is None:
-            return State.NO_SLIDE
-        if not self._slide.has_mpp:
-            return State.NEEDS_MPP
-        if self._loading is not None:
-            return State.LOADING_BUNDLE
-        if self._bundle is None:
-            return State.NO_BUNDLE
-        return self._ended.get(self._slide, State.READY)
-
-    @property
-    def result(self) -> SlidePrediction | None:
-        """Of the current slide."""
-        return self._results.get(self._slide) if self._slide is not None else None
-
-    @property
-    def error(self) -> str:
-        """What went wrong last, in a sentence; empty where nothing did."""
-        return self._error
-
     # ---- slides
 
-    def open_slide(self, path: str | Path) -> None:
-        """Open a slide and make it the current one."""
+    def open_slide(self, path: str | Path, *, mpp: float | None = None) -> None:
+        """Open a slide and make it the current one; `mpp` stands in for what the file says of its pixels."""
         try:
-            self._slide = self._canvas.open_slide(Path(path))
+            self._slide = self._canvas.open_slide(Path(path), mpp=mpp)
             self._error = ""
         except LRMILError as error:
             self._error = str(error)
         self.refresh()
+
+    def replace_slide(self, path: str | Path, old: Collection[Slide], *, mpp: float | None = None) -> None:
+        """Open a slide in the place of `old` ones, which are closed; they stay where it can't be opened."""
+        self.open_slide(path, mpp=mpp)
+        if not self._error and self._slide is not None:
+            for slide in old:
+                self._canvas.remove_slide(slide)
+            self._canvas.bring_forward(self._slide)  # now the view fits this one alone
 
     def slides_changed(self) -> None:
         """Layers came, went or were chosen."""
@@ -185,7 +144,7 @@ class Controller:
             return
         self._job += 1
         self._error = ""
-        self._run = _Run(self._job, self._slide)
+        self._run = Run(self._job, self._slide)
         self._jobs.classify(self._job, self._slide, self._bundle, self._device)
         self.refresh()
 
@@ -209,7 +168,15 @@ class Controller:
         slide, self._run = self._run.slide, None
         self._results[slide] = prediction
         self._ended[slide] = State.DONE
-        self._canvas.show_heatmap(slide, prediction)
+        self._canvas.show_heatmap(slide, prediction, self._evidence.look_for(prediction))
+        self.refresh()
+
+    def show_result(self, slide: Slide, prediction: SlidePrediction) -> None:
+        """Show a prediction that was made elsewhere, or before: by the batch, or from the cache."""
+        if slide in self._canvas.slides():
+            self._results[slide] = prediction
+            self._ended[slide] = State.DONE
+            self._canvas.show_heatmap(slide, prediction, self._evidence.look_for(prediction))
         self.refresh()
 
     def classification_failed(self, job: int, message: str) -> None:
@@ -224,66 +191,32 @@ class Controller:
         """Show, hide or fade the current slide's heatmap."""
         if self._slide is not None and self.result is not None:
             if visible and not self._canvas.has_heatmap(self._slide):  # its layer was deleted
-                self._canvas.show_heatmap(self._slide, self.result)
+                self._canvas.show_heatmap(self._slide, self.result, self._evidence.look_for(self.result))
             self._canvas.set_heatmap(self._slide, visible=visible, opacity=opacity)
         self.refresh()
+
+    def choose_evidence(self, **choices: Any) -> None:
+        """Change what the heatmaps of all slides show; see `Evidence.choose`."""
+        if self.result is not None:
+            self._evidence.choose(self.result, **choices)
+            for slide, result in self._results.items():
+                if self._canvas.has_heatmap(slide):
+                    self._canvas.show_heatmap(slide, result, self._evidence.look_for(result))
+        self.refresh()
+
+    def hovered(self, x_um: float, y_um: float) -> None:
+        """The mouse is at this place in level-0 µm."""
+        if self.result is not None:
+            self._view.show_hover(self._evidence.text_at(self.result, x_um, y_um))
 
     def shutdown(self) -> None:
         """Stop what runs and render nothing from now on: the view is going."""
         self._stop()
         self._loading = None
+        self._listeners.clear()
         self._ended_for_good = True
-
-    # ---- what is shown
-
-    def refresh(self) -> None:
-        """Render the state."""
-        if self._ended_for_good:
-            return
-        result = self.result
-        self._canvas.show_text(panels.overlay_text(result) if result is not None else "")
-        self._view.show_panel(self._panel())
-
-    @property
-    def _student_mpp(self) -> float | None:
-        return self._bundle.info.tiles.mpp if self._bundle is not None else None
-
-    @property
-    def _can_classify(self) -> bool:
-        return self.state in (State.READY, State.DONE, State.CANCELLED, State.FAILED)
 
     def _stop(self) -> None:
         if self._run is not None:
             job, self._run = self._run.job, None
             self._jobs.cancel(job)
-
-    def _panel(self) -> Panel:
-        slides, slide, result = self._canvas.slides(), self._slide, self.result
-        info = self._bundle.info if self._bundle is not None else None
-        run = self._run
-        progress = run.progress if run is not None else None
-        return Panel(
-            state=self.state,
-            slide_names=tuple(each.name for each in slides),
-            slide_index=slides.index(slide) if slide in slides else -1,
-            slide_facts=panels.slide_facts(slide) if slide is not None else "",
-            icc_available=slide is not None and slide.has_icc_profile,
-            icc_applied=slide is not None and slide.icc,
-            bundle_names=tuple(
-                panels.DEMO_BUNDLE_NAME if path == DEMO_BUNDLE else Path(path).name
-                for path in self._bundle_paths
-            ),
-            bundle_index=self._bundle_paths.index(self._bundle_path) if self._bundle_path else -1,
-            bundle_facts=panels.bundle_facts(info) if info is not None else "",
-            bundle_is_demonstration=info.demonstration if info is not None else False,
-            devices=self._devices,
-            device=self._device,
-            can_classify=self._can_classify,
-            progress=None if run is None else (0, 0) if progress is None else progress[:2],
-            progress_text=panels.progress_text(run.slide.name, progress) if run is not None else "",
-            hint=panels.HINTS.get(self.state, ""),
-            error=self._error,
-            result=panels.result_panel(result) if result is not None else None,
-            heatmap_visible=slide is not None and self._canvas.heatmap_visible(slide),
-            heatmap_opacity=self._canvas.heatmap_opacity(slide) if slide is not None else 0.0,
-        )

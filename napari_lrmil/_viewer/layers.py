@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from napari.utils.colormaps import AVAILABLE_COLORMAPS, Colormap
+from napari.utils.colormaps import Colormap
 
+from napari_lrmil.heatmap import HeatmapLook, colour_table, shown_heatmap
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.pyramid import dask_pyramid
 
-if TYPE_CHECKING:  # heatmap and predict load torch, which opening a slide doesn't need
+if TYPE_CHECKING:  # it loads torch, which opening a slide doesn't need
     from napari_lrmil.predict import SlidePrediction
 
 LayerData = tuple[Any, dict[str, Any], str]
@@ -28,9 +28,6 @@ HEATMAP_KEY = "lrmil_heatmap_of"
 
 DEFAULT_STUDENT_MPP = 2.0
 HEATMAP_OPACITY = 0.7
-
-_AVERAGE, _LEAST_TOP = 1.0, 4.0
-_COLD_ALPHA = 0.18
 
 
 def slide_levels(slide: Slide, *, student_mpp: float = DEFAULT_STUDENT_MPP) -> list[Any]:
@@ -76,45 +73,51 @@ def slide_layer(slide: Slide, *, student_mpp: float = DEFAULT_STUDENT_MPP) -> La
     return slide_levels(slide, student_mpp=student_mpp), attributes, "image"
 
 
-def heatmap_layer(
-    slide: Slide, prediction: SlidePrediction, *, opacity: float = HEATMAP_OPACITY
-) -> LayerData:
-    """The attention of a prediction as a translucent layer over its slide.
+def heatmap_name(slide: Slide, look: HeatmapLook) -> str:
+    """Of the layer: what it shows of which slide."""
+    return (
+        f"{slide.name} {look.channel}" if not look.signed else f"{slide.name} contribution to {look.channel}"
+    )
 
-    Values are relative to uniform attention. The scale starts at 1, a tile that counts as much as any
-    other, and reaches at least to 4: percentiles alone would show something hot on every slide.
+
+def heatmap_layer(
+    slide: Slide, prediction: SlidePrediction, look: HeatmapLook, *, opacity: float = HEATMAP_OPACITY
+) -> LayerData:
+    """The evidence of a prediction as a translucent layer over its slide.
+
+    Parameters
+    ----------
+    slide : Slide
+    prediction : SlidePrediction
+    look : HeatmapLook
+        Of a channel that the prediction has.
+    opacity : float
 
     Returns
     -------
     (values, attributes, "image")
     """
-    from napari_lrmil.heatmap import attention_heatmap
-
-    heatmap = attention_heatmap(prediction)
-    (corner_x, corner_y), (pixel_x, pixel_y) = heatmap.corner_um_xy, heatmap.pixel_um_xy
-    read = heatmap.values[np.isfinite(heatmap.values)]
-    top = max(_LEAST_TOP, float(np.percentile(read, 99)))
+    shown = shown_heatmap(prediction, look)
+    (corner_x, corner_y), (pixel_x, pixel_y) = shown.heatmap.corner_um_xy, shown.heatmap.pixel_um_xy
     attributes = {
-        "name": f"{slide.name} attention",
+        "name": heatmap_name(slide, look),
         "scale": (pixel_y, pixel_x),
         "translate": (corner_y + pixel_y / 2, corner_x + pixel_x / 2),
         "units": ("µm", "µm"),
-        "colormap": attention_colormap(),
-        "contrast_limits": (_AVERAGE, top),
+        "colormap": heatmap_colormap(look),
+        "contrast_limits": shown.limits,
         "opacity": opacity,
         "blending": "translucent",
         "interpolation2d": "nearest",
         "metadata": {HEATMAP_KEY: slide},
     }
-    return heatmap.values, attributes, "image"
+    return shown.heatmap.values, attributes, "image"
 
 
-def attention_colormap() -> Colormap:
-    """A perceptual map that thins out towards cold, so that ordinary tissue stays visible under it.
-
-    Yellow and green don't occur in H&E, so hot tiles stand out; tiles that weren't read are clear.
-    """
-    colors = np.array(AVAILABLE_COLORMAPS["viridis"].colors, np.float32)
-    heat = np.linspace(0, 1, len(colors))
-    colors[:, 3] = _COLD_ALPHA + (1 - _COLD_ALPHA) * np.sqrt(heat)
-    return Colormap(colors, name="lrmil attention", nan_color=(0, 0, 0, 0))
+def heatmap_colormap(look: HeatmapLook) -> Colormap:
+    """A perceptual map that thins out towards cold; tiles that weren't read, or are below the threshold, are clear."""
+    return Colormap(
+        colour_table(look.colormap, signed=look.signed),
+        name=f"lrmil {look.colormap}",
+        nan_color=(0, 0, 0, 0),
+    )

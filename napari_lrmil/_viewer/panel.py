@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from napari_lrmil._viewer.result import ResultPanel
+from napari_lrmil._viewer.result import duration_text as duration_text
+from napari_lrmil._viewer.result import percent_text as percent_text
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:
+    from napari_lrmil._viewer.evidence import EvidencePanel
     from napari_lrmil.model.bundle import BundleInfo
-    from napari_lrmil.predict import PredictProgress, SlidePrediction
+    from napari_lrmil.predict import PredictProgress
 
-NOT_FOR_DIAGNOSIS = "DEMONSTRATION ONLY – NOT FOR DIAGNOSIS"
 DEMO_BUNDLE_NAME = "Demonstration model"
 
 
@@ -28,16 +32,6 @@ class State(StrEnum):
     DONE = "done"
     CANCELLED = "cancelled"
     FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class ResultPanel:
-    """One prediction in words: label, (class, probability) from most to least probable, and how it was made."""
-
-    label: str
-    classes: tuple[tuple[str, float], ...]
-    details: str
-    demonstration: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,8 @@ class Panel:
     hint: str = ""
     error: str = ""
     result: ResultPanel | None = None
+    evidence: EvidencePanel | None = None
+    card_available: bool = False
     heatmap_visible: bool = False
     heatmap_opacity: float = 0.0
 
@@ -113,43 +109,34 @@ def progress_text(slide_name: str, progress: PredictProgress | None) -> str:
     return text if left is None else f"{text}, {duration_text(left)} left"
 
 
-def duration_text(seconds: float) -> str:
-    """Seconds as a reader says them."""
-    if seconds < 1:
-        return "under 1 s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min"
-
-
-def percent_text(probability: float) -> str:
-    """A probability in whole percent, never rounded to a certainty it doesn't claim."""
-    if probability > 0.99:
-        return "> 99 %" if probability < 1 else "100 %"
-    if probability < 0.01:
-        return "< 1 %" if probability > 0 else "0 %"
-    return f"{probability:.0%}".replace("%", " %")
-
-
-def result_panel(prediction: SlidePrediction) -> ResultPanel:
-    """A prediction in words."""
-    classes = sorted(
-        zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True),
-        key=lambda pair: -pair[1],
+def with_slides(panel: Panel, slides: tuple[Slide, ...], slide: Slide | None) -> Panel:
+    """The panel with the open slides, and the current one."""
+    return replace(
+        panel,
+        slide_names=tuple(each.name for each in slides),
+        slide_index=slides.index(slide) if slide in slides else -1,
+        slide_facts=slide_facts(slide) if slide is not None else "",
+        icc_available=slide is not None and slide.has_icc_profile,
+        icc_applied=slide is not None and slide.icc,
     )
-    took = f"{prediction.seconds:.1f} s" if prediction.seconds < 10 else duration_text(prediction.seconds)
-    details = (
-        f"{len(prediction.tiles):,} tiles in {took} on {prediction.device}\n"
-        f"Level {prediction.level} at {prediction.level_mpp:.3g} µm/px\n"
-        f"Model: {prediction.bundle_name}"
+
+
+def with_models(panel: Panel, paths: list[str], path: str, info: BundleInfo | None) -> Panel:
+    """The panel with the models known, and the one in use."""
+    return replace(
+        panel,
+        bundle_names=tuple(DEMO_BUNDLE_NAME if each == "demo" else Path(each).name for each in paths),
+        bundle_index=paths.index(path) if path else -1,
+        bundle_facts=bundle_facts(info) if info is not None else "",
+        bundle_is_demonstration=info.demonstration if info is not None else False,
+        card_available=info is not None,
     )
-    return ResultPanel(prediction.label, tuple(classes), details, prediction.demonstration)
 
 
-def overlay_text(prediction: SlidePrediction) -> str:
-    """What stands on the slide itself: class probabilities, the label first."""
-    result = result_panel(prediction)
-    lines = [f"{name}  {percent_text(probability)}" for name, probability in result.classes]
-    if result.demonstration:
-        lines += NOT_FOR_DIAGNOSIS.lower().split(" – ")  # two lines: the canvas may be narrow
-    return "\n".join(lines)
+def with_run(panel: Panel, slide_name: str, progress: PredictProgress | None) -> Panel:
+    """The panel of a classification under way."""
+    return replace(
+        panel,
+        progress=(0, 0) if progress is None else progress[:2],
+        progress_text=progress_text(slide_name, progress),
+    )

@@ -48,6 +48,15 @@ def no_slide_left_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not left, f"left open: {left}"
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A result cache for each test: windows look results up when a slide is opened."""
+    root = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("LRMIL_CACHE_DIR", str(root))
+    monkeypatch.setenv("LRMIL_DATA_DIR", str(root / "data"))
+    return root
+
+
 @pytest.fixture(scope="session")
 def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's own small encoder, 64 px tiles."""

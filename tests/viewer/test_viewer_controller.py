@@ -7,13 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
+from made_predictions import make_prediction
 
 from napari_lrmil._viewer.controller import Controller
 from napari_lrmil._viewer.panel import Panel, State, duration_text, percent_text
 from napari_lrmil.errors import SlideError
-from napari_lrmil.predict import PredictProgress
+from napari_lrmil.heatmap import ATTENTION, HeatmapLook, Scaling
+from napari_lrmil.predict import PredictProgress, SlidePrediction
 
 
 class FakeSlide:
@@ -42,6 +43,7 @@ class FakeCanvas:
     open_: list[FakeSlide] = field(default_factory=list)
     active: FakeSlide | None = None
     heatmaps: dict[FakeSlide, Any] = field(default_factory=dict)
+    looks: dict[FakeSlide, HeatmapLook] = field(default_factory=dict)
     placed: list[tuple[FakeSlide, float | None]] = field(default_factory=list)
     redrawn: list[FakeSlide] = field(default_factory=list)
     text: str = ""
@@ -53,11 +55,14 @@ class FakeCanvas:
     def active_slide(self) -> FakeSlide | None:
         return self.active
 
-    def open_slide(self, path: Path) -> FakeSlide:
+    def open_slide(self, path: Path, *, mpp: float | None = None) -> FakeSlide:
         if path.suffix == ".bad":
             raise SlideError(f"{path.name} is no slide")
-        self.open_.append(FakeSlide(path.stem))
+        self.open_.append(FakeSlide(path.stem, mpp or 0.5))
         return self.open_[-1]
+
+    def remove_slide(self, slide: FakeSlide) -> None:
+        self.open_.remove(slide)
 
     def bring_forward(self, slide: FakeSlide) -> None:
         self.active = slide
@@ -68,8 +73,9 @@ class FakeCanvas:
     def redraw(self, slide: FakeSlide) -> None:
         self.redrawn.append(slide)
 
-    def show_heatmap(self, slide: FakeSlide, prediction: Any) -> None:
+    def show_heatmap(self, slide: FakeSlide, prediction: Any, look: HeatmapLook) -> None:
         self.heatmaps[slide] = prediction
+        self.looks[slide] = look
 
     def has_heatmap(self, slide: FakeSlide) -> bool:
         return slide in self.heatmaps
@@ -105,9 +111,13 @@ class FakeJobs:
 
 class FakeView:
     panel: Panel
+    hover: str = ""
 
     def show_panel(self, panel: Panel) -> None:
         self.panel = panel
+
+    def show_hover(self, text: str) -> None:
+        self.hover = text
 
 
 def fake_bundle(*, demonstration: bool = True, mpp: float = 2.0) -> Any:
@@ -120,19 +130,8 @@ def fake_bundle(*, demonstration: bool = True, mpp: float = 2.0) -> Any:
     return SimpleNamespace(info=info)
 
 
-def fake_prediction(lesion: float = 0.8, *, demonstration: bool = True) -> Any:
-    return SimpleNamespace(
-        class_names=("benign", "lesion"),
-        class_probabilities=np.array([1 - lesion, lesion]),
-        label="lesion" if lesion > 0.5 else "benign",
-        tiles=range(40),
-        seconds=1.26,
-        device="cpu",
-        level=1,
-        level_mpp=2.0,
-        bundle_name="Fake",
-        demonstration=demonstration,
-    )
+def fake_prediction(lesion: float = 0.8, *, demonstration: bool = True, **more: Any) -> SlidePrediction:
+    return make_prediction(lesion, shape_yx=(5, 8), demonstration=demonstration, **more)
 
 
 @dataclass
@@ -370,3 +369,134 @@ def test_the_colour_toggle_redraws_the_slide_once(stage: Stage) -> None:
     assert stage.view.panel.icc_applied
     stage.controller.set_icc(True)
     assert stage.canvas.redrawn == [slide]
+
+
+# --- the words of a result
+
+
+def test_a_set_of_one_class_is_named(ready: Stage) -> None:
+    ready.controller.classified(ready.running(), fake_prediction(prediction_set=("lesion",), coverage=0.9))
+    result = ready.view.panel.result
+    assert result is not None
+    assert result.headline == "lesion"
+    assert result.set_text == "Set at 90 %: {lesion}"
+    assert not result.unsure
+
+
+@pytest.mark.parametrize(
+    ("left", "text"),
+    [
+        (("benign", "lesion"), "Unsure: benign or lesion at 90 %"),
+        ((), "Unsure: no class is probable enough at 90 %"),
+    ],
+)
+def test_unsure_is_the_headline_and_stands_on_the_slide(
+    ready: Stage, left: tuple[str, ...], text: str
+) -> None:
+    ready.controller.classified(ready.running(), fake_prediction(prediction_set=left, coverage=0.9))
+    result = ready.view.panel.result
+    assert result is not None
+    assert (result.headline, result.set_text, result.unsure) == ("Unsure", text, True)
+    assert "unsure" in ready.canvas.text.splitlines()
+
+
+def test_a_model_without_trust_says_so(ready: Stage) -> None:
+    ready.controller.classified(ready.running(), fake_prediction())
+    result = ready.view.panel.result
+    assert result is not None
+    assert result.set_text == "No set of classes: this model states none."
+    assert result.strange_text == ""
+    assert result.headline == "lesion"
+    assert "states none" in result.distance_text
+
+
+@pytest.mark.parametrize("score", [7.5, float("nan")])
+def test_a_strange_slide_is_warned_of(ready: Stage, score: float) -> None:
+    ready.controller.classified(ready.running(), fake_prediction(ood_score=score, ood_threshold=2.5))
+    result = ready.view.panel.result
+    assert result is not None
+    assert "unlike the training slides" in result.strange_text
+    assert "warning above 2.5" in result.strange_text
+    assert "unlike the training slides" in ready.canvas.text
+    ready.controller.classified(ready.running(), fake_prediction(ood_score=2.5, ood_threshold=2.5))
+    assert ready.view.panel.result is not None
+    assert ready.view.panel.result.strange_text == ""
+    assert "unlike" not in ready.canvas.text
+
+
+def test_details_name_tiles_level_model_and_version(ready: Stage) -> None:
+    ready.controller.classified(ready.running(), fake_prediction())
+    assert ready.view.panel.result is not None
+    assert ready.view.panel.result.details.splitlines() == [
+        "40 tiles in 1.3 s on cpu",
+        "Level 1 at 2 µm/px",
+        "Model: Fake (abcdef01)",
+        "LRMIL 9.9.9",
+    ]
+
+
+# --- evidence
+
+
+def test_a_look_holds_for_all_slides(ready: Stage) -> None:
+    first = ready.canvas.open_[0]
+    ready.controller.classified(ready.running(), fake_prediction())
+    ready.controller.choose_evidence(channel=2)
+    ready.controller.choose_evidence(scaling=1)
+    ready.controller.choose_evidence(colormap=1)
+    ready.controller.choose_evidence(threshold=0.25)
+    look = HeatmapLook("lesion", Scaling.PERCENTILE, 0.25, diverging="PuOr")
+    assert ready.canvas.looks[first] == ready.controller.look == look
+    evidence = ready.view.panel.evidence
+    assert evidence is not None
+    assert evidence.channels == ("Attention", "Contribution to benign", "Contribution to lesion")
+    assert (evidence.channel_index, evidence.scaling_index, evidence.colormap_index) == (2, 1, 1)
+    assert evidence.threshold_text == "from 25 %"
+    assert "leaving each one out" in evidence.legend
+    assert "some are always hot" in evidence.legend
+    assert "percentile" in evidence.bar.unit
+
+    second = ready.with_slide("b")
+    ready.canvas.active = second
+    ready.controller.slides_changed()
+    assert ready.view.panel.evidence is None
+    ready.controller.classified(ready.running(), fake_prediction(0.3))
+    assert ready.canvas.looks[second] == look
+    ready.controller.choose_evidence(channel=0)  # colours of attention are chosen apart
+    assert {look.channel for look in ready.canvas.looks.values()} == {ATTENTION}
+    assert ready.view.panel.evidence is not None
+    assert ready.view.panel.evidence.colormaps[0] == "viridis"
+    assert ready.view.panel.evidence.colormap_index == 0
+
+
+def test_a_class_that_a_model_lacks_falls_back_to_attention(ready: Stage) -> None:
+    ready.controller.classified(ready.running(), fake_prediction())
+    ready.controller.choose_evidence(channel=2)
+    ready.controller.classified(ready.running(), fake_prediction(class_names=("low", "high")))
+    assert ready.canvas.looks[ready.canvas.open_[0]].channel == ATTENTION
+
+
+def test_the_value_under_the_cursor(ready: Stage) -> None:
+    """Tiles of 128 µm from (0, 0); the one in row 1, column 2 is number 1 * 8 + 2."""
+    ready.controller.hovered(300.0, 200.0)
+    assert ready.view.hover == ""
+    prediction = fake_prediction()
+    ready.controller.classified(ready.running(), prediction)
+    ready.controller.hovered(300.0, 200.0)
+    assert prediction.attention_scores[10] * 40 == pytest.approx(11 / 20.5)
+    assert ready.view.hover == "Tile in row 1, column 2\nattention 0.54×, benign −1.00 pp, lesion +1.00 pp"
+    ready.controller.hovered(-1.0, 200.0)
+    assert ready.view.hover == ""
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [(0.3, "carry the result"), (0.0, "no tile matters much more"), (-0.3, "don't rely on the heatmap")],
+)
+def test_the_deletion_curve_says_what_it_means(ready: Stage, gain: float, words: str) -> None:
+    ready.controller.classified(ready.running(), fake_prediction(gain=gain))
+    assert ready.view.panel.evidence is not None
+    curve = ready.view.panel.evidence.curve
+    assert curve.gain == pytest.approx(gain)
+    assert curve.class_name == "lesion"
+    assert words in curve.text

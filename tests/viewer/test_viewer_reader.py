@@ -17,13 +17,14 @@ from napari_lrmil._viewer import sample_data
 from napari_lrmil._viewer.layers import (
     MPP_UNKNOWN_KEY,
     SLIDE_KEY,
-    attention_colormap,
+    heatmap_colormap,
     heatmap_layer,
     slide_layer,
 )
 from napari_lrmil._viewer.model_imports import import_models
 from napari_lrmil._viewer.reader import SHARED_SUFFIXES, SLIDE_SUFFIXES, get_reader, read_slide
 from napari_lrmil.errors import SlideError
+from napari_lrmil.heatmap import HeatmapLook
 from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.predict import predict_slide, run_to_end
 from napari_lrmil.slide import Slide
@@ -34,10 +35,16 @@ def test_manifest_is_valid_and_complete() -> None:
     manifest.validate_imports()
     contributions = manifest.contributions
     patterns = {
-        Path(pattern).suffix for reader in contributions.readers for pattern in reader.filename_patterns
+        Path(pattern).suffix
+        for reader in contributions.readers
+        for pattern in reader.filename_patterns
+        if reader.command == "napari-lrmil.get_reader"
     }
     assert patterns == SLIDE_SUFFIXES | SHARED_SUFFIXES
-    assert [widget.display_name for widget in contributions.widgets] == ["LRMIL: classify slide"]
+    assert {widget.display_name for widget in contributions.widgets} == {
+        f"LRMIL: {name}"
+        for name in ("classify slide", "worklist", "tiles", "overview", "annotations", "export")
+    }
     assert {sample.key for sample in contributions.sample_data} == {"demo_lesion", "demo_benign"}
     assert set(contributions.menus) == {"napari/layers/classify", "napari/file/io_utilities"}
 
@@ -122,7 +129,7 @@ def test_heatmap_scale_shows_nothing_hot_where_nothing_is(small_slide: Path, bun
     bundle = load_bundle(bundle_dir)
     with Slide(small_slide) as slide:
         prediction = run_to_end(predict_slide(slide, bundle, device=next(bundle.mil.parameters()).device))
-        values, attributes, _ = heatmap_layer(slide, prediction)
+        values, attributes, _ = heatmap_layer(slide, prediction, HeatmapLook())
     low, high = attributes["contrast_limits"]
     assert (low, high) == (1.0, 4.0)
     read = values[np.isfinite(values)]
@@ -130,7 +137,7 @@ def test_heatmap_scale_shows_nothing_hot_where_nothing_is(small_slide: Path, bun
     assert read.mean() == pytest.approx(1.0, abs=1e-4)
     assert np.isnan(values).any()
     # An average tile is nearly clear, a hot one is not, one that wasn't read not there at all.
-    alpha = attention_colormap().map(np.array([0.0, 1.0, np.nan]))[:, 3]
+    alpha = heatmap_colormap(HeatmapLook()).map(np.array([0.0, 1.0, np.nan]))[:, 3]
     assert alpha[0] < 0.2
     assert alpha[1] == 1.0
     assert alpha[2] == 0.0

@@ -38,6 +38,12 @@ def no_demo_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
+def nothing_known_from_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each test classifies anew: results of others would be shown at once."""
+    monkeypatch.setenv("LRMIL_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
     """Fail the test whose background work outlives its window."""
     yield
@@ -209,15 +215,16 @@ def test_classify_by_clicks(
     assert heatmap.colorbar.visible
     assert viewer.layers.index(heatmap) == 1
 
-    qtbot.mouseClick(widget.result_section.shown, LEFT)
+    shown = widget.evidence_section.shown
+    qtbot.mouseClick(shown, LEFT, pos=QPoint(8, shown.height() // 2))
     assert not heatmap.visible
     heatmap.visible = True
-    assert widget.result_section.shown.isChecked()
-    widget.result_section.opacity.setFocus()
-    qtbot.keyClick(widget.result_section.opacity, Qt.Key.Key_Home)
+    assert widget.evidence_section.shown.isChecked()
+    widget.evidence_section.opacity.setFocus()
+    qtbot.keyClick(widget.evidence_section.opacity, Qt.Key.Key_Home)
     assert heatmap.opacity == 0.0
     heatmap.opacity = 0.4
-    assert widget.result_section.opacity.value() == 40
+    assert widget.evidence_section.opacity.value() == 40
 
     viewer.layers.remove("small")
     assert len(viewer.layers) == 0
@@ -279,7 +286,7 @@ def test_slide_removed_while_running(
     bundle_dir: Path,
     slow_tiles: threading.Event,
 ) -> None:
-    other = shutil.copy(small_slide, tmp_path / "other.tiff")
+    other = write_slide(tmp_path / "other.tiff", size_xy=(2304, 1920))
     start(widget, qtbot, small_slide, bundle_dir)
     widget.controller.open_slide(other)
     viewer.layers.remove("small")
@@ -296,7 +303,7 @@ def test_switching_slides_keeps_results_apart(
     viewer: Any, widget: ClassifyWidget, qtbot: Any, small_slide: Path, tmp_path: Path, bundle_dir: Path
 ) -> None:
     open_slide_with_result(viewer, small_slide, bundle_dir)
-    widget.controller.open_slide(shutil.copy(small_slide, tmp_path / "other.tiff"))
+    widget.controller.open_slide(write_slide(tmp_path / "other.tiff", size_xy=(2304, 1920)))
     assert widget.controller.result is None
     assert not viewer.canvas.overlays.text.visible
     assert not widget.result_section.isVisible()

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QComboBox, QGridLayout, QLabel, QProgressBar, QSizePolicy, QWidget
+from qtpy.QtWidgets import (
+    QComboBox,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QSizePolicy,
+    QStyle,
+    QWidget,
+)
 
-from napari_lrmil._viewer.panel import percent_text
+from napari_lrmil._viewer.result import percent_text
 
 _BOX = "QLabel {{ background: {back}; border-radius: 4px; padding: 6px; {more} }}"
 BANNER_STYLE = _BOX.format(back="#f2b01e", more="color: #1a1a1a; font-weight: bold;")
@@ -39,6 +48,35 @@ def show_text(label: QLabel, text: str) -> None:
     """Set a label's text, and hide it where there is none."""
     label.setText(text)
     label.setVisible(bool(text))
+
+
+class Notice(QWidget):  # type: ignore[misc]  # Qt is untyped here
+    """A warning with its icon, hidden while it has no text.
+
+    Parameters
+    ----------
+    style : str
+        Of the text's label.
+    """
+
+    def __init__(self, *, style: str) -> None:
+        super().__init__()
+        self._icon = QLabel()
+        size = self.style().pixelMetric(QStyle.PixelMetric.PM_LargeIconSize)
+        icon = self.style().standardIcon(QStyle.StandardPixmap.SP_MessageBoxWarning)
+        self._icon.setPixmap(icon.pixmap(size, size))
+        self._icon.setAccessibleName("Warning")
+        self.text = wrapped_label(style=style)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self._icon)
+        row.addWidget(self.text, 1)
+        self.hide()
+
+    def show_text(self, text: str) -> None:
+        """Show a warning, or none."""
+        self.text.setText(text)
+        self.setVisible(bool(text))
 
 
 def narrow_combo(*, tool_tip: str, name: str) -> QComboBox:
@@ -81,7 +119,7 @@ class ClassBars(QWidget):  # type: ignore[misc]  # Qt is untyped here
         self._shown = classes
         while self._grid.count():
             widget = self._grid.takeAt(0).widget()
-            widget.setParent(None)
+            widget.hide()
             widget.deleteLater()
         for row, (name, probability) in enumerate(classes):
             percent = percent_text(probability)

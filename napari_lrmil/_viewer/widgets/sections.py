@@ -6,51 +6,18 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
     QDoubleSpinBox,
-    QHBoxLayout,
     QLabel,
     QProgressBar,
     QPushButton,
-    QSlider,
-    QVBoxLayout,
-    QWidget,
 )
 
-from napari_lrmil._viewer.panel import NOT_FOR_DIAGNOSIS, Panel, State
+from napari_lrmil._viewer.panel import Panel, State
+from napari_lrmil._viewer.result import NOT_FOR_DIAGNOSIS
 from napari_lrmil._viewer.widgets import parts
-
-_ATTENTION_LEGEND = (
-    "Attention as a multiple of the slide's average tile; up to 1× is cold, so where no tile stands out, nothing "
-    "is hot. It shows what the model looked at, not that there is disease."
-)
+from napari_lrmil._viewer.widgets.section import Section
 
 
-class _Section(QWidget):  # type: ignore[misc]  # Qt is untyped here
-    def __init__(self) -> None:
-        super().__init__()
-        self.column = QVBoxLayout(self)
-        self.column.setContentsMargins(0, 0, 0, 0)
-        self.column.setSpacing(4)
-
-    def add_heading(self, text: str, button: QPushButton | None = None) -> None:
-        """A title, with the button that belongs to it at the right end."""
-        title = QLabel(text)
-        title.setStyleSheet(parts.HEADING_STYLE)
-        self.column.addSpacing(4)
-        row = self.add_row(title, *([button] if button is not None else []))
-        row.layout().setStretch(0, 1)
-
-    def add_row(self, *widgets: QWidget) -> QWidget:
-        """Side by side, in a widget that can be hidden."""
-        row = QWidget()
-        layout = QHBoxLayout(row)
-        layout.setContentsMargins(0, 0, 0, 0)
-        for widget in widgets:
-            layout.addWidget(widget)
-        self.column.addWidget(row)
-        return row
-
-
-class SlideSection(_Section):
+class SlideSection(Section):
     """Which slide, and its pixel size where the file doesn't give it."""
 
     open_clicked = Signal()
@@ -103,10 +70,12 @@ class SlideSection(_Section):
         self.icc.setChecked(panel.icc_applied)
 
 
-class ModelSection(_Section):
+class ModelSection(Section):
     """Which model, what it is, and where it computes."""
 
     browse_clicked = Signal()
+    hub_clicked = Signal()
+    card_clicked = Signal()
     bundle_chosen = Signal(int)
     device_chosen = Signal(str)
 
@@ -115,6 +84,12 @@ class ModelSection(_Section):
         self.bundles = parts.narrow_combo(tool_tip="The model to classify with", name="Model")
         self.browse = QPushButton("Browse …")
         self.browse.setToolTip("Choose a model of your own: a folder with bundle.json")
+        self.card = QPushButton("Card …")
+        self.card.setToolTip("What the model is, what it was trained on, and how far to trust it")
+        self.card.setAccessibleName("Model card")
+        self.hub = QPushButton("Hub …")
+        self.hub.setToolTip("Load a model from the Hugging Face hub by its name: owner/name")
+        self.hub.setAccessibleName("Model from the hub")
         self.banner = parts.wrapped_label(NOT_FOR_DIAGNOSIS, style=parts.BANNER_STYLE)
         self.banner.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.banner.setToolTip(
@@ -126,12 +101,14 @@ class ModelSection(_Section):
         )
         device_title = QLabel("&Device")
         device_title.setBuddy(self.devices)
-        self.add_heading("Model", self.browse)
-        self.column.addWidget(self.bundles)
+        self.add_heading("Model", self.browse, self.hub)
+        self.add_row(self.bundles, self.card)
         self.column.addWidget(self.banner)
         self.column.addWidget(self.facts)
         self.add_row(device_title, self.devices)
         self.browse.clicked.connect(lambda: self.browse_clicked.emit())
+        self.card.clicked.connect(lambda: self.card_clicked.emit())
+        self.hub.clicked.connect(lambda: self.hub_clicked.emit())
         self.bundles.activated.connect(self.bundle_chosen)
         self.devices.activated.connect(lambda index: self.device_chosen.emit(self.devices.itemText(index)))
 
@@ -142,11 +119,12 @@ class ModelSection(_Section):
         parts.fill_combo(self.devices, panel.devices, panel.devices.index(panel.device))
         for widget in (self.bundles, self.browse, self.devices):
             widget.setEnabled(not running)
+        self.card.setVisible(panel.card_available)
         parts.show_text(self.facts, panel.bundle_facts)
         self.banner.setVisible(panel.bundle_is_demonstration)
 
 
-class RunSection(_Section):
+class RunSection(Section):
     """Classify and cancel, progress, and what is missing or went wrong."""
 
     classify_clicked = Signal()
@@ -186,53 +164,3 @@ class RunSection(_Section):
         parts.show_text(self.progress_text, panel.progress_text)
         parts.show_text(self.hint, panel.hint)
         parts.show_text(self.error, panel.error)
-
-
-class ResultSection(_Section):
-    """Label, probabilities, and the heatmap's look."""
-
-    heatmap_toggled = Signal(bool)
-    opacity_moved = Signal(float)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_heading("Result")
-        self.label = parts.wrapped_label(style="QLabel { font-size: 22px; font-weight: bold; }")
-        self.label.setToolTip("The most probable class")
-        self.bars = parts.ClassBars()
-        self.warning = parts.wrapped_label(NOT_FOR_DIAGNOSIS, style=parts.BANNER_STYLE)
-        self.warning.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.details = parts.wrapped_label()
-        self.shown = QCheckBox("Show &heatmap")
-        self.shown.setToolTip("Show or hide the attention heatmap over the slide")
-        self.opacity = QSlider(Qt.Orientation.Horizontal)
-        self.opacity.setRange(0, 100)
-        self.opacity.setToolTip("How strongly the heatmap covers the slide")
-        self.opacity.setAccessibleName("Heatmap opacity")
-        opacity_title = QLabel("&Opacity")
-        opacity_title.setBuddy(self.opacity)
-        self.legend = parts.wrapped_label(_ATTENTION_LEGEND)
-        for widget in (self.label, self.bars, self.details, self.warning):
-            self.column.addWidget(widget)
-        self.add_heading("Heatmap")
-        self.column.addWidget(self.shown)
-        self.add_row(opacity_title, self.opacity)
-        self.column.addWidget(self.legend)
-        self.shown.clicked.connect(self.heatmap_toggled)
-        self.opacity.sliderMoved.connect(lambda percent: self.opacity_moved.emit(percent / 100))
-        self.opacity.actionTriggered.connect(
-            lambda _: self.opacity_moved.emit(self.opacity.sliderPosition() / 100)
-        )
-
-    def show_panel(self, panel: Panel) -> None:
-        """Show a result, or nothing."""
-        self.setVisible(panel.result is not None)
-        if panel.result is None:
-            return
-        self.label.setText(panel.result.label)
-        self.bars.show_classes(panel.result.classes)
-        self.details.setText(panel.result.details)
-        self.warning.setVisible(panel.result.demonstration and not panel.bundle_is_demonstration)
-        self.shown.setChecked(panel.heatmap_visible)
-        if not self.opacity.isSliderDown():
-            self.opacity.setValue(round(panel.heatmap_opacity * 100))

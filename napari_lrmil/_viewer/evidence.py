@@ -1,0 +1,239 @@
+"""Which evidence the heatmap shows, its wording, and the value under the cursor. No Qt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from napari_lrmil.heatmap import (
+    ATTENTION,
+    DIVERGING,
+    SEQUENTIAL,
+    HeatmapLook,
+    Scaling,
+    TileFinder,
+    channel_values,
+    fitting_look,
+    shown_heatmap,
+)
+
+if TYPE_CHECKING:
+    from napari_lrmil.predict import SlidePrediction
+
+SCALINGS = (Scaling.RAW, Scaling.PERCENTILE)
+_SCALING_NAMES = ("in real units", "percentile (relative)")
+_MAP_NAMES = {"BrBG": "brown to teal", "PuOr": "orange to purple", "RdBu": "red to blue"}
+NO_TILE = "Move the mouse over the slide to read a tile's values."
+
+_ATTENTION_LEGEND = (
+    "Attention as a multiple of the slide's average tile; up to 1× is cold, so where no tile stands out, nothing "
+    "is hot. It shows what the model looked at, not that there is disease."
+)
+_CONTRIBUTION_LEGEND = (
+    "What the probability of {name} loses without the tile, worked out exactly by leaving each one out: above 0 the "
+    "tile speaks for {name}, below against. The scale reaches ±1 point at least, so small changes stay cold."
+)
+_RELATIVE_LEGEND = " Percentiles only rank this slide's tiles: some are always hot, whatever they mean."
+
+
+@dataclass(frozen=True)
+class ColourBarPanel:
+    """A colour bar in the unit of the scale; `threshold` is its place from 0 to 1 above the cold end."""
+
+    colormap: str
+    signed: bool
+    low: str
+    middle: str
+    high: str
+    unit: str
+    threshold: float
+
+
+@dataclass(frozen=True)
+class CurvePanel:
+    """The deletion curve, (fraction removed, probability) each, and what it says in a sentence."""
+
+    class_name: str
+    fractions: tuple[float, ...]
+    by_evidence: tuple[float, ...]
+    random_mean: tuple[float, ...]
+    random_low: tuple[float, ...]
+    random_high: tuple[float, ...]
+    gain: float
+    text: str
+
+
+@dataclass(frozen=True)
+class EvidencePanel:
+    """Everything of the evidence section but the layer's own opacity and visibility."""
+
+    channels: tuple[str, ...]
+    channel_index: int
+    scalings: tuple[str, ...]
+    scaling_index: int
+    colormaps: tuple[str, ...]
+    colormap_index: int
+    threshold: float
+    threshold_text: str
+    bar: ColourBarPanel
+    legend: str
+    curve: CurvePanel
+
+
+def channels_of(prediction: SlidePrediction) -> tuple[str, ...]:
+    """What can be shown: attention, and each class."""
+    return (ATTENTION, *prediction.class_names)
+
+
+def channel_titles(prediction: SlidePrediction) -> tuple[str, ...]:
+    """The same for a reader."""
+    return ("Attention", *(f"Contribution to {name}" for name in prediction.class_names))
+
+
+def evidence_panel(prediction: SlidePrediction, look: HeatmapLook) -> EvidencePanel:
+    """The section's values for a look that fits the prediction."""
+    shown = shown_heatmap(prediction, look)
+    maps = DIVERGING if look.signed else SEQUENTIAL
+    legend = _CONTRIBUTION_LEGEND.format(name=look.channel) if look.signed else _ATTENTION_LEGEND
+    relative = look.scaling is Scaling.PERCENTILE
+    return EvidencePanel(
+        channels=channel_titles(prediction),
+        channel_index=channels_of(prediction).index(look.channel),
+        scalings=_SCALING_NAMES,
+        scaling_index=SCALINGS.index(look.scaling),
+        colormaps=tuple(_MAP_NAMES.get(name, name) for name in maps),
+        colormap_index=maps.index(look.colormap),
+        threshold=look.threshold,
+        threshold_text=_threshold_text(shown.threshold, look),
+        bar=_bar(shown.limits, look),
+        legend=legend + (_RELATIVE_LEGEND if relative else ""),
+        curve=curve_panel(prediction),
+    )
+
+
+def curve_panel(prediction: SlidePrediction) -> CurvePanel:
+    """The faithfulness figure."""
+    curve = prediction.deletion
+    name, gain = prediction.class_names[curve.class_index], curve.area_gain
+    verdict = (
+        "these tiles carry the result"
+        if gain > 0.02
+        else "no tile matters much more than another"
+        if gain > -0.02
+        else "these tiles matter less than tiles by chance: don't rely on the heatmap"
+    )
+    return CurvePanel(
+        class_name=name,
+        fractions=tuple(curve.fractions.tolist()),
+        by_evidence=tuple(curve.by_evidence.tolist()),
+        random_mean=tuple(curve.random_mean.tolist()),
+        random_low=tuple(curve.random_low.tolist()),
+        random_high=tuple(curve.random_high.tolist()),
+        gain=gain,
+        text=f"Area gained over random: {_minus(f'{gain:+.2f}')}, {verdict}.",
+    )
+
+
+def value_text(value: float, channel: str) -> str:
+    """One tile's value with its unit."""
+    return f"{value:.2f}×" if channel == ATTENTION else f"{_points(value)} pp"
+
+
+def tile_text(prediction: SlidePrediction, n: int) -> str:
+    """All values of one tile: where it lies, attention, and what it does to each class."""
+    row, col = int(prediction.tiles.rows[n]), int(prediction.tiles.cols[n])
+    values = [f"attention {value_text(float(channel_values(prediction, ATTENTION)[n]), ATTENTION)}"]
+    values += [
+        f"{name} {value_text(float(prediction.class_contributions[n, c]) * 100, name)}"
+        for c, name in enumerate(prediction.class_names)
+    ]
+    return f"Tile in row {row}, column {col}\n{', '.join(values)}"
+
+
+class Evidence:
+    """The look that the user has chosen for all slides, and the tile under the cursor."""
+
+    def __init__(self) -> None:
+        self._look = HeatmapLook()
+        self._finder: tuple[SlidePrediction, TileFinder] | None = None
+
+    def look_for(self, prediction: SlidePrediction) -> HeatmapLook:
+        """As chosen, as far as this model's classes allow."""
+        return fitting_look(prediction, self._look)
+
+    def choose(
+        self,
+        prediction: SlidePrediction,
+        *,
+        channel: int | None = None,
+        scaling: int | None = None,
+        colormap: int | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        """Change what is given; numbers are places in the lists of the panel."""
+        look = self.look_for(prediction)
+        if channel is not None:
+            look = replace(look, channel=channels_of(prediction)[channel])
+        if scaling is not None:
+            look = replace(look, scaling=SCALINGS[scaling])
+        if colormap is not None:
+            look = _with_colormap(look, colormap)
+        if threshold is not None:
+            look = replace(look, threshold=min(max(threshold, 0.0), 1.0))
+        self._look = look
+
+    def text_at(self, prediction: SlidePrediction, x_um: float, y_um: float) -> str:
+        """Values of the tile at a place in level-0 µm; empty where none was read."""
+        if self._finder is None or self._finder[0] is not prediction:
+            self._finder = (prediction, TileFinder(prediction))
+        n = self._finder[1].at(x_um, y_um)
+        return "" if n is None else tile_text(prediction, n)
+
+
+def _with_colormap(look: HeatmapLook, index: int) -> HeatmapLook:
+    if look.signed:
+        return replace(look, diverging=DIVERGING[index])
+    return replace(look, sequential=SEQUENTIAL[index])
+
+
+def _points(value: float) -> str:
+    """Percentage points; a small value keeps one digit, so that it can be told from none."""
+    if abs(value) < 1e-4:
+        return "≈ 0"
+    return _minus(f"{value:+.2f}" if abs(value) >= 0.01 else f"{value:+.4f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _threshold_text(threshold: float, look: HeatmapLook) -> str:
+    if look.threshold == 0:
+        return "all tiles"
+    if look.scaling is Scaling.PERCENTILE:
+        return f"from {threshold:.0f} %"
+    return f"from ±{threshold:.2f} pp" if look.signed else f"from {threshold:.1f}×"
+
+
+def _bar(limits: tuple[float, float], look: HeatmapLook) -> ColourBarPanel:
+    low, high = limits
+    if look.scaling is Scaling.PERCENTILE:
+        unit = "percentile of size, with its sign" if look.signed else "percentile of this slide's tiles"
+        texts = (_minus(f"{low:+.0f}") if look.signed else "0", "0" if look.signed else "50", f"{high:.0f}")
+    elif look.signed:
+        unit = f"percentage points of p({look.channel})"
+        texts = (_minus(f"{low:+.1f}"), "0", f"{high:+.1f}")
+    else:
+        unit = "attention, × the average tile"
+        texts = (f"≤ {low:g}×", "", f"{high:.1f}×")
+    threshold = look.threshold * high
+    start = 0.0 if look.signed else low
+    return ColourBarPanel(
+        colormap=look.colormap,
+        signed=look.signed,
+        low=texts[0],
+        middle=texts[1],
+        high=texts[2],
+        unit=unit,
+        threshold=max(0.0, (threshold - start) / (high - start)),
+    )

@@ -1,0 +1,1 @@
+"""Where on the slide one is, and how much is magnified."""

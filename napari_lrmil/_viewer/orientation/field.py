@@ -1,0 +1,110 @@
+"""Magnification and field of view, as pure functions. World coordinates as everywhere: level-0 µm, (y, x).
+
+Magnification is the one that a microscope's objective would give on the field's convention that 10x means
+1.0 µm a pixel. A pixel here is a device-independent one: on a HiDPI screen, where it covers several physical
+ones, the same magnification shows the same field at the same size as on an ordinary screen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from napari_lrmil.slide import Slide
+
+UM_PER_PX_AT_1X = 10.0
+MAGNIFICATIONS = (1, 2, 5, 10, 20, 40)
+"""The presets; Ctrl+1 to Ctrl+6."""
+
+
+class Area(NamedTuple):
+    """A rectangle in world units."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    @property
+    def center_yx(self) -> tuple[float, float]:
+        """Its middle."""
+        return (self.top + self.height / 2, self.left + self.width / 2)
+
+
+def magnification_of(um_per_px: float) -> float:
+    """The objective that shows `um_per_px`."""
+    return UM_PER_PX_AT_1X / um_per_px
+
+
+def zoom_of(magnification: float) -> float:
+    """The camera's zoom (pixels per µm) that shows this magnification."""
+    return magnification / UM_PER_PX_AT_1X
+
+
+def magnification_text(um_per_px: float | None) -> str:
+    """``7.5× · 1.33 µm/px``; empty where the pixel size isn't known."""
+    if um_per_px is None:
+        return ""
+    return f"{_figures(magnification_of(um_per_px))}× · {_figures(um_per_px)} µm/px"
+
+
+def field_of(center_yx: tuple[float, float], zoom: float, canvas_px_yx: tuple[float, float]) -> Area:
+    """What the canvas shows.
+
+    Parameters
+    ----------
+    center_yx : (float, float)
+        Of the camera, world units.
+    zoom : float
+        Pixels per world unit.
+    canvas_px_yx : (float, float)
+        Height and width in device-independent pixels.
+    """
+    height, width = canvas_px_yx[0] / zoom, canvas_px_yx[1] / zoom
+    return Area(center_yx[0] - height / 2, center_yx[1] - width / 2, height, width)
+
+
+def scanned_area(slide: Slide) -> Area:
+    """The slide's bounds in world units: µm, or pixels where their size isn't known."""
+    left, top, width, height = slide.bounds_l0_xywh
+    mpp_x, mpp_y = slide.mpp_xy if slide.has_mpp else (1.0, 1.0)
+    return Area(top * mpp_y, left * mpp_x, height * mpp_y, width * mpp_x)
+
+
+class Fit(NamedTuple):
+    """How `area` lies in a widget: whole, centred, undistorted."""
+
+    area: Area
+    px_per_unit: float
+    offset_px_xy: tuple[float, float]
+
+    @classmethod
+    def of(cls, area: Area, widget_px_xy: tuple[float, float]) -> Fit:
+        """The largest one."""
+        scale = min(widget_px_xy[0] / area.width, widget_px_xy[1] / area.height)
+        offset = (
+            (widget_px_xy[0] - area.width * scale) / 2,
+            (widget_px_xy[1] - area.height * scale) / 2,
+        )
+        return cls(area, scale, offset)
+
+    def to_px_xywh(self, part: Area) -> tuple[float, float, float, float]:
+        """Where a part of the world lies in the widget."""
+        return (
+            self.offset_px_xy[0] + (part.left - self.area.left) * self.px_per_unit,
+            self.offset_px_xy[1] + (part.top - self.area.top) * self.px_per_unit,
+            part.width * self.px_per_unit,
+            part.height * self.px_per_unit,
+        )
+
+    def to_world_yx(self, px_xy: tuple[float, float]) -> tuple[float, float]:
+        """The place under a point of the widget."""
+        return (
+            self.area.top + (px_xy[1] - self.offset_px_xy[1]) / self.px_per_unit,
+            self.area.left + (px_xy[0] - self.offset_px_xy[0]) / self.px_per_unit,
+        )
+
+
+def _figures(value: float) -> str:
+    """Three figures, without the exponents that ``g`` gives large numbers."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

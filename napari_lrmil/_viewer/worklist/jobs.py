@@ -1,0 +1,110 @@
+"""Listing, looking up, thumbnails and batches in threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from napari_lrmil._viewer.model_imports import import_models
+from napari_lrmil._viewer.tasks import Handlers, Tasks, error_text, in_one_step
+from napari_lrmil.batch import BatchEvent, classify
+from napari_lrmil.cache import ResultCache, ResultSummary, result_key
+from napari_lrmil.worklist import Worklist, WorklistItem
+
+if TYPE_CHECKING:
+    from napari_lrmil.model.bundle import BundleInfo, ModelBundle
+
+_CHUNK = 64
+_BATCH_ON_CPU, _BATCH_ON_GPU = 16, 128
+_LIST, _LOOK_UP, _CLASSIFY = "list", "look up", "classify"
+
+
+def _ignore(*_: object) -> None:
+    return
+
+
+class QtListJobs:
+    """`ListJobs` and `BatchJobs` on Qt's thread pool.
+
+    Parameters
+    ----------
+    tasks : Tasks
+    """
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
+
+    def open_list(
+        self, path: Path, *, recursive: bool, done: Callable[[Worklist], None], failed: Callable[[str], None]
+    ) -> None:
+        """List a folder or table; asking for another one drops the first."""
+        steps = in_one_step(lambda: Worklist.open(path, recursive=recursive))
+        handlers = Handlers(_ignore, done, lambda error: failed(error_text(error)), _ignore)
+        self._tasks.start(_LIST, steps, handlers)
+
+    def look_up(
+        self,
+        items: Sequence[WorklistItem],
+        info: BundleInfo,
+        found: Callable[[Sequence[tuple[Path, ResultSummary]]], None],
+    ) -> None:
+        """Results that the cache holds of slides it has seen."""
+        self._tasks.start(_LOOK_UP, _summaries(items, info), Handlers(found, _ignore, _ignore, _ignore))
+
+    def classify(
+        self,
+        items: Sequence[WorklistItem],
+        bundle: ModelBundle,
+        device: str,
+        *,
+        happened: Callable[[BatchEvent], None],
+        done: Callable[[], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        """Classify slides one after the other."""
+        handlers = Handlers(happened, lambda _: done(), lambda error: failed(error_text(error)), _ignore)
+        self._tasks.start(_CLASSIFY, _batch(items, bundle, device), handlers)
+
+    def cancel_batch(self) -> None:
+        """Stop after the tiles under way."""
+        self._tasks.cancel(_CLASSIFY)
+
+
+def summary_of(
+    item: WorklistItem, info: BundleInfo, cache: ResultCache, keys: dict[float | None, str]
+) -> ResultSummary | None:
+    """The result of a slide that the cache has seen; the slide isn't opened."""
+    fingerprint = cache.known_fingerprint(item.path)
+    if fingerprint is None:
+        return None
+    if item.mpp not in keys:
+        keys[item.mpp] = result_key(info, mpp=item.mpp)
+    return cache.summary(fingerprint, info.weights_sha256, keys[item.mpp])
+
+
+def _summaries(
+    items: Sequence[WorklistItem], info: BundleInfo
+) -> Generator[list[tuple[Path, ResultSummary]], None, None]:
+    cache, keys = ResultCache(), dict[float | None, str]()
+    for start in range(0, len(items), _CHUNK):
+        chunk = items[start : start + _CHUNK]
+        results = [(item.path, summary_of(item, info, cache, keys)) for item in chunk]
+        yield [(path, summary) for path, summary in results if summary is not None]
+
+
+def _batch(
+    items: Sequence[WorklistItem], bundle: ModelBundle, device_name: str
+) -> Generator[BatchEvent | None, None, None]:
+    import_models()
+    from napari_lrmil.model.device import resolve_device
+
+    device = resolve_device(device_name)
+    # A copy: the main dock may move its model to another device meanwhile.
+    own = replace(bundle, encoder=deepcopy(bundle.encoder).to(device), mil=deepcopy(bundle.mil).to(device))
+    batch_size = _BATCH_ON_CPU if device.type == "cpu" else _BATCH_ON_GPU
+    with closing(classify(items, own, cache=ResultCache(), device=device, batch_size=batch_size)) as events:
+        yield from events

@@ -1,0 +1,217 @@
+"""Values, scales and colours of heatmaps against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from napari_lrmil.heatmap import (
+    ATTENTION,
+    DIVERGING,
+    SEQUENTIAL,
+    HeatmapLook,
+    Scaling,
+    TileFinder,
+    channel_values,
+    colour_table,
+    fitting_look,
+    percentile_ranks,
+    scale_limits,
+    shown_heatmap,
+    signed_percentile_ranks,
+)
+from napari_lrmil.slide import TileGrid, TileSet, TileSpec
+
+PREDICTION_TILES = TileSet(
+    TileGrid(TileSpec(64, 2.0), (100.0, 40.0), (256.0, 128.0), (2, 3)),
+    1,
+    np.array([0, 0, 1, 1]),
+    np.array([0, 2, 0, 1]),
+    np.ones((2, 3), np.float32),
+)
+"""Four of the six tiles of a grid; level 0 has 0.5 µm/px along x and 1 along y."""
+
+
+class Made:
+    """What heatmaps ask of a prediction."""
+
+    def __init__(self, attention: Any, points: Any) -> None:
+        self.tiles = PREDICTION_TILES
+        self.mpp_xy = (0.5, 1.0)
+        self.class_names = ("benign", "lesion")
+        self.attention_scores = np.array(attention, np.float64)
+        lesion = np.array(points, np.float64) / 100
+        self.class_contributions = np.stack([-lesion, lesion], axis=1)
+
+
+def made(attention: Any = (0.1, 0.2, 0.3, 0.4), points: Any = (-2.0, 0.0, 0.5, 4.0)) -> Any:
+    return Made(attention, points)
+
+
+# --- values
+
+
+def test_values_have_real_units() -> None:
+    np.testing.assert_allclose(channel_values(made(), ATTENTION), [0.4, 0.8, 1.2, 1.6])
+    np.testing.assert_allclose(channel_values(made(), "lesion"), [-2.0, 0.0, 0.5, 4.0])
+    np.testing.assert_allclose(channel_values(made(), "benign"), [2.0, 0.0, -0.5, -4.0])
+    with pytest.raises(ValueError, match="no class 'other'; there are benign, lesion"):
+        channel_values(made(), "other")
+
+
+def test_tiles_lie_on_the_grid_and_the_others_are_nan() -> None:
+    shown = shown_heatmap(made(), HeatmapLook("lesion"))
+    np.testing.assert_allclose(shown.heatmap.values, [[-2.0, np.nan, 0.0], [0.5, 4.0, np.nan]])
+    assert shown.heatmap.corner_um_xy == (50.0, 40.0)
+    assert shown.heatmap.pixel_um_xy == (128.0, 128.0)
+
+
+# --- percentiles
+
+
+def test_percentiles_by_hand() -> None:
+    """Ties share their middle: of four, two in the middle lie at 50 %."""
+    np.testing.assert_allclose(percentile_ranks(np.array([4.0, 2.0, 2.0, 1.0])), [87.5, 50, 50, 12.5])
+    np.testing.assert_allclose(percentile_ranks(np.array([7.0])), [50.0])
+    np.testing.assert_allclose(
+        signed_percentile_ranks(np.array([-3.0, 0.0, 1.0, -1.0])), [-87.5, 0.0, 50, -50]
+    )
+
+
+@given(arrays(np.float64, st.integers(1, 30), elements=st.floats(-1e6, 1e6)))
+def test_percentiles_keep_order_and_sign(values: np.ndarray) -> None:
+    ranks = percentile_ranks(values)
+    assert ((ranks > 0) & (ranks < 100)).all()
+    assert ranks.mean() == pytest.approx(50)
+    smaller = values[:, None] < values[None]
+    assert ((ranks[:, None] < ranks[None]) == smaller).all()
+    assert (np.sign(signed_percentile_ranks(values)) == np.sign(values)).all()
+
+
+# --- scales
+
+
+def test_a_slide_without_evidence_is_cold_in_real_units() -> None:
+    """At the cold end in attention, near the middle in contributions; only percentiles, which say so, are not."""
+    flat = made(attention=[0.25] * 4, points=[0.01, 0.01, -0.01, 0.0])
+    for channel in (ATTENTION, "benign", "lesion"):
+        shown = shown_heatmap(flat, HeatmapLook(channel))
+        low, high = shown.limits
+        heat = (shown.heatmap.values[np.isfinite(shown.heatmap.values)] - low) / (high - low)
+        assert np.abs(heat - (0.0 if channel == ATTENTION else 0.5)).max() <= 0.005 + 1e-9
+    ranked = shown_heatmap(flat, HeatmapLook("lesion", Scaling.PERCENTILE))
+    assert np.nanmax(ranked.heatmap.values) == 62.5
+
+
+def test_limits_by_hand() -> None:
+    values = np.linspace(0, 100, 101)
+    assert scale_limits(values / 10, signed=False, scaling=Scaling.RAW) == (1.0, pytest.approx(9.9))
+    assert scale_limits(values / 1000, signed=False, scaling=Scaling.RAW) == (1.0, 4.0)
+    assert scale_limits(-values / 10, signed=True, scaling=Scaling.RAW) == (
+        pytest.approx(-9.9),
+        pytest.approx(9.9),
+    )
+    assert scale_limits(values / 1000, signed=True, scaling=Scaling.RAW) == (-1.0, 1.0)
+    assert scale_limits(values, signed=False, scaling=Scaling.PERCENTILE) == (0.0, 100.0)
+    assert scale_limits(values, signed=True, scaling=Scaling.PERCENTILE) == (-100.0, 100.0)
+
+
+def test_below_the_threshold_tiles_are_clear() -> None:
+    """Limits here are 1 to 4 in attention, and about +-3.9 points: half of that is 1.97."""
+    shown = shown_heatmap(made(), HeatmapLook(threshold=0.25))  # 1x of 4x
+    assert shown.threshold == 1.0
+    np.testing.assert_allclose(shown.heatmap.values, [[np.nan] * 3, [1.2, 1.6, np.nan]], rtol=1e-6)
+    shown = shown_heatmap(made(), HeatmapLook("lesion", threshold=0.5))
+    assert shown.threshold == pytest.approx(0.5 * (2 + 2 * 0.97))
+    np.testing.assert_allclose(shown.heatmap.values, [[-2.0, np.nan, np.nan], [np.nan, 4.0, np.nan]])
+    shown = shown_heatmap(made(), HeatmapLook(ATTENTION, Scaling.PERCENTILE, threshold=0.5))
+    np.testing.assert_allclose(shown.heatmap.values, [[np.nan] * 3, [62.5, 87.5, np.nan]])
+
+
+def test_nothing_is_clear_without_a_threshold() -> None:
+    for channel in (ATTENTION, "lesion"):
+        for scaling in Scaling:
+            assert np.isfinite(shown_heatmap(made(), HeatmapLook(channel, scaling)).heatmap.values).sum() == 4
+
+
+def test_an_unknown_class_falls_back_to_attention() -> None:
+    look = HeatmapLook("other", Scaling.PERCENTILE, 0.5, "magma", "PuOr")
+    assert fitting_look(made(), look) == HeatmapLook(ATTENTION, Scaling.PERCENTILE, 0.5, "magma", "PuOr")
+    assert fitting_look(made(), HeatmapLook("lesion")) == HeatmapLook("lesion")
+
+
+# --- colours
+
+
+def lightness(table: np.ndarray) -> np.ndarray:
+    from skimage.color import rgb2lab
+
+    return np.asarray(rgb2lab(table[None, :, :3])[0, :, 0])
+
+
+def as_seen_without_green(table: np.ndarray) -> np.ndarray:
+    """Deuteranopia: the matrix of Machado, Oliveira & Fernandes (IEEE TVCG 2009) at full severity, linear RGB."""
+    matrix = np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    )
+    rgb = table[:, :3].astype(np.float64)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ matrix.T
+    linear = np.clip(linear, 0, 1)
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+def test_sequential_maps_only_get_lighter(name: str) -> None:
+    table = colour_table(name, signed=False)
+    assert table.shape == (256, 4)
+    assert (np.diff(lightness(table)) > -0.05).all()
+    assert (np.diff(table[:, 3]) >= 0).all()
+    assert table[0, 3] == pytest.approx(0.18)
+    assert table[-1, 3] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", DIVERGING)
+def test_diverging_maps_are_clear_and_light_at_zero_and_tell_signs_apart(name: str) -> None:
+    from skimage.color import deltaE_ciede2000, rgb2lab
+
+    table = colour_table(name, signed=True)
+    light = lightness(table)
+    assert (np.diff(light[:120]) > -0.1).all()
+    assert (np.diff(light[136:]) < 0.1).all()
+    assert table[127:129, 3] == pytest.approx(0.18, abs=0.06)
+    assert table[[0, -1], 3] == pytest.approx(1.0)
+    seen = rgb2lab(as_seen_without_green(table)[None])[0]
+    for at in (32, 64):  # strong and medium, against and for
+        assert deltaE_ciede2000(seen[at], seen[255 - at]) > 15
+
+
+# --- the tile under the cursor
+
+
+def test_the_tile_at_a_place() -> None:
+    find = TileFinder(made())  # from (50, 40) µm, tiles of 128 x 128 µm
+    assert find.at(50.0, 40.0) == 0
+    assert find.at(177.9, 167.9) == 0
+    assert find.at(50.0, 168.0) == 2
+    assert find.at(300.0, 300.0) is None  # not read
+    assert find.at(310.0, 50.0) == 1
+    for x, y in ((49.9, 50.0), (50.0, 39.9), (434.1, 50.0), (60.0, 296.1), (-1e6, 0.0)):
+        assert find.at(x, y) is None
+
+
+def test_heatmaps_need_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, napari_lrmil.heatmap; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

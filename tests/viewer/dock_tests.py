@@ -1,0 +1,70 @@
+"""What the tests of the docks share: the canvas as a person meets it, and quick results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import QEvent, QPoint, QPointF, Qt, QThreadPool
+from qtpy.QtGui import QMouseEvent
+from qtpy.QtWidgets import QApplication, QWidget
+
+from napari_lrmil._viewer.layers import SLIDE_KEY
+from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil.slide import Slide
+
+
+def slide_of(viewer: Any) -> Slide:
+    """The slide of the first slide layer."""
+    slide = next(layer.metadata[SLIDE_KEY] for layer in viewer.layers if SLIDE_KEY in layer.metadata)
+    assert isinstance(slide, Slide)
+    return slide
+
+
+def open_slide(viewer: Any, path: Path) -> Slide:
+    """As the main dock does."""
+    controller = dock_widget(viewer).controller
+    controller.open_slide(path)
+    assert not controller.error
+    assert controller.slide is not None
+    return controller.slide
+
+
+def canvas_widget() -> QWidget:
+    """The widget that napari draws in."""
+    (canvas,) = [each for each in QApplication.allWidgets() if "CanvasBackend" in type(each).__name__]
+    return canvas
+
+
+def canvas_point(viewer: Any, world_yx: tuple[float, float]) -> QPoint:
+    """Where a place of the world is on the canvas widget."""
+    camera = viewer.scene.camera
+    height, width = viewer.canvas.size
+    y, x = (
+        (place - middle) * camera.zoom for place, middle in zip(world_yx, camera.center[-2:], strict=True)
+    )
+    return QPoint(round(width / 2 + x), round(height / 2 + y))
+
+
+def drag_to(widget: QWidget, at: QPoint) -> None:
+    """Move the mouse with its left button down; pytest-qt's move lets go of it in Qt 6."""
+    event = QMouseEvent(
+        QEvent.Type.MouseMove,
+        QPointF(at),
+        QPointF(widget.mapToGlobal(at)),
+        Qt.MouseButton.NoButton,
+        Qt.MouseButton.LeftButton,
+        Qt.KeyboardModifier.NoModifier,
+    )
+    QApplication.sendEvent(widget, event)
+
+
+def delete_what_is_due() -> None:
+    """What Qt does once its loop turns again; a loop inside a test doesn't."""
+    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    QApplication.processEvents()
+
+
+def end_threads() -> None:
+    """All background work is done, or the test fails."""
+    assert QThreadPool.globalInstance().waitForDone(10_000)

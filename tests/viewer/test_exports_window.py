@@ -1,0 +1,234 @@
+"""The export dock in real windows: every file, cancelling, errors, names that hold no identifier."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from dock_tests import delete_what_is_due, end_threads, open_slide
+from made_predictions import make_prediction
+from PIL import Image
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QMessageBox
+
+from napari_lrmil._viewer.exports import formats
+from napari_lrmil._viewer.exports import widget as module
+from napari_lrmil._viewer.exports.formats import FORMATS, Step, target_of
+from napari_lrmil._viewer.exports.verdicts import verdict_of
+from napari_lrmil._viewer.exports.widget import ExportsWidget
+from napari_lrmil._viewer.session import dock_widget, open_slide_with_result
+from napari_lrmil._viewer.widgets import dock
+from napari_lrmil.worklist import Review, ReviewFile
+
+LEFT = Qt.MouseButton.LeftButton
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No demonstration model, no folders of the user, no thread left."""
+    monkeypatch.setattr(dock, "DEMO_BUNDLE_DIR", tmp_path / "absent")
+    monkeypatch.setenv("LRMIL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("LRMIL_DATA_DIR", str(tmp_path / "data"))
+    yield
+    end_threads()
+
+
+@pytest.fixture
+def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
+    return make_napari_viewer(show=True, strict_qt="raise")
+
+
+@pytest.fixture
+def exports(viewer: Any) -> ExportsWidget:
+    _, widget = viewer.window.add_plugin_dock_widget("napari-lrmil", "LRMIL: export")
+    assert isinstance(widget, ExportsWidget)
+    return widget
+
+
+@pytest.fixture
+def patient_slide(small_slide: Path) -> Path:
+    return small_slide.rename(small_slide.with_name("DOE^JANE 123.tiff"))
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    monkeypatch.setattr(module.QFileDialog, "getSaveFileName", lambda *_, **__: (str(path), ""))
+
+
+def ended(qtbot: Any, exports: ExportsWidget) -> None:
+    qtbot.waitUntil(lambda: not exports.cancel.isVisibleTo(exports), timeout=60_000)
+
+
+def test_every_format(
+    viewer: Any,
+    exports: ExportsWidget,
+    qtbot: Any,
+    patient_slide: Path,
+    bundle_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not exports.buttons["pdf"].isEnabled()
+    assert "slide first" in exports.hint.text()
+    prediction = open_slide_with_result(viewer, patient_slide, bundle_dir)
+    out = tmp_path / "out"
+    out.mkdir()
+    for each in FORMATS:
+        choose(monkeypatch, out / each.default_name)
+        qtbot.mouseClick(exports.buttons[each.key], LEFT)
+        ended(qtbot, exports)
+        assert exports.error.text() == ""
+        assert exports.success.text().startswith(f"Saved {each.default_name}")
+    assert sorted(each.name for each in out.iterdir()) == [
+        "heatmap.ome.zarr", "heatmap.png", "report.html", "report.pdf", "result.csv", "result.json",
+        "tiles.geojson",
+    ]  # fmt: skip
+    assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert Image.open(out / "heatmap.png").size[0] > 500
+    assert len(json.loads((out / "tiles.geojson").read_text())["features"]) == len(prediction.tiles)
+    assert len(list(csv.reader((out / "result.csv").open()))) == len(prediction.tiles) + 1
+    for file in (each for each in out.rglob("*") if each.is_file()):
+        assert b"DOE^JANE" not in file.read_bytes(), file.name
+    opened: list[str] = []
+    monkeypatch.setattr(module.QDesktopServices, "openUrl", lambda url: opened.append(url.toLocalFile()))
+    qtbot.mouseClick(exports.open_folder, LEFT)
+    assert [Path(each) for each in opened] == [out]
+
+
+def test_replacing_is_asked_and_the_slide_is_safe(
+    viewer: Any, exports: ExportsWidget, qtbot: Any, small_slide: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    slide = open_slide(viewer, small_slide)
+    dock_widget(viewer).controller.show_result(slide, make_prediction())
+    assert not exports.buttons["pdf"].isEnabled()  # no model is loaded: a report has no card
+    assert "model" in exports.hint.text()
+    target = tmp_path / "tiles.geojson"
+    target.write_text("mine")
+    asked: list[str] = []
+    answers = [QMessageBox.StandardButton.No, QMessageBox.StandardButton.Yes]
+
+    def question(parent: Any, title: str, text: str, *_: Any) -> Any:
+        asked.append(text)
+        return answers[min(len(asked), 2) - 1]
+
+    monkeypatch.setattr(module.QMessageBox, "question", question)
+    choose(monkeypatch, target)
+    qtbot.mouseClick(exports.buttons["geojson"], LEFT)
+    assert target.read_text() == "mine"
+    qtbot.mouseClick(exports.buttons["geojson"], LEFT)
+    ended(qtbot, exports)
+    assert json.loads(target.read_text())["type"] == "FeatureCollection"
+    assert asked == ["tiles.geojson is already there. Replace it?"] * 2
+    before = small_slide.read_bytes()
+    monkeypatch.setattr(module, "target_of", lambda chosen, _: chosen)
+    choose(monkeypatch, small_slide)
+    qtbot.mouseClick(exports.buttons["png"], LEFT)
+    assert "the slide itself" in exports.error.text()
+    assert small_slide.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["button", "slide", "dock"])
+def test_cancelled_exports_leave_no_file(
+    viewer: Any, exports: ExportsWidget, qtbot: Any, small_slide: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, how: str,
+) -> None:  # fmt: skip
+    slide = open_slide(viewer, small_slide)
+    dock_widget(viewer).controller.show_result(slide, make_prediction())
+
+    def endless(path: Path, source: Any, options: Any) -> Any:
+        import time
+
+        with formats.replacing(path) as scratch:
+            while True:
+                scratch.write_text("half")
+                yield Step(1, 2, "working")
+                time.sleep(0.01)
+
+    slow = next(each for each in FORMATS if each.key == "geojson")._replace(steps=endless)
+    out = tmp_path / "out"
+    out.mkdir()
+    exports.presenter.export(slow, out / "tiles.geojson", formats.Options())
+    qtbot.waitUntil(lambda: "working" in exports.progress_text.text(), timeout=10_000)
+    assert exports.cancel.isVisibleTo(exports)
+    assert not exports.buttons["png"].isEnabled()
+    if how == "button":
+        qtbot.mouseClick(exports.cancel, LEFT)
+        ended(qtbot, exports)
+        assert exports.success.text() == "Cancelled. Nothing was written."
+        assert exports.buttons["png"].isEnabled()
+    elif how == "slide":
+        viewer.layers.clear()
+        ended(qtbot, exports)
+    else:
+        viewer.window.remove_dock_widget(exports)
+        delete_what_is_due()
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "can't be written to")]
+)
+def test_errors_say_what_to_do(
+    viewer: Any, exports: ExportsWidget, qtbot: Any, small_slide: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, number: int, said: str,
+) -> None:  # fmt: skip
+    slide = open_slide(viewer, small_slide)
+    dock_widget(viewer).controller.show_result(slide, make_prediction())
+
+    def failing(path: Path) -> Any:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(formats, "replacing", failing)
+    choose(monkeypatch, tmp_path / "heatmap.png")
+    qtbot.mouseClick(exports.buttons["png"], LEFT)
+    ended(qtbot, exports)
+    assert said in exports.error.text()
+    assert "nothing was written" in exports.error.text()
+
+
+def test_verdict_of_the_slides_folder(tmp_path: Path) -> None:
+    slide = tmp_path / "a" / "b.svs"
+    slide.parent.mkdir()
+    assert verdict_of(slide) is None
+    ReviewFile(tmp_path).append(Review("a/b.svs", "disagree", "look again"))
+    found = verdict_of(slide)
+    assert found is not None
+    assert (found.decision, found.note) == ("disagree", "look again")
+
+
+def test_names_get_their_ending() -> None:
+    png = next(each for each in FORMATS if each.key == "png")
+    assert target_of(Path("x/a"), png) == Path("x/a.png")
+    assert target_of(Path("x/a.PNG"), png) == Path("x/a.PNG")
+    assert target_of(Path("x/a.v2"), png) == Path("x/a.v2.png")
+
+
+def test_every_control_says_what_it_does(viewer: Any, exports: ExportsWidget) -> None:
+    controls = [
+        *exports.buttons.values(),
+        exports.over_slide,
+        exports.identifiers,
+        exports.cancel,
+        exports.open_folder,
+    ]
+    for control in controls:
+        assert control.toolTip()
+        assert control.accessibleName() or control.text()
+        assert control.focusPolicy() & Qt.FocusPolicy.TabFocus
+
+
+def test_presenter_without_a_window() -> None:
+    """Nothing open, nothing offered; what to do is said."""
+    from napari_lrmil._viewer.exports.presenter import ExportsPresenter
+
+    shown: list[Any] = []
+    presenter = ExportsPresenter(SimpleNamespace(show_panel=shown.append), SimpleNamespace(), lambda _: True)  # type: ignore[arg-type]
+    presenter.refresh()
+    assert not shown[-1].can_export
+    assert shown[-1].hint == "Open and classify a slide first."

@@ -1,0 +1,251 @@
+"""The overview dock in real windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dock_tests import canvas_widget, delete_what_is_due, end_threads, open_slide
+from made_predictions import make_prediction
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtWidgets import QMessageBox, QWidget
+
+from napari_lrmil._viewer.orientation import widget as module
+from napari_lrmil._viewer.orientation.field import MAGNIFICATIONS
+from napari_lrmil._viewer.orientation.widget import OverviewWidget
+from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.widgets import dock
+from napari_lrmil.slide import Slide
+
+LEFT = Qt.MouseButton.LeftButton
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No demonstration model, no folders of the user, no thread left."""
+    monkeypatch.setattr(dock, "DEMO_BUNDLE_DIR", tmp_path / "absent")
+    monkeypatch.setenv("LRMIL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("LRMIL_DATA_DIR", str(tmp_path / "data"))
+    yield
+    end_threads()
+
+
+@pytest.fixture
+def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
+    return make_napari_viewer(show=True, strict_qt="raise")
+
+
+@pytest.fixture
+def overview(viewer: Any) -> OverviewWidget:
+    _, widget = viewer.window.add_plugin_dock_widget("napari-lrmil", "LRMIL: overview")
+    assert isinstance(widget, OverviewWidget)
+    return widget
+
+
+def settled(qtbot: Any, viewer: Any) -> None:
+    qtbot.wait(150)
+
+
+def test_presets_by_key_and_button_are_exact(
+    viewer: Any, overview: OverviewWidget, qtbot: Any, small_slide: Path
+) -> None:
+    """A length of the slide covers as many pixels of the real canvas as the magnification says."""
+    open_slide(viewer, small_slide)
+    camera = viewer.scene.camera
+    camera.center = (0.0, 400.0, 700.0)
+    for number, value in enumerate(MAGNIFICATIONS, start=1):
+        camera.zoom = 0.123
+        if number % 2:
+            qtbot.keyClick(
+                canvas_widget(), Qt.Key(int(Qt.Key.Key_0) + number), Qt.KeyboardModifier.ControlModifier
+            )
+        else:
+            qtbot.mouseClick(overview.presets[value], LEFT)
+        settled(qtbot, viewer)
+        assert 1 / camera.zoom == pytest.approx(10 / value, rel=0.01)
+        assert camera.center[-2:] == pytest.approx((400, 700))
+        text = f"{value}× · {10 / value:g} µm/px"
+        assert overview.magnification.text() == text
+        assert viewer.canvas.overlays["lrmil_magnification"].text == text
+        assert viewer.canvas.overlays["lrmil_magnification"].visible
+    assert viewer.canvas.overlays.scale_bar.visible
+
+
+def test_drawn_pixels_measure_what_is_said(
+    viewer: Any, overview: OverviewWidget, qtbot: Any, small_slide: Path
+) -> None:
+    open_slide(viewer, small_slide)
+    square = viewer.add_image(
+        np.full((1, 1), 1.0), scale=(100, 100), translate=(450, 650), units=("um", "um"), colormap="green"
+    )
+    square.contrast_limits = (0, 1)
+    viewer.scene.camera.center = (0, 450, 650)
+    overview.presets[20].click()
+    viewer.canvas.overlays.scale_bar.visible = False
+    settled(qtbot, viewer)
+    ratio = canvas_widget().devicePixelRatioF()
+    shot = viewer.screenshot(canvas_only=True, flash=False).astype(int)
+    green = np.argwhere((shot[..., 1] > 200) & (shot[..., 0] < 60) & (shot[..., 2] < 60))
+    height, width = np.ptp(green, axis=0) + 1
+    assert height / ratio == pytest.approx(200, abs=2)  # 100 µm at 0.5 µm a pixel
+    assert width / ratio == pytest.approx(200, abs=2)
+
+
+def test_unknown_mpp_has_no_magnification(
+    viewer: Any, overview: OverviewWidget, qtbot: Any, slide_without_mpp: Path
+) -> None:
+    open_slide(viewer, slide_without_mpp)
+    assert not overview.presets[10].isEnabled()
+    assert "µm/px" in overview.hint.text()
+    assert overview.hint.isVisibleTo(overview)
+    assert overview.magnification.text() == "–"
+    dock_widget(viewer).controller.set_mpp(0.5)
+    assert overview.presets[10].isEnabled()
+    assert not overview.hint.isVisibleTo(overview)
+    qtbot.waitUntil(lambda: overview.map._picture is not None, timeout=10_000)
+
+
+def test_map_moves_the_view_and_follows_it(
+    viewer: Any, overview: OverviewWidget, qtbot: Any, shared_file: Callable[[str], Path]
+) -> None:
+    """On a slide with bounds: the map shows what was scanned, and knows where that lies."""
+    slide = open_slide(viewer, shared_file("slides_repacked/cmu_leica.scn"))
+    qtbot.waitUntil(lambda: overview.map._picture is not None, timeout=10_000)
+    left, top, width, height = slide.bounds_l0_xywh
+    mpp_x, mpp_y = slide.mpp_xy
+    overview.presets[20].click()
+    middle = QPoint(overview.map.width() // 2, overview.map.height() // 2)
+    qtbot.mouseClick(overview.map, LEFT, pos=middle)
+    settled(qtbot, viewer)
+    expected = ((top + height / 2) * mpp_y, (left + width / 2) * mpp_x)
+    pixel_um = max(height * mpp_y / overview.map.height(), 1)
+    assert viewer.scene.camera.center[-2:] == pytest.approx(expected, abs=2 * pixel_um)
+    x, y, w, h = overview.map.field_px_xywh or (0, 0, 0, 0)
+    assert (x + w / 2, y + h / 2) == pytest.approx((middle.x(), middle.y()), abs=2)
+    before = viewer.scene.camera.center
+    qtbot.keyClick(overview.map, Qt.Key.Key_Right)
+    field_um = viewer.canvas.size[1] / viewer.scene.camera.zoom
+    area_right = (left + width) * mpp_x
+    assert viewer.scene.camera.center[-1] == pytest.approx(min(before[-1] + field_um / 2, area_right))
+    qtbot.keyClick(overview.map, Qt.Key.Key_Minus)
+    assert viewer.scene.camera.zoom == pytest.approx(1.0)
+    qtbot.keyClick(overview.map, Qt.Key.Key_Home)
+    assert viewer.scene.camera.center[-2:] == pytest.approx(expected)
+    settled(qtbot, viewer)
+    x, y, w, h = overview.map.field_px_xywh or (0, 0, 0, 0)
+    fit = overview.map._fit
+    assert fit is not None
+    area_x, area_y, area_w, area_h = fit.to_px_xywh(fit.area)
+    assert x <= area_x
+    assert y <= area_y
+    assert x + w >= area_x + area_w
+    assert y + h >= area_y + area_h
+
+
+def test_many_camera_events_paint_few_times(
+    viewer: Any, overview: OverviewWidget, qtbot: Any, small_slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_slide(viewer, small_slide)
+    settled(qtbot, viewer)
+    painted: list[int] = []
+    show = overview.map.show_field
+    monkeypatch.setattr(overview.map, "show_field", lambda field: (painted.append(1), show(field)))
+    for step in range(300):
+        viewer.scene.camera.center = (0, 100 + step, 100)
+    assert len(painted) <= 1
+    settled(qtbot, viewer)
+    assert 1 <= len(painted) <= 3
+
+
+def test_heatmap_on_the_map(viewer: Any, overview: OverviewWidget, qtbot: Any, small_slide: Path) -> None:
+    slide = open_slide(viewer, small_slide)
+    qtbot.waitUntil(lambda: overview.map._picture is not None, timeout=10_000)
+    assert not overview.heatmap.isVisibleTo(overview)
+    dock_widget(viewer).controller.show_result(slide, make_prediction())
+    assert overview.heatmap.isVisibleTo(overview)
+    heat = overview.map._heat
+    assert heat is not None
+    assert heat[1] == pytest.approx((0, 0, 2 * 128, 3 * 128))  # tiles of 128 µm
+    overview.heatmap.click()
+    assert overview.map._heat is None
+    overview.heatmap.click()
+    assert overview.map._heat is not None
+
+
+def test_associated_images_only_on_request(
+    viewer: Any,
+    overview: OverviewWidget,
+    qtbot: Any,
+    shared_file: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+    original = Slide.read_associated
+    monkeypatch.setattr(
+        Slide, "read_associated", lambda self, name: (read.append(name), original(self, name))[1]
+    )
+    slide = open_slide(viewer, shared_file("slides_real/CMU-1-Small-Region.svs"))
+    settled(qtbot, viewer)
+    name = next(each for each in slide.associated_images if each in ("label", "macro", "thumbnail"))
+    assert read == []
+    asked: list[str] = []
+
+    def answer(button: Any) -> Any:
+        def question(parent: QWidget, title: str, text: str, *_: Any) -> Any:
+            asked.append(text)
+            return button
+
+        return question
+
+    monkeypatch.setattr(module.QMessageBox, "question", answer(QMessageBox.StandardButton.No))
+    qtbot.mouseClick(overview.associated_buttons[name], LEFT)
+    settled(qtbot, viewer)
+    assert "patient" in asked[0]
+    assert read == []
+    monkeypatch.setattr(module.QMessageBox, "question", answer(QMessageBox.StandardButton.Yes))
+    qtbot.mouseClick(overview.associated_buttons[name], LEFT)
+    qtbot.waitUntil(lambda: overview.associated_dialog is not None, timeout=10_000)
+    assert read == [name]
+    dialog = overview.associated_dialog
+    assert dialog is not None
+    assert "patient" in dialog.windowTitle()
+    viewer.layers.clear()  # with its slide, the image goes too
+    qtbot.waitUntil(lambda: overview.associated_dialog is None, timeout=5_000)
+
+
+def test_every_control_says_what_it_does(viewer: Any, overview: OverviewWidget, small_slide: Path) -> None:
+    open_slide(viewer, small_slide)
+    for control in [overview.map, overview.whole, overview.heatmap, *overview.presets.values()]:
+        assert control.toolTip()
+        assert control.accessibleName() or control.text()
+        assert control.focusPolicy() & Qt.FocusPolicy.TabFocus
+
+
+def test_closing_the_dock_leaves_nothing(
+    viewer: Any, overview: OverviewWidget, qtbot: Any, small_slide: Path
+) -> None:
+    open_slide(viewer, small_slide)
+    ended: list[int] = []
+    overview.destroyed.connect(lambda: ended.append(1))
+    viewer.window.remove_dock_widget(overview)
+    assert "lrmil_magnification" not in viewer.canvas.overlays
+    zoom = viewer.scene.camera.zoom
+    qtbot.keyClick(canvas_widget(), Qt.Key.Key_6, Qt.KeyboardModifier.ControlModifier)
+    assert viewer.scene.camera.zoom == zoom
+    delete_what_is_due()
+    assert ended
+
+
+def test_main_dock_closed_and_opened_again(
+    viewer: Any, overview: OverviewWidget, qtbot: Any, small_slide: Path
+) -> None:
+    open_slide(viewer, small_slide)
+    viewer.window.remove_dock_widget(dock_widget(viewer))
+    delete_what_is_due()
+    assert overview.open_again.isVisibleTo(overview)
+    qtbot.mouseClick(overview.open_again, LEFT)
+    assert overview.controller is dock_widget(viewer).controller
+    assert overview.presets[10].isEnabled()
