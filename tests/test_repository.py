@@ -41,7 +41,9 @@ def test_modules_stay_short() -> None:
 
 def test_no_pickle_and_no_eval_in_the_code() -> None:
     forbidden = re.compile(
-        r"^\s*(import pickle|from pickle)|torch\.load\((?![^()]*weights_only=True\))|allow_pickle\s*=\s*True|(?<![.\w])(eval|exec)\(", re.M
+        r"^\s*(import pickle|from pickle)|torch\.load\((?![^()]*weights_only=True\))"
+        r"|allow_pickle\s*=\s*True|(?<![.\w])(eval|exec)\(",
+        re.M,
     )
     found = [
         str(path.relative_to(ROOT))

@@ -103,6 +103,7 @@ def test_draw_by_mouse_name_and_reopen(
     qtbot.mousePress(canvas, LEFT, pos=start)
     for share in (0.3, 0.6, 1.0):
         drag_to(canvas, start + (end - start) * share)
+        qtbot.wait(50)  # what comes sooner is left out
     qtbot.mouseRelease(canvas, LEFT, pos=end)
     qtbot.waitUntil(lambda: len(regions.presenter.annotations) == 1, timeout=10_000)
     (drawn,) = regions.presenter.annotations
