@@ -55,9 +55,7 @@ def main() -> int:
     status = subprocess.run([*virtual, *screenshot], check=False).returncode
     if status == 0:
         print(f"There is no display, so the window was drawn off screen: {shot}")
-        print(
-            f"Predictions: {OUT}/*.json (slide) and *.csv (tiles). Report of the run: demo/run/results.json"
-        )
+        print(f"Predictions: {OUT}/*.json (slide) and *.csv (tiles). Report of the run: demo/run/report.html")
     return status
 
 

@@ -59,17 +59,24 @@ def cache(tmp_path: Path) -> ResultCache:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """No thread and no open slide stays behind."""
+    before = _open_files()
     yield
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("lrmil")]
     assert threads == []
+    # Slides that other tests share for the whole session were open before.
+    assert _open_files() - before == set()
+
+
+def _open_files() -> set[str]:
+    """Slides and arrays that this process holds open."""
+    files = set()
     if sys.platform == "linux":
-        files = []
         for link in Path("/proc/self/fd").iterdir():
             try:
-                files.append(os.readlink(link))
+                files.add(os.readlink(link))
             except FileNotFoundError:
                 continue
-        assert [name for name in files if name.endswith((".tif", ".svs", ".safetensors"))] == []
+    return {name for name in files if name.endswith((".tif", ".svs", ".safetensors"))}
 
 
 def run(folder: Path, bundle: ModelBundle, cache: ResultCache | None, **options: Any) -> list[BatchEvent]:
