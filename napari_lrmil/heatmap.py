@@ -196,6 +196,20 @@ def shown_heatmap(prediction: SlidePrediction, look: HeatmapLook) -> ShownHeatma
     return ShownHeatmap(on_grid(prediction, np.where(size >= threshold, values, np.nan)), limits, threshold)
 
 
+def heat_opacity(heat: Array, *, signed: bool) -> Array:
+    """How opaque a colour is over tissue, the clearer the colder; of a signed scale the middle is cold.
+
+    Parameters
+    ----------
+    heat : array of any shape
+        Place on the scale, 0 at its low end and 1 at its high end.
+    signed : bool
+    """
+    strength = np.abs(2 * heat - 1) if signed else heat
+    opacity: Array = _COLD_ALPHA + (1 - _COLD_ALPHA) * np.sqrt(strength)
+    return opacity
+
+
 @lru_cache(maxsize=16)
 def colour_table(colormap: str, *, signed: bool) -> NDArray[np.float32]:
     """(256, 4) RGBA from the low to the high end, the clearer the colder.
@@ -206,8 +220,7 @@ def colour_table(colormap: str, *, signed: bool) -> NDArray[np.float32]:
 
     heat = np.linspace(0, 1, 256)
     table = np.asarray(colormaps[colormap](heat), np.float32)
-    strength = np.abs(2 * heat - 1) if signed else heat
-    table[:, 3] = _COLD_ALPHA + (1 - _COLD_ALPHA) * np.sqrt(strength)
+    table[:, 3] = heat_opacity(heat, signed=signed)
     table.setflags(write=False)
     return table
 

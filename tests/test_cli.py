@@ -368,6 +368,19 @@ def test_tables_of_all_slides_and_of_errors(
     assert len(read_csv(out / "predictions.csv")) == 3
 
 
+def test_no_name_runs_as_a_formula_in_the_table(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    (folder / "b.tif").write_bytes(b"no slide")
+    table = tmp_path / "table.csv"
+    table.write_text("path,slide_id\nslides/a.tif,=1+1\nslides/b.tif,-2\n")
+    out = tmp_path / "out"
+    assert lrmil("predict", table, "--bundle", tiny_bundle, "--out", out).exit_code == 1
+    (row,) = read_csv(out / "predictions.csv")
+    assert row["slide"] == "'=1+1"
+    assert (out / "=1+1.json").exists()
+    (error,) = read_csv(out / "errors.csv")
+    assert error["slide_id"] == "-2"  # as it was given: this table is run again
+
+
 def test_slides_of_one_name_in_two_folders(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     (folder / "predictions.tif").write_bytes((folder / "a.tif").read_bytes())
     result = lrmil("predict", folder, "-r", "--bundle", tiny_bundle, "--out", tmp_path / "out")

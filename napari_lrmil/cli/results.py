@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -46,11 +44,12 @@ class Outcome:
     def write(self, out: Path, class_names: Sequence[str]) -> None:
         """``predictions.csv``, and ``errors.csv`` where a slide failed, each whole or not at all."""
         from napari_lrmil.atomic import write_text
+        from napari_lrmil.export.tables import csv_text, spreadsheet_safe
 
         columns = [
             "slide",
             "label",
-            *(f"p_{name}" for name in class_names),
+            *(spreadsheet_safe(f"p_{name}") for name in class_names),
             "unsure",
             "prediction_set",
             "ood",
@@ -58,11 +57,14 @@ class Outcome:
         columns += ["ood_score", "tiles", "seconds", "fingerprint", "bundle", "bundle_sha256"]
         rows = [_row(stem, self.done[path]) for path, stem in self.stems.items() if path in self.done]
         try:
-            write_text(out / PREDICTIONS_NAME, _csv(columns, rows))
+            write_text(out / PREDICTIONS_NAME, csv_text(columns, rows))
             if self.failed:
-                # A table that `lrmil predict` takes, to run the failed ones again.
-                failures = [(path.absolute(), self.stems[path], text) for path, text in self.failed.items()]
-                write_text(out / ERRORS_NAME, _csv(["path", "slide_id", "error"], failures))
+                # A table that `lrmil predict` takes, to run the failed ones again: path and id stay as they are.
+                failures = [
+                    (path.absolute(), self.stems[path], spreadsheet_safe(text))
+                    for path, text in self.failed.items()
+                ]
+                write_text(out / ERRORS_NAME, csv_text(["path", "slide_id", "error"], failures))
             else:
                 (out / ERRORS_NAME).unlink(missing_ok=True)
         except OSError as error:
@@ -168,14 +170,16 @@ def make_folder(out: Path) -> None:
 
 
 def _row(stem: str, result: ResultSummary) -> list[object]:
+    from napari_lrmil.export.tables import spreadsheet_safe
+
     return [
-        stem,
-        result.label,
+        spreadsheet_safe(stem),
+        spreadsheet_safe(result.label),
         *(f"{value:.6g}" for value in result.class_probabilities),
         *(
             ("", "")
             if result.prediction_set is None
-            else (_yes(result.unsure), "|".join(result.prediction_set))
+            else (_yes(result.unsure), spreadsheet_safe("|".join(result.prediction_set)))
         ),
         *(
             ("", "")
@@ -185,7 +189,7 @@ def _row(stem: str, result: ResultSummary) -> list[object]:
         result.n_tiles,
         f"{result.seconds:.2f}",
         result.fingerprint,
-        result.bundle_name,
+        spreadsheet_safe(result.bundle_name),
         result.bundle_sha256,
     ]
 
@@ -198,11 +202,3 @@ def _count(marks: Iterable[bool]) -> str:
     """How many hold; a dash where the bundle doesn't tell."""
     known = list(marks)
     return str(sum(known)) if known else "-"
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()

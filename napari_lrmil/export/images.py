@@ -16,13 +16,13 @@ from napari_lrmil import __version__
 from napari_lrmil.atomic import replacing
 from napari_lrmil.export.errors import ExportError
 from napari_lrmil.export.painting import (
-    ATTENTION,
     band,
     grid_values,
     paint,
     scale_of,
     thumbnail,
 )
+from napari_lrmil.heatmap import ATTENTION
 
 if TYPE_CHECKING:  # predict loads torch
     from napari_lrmil.predict import SlidePrediction

@@ -6,11 +6,23 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from napari_lrmil.heatmap import (
+    ATTENTION,
+    DIVERGING,
+    LEAST_POINTS,
+    SEQUENTIAL,
+    Scaling,
+    channel_values,
+    heat_opacity,
+    on_grid,
+    scale_limits,
+)
 
 if TYPE_CHECKING:  # predict loads torch
     from napari_lrmil.predict import SlidePrediction
@@ -18,13 +30,11 @@ if TYPE_CHECKING:  # predict loads torch
 
 Area = tuple[float, float, float, float]
 
-ATTENTION = "attention"
-"""The channel of attention relative to uniform; every other channel is the name of a class."""
+_POINTS = 100
+"""The window counts contributions in percentage points, files in probability."""
+LEAST_CONTRIBUTION = LEAST_POINTS / _POINTS
+"""What the scale of contributions reaches at least, so that a slide without evidence looks cold."""
 
-LEAST_ATTENTION_TOP, LEAST_CONTRIBUTION = 4.0, 0.01
-"""What the scale reaches at least, so that a slide without evidence looks cold."""
-
-_COLD_ALPHA = 0.18
 _BAND_PX = 58
 
 
@@ -44,7 +54,7 @@ class Scale:
 
     low: float
     high: float
-    colormap: Literal["viridis", "BrBG"]
+    colormap: str
     label: str
 
     @property
@@ -60,8 +70,7 @@ class Scale:
         heat = np.clip((np.where(known, values, self.low) - self.low) / (self.high - self.low), 0, 1)
         colours = np.asarray(colormaps[self.colormap](heat), np.float64)
         if thin:
-            strength = np.abs(heat - 0.5) * 2 if self.diverging else heat
-            colours[..., 3] = _COLD_ALPHA + (1 - _COLD_ALPHA) * np.sqrt(strength)
+            colours[..., 3] = heat_opacity(heat, signed=self.diverging)
         colours[..., 3] *= known
         painted: NDArray[np.uint8] = np.rint(colours * 255).astype(np.uint8)
         return painted
@@ -75,30 +84,23 @@ def values_of(prediction: SlidePrediction, channel: str) -> NDArray[np.float64]:
     ValueError
         Where `channel` is neither 'attention' nor a class.
     """
-    if channel == ATTENTION:
-        return prediction.attention_scores * len(prediction.tiles)
-    if channel not in prediction.class_names:
-        raise ValueError(f"no class {channel!r}; there are {', '.join(prediction.class_names)}")
-    found: NDArray[np.float64] = prediction.class_contributions[:, prediction.class_names.index(channel)]
-    return found
+    values = channel_values(prediction, channel)
+    return values if channel == ATTENTION else values / _POINTS
 
 
 def grid_values(prediction: SlidePrediction, channel: str) -> NDArray[np.float32]:
     """(rows, cols) of `values_of` on the tile grid, NaN where no tile was read."""
-    tiles = prediction.tiles
-    values = np.full(tiles.grid.shape_yx, np.nan, np.float32)
-    values[tiles.rows, tiles.cols] = values_of(prediction, channel)
-    return values
+    return on_grid(prediction, values_of(prediction, channel)).values
 
 
 def scale_of(prediction: SlidePrediction, channel: str) -> Scale:
     """The scale that fits the 99th percentile, and never stretches noise to full colour."""
-    values = values_of(prediction, channel)
-    if channel == ATTENTION:
-        top = max(LEAST_ATTENTION_TOP, float(np.percentile(values, 99)))
-        return Scale(1.0, top, "viridis", "attention, times average")
-    reach = max(LEAST_CONTRIBUTION, float(np.percentile(np.abs(values), 99)))
-    return Scale(-reach, reach, "BrBG", f"contribution of a tile to p({channel})")
+    signed = channel != ATTENTION
+    low, high = scale_limits(channel_values(prediction, channel), signed=signed, scaling=Scaling.RAW)
+    if signed:
+        low, high = low / _POINTS, high / _POINTS
+        return Scale(low, high, DIVERGING[0], f"contribution of a tile to p({channel})")
+    return Scale(low, high, SEQUENTIAL[0], "attention, times average")
 
 
 def paint(

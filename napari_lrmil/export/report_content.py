@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from napari_lrmil import __version__
-from napari_lrmil.export.painting import ATTENTION, Scale, font_path, grid_values, paint, scale_of, thumbnail
+from napari_lrmil.export.painting import Scale, font_path, grid_values, paint, scale_of, thumbnail
 from napari_lrmil.export.tables import shown_name
+from napari_lrmil.heatmap import ATTENTION
 from napari_lrmil.model.card import DEMONSTRATION_NOTE
 
 if TYPE_CHECKING:  # both load torch

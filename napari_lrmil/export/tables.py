@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,28 +78,25 @@ def write_prediction(
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     stem = prediction.slide_name if stem is None else stem
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(TILE_COLUMNS)
     tiles = prediction.tiles
     width, height = tiles.grid.tile_l0_xy
-    for index, (x, y) in enumerate(tiles.corners_l0_xy):
-        writer.writerow(
-            [
-                int(tiles.rows[index]),
-                int(tiles.cols[index]),
-                f"{x:.3f}",
-                f"{y:.3f}",
-                f"{width:.3f}",
-                f"{height:.3f}",
-                f"{prediction.attention_scores[index]:.8g}",
-                f"{prediction.attention_logits[index]:.8g}",
-            ]
-        )
+    rows = (
+        [
+            int(tiles.rows[index]),
+            int(tiles.cols[index]),
+            f"{x:.3f}",
+            f"{y:.3f}",
+            f"{width:.3f}",
+            f"{height:.3f}",
+            f"{prediction.attention_scores[index]:.8g}",
+            f"{prediction.attention_logits[index]:.8g}",
+        ]
+        for index, (x, y) in enumerate(tiles.corners_l0_xy)
+    )
     paths = (out / f"{stem}.json", out / f"{stem}.csv")
     # The JSON comes last, an older one goes first: where it exists, the prediction is complete.
     paths[0].unlink(missing_ok=True)
-    write_text(paths[1], table.getvalue())
+    write_text(paths[1], csv_text(TILE_COLUMNS, rows))
     write_text(paths[0], json.dumps(prediction_json(prediction), indent=2) + "\n")
     return paths
 
@@ -147,9 +144,8 @@ def write_folder_table(
     classes = list(
         dict.fromkeys(name for row in rows if row.prediction for name in row.prediction.class_names)
     )
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["slide", "label", *(_harmless(f"p_{name}") for name in classes), *_FOLDER_COLUMNS])
+    columns = ["slide", "label", *(spreadsheet_safe(f"p_{name}") for name in classes), *_FOLDER_COLUMNS]
+    table: list[list[str]] = []
     for number, row in enumerate(rows, start=1):
         found = row.prediction
         if show_identifiers:
@@ -157,28 +153,40 @@ def write_folder_table(
         else:
             name = shown_name(found, show_identifiers=False) if found else f"slide {number}"
             error = "failed" if row.error else ""
-        reviewed = [_harmless(row.verdict), _harmless(row.note), _harmless(error)]
+        name = spreadsheet_safe(name)
+        reviewed = [spreadsheet_safe(text) for text in (row.verdict, row.note, error)]
         if found is None:
-            writer.writerow([_harmless(name), "", *("" for _ in classes), *[""] * 6, *reviewed, "", "", ""])
+            table.append([name, "", *("" for _ in classes), *[""] * 6, *reviewed, "", "", ""])
             continue
         by_class = dict(zip(found.class_names, found.class_probabilities.tolist(), strict=True))
         stated = found.prediction_set is not None
         strange = found.ood_score is not None and found.ood_threshold is not None
-        writer.writerow(
-            [_harmless(name), _harmless(found.label)]
+        table.append(
+            [name, spreadsheet_safe(found.label)]
             + [f"{by_class[name]:.6g}" if name in by_class else "" for name in classes]
-            + [str(found.unsure).lower() if stated else "", _harmless(";".join(found.prediction_set or ()))]
+            + [str(found.unsure).lower() if stated else ""]
+            + [spreadsheet_safe(";".join(found.prediction_set or ()))]
             + [str(found.out_of_distribution).lower() if strange else ""]
             + ["" if found.ood_score is None else f"{found.ood_score:.6g}"]
             + [str(len(found.tiles)), f"{found.seconds:.3f}", *reviewed]
             + [found.slide_fingerprint, found.bundle_sha256, found.version]
         )
     path = Path(path)
-    write_text(path, table.getvalue())
+    write_text(path, csv_text(columns, table))
     return path
 
 
-def _harmless(text: str) -> str:
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as CSV, a line a row; texts from outside go through `spreadsheet_safe` first."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def spreadsheet_safe(text: str) -> str:
+    """The text, with an apostrophe in front where a spreadsheet would run it as a formula."""
     # The csv module leaves a lone carriage return unquoted, and readers take it for the end of a row.
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return f"'{text}" if text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\n")) else text

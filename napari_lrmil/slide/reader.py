@@ -76,7 +76,9 @@ class Slide:
                 (int(left * scale), int(top * scale)), level, (min(256, width), min(256, height))
             )
         except SlideError as error:
-            raise SlideError(f"{self.path.name} opens, but its pixels can't be read: {error}") from error
+            raise SlideError(
+                f"{self.path.name} opens, but its pixels can't be read: {error}. Perhaps it was cut short: copy it again"
+            ) from error
 
     @property
     def name(self) -> str:

@@ -16,7 +16,6 @@ from napari_lrmil.export import images
 from napari_lrmil.export.errors import ExportError
 from napari_lrmil.export.images import heatmap_image, write_heatmap_png, write_heatmap_zarr
 from napari_lrmil.export.painting import (
-    LEAST_ATTENTION_TOP,
     LEAST_CONTRIBUTION,
     band,
     grid_values,
@@ -26,7 +25,7 @@ from napari_lrmil.export.painting import (
     scale_of,
     thumbnail,
 )
-from napari_lrmil.heatmap import attention_heatmap
+from napari_lrmil.heatmap import LEAST_ATTENTION_TOP, attention_heatmap
 from napari_lrmil.predict import SlidePrediction
 from napari_lrmil.slide import Slide
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,22 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("LRMIL_CACHE_DIR", str(root))
     monkeypatch.setenv("LRMIL_DATA_DIR", str(root / "data"))
     return root
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """For tests of windows: docks start without a model, and background work doesn't outlive its window."""
+    from dock_tests import end_threads
+
+    monkeypatch.setattr("napari_lrmil._viewer.widgets.dock.DEMO_BUNDLE_DIR", tmp_path / "absent")
+    yield
+    end_threads()
+
+
+@pytest.fixture
+def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
+    """A window on the screen."""
+    return make_napari_viewer(show=True, strict_qt="raise")
 
 
 @pytest.fixture(scope="session")

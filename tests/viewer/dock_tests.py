@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -66,5 +67,6 @@ def delete_what_is_due() -> None:
 
 
 def end_threads() -> None:
-    """All background work is done, or the test fails."""
+    """All background work is done and no thread of ours is left, or the test fails."""
     assert QThreadPool.globalInstance().waitForDone(10_000)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lrmil")]

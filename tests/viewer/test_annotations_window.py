@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dock_tests import canvas_point, canvas_widget, delete_what_is_due, drag_to, end_threads, open_slide
+from dock_tests import canvas_point, canvas_widget, delete_what_is_due, drag_to, open_slide
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QMessageBox
 
@@ -20,26 +20,12 @@ from napari_lrmil._viewer.annotations.store import SUFFIX
 from napari_lrmil._viewer.annotations.table import CLASS, NAME
 from napari_lrmil._viewer.annotations.widget import AnnotationsWidget
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.widgets import dock
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.geojson import write_annotations
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 LEFT = Qt.MouseButton.LeftButton
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No demonstration model, no folders of the user, no thread left."""
-    monkeypatch.setattr(dock, "DEMO_BUNDLE_DIR", tmp_path / "absent")
-    monkeypatch.setenv("LRMIL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("LRMIL_DATA_DIR", str(tmp_path / "data"))
-    yield
-    end_threads()
-
-
-@pytest.fixture
-def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
-    return make_napari_viewer(show=True, strict_qt="raise")
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import errno
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dock_tests import delete_what_is_due, end_threads, open_slide
+from dock_tests import delete_what_is_due, open_slide
 from made_predictions import make_prediction
 from PIL import Image
 from qtpy.QtCore import Qt
@@ -23,25 +22,11 @@ from napari_lrmil._viewer.exports.formats import FORMATS, Step, target_of
 from napari_lrmil._viewer.exports.verdicts import verdict_of
 from napari_lrmil._viewer.exports.widget import ExportsWidget
 from napari_lrmil._viewer.session import dock_widget, open_slide_with_result
-from napari_lrmil._viewer.widgets import dock
 from napari_lrmil.worklist import Review, ReviewFile
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 LEFT = Qt.MouseButton.LeftButton
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No demonstration model, no folders of the user, no thread left."""
-    monkeypatch.setattr(dock, "DEMO_BUNDLE_DIR", tmp_path / "absent")
-    monkeypatch.setenv("LRMIL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("LRMIL_DATA_DIR", str(tmp_path / "data"))
-    yield
-    end_threads()
-
-
-@pytest.fixture
-def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
-    return make_napari_viewer(show=True, strict_qt="raise")
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dock_tests import canvas_widget, delete_what_is_due, end_threads, open_slide
+from dock_tests import canvas_widget, delete_what_is_due, open_slide
 from made_predictions import make_prediction
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QMessageBox, QWidget
@@ -17,25 +17,11 @@ from napari_lrmil._viewer.orientation import widget as module
 from napari_lrmil._viewer.orientation.field import MAGNIFICATIONS
 from napari_lrmil._viewer.orientation.widget import OverviewWidget
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.widgets import dock
 from napari_lrmil.slide import Slide
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 LEFT = Qt.MouseButton.LeftButton
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No demonstration model, no folders of the user, no thread left."""
-    monkeypatch.setattr(dock, "DEMO_BUNDLE_DIR", tmp_path / "absent")
-    monkeypatch.setenv("LRMIL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("LRMIL_DATA_DIR", str(tmp_path / "data"))
-    yield
-    end_threads()
-
-
-@pytest.fixture
-def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
-    return make_napari_viewer(show=True, strict_qt="raise")
 
 
 @pytest.fixture

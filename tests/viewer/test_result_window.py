@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +23,21 @@ from napari_lrmil._viewer.gallery.close_up import close_up
 from napari_lrmil._viewer.gallery.stage import MARK_KEY
 from napari_lrmil._viewer.layers import HEATMAP_KEY
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.widgets import ClassifyWidget, dock
+from napari_lrmil._viewer.widgets import ClassifyWidget
 from napari_lrmil._viewer.widgets.card import CardDialog
 from napari_lrmil.model.bundle import load_bundle, save_bundle
 from napari_lrmil.model.trust import ConformalInfo, OODInfo, TileGaussian, Trust, TrustInfo
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 LEFT = Qt.MouseButton.LeftButton
 GALLERY = "LRMIL: tiles"
 
 
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No model at the start, nothing known from other tests, no thread left at the end."""
-    monkeypatch.setattr(dock, "DEMO_BUNDLE_DIR", tmp_path / "absent")
-    monkeypatch.setenv("LRMIL_CACHE_DIR", str(tmp_path / "cache"))
-    yield
-    assert QThreadPool.globalInstance().waitForDone(5_000)
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lrmil")]
-
-
 @pytest.fixture
-def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
-    made = make_napari_viewer(show=True, strict_qt="raise")
-    made.window.resize(1300, 1000)
-    return made
+def viewer(viewer: Any) -> Any:
+    viewer.window.resize(1300, 1000)
+    return viewer
 
 
 @pytest.fixture
@@ -138,17 +129,16 @@ def test_without_trust_the_dock_says_that_there_is_none(widget: ClassifyWidget) 
 
 
 def test_the_card_opens_beside_the_slide(widget: ClassifyWidget, qtbot: Any) -> None:
-    for button in (widget.result_section.card, widget.model_section.card):
-        qtbot.mouseClick(button, LEFT)
-        dialog = widget.findChild(CardDialog)
-        assert dialog is not None
-        assert not dialog.isModal()
-        text = dialog.text.toPlainText()
-        assert text.startswith("Tiny")
-        assert "library_name" not in text
-        assert "How far to trust a result" in text
-        qtbot.keyClick(dialog, Qt.Key.Key_Escape)
-        qtbot.waitUntil(lambda: widget.findChild(CardDialog) is None, timeout=5_000)
+    qtbot.mouseClick(widget.model_section.card, LEFT)
+    dialog = widget.findChild(CardDialog)
+    assert dialog is not None
+    assert not dialog.isModal()
+    text = dialog.text.toPlainText()
+    assert text.startswith("Tiny")
+    assert "library_name" not in text
+    assert "How far to trust a result" in text
+    qtbot.keyClick(dialog, Qt.Key.Key_Escape)
+    qtbot.waitUntil(lambda: widget.findChild(CardDialog) is None, timeout=5_000)
 
 
 # --- evidence

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +22,15 @@ from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.layers import HEATMAP_KEY, MPP_UNKNOWN_KEY, SLIDE_KEY
 from napari_lrmil._viewer.panel import State
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.widgets import ClassifyWidget, dock
+from napari_lrmil._viewer.widgets import ClassifyWidget
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide import Slide
 
 PLUGIN = "napari-lrmil"
 REAL_SLIDES = ("slides_real/CMU-1-Small-Region.svs", "slides_repacked/cmu_aperio_pyramid.svs")
+pytestmark = pytest.mark.usefixtures("alone")
+
 LEFT = Qt.MouseButton.LeftButton
-
-
-@pytest.fixture(autouse=True)
-def no_demo_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Docks start without a model, whether this checkout has the demonstration one or not."""
-    monkeypatch.setattr(dock, "DEMO_BUNDLE_DIR", tmp_path / "absent")
-
-
-@pytest.fixture(autouse=True)
-def nothing_known_from_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each test classifies anew: results of others would be shown at once."""
-    monkeypatch.setenv("LRMIL_CACHE_DIR", str(tmp_path / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def no_thread_left() -> Iterator[None]:
-    """Fail the test whose background work outlives its window."""
-    yield
-    assert QThreadPool.globalInstance().waitForDone(5_000)
-    reading = [thread.name for thread in threading.enumerate() if thread.name.startswith("lrmil")]
-    assert not reading
-
-
-@pytest.fixture
-def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
-    return make_napari_viewer(show=True, strict_qt="raise")
 
 
 @pytest.fixture

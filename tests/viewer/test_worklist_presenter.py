@@ -465,7 +465,7 @@ def test_marks_differ_in_shape_and_text() -> None:
     item = WorklistItem(
         Path("a.svs"), "a", Status.DONE, label="lesion", probability=0.5, unsure=True, ood=True
     )
-    assert cells(item)[0] == "a\nlesion  50 %  ◆ unsure\n▲ unlike training"
+    assert cells(item)[0] == "a\nlesion  50 %\n◆ unsure  ▲ unlike training"
     assert "more than one class" in tool_tip(item)
     assert "Unlike the training slides" in tool_tip(item)
 

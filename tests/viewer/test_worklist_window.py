@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from window_files import write_slide
 from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
 from napari_lrmil._viewer.panel import State
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.widgets import ClassifyWidget, dock
+from napari_lrmil._viewer.widgets import ClassifyWidget
 from napari_lrmil._viewer.worklist import WorklistWidget, worklist_dock
 from napari_lrmil._viewer.worklist.rows import Show
 from napari_lrmil.cache import ResultCache
@@ -26,27 +25,16 @@ from napari_lrmil.slide.cache import shared_cache
 from napari_lrmil.worklist import Order, Status, Worklist
 
 PLUGIN = "napari-lrmil"
+pytestmark = pytest.mark.usefixtures("alone")
+
 LEFT = Qt.MouseButton.LeftButton
 LONG_MS = 60_000
 
 
-@pytest.fixture(autouse=True)
-def no_demo_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(dock, "DEMO_BUNDLE_DIR", tmp_path / "absent")
-
-
-@pytest.fixture(autouse=True)
-def no_thread_left() -> Iterator[None]:
-    yield
-    assert QThreadPool.globalInstance().waitForDone(10_000)
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lrmil")]
-
-
 @pytest.fixture
-def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
-    made = make_napari_viewer(show=True, strict_qt="raise")
-    made.window.resize(1400, 1000)
-    return made
+def viewer(viewer: Any) -> Any:
+    viewer.window.resize(1400, 1000)
+    return viewer
 
 
 @pytest.fixture

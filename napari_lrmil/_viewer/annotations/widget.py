@@ -28,6 +28,7 @@ from napari_lrmil._viewer.tasks import Handlers, Steps, error_text
 from napari_lrmil._viewer.widgets import parts
 
 _SOON_MS, _THROTTLE_MS = 0, 120
+_LEAST_WIDTH_PX = 320  # three columns and three buttons a row
 _OPEN_FILTER = "Annotations (*.geojson *.json *.zip *.gz);;All files (*)"
 _SAVE_FILTER = "GeoJSON (*.geojson)"
 DEFAULT_NAME = "regions.geojson"
@@ -52,12 +53,13 @@ class AnnotationsWidget(DockedWidget):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
         self.setObjectName("lrmil_annotations")
+        self.setMinimumWidth(_LEAST_WIDTH_PX)
         self.tools = {tool: QPushButton(text) for tool, text, _ in _TOOLS}
         self.new_class = QComboBox()
         self.table = RegionTable()
         self.go_to = QPushButton("&Go to")
         self.delete = QPushButton("Delete")
-        self.undo = QPushButton("&Undo")
+        self.undo = QPushButton("Un&do")
         self.import_button = QPushButton("Import …")
         self.export_button = QPushButton("Export …")
         self.uncropped = QCheckBox("QuPath shows the slide uncropped")
@@ -213,7 +215,7 @@ class AnnotationsWidget(DockedWidget):
         tools = QWidget()
         tools.setLayout(grid)
         column.addWidget(tools)
-        class_title = QLabel("Cla&ss of new regions")
+        class_title = QLabel("&Class of new regions")
         class_title.setBuddy(self.new_class)
         self.new_class.setEditable(True)
         self.new_class.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)

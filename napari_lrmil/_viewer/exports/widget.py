@@ -37,8 +37,8 @@ class ExportsWidget(DockedWidget):
         self.setObjectName("lrmil_exports")
         self.hint = parts.wrapped_label(style=parts.HINT_STYLE)
         self.buttons = {each.key: QPushButton(each.title) for each in FORMATS}
-        self.over_slide = QCheckBox("Pic&ture: heatmap over the slide")
-        self.identifiers = QCheckBox("&Name the slide in the files")
+        self.over_slide = QCheckBox("Picture: heatmap over the slide")
+        self.identifiers = QCheckBox("&Keep the slide's name in the files")
         self.bar = QProgressBar()
         self.progress_text = parts.wrapped_label()
         self.cancel = QPushButton("Cancel")

@@ -52,7 +52,7 @@ class OverviewWidget(DockedWidget):
         self.magnification = QLabel()
         self.presets = {value: QPushButton(f"{value}×") for value in MAGNIFICATIONS}
         self.whole = QPushButton("Whole slide")
-        self.heatmap = QCheckBox("Heatmap on the m&ap")
+        self.heatmap = QCheckBox("Heatmap o&n the map")
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self.associated_buttons: dict[str, QPushButton] = {}
         self.associated_dialog: QDialog | None = None

@@ -120,7 +120,6 @@ class ClassifyWidget(QWidget):  # type: ignore[misc]  # Qt is untyped here
         self.run_section.classify_clicked.connect(controller.classify)
         self.run_section.cancel_clicked.connect(controller.cancel)
         self.model_section.card_clicked.connect(self._show_card)
-        self.result_section.card_clicked.connect(self._show_card)
         evidence = self.evidence_section
         evidence.heatmap_toggled.connect(lambda shown: controller.set_heatmap(visible=shown))
         evidence.opacity_moved.connect(lambda value: controller.set_heatmap(opacity=value))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QPushButton
+from qtpy.QtCore import Qt
 
 from napari_lrmil._viewer.panel import Panel
 from napari_lrmil._viewer.result import NOT_FOR_DIAGNOSIS
@@ -19,13 +18,8 @@ _SET_TIP = (
 class ResultSection(Section):
     """Shows a `ResultPanel`, or hides."""
 
-    card_clicked = Signal()
-
     def __init__(self) -> None:
         super().__init__()
-        self.card = QPushButton("Model card …")
-        self.card.setToolTip("What the model is, what it was trained on, and how far to trust it")
-        self.card.setAccessibleName("Model card")
         self.strange = parts.Notice(style=parts.BANNER_STYLE)
         self.strange.setAccessibleName("Warning: slide unlike the training slides")
         self.label = parts.wrapped_label(style="QLabel { font-size: 22px; font-weight: bold; }")
@@ -39,7 +33,7 @@ class ResultSection(Section):
             "How far the slide's tiles lie from those of training, as the model sees them: about 1 is alike."
         )
         self.details = parts.wrapped_label()
-        self.add_heading("Result", self.card)
+        self.add_heading("Result")
         for widget in (
             self.strange,
             self.label,
@@ -50,7 +44,6 @@ class ResultSection(Section):
             self.distance,
         ):
             self.column.addWidget(widget)
-        self.card.clicked.connect(lambda: self.card_clicked.emit())
 
     def show_panel(self, panel: Panel) -> None:
         """Show a result, or nothing."""
@@ -58,7 +51,6 @@ class ResultSection(Section):
         self.setVisible(result is not None)
         if result is None:
             return
-        self.card.setEnabled(panel.card_available)
         self.strange.show_text(result.strange_text)
         self.label.setText(result.headline)
         self.label.setToolTip(

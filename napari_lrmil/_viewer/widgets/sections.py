@@ -44,7 +44,7 @@ class SlideSection(Section):
         self.mpp.setAccessibleName("µm per pixel")
         self.set_mpp = QPushButton("Set")
         self.set_mpp.setToolTip("Use this pixel size for the slide")
-        self.icc = QCheckBox("&Colour profile (ICC)")
+        self.icc = QCheckBox("Colour profile (ICC)")
         self.icc.setToolTip(
             "Show the scanner's colours through the profile in the file. The model reads what its card says, either way."
         )
@@ -52,7 +52,7 @@ class SlideSection(Section):
         self.column.addWidget(self.slides)
         self.column.addWidget(self.facts)
         self.column.addWidget(self.icc)
-        mpp_title = QLabel("µm/&px")
+        mpp_title = QLabel("µm/p&x")
         mpp_title.setBuddy(self.mpp)
         self.mpp_row = self.add_row(mpp_title, self.mpp, self.set_mpp)
         self.open.clicked.connect(lambda: self.open_clicked.emit())
@@ -99,7 +99,7 @@ class ModelSection(Section):
         self.devices = parts.narrow_combo(
             tool_tip="Where to compute; 'auto' takes the fastest there is", name="Device"
         )
-        device_title = QLabel("&Device")
+        device_title = QLabel("Device")
         device_title.setBuddy(self.devices)
         self.add_heading("Model", self.browse, self.hub)
         self.add_row(self.bundles, self.card)

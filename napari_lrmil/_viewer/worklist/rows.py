@@ -48,17 +48,21 @@ def shown(item: WorklistItem, which: Show, text: str) -> bool:
     words = text.casefold().split()
     if not words:
         return True
-    said = " ".join((item.slide_id, *cells(item), item.note)).casefold()
+    said = " ".join((item.slide_id, *cells(item), _marks(item), item.note)).casefold()
     return all(word in said for word in words)
 
 
 def cells(item: WorklistItem) -> tuple[str, str]:
     """The texts of a row: name, prediction and status in one cell, for a dock is narrow; verdict and note."""
-    prediction = "  ".join(part for part in (prediction_text(item), UNSURE if item.unsure else "") if part)
     resting = item.status in (Status.DONE, Status.REVIEWED)  # which prediction and verdict say too
-    lines = (item.slide_id, prediction, STRANGE if item.ood and resting else _STATUS[item.status])
+    lines = (item.slide_id, prediction_text(item), (resting and _marks(item)) or _STATUS[item.status])
     verdict = (verdict_text(item), item.note)
     return "\n".join(line for line in lines if line), "\n".join(line for line in verdict if line)
+
+
+def _marks(item: WorklistItem) -> str:
+    """On a line of their own: behind a long class name they would be cut."""
+    return "  ".join(mark for mark, holds in ((UNSURE, item.unsure), (STRANGE, item.ood)) if holds)
 
 
 def prediction_text(item: WorklistItem) -> str:

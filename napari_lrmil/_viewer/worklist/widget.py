@@ -13,10 +13,12 @@ from napari_lrmil._viewer.bundle_names import is_bundle
 from napari_lrmil._viewer.docked import DockedWidget
 from napari_lrmil._viewer.drops import DropTarget
 from napari_lrmil._viewer.settings import read_settings
+from napari_lrmil._viewer.tasks import Handlers, in_one_step
 from napari_lrmil._viewer.widgets import parts
 from napari_lrmil._viewer.worklist import keys
 from napari_lrmil._viewer.worklist.collecting import SparedCollection
 from napari_lrmil._viewer.worklist.jobs import QtListJobs
+from napari_lrmil._viewer.worklist.memory import return_free_memory
 from napari_lrmil._viewer.worklist.panel import ListState, WorklistPanel
 from napari_lrmil._viewer.worklist.presenter import Presenter
 from napari_lrmil._viewer.worklist.sections import BatchSection, FilterSection, SourceSection, VerdictSection
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 DOCK_NAME = "LRMIL: worklist"
 _CONTROLS = "layer controls"
 """What napari calls the dock that a reviewer needs least."""
-_REFRESH_MS = 25
+_REFRESH_MS, _TIDY_MS = 25, 2000
 _LEAST_TABLE_PX = 132
 _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 330, 300
 
@@ -53,6 +55,10 @@ class WorklistWidget(DockedWidget):
         self._later.setSingleShot(True)
         self._later.setInterval(_REFRESH_MS)
         self._later.timeout.connect(self.show_now)
+        self._tidy = QTimer(self)
+        self._tidy.setSingleShot(True)
+        self._tidy.setInterval(_TIDY_MS)
+        self._tidy.timeout.connect(self._return_memory)
         jobs = QtListJobs(self.tasks)
         self.presenter = Presenter(jobs, jobs, self._later.start, reviewer=lambda: read_settings().reviewer)
         self.thumbnails = Thumbnails(self.tasks, self._thumb_loaded, self._info)
@@ -181,8 +187,14 @@ class WorklistWidget(DockedWidget):
         if panel.open_path != self._open_path:
             self._open_path = panel.open_path
             self.table.select_path(panel.open_path)
+            if not self._tidy.isActive():
+                self._tidy.start()
         elif kept is not None and not self.table.currentIndex().isValid():  # the filter has changed
             self.table.select_path(kept)
+
+    def _return_memory(self) -> None:
+        handlers = Handlers(_ignore, _ignore, _ignore, _ignore)
+        self.tasks.start("memory", in_one_step(return_free_memory), handlers)
 
     def _to_note(self) -> None:
         if self.verdict.note.isEnabled():
@@ -224,6 +236,10 @@ def worklist_dock(viewer: Any) -> WorklistWidget:
     widget = WorklistWidget(viewer)
     viewer.window.add_dock_widget(widget, name=DOCK_NAME, area="right")
     return widget
+
+
+def _ignore(*_: object) -> None:
+    return
 
 
 def _can_drop(path: Path) -> bool:

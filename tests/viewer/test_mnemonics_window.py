@@ -1,0 +1,33 @@
+"""Letters of the docks: all may be open at once, and each letter means one thing then."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import QAbstractButton, QLabel
+
+from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.worklist import worklist_dock
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+MORE_DOCKS = ("LRMIL: tiles", "LRMIL: overview", "LRMIL: annotations", "LRMIL: export")
+
+
+def letter(text: str) -> str:
+    return QKeySequence.mnemonic(text).toString()
+
+
+def test_no_letter_is_taken_twice(viewer: Any) -> None:
+    docks = [dock_widget(viewer), worklist_dock(viewer)]
+    docks += [viewer.window.add_plugin_dock_widget("napari-lrmil", name)[1] for name in MORE_DOCKS]
+    texts = [action.text() for action in viewer.window._qt_window.menuBar().actions()]
+    for dock in docks:
+        texts += [button.text() for button in dock.findChildren(QAbstractButton)]
+        texts += [label.text() for label in dock.findChildren(QLabel) if label.buddy() is not None]
+    letters = Counter(letter(text) for text in texts if letter(text))
+    assert len(letters) > 20
+    assert not [(key, [text for text in texts if letter(text) == key]) for key, n in letters.items() if n > 1]
