@@ -62,7 +62,6 @@ class Results:
     batch_idle_blocks: list[float] = field(default_factory=list)
     batch_step: list[float] = field(default_factory=list)
     batch_step_blocks: list[float] = field(default_factory=list)
-    batch_tiles_done: int = 0
     peak_mb: float = 0.0
     load: tuple[float, ...] = ()
 

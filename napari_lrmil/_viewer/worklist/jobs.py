@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil._viewer.model_imports import import_models
 from napari_lrmil._viewer.tasks import Handlers, Tasks, error_text, in_one_step
+from napari_lrmil._viewer.worklist.saving import TableRequest, table_steps
 from napari_lrmil.batch import BatchEvent, classify
 from napari_lrmil.cache import ResultCache, ResultSummary, result_key
 from napari_lrmil.worklist import Worklist, WorklistItem
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 64
 _BATCH_ON_CPU, _BATCH_ON_GPU = 16, 128
-_LIST, _LOOK_UP, _CLASSIFY = "list", "look up", "classify"
+_LIST, _LOOK_UP, _CLASSIFY, _SAVE = "list", "look up", "classify", "save table"
 
 
 def _ignore(*_: object) -> None:
@@ -28,7 +29,7 @@ def _ignore(*_: object) -> None:
 
 
 class QtListJobs:
-    """`ListJobs` and `BatchJobs` on Qt's thread pool.
+    """`ListJobs`, `BatchJobs` and `TableJobs` on Qt's thread pool.
 
     Parameters
     ----------
@@ -72,6 +73,18 @@ class QtListJobs:
     def cancel_batch(self) -> None:
         """Stop after the tiles under way."""
         self._tasks.cancel(_CLASSIFY)
+
+    def save_table(
+        self,
+        request: TableRequest,
+        *,
+        progressed: Callable[[int], None],
+        done: Callable[[Path], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        """Write results, verdicts and notes; closing the dock before it is written leaves no file."""
+        handlers = Handlers(progressed, done, lambda error: failed(error_text(error)), _ignore)
+        self._tasks.start(_SAVE, table_steps(request), handlers)
 
 
 def summary_of(

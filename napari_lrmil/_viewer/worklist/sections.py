@@ -23,6 +23,7 @@ from napari_lrmil._viewer.widgets import parts
 from napari_lrmil._viewer.worklist import keys
 from napari_lrmil._viewer.worklist.panel import WorklistPanel
 from napari_lrmil._viewer.worklist.rows import Show
+from napari_lrmil._viewer.worklist.saving import SavingPanel
 from napari_lrmil.worklist import Order
 
 
@@ -258,3 +259,36 @@ class BatchSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
         self.bar.setRange(0, max(1, batch.total))
         self.bar.setValue(batch.done)
         parts.show_text(self.text, batch.text)
+
+
+class SavingSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
+    """The list as a file."""
+
+    save_clicked = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save = button(
+            "Save table …",
+            "Save results, verdicts and notes of all slides of the list as a CSV file",
+            "Save the list as a CSV table",
+        )
+        self.identifiers = QCheckBox("Keep slide names in the file")
+        self.identifiers.setToolTip(
+            "Off: the file calls slides by a short fingerprint. A slide's name can hold a patient's. "
+            "Notes are written as they are."
+        )
+        self.identifiers.setAccessibleName("Keep slide names in the saved table")
+        self.text, self.error = parts.wrapped_label(), parts.wrapped_label(style=parts.ERROR_STYLE)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addLayout(_row(self.save, self.identifiers, stretch=1))
+        for label in (self.text, self.error):
+            column.addWidget(label)
+        self.save.clicked.connect(lambda: self.save_clicked.emit())
+
+    def show_panel(self, panel: SavingPanel) -> None:
+        """Show whether it can be saved, and what came of it."""
+        self.save.setEnabled(panel.can_save)
+        parts.show_text(self.text, panel.text)
+        parts.show_text(self.error, panel.error)

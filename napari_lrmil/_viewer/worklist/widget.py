@@ -21,7 +21,14 @@ from napari_lrmil._viewer.worklist.jobs import QtListJobs
 from napari_lrmil._viewer.worklist.memory import return_free_memory
 from napari_lrmil._viewer.worklist.panel import ListState, WorklistPanel
 from napari_lrmil._viewer.worklist.presenter import Presenter
-from napari_lrmil._viewer.worklist.sections import BatchSection, FilterSection, SourceSection, VerdictSection
+from napari_lrmil._viewer.worklist.saving import TableSaving
+from napari_lrmil._viewer.worklist.sections import (
+    BatchSection,
+    FilterSection,
+    SavingSection,
+    SourceSection,
+    VerdictSection,
+)
 from napari_lrmil._viewer.worklist.table import WorklistModel, WorklistTable
 from napari_lrmil._viewer.worklist.thumbs import Thumbnail, Thumbnails
 from napari_lrmil.worklist.listing import TABLE_SUFFIXES
@@ -61,6 +68,9 @@ class WorklistWidget(DockedWidget):
         self._tidy.timeout.connect(self._return_memory)
         jobs = QtListJobs(self.tasks)
         self.presenter = Presenter(jobs, jobs, self._later.start, reviewer=lambda: read_settings().reviewer)
+        self.saving = TableSaving(
+            jobs, lambda: self.presenter.worklist, lambda: self.controller, self._show_soon
+        )
         self.thumbnails = Thumbnails(self.tasks, self._thumb_loaded, self._info)
         self._open_path: Path | None = None
         self._placed = False
@@ -98,7 +108,8 @@ class WorklistWidget(DockedWidget):
         listed = panel.state is ListState.LISTED or bool(panel.folder)
         for section in (self.source, self.filter, self.verdict, self.batch):
             section.show_panel(panel)
-        for widget in (self.filter, self.table, self.verdict, self.batch):
+        self.table_file.show_panel(self.saving.panel())
+        for widget in (self.filter, self.table, self.verdict, self.batch, self.table_file):
             widget.setVisible(listed)
         self._show_rows(panel)
         parts.show_text(self.hint, "Listing the slides …" if panel.state is ListState.LISTING else panel.hint)
@@ -143,7 +154,7 @@ class WorklistWidget(DockedWidget):
 
     def _lay_out(self) -> None:
         self.source, self.filter = SourceSection(), FilterSection()
-        self.verdict, self.batch = VerdictSection(), BatchSection()
+        self.verdict, self.batch, self.table_file = VerdictSection(), BatchSection(), SavingSection()
         self.hint = parts.wrapped_label(style=parts.HINT_STYLE)
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self.model = WorklistModel()
@@ -153,7 +164,7 @@ class WorklistWidget(DockedWidget):
         for widget in (self.source, self.error, self.filter):
             self.column.addWidget(widget)
         self.column.addWidget(self.table, 1)
-        for widget in (self.hint, self.verdict, self.batch):
+        for widget in (self.hint, self.verdict, self.batch, self.table_file):
             self.column.addWidget(widget)
         self.column.addStretch(0)
 
@@ -172,6 +183,7 @@ class WorklistWidget(DockedWidget):
         self.verdict.note.left.connect(lambda: self.table.setFocus(Qt.FocusReason.OtherFocusReason))
         self.batch.start_clicked.connect(lambda: self._act(presenter.classify_all))
         self.batch.cancel_clicked.connect(lambda: self._act(presenter.cancel))
+        self.table_file.save_clicked.connect(self._save_table)
         DropTarget(self, _can_drop, presenter.dropped)
 
     def _act(self, action: Any, *args: Any, **options: Any) -> None:
@@ -221,6 +233,18 @@ class WorklistWidget(DockedWidget):
         )
         if path:
             self._act(self.presenter.open_list, Path(path))
+
+    def _show_soon(self) -> None:
+        if not self._later.isActive():  # starting again would put it off, as long as progress comes quickly
+            self._later.start()
+
+    def _save_table(self) -> None:
+        chosen, _ = QFileDialog.getSaveFileName(
+            self, "Save the list as a table", str(self.saving.default_path), "CSV (*.csv)"
+        )
+        if chosen:
+            keep = self.table_file.identifiers.isChecked()
+            self._act(self.saving.save, Path(chosen), show_identifiers=keep)
 
 
 def worklist_dock(viewer: Any) -> WorklistWidget:
