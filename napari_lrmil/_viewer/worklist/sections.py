@@ -273,7 +273,7 @@ class SavingSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
             "Save results, verdicts and notes of all slides of the list as a CSV file",
             "Save the list as a CSV table",
         )
-        self.identifiers = QCheckBox("Keep slide names in the file")
+        self.identifiers = QCheckBox("Keep slide names")
         self.identifiers.setToolTip(
             "Off: the file calls slides by a short fingerprint. A slide's name can hold a patient's. "
             "Notes are written as they are."
