@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import threading
 
@@ -35,3 +36,14 @@ def import_models() -> None:
         finally:
             if hidden:
                 del sys.modules["triton"]
+
+
+def leave_a_core_to_the_window() -> None:
+    """Have torch compute on all processor cores but one: with all of them busy, clicks and pans wait.
+
+    Call it after `import_models`, in a process with a window.
+    """
+    import torch
+
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - 1)))

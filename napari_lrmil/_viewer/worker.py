@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from napari.qt.threading import FunctionWorker, GeneratorWorker
 from qtpy.QtCore import QThreadPool
 
-from napari_lrmil._viewer.model_imports import import_models
+from napari_lrmil._viewer.model_imports import import_models, leave_a_core_to_the_window
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide import Slide
 
@@ -66,6 +66,7 @@ class ClassifyWorker(GeneratorWorker):  # type: ignore[misc]  # napari is untype
 
 def _load_bundle(bundle_path: str) -> tuple[ModelBundle, tuple[str, ...]]:
     import_models()  # takes seconds: here it doesn't hold the window up
+    leave_a_core_to_the_window()
     from napari_lrmil.model.bundle import load_bundle
     from napari_lrmil.model.device import available_devices
 
