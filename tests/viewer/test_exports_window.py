@@ -74,9 +74,10 @@ def test_every_format(
         "tiles.geojson",
     ]  # fmt: skip
     assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
-    assert Image.open(out / "heatmap.png").size[0] > 500
+    with Image.open(out / "heatmap.png") as picture:
+        assert picture.size[0] > 500
     assert len(json.loads((out / "tiles.geojson").read_text())["features"]) == len(prediction.tiles)
-    assert len(list(csv.reader((out / "result.csv").open()))) == len(prediction.tiles) + 1
+    assert len(list(csv.reader((out / "result.csv").read_text().splitlines()))) == len(prediction.tiles) + 1
     for file in (each for each in out.rglob("*") if each.is_file()):
         assert b"DOE^JANE" not in file.read_bytes(), file.name
     opened: list[str] = []
