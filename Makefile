@@ -19,6 +19,8 @@ demo: $(VENV)/.ready
 	$(PY) -m training.run training/configs/demo.toml
 	$(PY) scripts/show_demo.py
 
+# A plugin that writes to the viewer from another thread fails.
+test: export NAPARI_ENSURE_PLUGIN_MAIN_THREAD = 1
 test: $(VENV)/.ready
 	$(XVFB) $(PY) -m pytest $(PYTEST_ARGS)
 
