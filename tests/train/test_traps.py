@@ -67,7 +67,7 @@ def test_seconds_of_a_prediction_hold_every_part(
     with Slide(generated_slide) as slide:
         result = predict.run_to_end(predict.predict_slide(slide, bundle, device=CPU, batch_size=4))
     assert slowed.added >= 0.1
-    assert result.seconds >= slowed.added
+    assert result.seconds >= 0.9 * slowed.added  # clocks and sleeps differ by a hair
 
 
 @pytest.mark.parametrize("part", [*PARTS, "opening"])
@@ -80,7 +80,7 @@ def test_the_benchmark_times_a_slide_from_file_to_label(
     monkeypatch.setattr(owner, name, slowed)
     turn = slide_time.classify(generated_slide, bundle, mpp=None, threads=2, batch_size=4)
     assert slowed.added >= 0.1
-    assert turn.seconds >= slowed.added
+    assert turn.seconds >= 0.9 * slowed.added
 
 
 def test_results_have_the_same_names_in_every_mode_and_wrapped_for_training() -> None:
