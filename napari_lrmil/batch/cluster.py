@@ -15,13 +15,12 @@ from napari_lrmil.batch.events import (
     SLIDE_FAILURES,
     BatchEvent,
     BatchItem,
-    Keys,
     Kind,
     known_results,
     message_of,
     unique,
 )
-from napari_lrmil.cache import ResultCache
+from napari_lrmil.cache import ResultCache, ResultKeys
 from napari_lrmil.errors import LRMILError
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def classify_on_cluster(
     ------
     ClusterError
     """
-    keys = Keys(info)
+    keys = ResultKeys(info)
     waiting = yield from known_results(unique(items), cache, info.weights_sha256, keys)
     if not waiting:
         return
@@ -157,7 +156,9 @@ def _check_workers(client: Any, address: str, timeout_s: float) -> None:
         )
 
 
-def _event(future: Any, item: BatchItem, bundle_sha256: str, cache: ResultCache, keys: Keys) -> BatchEvent:
+def _event(
+    future: Any, item: BatchItem, bundle_sha256: str, cache: ResultCache, keys: ResultKeys
+) -> BatchEvent:
     try:
         # Both wait: a worker that dies now takes its answer with it, and another one gives it again.
         error = future.exception()

@@ -8,12 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from napari_lrmil.cache import ResultCache, result_key, summarise
+from napari_lrmil.cache import ResultCache, ResultKeys, summarise
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.worklist import Status, Worklist
 
 if TYPE_CHECKING:
-    from napari_lrmil.model.bundle import BundleInfo
     from napari_lrmil.predict import PredictProgress, SlidePrediction
 
 SLIDE_FAILURES = (LRMILError, OSError, RuntimeError, ValueError, MemoryError)
@@ -82,32 +81,16 @@ def follow(worklist: Worklist, event: BatchEvent) -> None:
         worklist.set_status(event.path, Status.RUNNING)
 
 
-class Keys:
-    """Where the results of a bundle stand in a cache."""
-
-    def __init__(self, info: BundleInfo) -> None:
-        self._info = info
-        self._keys: dict[float | None, str] = {}
-
-    def __call__(self, mpp: float | None) -> str:
-        """`result_key` for a given mpp."""
-        if mpp not in self._keys:
-            self._keys[mpp] = result_key(self._info, mpp=mpp)
-        return self._keys[mpp]
-
-
 def known_results(
-    items: Iterable[BatchItem], cache: ResultCache | None, bundle_sha256: str, keys: Keys
+    items: Iterable[BatchItem], cache: ResultCache | None, bundle_sha256: str, keys: ResultKeys
 ) -> Generator[BatchEvent, None, list[BatchItem]]:
     """Finished events of slides that the cache has seen, none of which is opened; returns the others."""
     others: list[BatchItem] = []
     for item in items:
         prediction = None
         if cache is not None:
-            fingerprint = cache.known_fingerprint(item.path)
-            if fingerprint is not None:
-                key = keys(item.mpp)
-                prediction = cache.get(fingerprint, bundle_sha256, key, slide_name=item.path.stem)
+            name = item.path.stem
+            prediction = cache.known_result(item.path, bundle_sha256, keys(item.mpp), slide_name=name)
         if prediction is None:
             others.append(item)
         else:

@@ -10,13 +10,12 @@ from napari_lrmil.batch.events import (
     SLIDE_FAILURES,
     BatchEvent,
     BatchItem,
-    Keys,
     Kind,
     known_results,
     message_of,
     unique,
 )
-from napari_lrmil.cache import CacheError, ResultCache
+from napari_lrmil.cache import CacheError, ResultCache, ResultKeys
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def classify(
     BatchEvent
         For each slide STARTED and PROGRESS where it is computed, then FINISHED or FAILED.
     """
-    keys, sha = Keys(bundle.info), bundle.info.weights_sha256
+    keys, sha = ResultKeys(bundle.info), bundle.info.weights_sha256
 
     def opened(item: BatchItem) -> _Opened:
         slide = Slide(item.path, mpp=item.mpp)

@@ -1,5 +1,6 @@
 """Results kept on disk: opening a slide again shows them at once. Loads no torch until one is asked for."""
 
+from napari_lrmil.cache.keys import ResultKeys
 from napari_lrmil.cache.room import DEFAULT_LIMIT_BYTES
 from napari_lrmil.cache.store import (
     CACHE_DIR_VARIABLE,
@@ -17,6 +18,7 @@ __all__ = [
     "CacheError",
     "CacheSize",
     "ResultCache",
+    "ResultKeys",
     "ResultSummary",
     "default_cache_root",
     "result_key",

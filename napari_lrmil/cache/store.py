@@ -182,6 +182,20 @@ class ResultCache:
             return None
         return found if len(found) == 64 else None
 
+    def known_result(
+        self, slide_path: Path, bundle_sha256: str, tiles_key: str, *, slide_name: str
+    ) -> SlidePrediction | None:
+        """`get` for a slide that was here before and hasn't been touched since; the slide isn't opened."""
+        fingerprint = self.known_fingerprint(slide_path)
+        if fingerprint is None:
+            return None
+        return self.get(fingerprint, bundle_sha256, tiles_key, slide_name=slide_name)
+
+    def known_summary(self, slide_path: Path, bundle_sha256: str, tiles_key: str) -> ResultSummary | None:
+        """`summary` for a slide that was here before and hasn't been touched since; the slide isn't opened."""
+        fingerprint = self.known_fingerprint(slide_path)
+        return None if fingerprint is None else self.summary(fingerprint, bundle_sha256, tiles_key)
+
     def remember_fingerprint(self, slide_path: Path, fingerprint: str) -> None:
         """Make `known_fingerprint` know a slide. A cache that can't be written forgets; that costs time only."""
         state = state_of(slide_path)

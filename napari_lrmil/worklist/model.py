@@ -151,21 +151,16 @@ class Worklist:
         cache : ResultCache
         bundle_sha256 : str
         key_of : callable
-            mpp of a slide's table row -> `result_key`.
+            mpp of a slide's table row -> `result_key`, such as a `ResultKeys`.
 
         Returns
         -------
         list of WorklistItem
             Those that have a result now.
         """
-        keys: dict[float | None, str] = {}
         found = []
         for item in list(self):
-            fingerprint = cache.known_fingerprint(item.path)
-            if fingerprint is None:
-                continue
-            key = keys.get(item.mpp) or keys.setdefault(item.mpp, key_of(item.mpp))
-            result = cache.summary(fingerprint, bundle_sha256, key)
+            result = cache.known_summary(item.path, bundle_sha256, key_of(item.mpp))
             if result is not None:
                 found.append(self.set_result(item.path, result))
         return found

@@ -13,7 +13,7 @@ from napari_lrmil._viewer.model_imports import import_models
 from napari_lrmil._viewer.tasks import Handlers, Tasks, error_text, in_one_step
 from napari_lrmil._viewer.worklist.saving import TableRequest, table_steps
 from napari_lrmil.batch import BatchEvent, classify
-from napari_lrmil.cache import ResultCache, ResultSummary, result_key
+from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary
 from napari_lrmil.worklist import Worklist, WorklistItem
 
 if TYPE_CHECKING:
@@ -87,25 +87,13 @@ class QtListJobs:
         self._tasks.start(_SAVE, table_steps(request), handlers)
 
 
-def summary_of(
-    item: WorklistItem, info: BundleInfo, cache: ResultCache, keys: dict[float | None, str]
-) -> ResultSummary | None:
-    """The result of a slide that the cache has seen; the slide isn't opened."""
-    fingerprint = cache.known_fingerprint(item.path)
-    if fingerprint is None:
-        return None
-    if item.mpp not in keys:
-        keys[item.mpp] = result_key(info, mpp=item.mpp)
-    return cache.summary(fingerprint, info.weights_sha256, keys[item.mpp])
-
-
 def _summaries(
     items: Sequence[WorklistItem], info: BundleInfo
 ) -> Generator[list[tuple[Path, ResultSummary]], None, None]:
-    cache, keys = ResultCache(), dict[float | None, str]()
+    cache, keys, sha = ResultCache(), ResultKeys(info), info.weights_sha256
     for start in range(0, len(items), _CHUNK):
         chunk = items[start : start + _CHUNK]
-        results = [(item.path, summary_of(item, info, cache, keys)) for item in chunk]
+        results = [(item.path, cache.known_summary(item.path, sha, keys(item.mpp))) for item in chunk]
         yield [(path, summary) for path, summary in results if summary is not None]
 
 

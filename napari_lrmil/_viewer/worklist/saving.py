@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from napari_lrmil._viewer.model_imports import import_models
-from napari_lrmil.cache import ResultCache, result_key
+from napari_lrmil.cache import ResultCache, ResultKeys
 from napari_lrmil.export.tables import FolderRow, write_folder_table
 from napari_lrmil.worklist import Worklist, WorklistError, WorklistItem
 
@@ -148,7 +148,8 @@ def table_steps(request: TableRequest) -> Generator[int, None, Path]:
     path = _target_of(request)
     if request.info is not None:
         import_models()  # reading a result loads torch
-    cache, keys = ResultCache(), dict[float | None, str]()
+    cache = ResultCache()
+    keys = ResultKeys(request.info) if request.info is not None else None
     rows = []
     for number, item in enumerate(request.items):
         yield number
@@ -167,19 +168,15 @@ def _target_of(request: TableRequest) -> Path:
 
 
 def _result_of(
-    item: WorklistItem, request: TableRequest, cache: ResultCache, keys: dict[float | None, str]
+    item: WorklistItem, request: TableRequest, cache: ResultCache, keys: ResultKeys | None
 ) -> SlidePrediction | None:
     info = request.info
-    if info is None:
+    if info is None or keys is None:
         return None
     found = request.shown.get(item.path)
     if found is None:
-        fingerprint = cache.known_fingerprint(item.path)
-        if fingerprint is None:
-            return None
-        if item.mpp not in keys:
-            keys[item.mpp] = result_key(info, mpp=item.mpp)
-        found = cache.get(fingerprint, info.weights_sha256, keys[item.mpp], slide_name=item.slide_id)
+        key = keys(item.mpp)
+        found = cache.known_result(item.path, info.weights_sha256, key, slide_name=item.slide_id)
     return _light(found) if found is not None else None
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from qtpy.QtGui import QImage
 
 from napari_lrmil._viewer.tasks import Handlers, Tasks
-from napari_lrmil._viewer.worklist.jobs import summary_of
-from napari_lrmil.cache import ResultCache, ResultSummary
+from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.worklist import WorklistItem, thumbnail
 
@@ -76,20 +75,24 @@ class Thumbnails:
 
     def _steps(self, info: BundleInfo | None) -> Generator[Thumbnail, None, None]:
         cache = ResultCache()
+        keys = ResultKeys(info) if info is not None else None
         while (item := self._next()) is not None:
-            yield _load(item, info, cache)
+            pixels, is_new = _load(item, cache)
+            summary = None
+            if is_new and info is not None and keys is not None:
+                summary = cache.known_summary(item.path, info.weights_sha256, keys(item.mpp))
+            yield Thumbnail(item.path, pixels, summary)
 
 
-def _load(item: WorklistItem, info: BundleInfo | None, cache: ResultCache) -> Thumbnail:
+def _load(item: WorklistItem, cache: ResultCache) -> tuple[QImage | None, bool]:
+    """A slide's picture, and whether the cache knows the slide only since it was made."""
     known = cache.known_fingerprint(item.path) is not None
     try:
         pixels = thumbnail(item.path, EDGE_PX, cache=cache)
     except (LRMILError, OSError, RuntimeError, ValueError, MemoryError):
-        return Thumbnail(item.path, None, None)  # opening the slide will say what is wrong with it
+        return None, False  # opening the slide will say what is wrong with it
     height, width, _ = pixels.shape
-    image = QImage(pixels.tobytes(), width, height, 3 * width, QImage.Format.Format_RGB888).copy()
-    summary = None if known or info is None else summary_of(item, info, cache, {})
-    return Thumbnail(item.path, image, summary)
+    return QImage(pixels.tobytes(), width, height, 3 * width, QImage.Format.Format_RGB888).copy(), not known
 
 
 def _ignore(*_: object) -> None:
