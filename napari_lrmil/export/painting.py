@@ -138,15 +138,15 @@ def thumbnail(slide: Slide, *, max_px: int) -> Image.Image:
 
     A thumbnail in the file may show the label.
     """
+    from napari_lrmil.slide.picture import coarse_level
     from napari_lrmil.slide.resample import read_area
 
     left, top, width, height = slide.bounds_l0_xywh
     size = size_within((left, top, width, height), slide.mpp_xy, min(max_px, max(width, height)))
     wanted = max(width / size[0], height / size[1])
-    fits = [level for level, scale in enumerate(slide.level_downsamples) if scale <= wanted * 1.02]
     pixels = read_area(
         slide,
-        level=max(fits, default=0),
+        level=coarse_level(slide, wanted),
         corner_l0_xy=(left, top),
         size_l0_xy=(width, height),
         out_px_xy=size,

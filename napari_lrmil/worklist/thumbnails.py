@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from napari_lrmil.cache import ResultCache
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
-from napari_lrmil.slide.resample import read_area
+from napari_lrmil.slide.picture import coarse_level, level_pixels, scanned_area
 
 MAX_LEVEL_PX = 2**27
 """Pixels that the coarsest level may have. A larger one means minutes of decoding for a stamp."""
@@ -69,31 +68,13 @@ def thumbnail(
 
 
 def _read(slide: Slide, edge_px: int) -> NDArray[np.uint8]:
-    left, top, width, height = slide.bounds_l0_xywh
+    _, _, width, height = slide.bounds_l0_xywh
     scale = max(1.0, max(width, height) / edge_px)
     out_x, out_y = (max(1, round(side / scale)) for side in (width, height))
-    downsamples = slide.level_downsamples
-    level = max(
-        (level for level, downsample in enumerate(downsamples) if downsample <= scale * 1.02),
-        key=lambda level: downsamples[level],
-    )
-    level_x, level_y = width / downsamples[level], height / downsamples[level]
-    if level_x * level_y > MAX_LEVEL_PX:
+    level = coarse_level(slide, scale)
+    if level_pixels(slide, level) > MAX_LEVEL_PX:
         raise SlideError(f"{slide.path.name} has no level that is coarse enough for a thumbnail")
-    # In strips, so that no large level is held whole.
-    rows = max(1, math.floor(_STRIP_PX / (level_x * level_y / out_y)))
-    pixels = np.empty((out_y, out_x, 3), np.uint8)
-    for row in range(0, out_y, rows):
-        n_rows = min(rows, out_y - row)
-        pixels[row : row + n_rows] = read_area(
-            slide,
-            level=level,
-            corner_l0_xy=(left, top + row * height / out_y),
-            size_l0_xy=(width, n_rows * height / out_y),
-            out_px_xy=(out_x, n_rows),
-            keep_tiles=False,
-        )
-    return pixels
+    return scanned_area(slide, level=level, out_px_xy=(out_x, out_y), strip_px=_STRIP_PX, keep_tiles=False)
 
 
 def _decoded(data: bytes | None) -> NDArray[np.uint8] | None:

@@ -66,86 +66,75 @@ class TilesSection(Section):
     )
 
 
-def _with_preset(given: Any) -> Any:
-    if not isinstance(given, dict):
-        return given
-    try:
-        filled = with_preset(given)
-    except EncoderError as error:
-        raise ValueError(str(error)) from error
-    if isinstance(filled.get("weights"), str | Path):
-        filled["weights"] = str(filled["weights"]) or None
-    return filled
-
-
-class EncoderSection(Section):
-    """The teacher encoder f; the student starts from it."""
+class _ViTSection(Section):
+    """What the teacher's and the student's encoder have in common."""
 
     preset: str | None = Field(
         default=None,
         description="published encoder (docs/encoders.md): gives the fields that are not set here",
     )
-    architecture: str = Field(default=CONVSTEM, description="timm ViT, or convstem_vit")
+    architecture: str | None = None
     options: dict[str, int | float | bool | str] = Field(
         default_factory=dict, description="of the constructor; beside a preset they win key by key"
     )
-    weights: str | None = Field(
-        default=None,
-        description='safetensors file or hf-hub:OWNER/NAME[/FILE]; none or "": random, for baselines only',
-    )
+    weights: str | None = None
     mean: tuple[float, float, float] = Field(
         default=IMAGENET_MEAN, description="subtracted from RGB in 0..1, as in the encoder's pretraining"
     )
     std: tuple[float, float, float] = Field(default=IMAGENET_STD, description="divides it")
-    batch_size: int = Field(default=32, ge=1, description="tiles a step when embedding")
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, given: Any) -> Any:
-        return _with_preset(given)
+        if not isinstance(given, dict):
+            return given
+        try:
+            filled = with_preset(given)
+        except EncoderError as error:
+            raise ValueError(str(error)) from error
+        if isinstance(filled.get("weights"), str | Path):
+            filled["weights"] = str(filled["weights"]) or None
+        return filled
+
+    def _spec(self, architecture: str) -> EncoderSpec:
+        return EncoderSpec(architecture=architecture, options=self.options, mean=self.mean, std=self.std)
+
+
+class EncoderSection(_ViTSection):
+    """The teacher encoder f; the student starts from it."""
+
+    architecture: str = Field(default=CONVSTEM, description="timm ViT, or convstem_vit")
+    weights: str | None = Field(
+        default=None,
+        description='safetensors file or hf-hub:OWNER/NAME[/FILE]; none or "": random, for baselines only',
+    )
+    batch_size: int = Field(default=32, ge=1, description="tiles a step when embedding")
 
     @property
     def spec(self) -> EncoderSpec:
         """What the model package builds from."""
-        return EncoderSpec(architecture=self.architecture, options=self.options, mean=self.mean, std=self.std)
+        return self._spec(self.architecture)
 
 
-class StudentSection(Section):
+class StudentSection(_ViTSection):
     """The student encoder f', where it isn't a copy of f: distilled in resolution and in size at once."""
 
-    preset: str | None = Field(
-        default=None, description="a published encoder to start from (docs/encoders.md)"
-    )
     architecture: str | None = Field(
         default=None, description="timm ViT or convstem_vit; default: f' starts as a copy of f"
-    )
-    options: dict[str, int | float | bool | str] = Field(
-        default_factory=dict, description="of the constructor; beside a preset they win key by key"
     )
     weights: str | None = Field(
         default=None,
         description='safetensors file or hf-hub:OWNER/NAME[/FILE] to start from; none or "": random',
     )
-    mean: tuple[float, float, float] = Field(
-        default=IMAGENET_MEAN, description="subtracted from RGB in 0..1, as in the encoder's pretraining"
-    )
-    std: tuple[float, float, float] = Field(default=IMAGENET_STD, description="divides it")
     layers: tuple[int, ...] | None = Field(
         default=None,
         description="its blocks that are matched with stage1.layers, one each; default: at the same relative depth",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, given: Any) -> Any:
-        return _with_preset(given)
-
     @property
     def spec(self) -> EncoderSpec | None:
         """What the model package builds from; None where the student is a copy of f."""
-        if self.architecture is None:
-            return None
-        return EncoderSpec(architecture=self.architecture, options=self.options, mean=self.mean, std=self.std)
+        return None if self.architecture is None else self._spec(self.architecture)
 
 
 class MILSection(Section):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.errors import LRMILError, SlideError
-from napari_lrmil.heatmap import Heatmap, attention_heatmap
+from napari_lrmil.heatmap import Heatmap, attention_heatmap, heat_opacity
 from napari_lrmil.model.bundle import ModelBundle, load_bundle
 from napari_lrmil.predict import predict_slide, run_to_end
 from napari_lrmil.slide import Slide, choose_level
@@ -29,7 +29,7 @@ from training.report.data import OURS, FoldData, Predictions, RunData
 LONG_EDGE_PX = 560
 LOW, LEAST_TOP = 1.0, 4.0
 """The scale that the viewer takes: from a tile that counts as much as any other up to 4 times that, or more."""
-OPACITY, COLD_ALPHA = 0.7, 0.18
+OPACITY = 0.7
 MANY_CLASSES = 4
 
 Pixels = NDArray[np.uint8]
@@ -152,7 +152,7 @@ def blend(thumbnail: Pixels, heat: NDArray[np.float32], top: float) -> Pixels:
     """
     share = np.clip((np.nan_to_num(heat, nan=LOW) - LOW) / (top - LOW), 0, 1)
     colours = matplotlib.colormaps["viridis"](share)[..., :3] * 255
-    alpha = OPACITY * (COLD_ALPHA + (1 - COLD_ALPHA) * np.sqrt(share))
+    alpha = OPACITY * heat_opacity(share, signed=False)
     alpha = np.where(np.isnan(heat), 0.0, alpha)[..., None]
     return np.asarray(np.rint(thumbnail * (1 - alpha) + colours * alpha), np.uint8)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from napari_lrmil._viewer.layers import HEATMAP_KEY
 from napari_lrmil._viewer.orientation.field import Area
 from napari_lrmil.errors import SlideError
-from napari_lrmil.slide.resample import read_area
+from napari_lrmil.slide.picture import coarse_level, level_pixels, scanned_area_steps
 
 if TYPE_CHECKING:
     from napari_lrmil.slide import Slide
@@ -33,30 +33,15 @@ def overview_steps(slide: Slide) -> Generator[None, None, NDArray[np.uint8]]:
 
     A level with more pixels than can be decoded in seconds gives a grey picture instead.
     """
-    left, top, width, height = slide.bounds_l0_xywh
+    _, _, width, height = slide.bounds_l0_xywh
     mpp_x, mpp_y = slide.mpp_xy if slide.has_mpp else (1.0, 1.0)
     scale = max(1.0, max(width * mpp_x, height * mpp_y) / EDGE_PX / max(mpp_x, mpp_y))
     out_x = max(1, round(width * mpp_x / (scale * max(mpp_x, mpp_y))))
     out_y = max(1, round(height * mpp_y / (scale * max(mpp_x, mpp_y))))
-    downsamples = slide.level_downsamples
-    fits = [level for level, downsample in enumerate(downsamples) if downsample <= scale * 1.02]
-    level = max(fits, key=lambda at: downsamples[at], default=0)
-    level_px = width * height / downsamples[level] ** 2
-    pixels = np.full((out_y, out_x, 3), 225, np.uint8)
-    if level_px > _MAX_LEVEL_PX:
-        return pixels
-    rows = max(1, int(_STRIP_PX / (level_px / out_y)))
-    for row in range(0, out_y, rows):
-        yield
-        n_rows = min(rows, out_y - row)
-        pixels[row : row + n_rows] = read_area(
-            slide,
-            level=level,
-            corner_l0_xy=(left, top + row * height / out_y),
-            size_l0_xy=(width, n_rows * height / out_y),
-            out_px_xy=(out_x, n_rows),
-        )
-    return pixels
+    level = coarse_level(slide, scale)
+    if level_pixels(slide, level) > _MAX_LEVEL_PX:
+        return np.full((out_y, out_x, 3), 225, np.uint8)
+    return (yield from scanned_area_steps(slide, level=level, out_px_xy=(out_x, out_y), strip_px=_STRIP_PX))
 
 
 def associated_steps(slide: Slide, name: str) -> Generator[None, None, NDArray[np.uint8]]:
