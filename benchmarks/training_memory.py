@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from napari_lrmil.memory import give_large_blocks_back
 from training.checkpoint import Files
 from training.config import MILSection
 from training.data.bags import Bags
-from training.data.memory import give_large_blocks_back
 from training.data.pairs import PairLoader, SlidePairs
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow

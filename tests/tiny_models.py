@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from napari_lrmil.model.bundle import BundleInfo, Provenance, TileInput, save_bundle
-from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_encoder_weights
+from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_weights
 from napari_lrmil.model.mil import MILSpec, build_mil
 
 TINY_VIT = {
@@ -39,7 +39,7 @@ def write_bundle(
     torch.manual_seed(0)
     encoder = Encoder(spec)
     if weights is not None:
-        load_encoder_weights(encoder, weights)
+        load_weights(encoder, weights)
     mil_spec = MILSpec(embed_dim=encoder.embed_dim, n_classes=2)
     mil = build_mil(mil_spec)
     with torch.no_grad():

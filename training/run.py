@@ -14,9 +14,9 @@ from rich.markup import escape
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, LRMILError
+from napari_lrmil.memory import give_large_blocks_back
 from training.config import RunConfig, content_hash, load_config
 from training.config.describe import config_table
-from training.data.memory import give_large_blocks_back
 from training.data.table import Split, class_names, make_splits, read_table
 from training.data.tile_index import TileGeometry, index_slides, stat_of
 from training.keys import Keys

@@ -11,10 +11,9 @@ from napari_lrmil._viewer.handles import close_with_layers
 from napari_lrmil._viewer.layers import LayerData, slide_layer
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
+from napari_lrmil.slide.suffixes import SLIDE_SUFFIXES, TIFF_SUFFIXES
 
-SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"})
-"""Only slides are called so: a file that fails to open deserves its error."""
-SHARED_SUFFIXES = frozenset({".tif", ".tiff", ".dcm", ".zarr"})
+SHARED_SUFFIXES = TIFF_SUFFIXES | {".dcm", ".zarr"}
 """Ordinary images are called so too: what is no slide is left to other readers."""
 
 Reader = Callable[[str | Sequence[str]], list[LayerData]]
@@ -31,7 +30,7 @@ def get_reader(path: str | Sequence[str]) -> Reader | None:
     if not isinstance(path, str):
         return None
     suffix = Path(path).suffix.lower()
-    if suffix in SLIDE_SUFFIXES:
+    if suffix in SLIDE_SUFFIXES:  # a file that fails to open deserves its error
         return read_slide
     if suffix in SHARED_SUFFIXES:
         return read_slide if _is_slide(path) else None

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_lrmil.cache.files import vms_parts
+from napari_lrmil.slide.suffixes import SLIDE_SUFFIXES, TIFF_SUFFIXES
 from napari_lrmil.worklist.errors import WorklistError
 
-SLIDE_SUFFIXES = frozenset(
-    {".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide", ".tif", ".tiff"}
-)
+LISTED_SUFFIXES = SLIDE_SUFFIXES | TIFF_SUFFIXES
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 TABLE_COLUMNS = ("path", "slide_id", "mpp", "label")
@@ -176,7 +175,7 @@ def _slides_in(folder: Path) -> tuple[list[Path], list[Path]]:
     zarrs = [path for path in folders.values() if _is_zarr(path)]
     mirax = {path.stem for path in files.values() if path.suffix.lower() == ".mrxs"}
     below = [path for name, path in folders.items() if path not in zarrs and name not in mirax]
-    slides = zarrs + [path for path in files.values() if path.suffix.lower() in SLIDE_SUFFIXES]
+    slides = zarrs + [path for path in files.values() if path.suffix.lower() in LISTED_SUFFIXES]
     series = _dicom_series([path for path in files.values() if path.suffix.lower() in (".dcm", "")])
     if len(series) == 1 and not slides and not below:
         slides.append(folder)
@@ -224,7 +223,9 @@ def _dicom_series(files: list[Path]) -> list[list[Path]]:
 def _id_of(path: Path) -> str:
     """As `Slide.name`; a folder keeps its dots."""
     return (
-        path.stem if path.suffix.lower() in SLIDE_SUFFIXES | IMAGE_SUFFIXES | {".dcm", ".zarr"} else path.name
+        path.stem
+        if path.suffix.lower() in LISTED_SUFFIXES | IMAGE_SUFFIXES | {".dcm", ".zarr"}
+        else path.name
     )
 
 

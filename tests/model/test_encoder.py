@@ -22,7 +22,7 @@ from napari_lrmil.model.encoder import (
     EncoderOutput,
     EncoderSpec,
     child_means,
-    load_encoder_weights,
+    load_weights,
 )
 from napari_lrmil.slide.geometry import children_of
 
@@ -295,7 +295,7 @@ def test_position_embeddings_are_interpolated_not_cut(tmp_path: Path) -> None:
     encoder = Encoder(
         EncoderSpec(architecture="vit_tiny_patch16_224", options={**TINY, "img_size": 128})
     ).eval()
-    load_encoder_weights(encoder, tmp_path / "w.safetensors")
+    load_weights(encoder, tmp_path / "w.safetensors")
     assert encoder.vit.pos_embed.shape[1] == 1 + 8 * 8
     for grid in (4, 6, 8):
         pixels = pixels_of(16 * grid)
@@ -328,7 +328,7 @@ def test_half_precision_weights_load_into_float(tmp_path: Path) -> None:
         for name, value in source.vit.state_dict().items()
     }
     save_file(state, tmp_path / "w.safetensors")
-    load_encoder_weights(target, tmp_path / "w.safetensors")
+    load_weights(target, tmp_path / "w.safetensors")
     loaded = target.vit.state_dict()
     assert all(loaded[name].dtype == source.vit.state_dict()[name].dtype for name in loaded)
     for name, value in source.vit.state_dict().items():
@@ -339,24 +339,24 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(built("patch8").vit.state_dict(), path)
     with pytest.raises(EncoderError, match=r"doesn't fit 'vit_tiny_patch16_224'.*patch_embed\.proj\.weight"):
-        load_encoder_weights(built("patch16"), path)
+        load_weights(built("patch16"), path)
     state = built("patch16").vit.state_dict()
     del state["norm.weight"]
     save_file(state, path)
     with pytest.raises(EncoderError, match=r"1 missing \(norm\.weight\)"):
-        load_encoder_weights(built("patch16"), path)
+        load_weights(built("patch16"), path)
     path.write_bytes(b"not tensors")
     with pytest.raises(EncoderError, match="not a safetensors file"):
-        load_encoder_weights(built("patch16"), path)
+        load_weights(built("patch16"), path)
     with pytest.raises(EncoderError, match=r"no encoder weights at .*missing\.safetensors"):
-        load_encoder_weights(built("patch16"), tmp_path / "missing.safetensors")
+        load_weights(built("patch16"), tmp_path / "missing.safetensors")
 
 
 def test_weights_of_a_classifier_load_without_their_head(tmp_path: Path) -> None:
     state = dict(built("patch16").vit.state_dict())
     state |= {"head.weight": torch.zeros(5, 24), "head.bias": torch.zeros(5)}
     save_file(state, tmp_path / "w.safetensors")
-    load_encoder_weights(built("patch16", 1), tmp_path / "w.safetensors")
+    load_weights(built("patch16", 1), tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_a_spec_cannot_point_to_weights_elsewhere(option: str) -> None:
 def test_real_dinov2_embeds_as_timm_does(shared_file: Callable[[str], Path]) -> None:
     path = shared_file("encoder_dinov2_vits14/vit_small_patch14_dinov2_fp16.safetensors")
     encoder = Encoder(EncoderSpec(architecture="vit_small_patch14_dinov2", options={"img_size": 518})).eval()
-    load_encoder_weights(encoder, path)
+    load_weights(encoder, path)
     reference = timm.create_model(
         "vit_small_patch14_dinov2", num_classes=0, dynamic_img_size=True, img_size=518
     ).eval()

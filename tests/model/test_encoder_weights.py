@@ -25,7 +25,6 @@ from napari_lrmil.model.encoder import (
     PRESETS,
     Encoder,
     EncoderSpec,
-    load_encoder_weights,
     load_weights,
     weights_file,
 )
@@ -326,10 +325,9 @@ def test_a_fetched_file_is_found_without_network(
     else:
         torch.save(expected, path)
     assert weights_file(source).samefile(path)
-    for load in (load_weights, load_encoder_weights):
-        target = randomised(tiny("uni"), 1)
-        load(target, source)
-        assert_loaded(target, expected)
+    target = randomised(tiny("uni"), 1)
+    load_weights(target, source)
+    assert_loaded(target, expected)
 
 
 def test_safetensors_are_preferred(hub_cache: Path) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from run_helpers import write_config
-
-ROOT = Path(__file__).resolve().parents[2]
+from run_helpers import python, write_config
 
 
 @pytest.fixture(scope="session")
@@ -20,15 +15,7 @@ def finished(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``config.toml`` and ``run``, as ``python -m training.run config.toml`` leaves it. Don't change it."""
     folder = tmp_path_factory.mktemp("finished")
     write_config(folder, cohort)
-    done = subprocess.run(
-        [sys.executable, "-m", "training.run", "config.toml"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    done = python(folder, "-m", "training.run", "config.toml")
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +15,7 @@ from training.config import load_config
 from training.progress import Reporter
 from training.run import run
 
+ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("teacher_hr", "lr_scratch", "stage1_only", "stage2_only", "lrmil")
 SHORTCUTS = ("tissue_fraction", "rgb", "random_init")
 
@@ -72,6 +76,24 @@ def rerun(folder: Path, *overrides: str, skip_bad: bool = False) -> tuple[Path, 
         reporter=Reporter(Console(file=text, width=200)),
     )
     return bundle, text.getvalue()
+
+
+def python(folder: Path, *words: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    """A process of its own in a folder, with one thread: sums in one order."""
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def child_environment() -> dict[str, str]:
+    """For processes that run this checkout."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def weights(folder: Path, fold: int = 0) -> dict[str, bytes]:

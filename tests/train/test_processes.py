@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from run_helpers import read_rows, write_config
+from run_helpers import python, read_rows, write_config
 
 from training.run_dir import load_tensors
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def launch(folder: Path, *overrides: str, processes: int) -> None:
     command = ["-m", "training.run", "config.toml", *overrides]
     if processes > 1:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *command]
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = python(folder, *command, timeout_s=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -68,18 +56,11 @@ def test_an_error_of_one_process_ends_the_others_at_once_and_is_not_drowned(
 ) -> None:
     """Without torchrun's help they would wait at a barrier for half a day."""
     write_config(tmp_path, cohort)
-    script = Path(__file__).with_name("failing_rank.py")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(str(script), str(rank), how, "config.toml"),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    done = python(
+        tmp_path,
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *(str(Path(__file__).with_name("failing_rank.py")), str(rank), how, "config.toml"),
+        timeout_s=120,
     )
     assert done.returncode != 0
     assert said in done.stderr

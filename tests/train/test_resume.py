@@ -12,15 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from run_helpers import rerun, weights, write_config
+from run_helpers import child_environment, python, rerun, weights, write_config
 from typer.testing import CliRunner
 
 from training.run import app
 from training.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 # Module, function (and what its arguments mention), which call, before or after it: one in the midst of each stage.
 KILLS = [
@@ -45,29 +43,11 @@ def test_killed_in_the_midst_of_each_stage_it_ends_as_if_it_had_not_been(
     write_config(tmp_path, cohort)
     options = ["--run.checkpoint_seconds", "0", "--run.out_dir", str(tmp_path / "run")]
     for module, function, number, when in KILLS:
-        done = subprocess.run(
-            [
-                *(sys.executable, str(Path(__file__).with_name("killed_run.py"))),
-                *(module, function, str(number), when, "config.toml", *options),
-            ],
-            cwd=tmp_path,
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        script = str(Path(__file__).with_name("killed_run.py"))
+        done = python(tmp_path, script, module, function, str(number), when, "config.toml", *options)
         assert done.returncode == -signal.SIGKILL, (function, done.stdout, done.stderr)
         assert not (tmp_path / "run" / "results.json").exists()
-    done = subprocess.run(
-        [sys.executable, "-m", "training.run", "config.toml", *options],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = python(tmp_path, "-m", "training.run", "config.toml", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     results = [json.loads((folder / "run" / "results.json").read_text()) for folder in (tmp_path, finished)]
     assert results[0] == results[1]
@@ -105,7 +85,7 @@ def test_two_runs_in_one_directory_are_refused(cohort: Path, tmp_path: Path) -> 
             "    print('held', flush=True); time.sleep(600)",
             str(tmp_path / "run"),
         ],
-        env=ENVIRONMENT,
+        env=child_environment(),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -154,20 +134,13 @@ def test_a_full_disk_is_told_and_the_next_run_ends_as_if_it_had_not_been(
 ) -> None:
     write_config(tmp_path, cohort)
     run_dir = small_disk(size) / "run"
-    command = [
-        *(sys.executable, "-m", "training.run", "config.toml"),
-        *("--run.checkpoint_seconds", "0", "--run.out_dir", str(run_dir)),
-    ]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
+    options = ("--run.checkpoint_seconds", "0", "--run.out_dir", str(run_dir))
+    done = python(tmp_path, "-m", "training.run", "config.toml", *options)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "error: the disk is full" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     small_disk("200m")
-    again = subprocess.run(
-        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
+    again = python(tmp_path, "-m", "training.run", "config.toml", *options)
     assert again.returncode == 0, again.stdout + again.stderr
     expected = json.loads((finished / "run" / "results.json").read_text())
     assert json.loads((run_dir / "results.json").read_text()) == expected

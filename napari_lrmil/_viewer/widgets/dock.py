@@ -14,7 +14,7 @@ from napari_lrmil._viewer.canvas import NapariCanvas
 from napari_lrmil._viewer.controller import DEMO_BUNDLE, Controller
 from napari_lrmil._viewer.drops import DropTarget
 from napari_lrmil._viewer.panel import Panel
-from napari_lrmil._viewer.reader import SHARED_SUFFIXES, SLIDE_SUFFIXES
+from napari_lrmil._viewer.reader import SHARED_SUFFIXES
 from napari_lrmil._viewer.recall.attach import attach_recall
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil._viewer.settings import read_settings
@@ -23,6 +23,7 @@ from napari_lrmil._viewer.widgets.evidence import EvidenceSection
 from napari_lrmil._viewer.widgets.result import ResultSection
 from napari_lrmil._viewer.widgets.sections import ModelSection, RunSection, SlideSection
 from napari_lrmil._viewer.worker import QtJobs
+from napari_lrmil.slide.suffixes import SLIDE_SUFFIXES
 
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300

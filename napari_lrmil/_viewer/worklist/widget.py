@@ -18,7 +18,6 @@ from napari_lrmil._viewer.widgets import parts
 from napari_lrmil._viewer.worklist import keys
 from napari_lrmil._viewer.worklist.collecting import SparedCollection
 from napari_lrmil._viewer.worklist.jobs import QtListJobs
-from napari_lrmil._viewer.worklist.memory import return_free_memory
 from napari_lrmil._viewer.worklist.panel import ListState, WorklistPanel
 from napari_lrmil._viewer.worklist.presenter import Presenter
 from napari_lrmil._viewer.worklist.saving import TableSaving
@@ -31,6 +30,7 @@ from napari_lrmil._viewer.worklist.sections import (
 )
 from napari_lrmil._viewer.worklist.table import WorklistModel, WorklistTable
 from napari_lrmil._viewer.worklist.thumbs import Thumbnail, Thumbnails
+from napari_lrmil.memory import return_free_memory
 from napari_lrmil.worklist.listing import TABLE_SUFFIXES
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from napari_lrmil.model.encoder.preset import EncoderPreset
 from napari_lrmil.model.encoder.presets import PRESETS, find_preset, with_preset
 from napari_lrmil.model.encoder.spec import CONVSTEM, IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
 from napari_lrmil.model.encoder.vit import Encoder, EncoderOutput, child_means
-from napari_lrmil.model.encoder.weights import load_encoder_weights, load_weights, weights_file
+from napari_lrmil.model.encoder.weights import load_weights, weights_file
 
 __all__ = [
     "CONVSTEM",
@@ -17,7 +17,6 @@ __all__ = [
     "EncoderSpec",
     "child_means",
     "find_preset",
-    "load_encoder_weights",
     "load_weights",
     "weights_file",
     "with_preset",

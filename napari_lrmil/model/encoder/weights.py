@@ -79,16 +79,6 @@ def load_weights(encoder: Encoder, source: str | Path, *, preset: str | EncoderP
     )
 
 
-def load_encoder_weights(encoder: Encoder, path: str | Path) -> None:
-    """`load_weights` of a path or ``hf-hub:`` id.
-
-    Raises
-    ------
-    EncoderError
-    """
-    load_weights(encoder, path)
-
-
 def weights_file(source: str | Path, *, preset: str | EncoderPreset | None = None) -> Path:
     """The local file behind a source of `load_weights`, fetched into the hub's cache where it isn't there yet.
 

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from napari_lrmil._viewer.worklist import memory
+from napari_lrmil import memory
 
 _FRAGMENTED = """
 import resource, sys
-from napari_lrmil._viewer.worklist.memory import return_free_memory
+from napari_lrmil.memory import return_free_memory
 def resident_mb():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 1e6
