@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 
 from napari_lrmil.errors import ConfigError, LRMILError
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import HUB_PREFIX
 from napari_lrmil.slide import TileGrid
+from napari_lrmil.terminal import errors_as_messages
 from training.config import RunConfig, load_config
 from training.data.import_features import (
     FeatureError,
@@ -238,7 +238,7 @@ def main(
     Slides whose features don't fit are listed, and the run embeds them itself.
     """
     reporter = Reporter()
-    try:
+    with errors_as_messages():
         loaded = load_config(config, context.args)
         check_config(loaded)
         files = find_feature_files(features)
@@ -257,10 +257,6 @@ def main(
             embed_dim=embed_dim_of(loaded.encoder.spec),
             reporter=reporter,
         )
-    except LRMILError as error:
-        message = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     report(outcome, reporter, nearest=nearest)
     if outcome.refused and not outcome.imported and not outcome.there:
         raise typer.Exit(1)
