@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from napari_lrmil.errors import ConfigError
 from training.cohort.__main__ import app
+from training.cohort.reference import LowTiles, _check_tiles, _interval
 from training.data.table import SlideRow
-from training.reference import LowTiles, _check_tiles, _interval
 
 
 def test_a_tiny_cohort_is_told_to_grow(cohort: Path, tmp_path: Path, one_thread: None) -> None:
@@ -21,7 +21,7 @@ def test_a_tiny_cohort_is_told_to_grow(cohort: Path, tmp_path: Path, one_thread:
     done = CliRunner().invoke(app, [str(folder), *args])
     assert done.exit_code == 2, done.output
     said = " ".join(done.output.split())
-    assert "Error: too few tiles to measure how hard the cohort is: the" in said
+    assert "error: too few tiles to measure how hard the cohort is: the" in said
     assert "Generate more slides (--slides) or larger ones (--size)" in said
     assert done.exception is None or isinstance(done.exception, SystemExit)
 

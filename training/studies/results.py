@@ -1,4 +1,4 @@
-"""python -m training.experiments.results OUT --run DIR --run DIR ...: several seeds of an experiment as one table.
+"""python -m training.studies.results OUT --run DIR --run DIR ...: several seeds of an experiment as one table.
 
 Each seed tests every slide once, so it has one AUC over the slides of all folds. The value of a method is the mean of
 that over seeds. Its 95 % interval is of this mean, patients resampled: a drawn patient comes with all slides and with
@@ -15,15 +15,14 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
 
 from napari_lrmil.atomic import write_text
-from napari_lrmil.errors import ConfigError, LRMILError
-from training.experiments.attention import MASK_MPP, AttentionRow, localisation_rows
-from training.experiments.runs import METHODS, Experiment, read_experiment
-from training.localisation import MIN_LESION
+from napari_lrmil.errors import ConfigError
+from napari_lrmil.terminal import errors_as_messages
 from training.metrics import Interval, auc, bootstrap_over_patients, slide_metrics
+from training.studies.attention import MASK_MPP, AttentionRow, localisation_rows
+from training.studies.localisation import MIN_LESION
+from training.studies.runs import METHODS, Experiment, read_experiment
 
 OURS = "lrmil"
 
@@ -192,7 +191,7 @@ def main(
     bootstrap: Annotated[int, typer.Option(help="Resamples of patients.", min=100)] = 2000,
 ) -> None:
     """Write the results of an experiment as Markdown: all methods, several seeds, 95 % intervals."""
-    try:
+    with errors_as_messages():
         experiment = read_experiment(run)
         attention = (
             []
@@ -202,12 +201,7 @@ def main(
         notes = [_read_note(path) for path in note or []]
         write_text(out, render(experiment, attention, title=title, notes=notes, n_resamples=bootstrap))
         typer.echo(f"Wrote {out}.")
-    except LRMILError as error:
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m training.experiments.results")
+    app(prog_name="python -m training.studies.results")
