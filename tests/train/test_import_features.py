@@ -19,13 +19,10 @@ from typer.testing import CliRunner
 
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from training.config import load_config
-from training.data.import_features import (
-    FeatureError,
-    find_feature_files,
-    match_features,
-    read_features,
-)
-from training.import_features import app, embed_dim_of
+from training.import_features.__main__ import app
+from training.import_features.files import FeatureError, find_feature_files, read_features
+from training.import_features.matching import match_features
+from training.import_features.slides import embed_dim_of
 from training.progress import Reporter
 from training.run import prepare
 from training.stages.embed_tiles import jobs_for

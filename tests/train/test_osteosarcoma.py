@@ -18,18 +18,18 @@ from napari_lrmil.errors import ConfigError
 from napari_lrmil.slide import Slide, TileSpec, make_tile_grid
 from training.config import load_config
 from training.data.table import make_splits, read_table
-from training.experiments import kfold_table
-from training.experiments.mosaics import SIDE, Cell, compose, plan_mosaics, viable_mask
-from training.experiments.osteosarcoma import By, app, build
-from training.experiments.regions import (
+from training.progress import Reporter
+from training.studies import kfold_table
+from training.studies.localisation import tile_lesion_fractions
+from training.studies.mosaics import SIDE, Cell, compose, plan_mosaics, viable_mask
+from training.studies.osteosarcoma import By, app, build
+from training.studies.regions import (
     Region,
     confound_note,
     deal_blocks,
     deal_patients,
     find_regions,
 )
-from training.localisation import tile_lesion_fractions
-from training.progress import Reporter
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 KINDS = ("Viable", "Non-Tumor", "Non-Viable-Tumor")

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from napari_lrmil.errors import ConfigError
 from training.cohort.__main__ import app
+from training.cohort.reference import LowTiles, _check_tiles, _interval
 from training.data.table import SlideRow
-from training.reference import LowTiles, _check_tiles, _interval
 
 
 def test_a_tiny_cohort_is_told_to_grow(cohort: Path, tmp_path: Path, one_thread: None) -> None:

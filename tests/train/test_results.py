@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from napari_lrmil.errors import ConfigError
-from training.experiments.attention import localisation_rows
-from training.experiments.results import app, auc_interval, fold_aucs, render
-from training.experiments.runs import read_experiment
 from training.metrics import auc, bootstrap_over_patients
+from training.studies.attention import localisation_rows
+from training.studies.results import app, auc_interval, fold_aucs, render
+from training.studies.runs import read_experiment
 
 SLIDES = {f"s{index}": (f"p{index // 2}", "lesion" if index % 2 else "benign") for index in range(12)}
 """Six patients, each with a slide of each class."""

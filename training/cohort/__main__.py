@@ -67,8 +67,8 @@ def main(
         else:
             _generate(out, config, seed=seed, workers=workers, overwrite=overwrite, console=console)
         if reference:
+            from training.cohort.reference import measure
             from training.progress import Reporter
-            from training.reference import measure
 
             measure(out, Reporter(console))
     except LRMILError as error:

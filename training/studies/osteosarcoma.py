@@ -1,4 +1,4 @@
-"""python -m training.experiments.osteosarcoma SRC OUT: real tissue as slides, single regions and mosaics of them.
+"""python -m training.studies.osteosarcoma SRC OUT: real tissue as slides, single regions and mosaics of them.
 
 SRC holds JPEG regions of 1024 px at 10x (1.0 µm/px). Each is cropped to its upper left 896 px, which are 8 x 8 HR tiles
 of 112 px at 1.0 µm/px and 2 x 2 LR tiles of 112 px at 4.0 µm/px: no tile reaches outside. Colours stay as they are.
@@ -33,8 +33,9 @@ from rich.markup import escape
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, LRMILError
 from training.cohort.writer import write_mask, write_slide
-from training.experiments.mosaics import SIDE, Mosaic, compose, plan_mosaics, viable_mask
-from training.experiments.regions import (
+from training.progress import Reporter
+from training.studies.mosaics import SIDE, Mosaic, compose, plan_mosaics, viable_mask
+from training.studies.regions import (
     N_FOLDS,
     Region,
     confound_note,
@@ -42,7 +43,6 @@ from training.experiments.regions import (
     deal_patients,
     find_regions,
 )
-from training.progress import Reporter
 
 MPP_L0 = 1.0
 """µm a pixel of the regions measures: 10x."""
@@ -254,4 +254,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m training.experiments.osteosarcoma")
+    app(prog_name="python -m training.studies.osteosarcoma")

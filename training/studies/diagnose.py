@@ -1,4 +1,4 @@
-"""``python -m training.experiments.diagnose RUN_DIR...``: why distillation helped, or didn't, in finished runs.
+"""``python -m training.studies.diagnose RUN_DIR...``: why distillation helped, or didn't, in finished runs.
 
 Two questions, answered from what the run has stored. How much of the teacher's view of a tile does an LR embedding
 hold: the share of the variance between tiles of the mean of their children's teacher embeddings that it explains, on
@@ -152,4 +152,4 @@ def _cell(values: Array) -> str:
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m training.experiments.diagnose")
+    app(prog_name="python -m training.studies.diagnose")

@@ -38,7 +38,7 @@ from training.stages.embed_tiles import embed_slides, jobs_for
 from training.stages.evaluate import predict_test
 from training.stages.teacher_mil import train_teacher
 
-CONFIG = Path(__file__).parent / "configs" / "demo.toml"
+CONFIG = Path(__file__).parents[1] / "configs" / "demo.toml"
 LR_EPOCHS = 24
 _BATCH = 32
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.errors import ConfigError
-from training.experiments.regions import VIABLE, Region
+from training.studies.regions import VIABLE, Region
 
 SIDE = 3
 MAX_VIABLE = 3

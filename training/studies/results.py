@@ -1,4 +1,4 @@
-"""python -m training.experiments.results OUT --run DIR --run DIR ...: several seeds of an experiment as one table.
+"""python -m training.studies.results OUT --run DIR --run DIR ...: several seeds of an experiment as one table.
 
 Each seed tests every slide once, so it has one AUC over the slides of all folds. The value of a method is the mean of
 that over seeds. Its 95 % interval is of this mean, patients resampled: a drawn patient comes with all slides and with
@@ -20,10 +20,10 @@ from rich.markup import escape
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, LRMILError
-from training.experiments.attention import MASK_MPP, AttentionRow, localisation_rows
-from training.experiments.runs import METHODS, Experiment, read_experiment
-from training.localisation import MIN_LESION
 from training.metrics import Interval, auc, bootstrap_over_patients, slide_metrics
+from training.studies.attention import MASK_MPP, AttentionRow, localisation_rows
+from training.studies.localisation import MIN_LESION
+from training.studies.runs import METHODS, Experiment, read_experiment
 
 OURS = "lrmil"
 
@@ -210,4 +210,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m training.experiments.results")
+    app(prog_name="python -m training.studies.results")

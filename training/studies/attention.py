@@ -13,8 +13,7 @@ from safetensors.numpy import load_file
 
 from napari_lrmil.errors import ConfigError
 from training.cohort import MASK_DOWNSAMPLE, MPP_L0
-from training.experiments.runs import METHODS, Experiment
-from training.localisation import (
+from training.studies.localisation import (
     MIN_LESION,
     Localisation,
     SlideLocalisation,
@@ -23,6 +22,7 @@ from training.localisation import (
     localise_slide,
     tile_lesion_fractions,
 )
+from training.studies.runs import METHODS, Experiment
 
 MASK_MPP = MASK_DOWNSAMPLE * MPP_L0
 """µm a pixel of the generated cohort's masks measures, and of the mosaics'."""

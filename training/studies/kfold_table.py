@@ -1,4 +1,4 @@
-"""python -m training.experiments.kfold_table COHORT: the generated cohort as a table to be dealt into folds.
+"""python -m training.studies.kfold_table COHORT: the generated cohort as a table to be dealt into folds.
 
 `slides.csv` of a cohort fixes which slides train and test. `slides_kfold.csv` beside it has the same slides without the
 column fold: a run then deals the labelled ones into folds by patient. Unlabelled slides stay unlabelled, each of a
@@ -62,4 +62,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m training.experiments.kfold_table")
+    app(prog_name="python -m training.studies.kfold_table")

@@ -1,1 +1,0 @@
-"""Experiments: data made ready for them, and the table of their results."""
