@@ -155,7 +155,7 @@ class ReviewFile:
         list of WorklistError
             One for each review that could be kept nowhere; the review is forgotten then.
         """
-        errors = []
+        errors: list[WorklistError] = []
         with self._writing:
             while True:
                 with self._memory:
