@@ -10,7 +10,7 @@ import tifffile
 import torch
 from scipy import ndimage, spatial
 
-from napari_lrmil._viewer.annotations.store import SUFFIX
+from napari_lrmil._viewer.docks.annotations.store import SUFFIX
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil._viewer.window_state import DEMO_BUNDLE
 from napari_lrmil.export.annotation import Annotation

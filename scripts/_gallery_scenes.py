@@ -14,10 +14,10 @@ from qtpy.QtCore import QBuffer, Qt
 from qtpy.QtGui import QPainter
 from qtpy.QtWidgets import QApplication, QDialog, QScrollArea
 
-from napari_lrmil._viewer.exports.formats import FORMATS, Options, target_of
-from napari_lrmil._viewer.panel import State
+from napari_lrmil._viewer.docks.classify.card import CardDialog
+from napari_lrmil._viewer.docks.classify.panel import State
+from napari_lrmil._viewer.docks.export.formats import FORMATS, Options, target_of
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.widgets.card import CardDialog
 
 SIZE_PX, TALL_PX = (1440, 900), (1440, 1120)
 _LONG_S, _SETTLE_S = 180.0, 1.2

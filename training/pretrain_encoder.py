@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
+from rich.markup import escape
 from torch import Tensor, nn
 
-from napari_lrmil.errors import LRMILError
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.slide import Slide, TileSpec, find_tissue_tiles, iter_tiles
+from napari_lrmil.terminal import errors_as_messages
 from training.checkpoint import Files
 from training.cohort import TILE_ATTRIBUTES, CohortConfig, generate_cohort, read_truth, tile_truth
 from training.loop import fit
@@ -165,7 +165,7 @@ def main(
 ) -> None:
     """Train the demo's teacher encoder on generated slides and write its weights (float16)."""
     reporter = Reporter()
-    try:
+    with errors_as_messages():
         config = CohortConfig(n_unlabelled=slides, n_train=0, n_val=0, n_test=0)
         with reporter.bar("Generating slides", slides) as advance:
             done = 0
@@ -200,10 +200,7 @@ def main(
         save_tensors(
             out, {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
         )
-        reporter.say(f"Encoder: {out}")
-    except LRMILError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        reporter.say(f"Encoder: {escape(str(out))}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:
-    from napari_lrmil._viewer.controller import Controller
+    from napari_lrmil._viewer.window import Controller
     from napari_lrmil.model.bundle import ModelBundle
     from napari_lrmil.predict import PredictProgress, SlidePrediction
 

@@ -16,10 +16,10 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.markup import escape
 from sklearn.linear_model import RidgeCV
 
-from napari_lrmil.errors import ConfigError, LRMILError
+from napari_lrmil.errors import ConfigError
+from napari_lrmil.terminal import errors_as_messages
 from training.config import RunConfig
 from training.data.bags import parents_in_bag
 from training.data.store import EmbeddingStore
@@ -126,7 +126,7 @@ def main(
     run_dirs: Annotated[list[Path], typer.Argument(help="Finished run directories.", show_default=False)],
 ) -> None:
     """Print, as Markdown, means over folds (and their range) for each run."""
-    try:
+    with errors_as_messages():
         for run_dir in run_dirs:
             path = run_dir / "config.json"
             if not path.is_file():
@@ -141,10 +141,6 @@ def main(
             for name in [name for name in found if not name.startswith("explained")]:
                 print(f"| {name} | {' | '.join(map(_cell, found[name].T))} |")
             print()
-    except LRMILError as error:
-        message = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 def _cell(values: Array) -> str:

@@ -15,11 +15,10 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
 
 from napari_lrmil.atomic import write_text
-from napari_lrmil.errors import ConfigError, LRMILError
+from napari_lrmil.errors import ConfigError
+from napari_lrmil.terminal import errors_as_messages
 from training.metrics import Interval, auc, bootstrap_over_patients, slide_metrics
 from training.studies.attention import MASK_MPP, AttentionRow, localisation_rows
 from training.studies.localisation import MIN_LESION
@@ -192,7 +191,7 @@ def main(
     bootstrap: Annotated[int, typer.Option(help="Resamples of patients.", min=100)] = 2000,
 ) -> None:
     """Write the results of an experiment as Markdown: all methods, several seeds, 95 % intervals."""
-    try:
+    with errors_as_messages():
         experiment = read_experiment(run)
         attention = (
             []
@@ -202,11 +201,6 @@ def main(
         notes = [_read_note(path) for path in note or []]
         write_text(out, render(experiment, attention, title=title, notes=notes, n_resamples=bootstrap))
         typer.echo(f"Wrote {out}.")
-    except LRMILError as error:
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":
