@@ -12,7 +12,7 @@ from scipy import ndimage, spatial
 
 from napari_lrmil._viewer.docks.annotations.store import SUFFIX
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
-from napari_lrmil._viewer.window_state import DEMO_BUNDLE
+from napari_lrmil._viewer.window import DEMO_BUNDLE
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.geojson import write_annotations
 from napari_lrmil.model.bundle import ModelBundle, load_bundle, save_bundle
