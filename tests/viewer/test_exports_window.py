@@ -182,7 +182,9 @@ def test_verdict_of_the_slides_folder(tmp_path: Path) -> None:
     slide = tmp_path / "a" / "b.svs"
     slide.parent.mkdir()
     assert verdict_of(slide) is None
-    ReviewFile(tmp_path).append(Review("a/b.svs", "disagree", "look again"))
+    reviews = ReviewFile(tmp_path)
+    reviews.add(Review("a/b.svs", "disagree", "look again"))
+    assert reviews.write_waiting() == []
     found = verdict_of(slide)
     assert found is not None
     assert (found.decision, found.note) == ("disagree", "look again")

@@ -28,7 +28,7 @@ def verdict_of(slide_path: Path) -> Verdict | None:
             continue
         if not (file.beside.exists() or file.fallback.exists()):
             continue
-        review = file.latest.get(file.relative(slide_path))
+        review = file.latest(slide_path)
         if review is not None:
             return Verdict(review.verdict, review.note, review.time or None)
     return None
