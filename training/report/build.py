@@ -135,7 +135,7 @@ def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[s
 
 
 def _shown_config(config: dict[str, Any], *, show_identifiers: bool) -> dict[str, Any]:
-    """The config, its paths cut down to the last part: folders are named after people and studies."""
+    """Return the config, its paths cut down to the last part: folders are named after people and studies."""
     if show_identifiers:
         return config
     shown: dict[str, Any] = {}
@@ -174,20 +174,20 @@ def _environment() -> Environment:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table; a dash where there is none."""
+    """Write a number for a table; a dash where there is none."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def signed(value: float) -> str:
-    """With its sign, the minus as wide as the plus."""
+    """Write a number with its sign, the minus as wide as the plus."""
     return "–" if math.isnan(value) else f"{value:+.3f}".replace("-", "−")
 
 
 def percent(value: float) -> str:
-    """A share as whole per cent."""
+    """Write a share as whole per cent."""
     return "–" if math.isnan(value) else f"{100 * value:.0f} %"
 
 
 def _drawing(svg: str) -> Markup:
-    """An SVG of our own plots, which hold no text from outside."""
+    """Mark an SVG of our own plots as safe: they hold no text from outside."""
     return Markup(svg)

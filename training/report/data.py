@@ -87,17 +87,17 @@ class RunData:
         return next((fold.info for fold in self.folds if fold.info is not None), None)
 
     def pooled(self, method: str) -> Predictions:
-        """A method on the test slides of all folds."""
+        """Return a method's predictions of the test slides of all folds."""
         return pool([fold.predictions[method] for fold in self.folds])
 
 
 def method_name(method: str) -> str:
-    """As a reader knows it."""
+    """Return a method's name as a reader knows it."""
     return NAMES.get(method, method.replace("_", " "))
 
 
 def pool(parts: list[Predictions]) -> Predictions:
-    """Folds one after the other."""
+    """Put folds one after the other."""
     return Predictions(
         slide_ids=tuple(name for part in parts for name in part.slide_ids),
         patients=tuple(name for part in parts for name in part.patients),
@@ -297,7 +297,7 @@ def _infos(run_dir: Path, numbers: list[int], notes: list[str]) -> dict[int, Bun
 
 
 def _read_rows(run_dir: Path, config: dict[str, Any], notes: list[str]) -> list[SlideRow]:
-    """The slide table of a run; a relative path of its config starts where the run was started.
+    """Read the slide table of a run; a relative path of its config starts where the run was started.
 
     Parameters
     ----------
@@ -330,7 +330,7 @@ def _read_rows(run_dir: Path, config: dict[str, Any], notes: list[str]) -> list[
 def _remade_splits(
     rows: list[SlideRow], config: dict[str, Any], tested: dict[int, tuple[str, ...]], notes: list[str]
 ) -> dict[int, Split]:
-    """Splits by fold, made again from the table and taken only where they test the slides that were tested.
+    """Return splits by fold, made again from the table, and only those that test the slides that were tested.
 
     Parameters
     ----------

@@ -89,13 +89,13 @@ class ConfusionRow(NamedTuple):
 
 
 def series_of(data: RunData) -> dict[str, Series]:
-    """Colours and dashes: LRMIL has the first."""
+    """Return each method's colour and dashes: LRMIL has the first."""
     others = [method for method in data.methods if method != OURS]
     return {OURS: Series(0)} | {method: Series(1 + place) for place, method in enumerate(others)}
 
 
 def comparison(data: RunData) -> list[MethodRow]:
-    """What results.json says, method by method."""
+    """Return what results.json says, method by method."""
     series = series_of(data)
     rows = []
     for method, result in data.results.items():
@@ -116,13 +116,13 @@ def comparison(data: RunData) -> list[MethodRow]:
 
 
 def largest_difference(rows: list[MethodRow]) -> float:
-    """Half of the scale on which differences are drawn."""
+    """Return half of the scale on which differences are drawn."""
     ends = [abs(end) for row in rows if row.difference for end in row.difference if math.isfinite(end)]
     return max([0.05, *ends])
 
 
 def fold_blocks(data: RunData) -> list[FoldBlock]:
-    """Metrics of each fold's test slides, from its predictions."""
+    """Return metrics of each fold's test slides, from its predictions."""
     blocks = []
     for method in data.methods:
         rows = [
@@ -135,12 +135,12 @@ def fold_blocks(data: RunData) -> list[FoldBlock]:
 
 
 def fold_parts(data: RunData) -> list[FoldParts]:
-    """Numbers of slides and patients that each fold learned from, was stopped on, and was tested on."""
+    """Return numbers of slides and patients that each fold learned from, was stopped on, and was tested on."""
     return [_parts(fold, data.class_names) for fold in data.folds]
 
 
 def confusion_rows(data: RunData) -> list[ConfusionRow]:
-    """LRMIL's, of all folds together."""
+    """Return LRMIL's confusion matrix, of all folds together."""
     ours = data.pooled(OURS)
     rows = []
     for name, counts in zip(
