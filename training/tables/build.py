@@ -17,12 +17,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from napari_lrmil.atomic import replacing
 from napari_lrmil.errors import ConfigError
+from napari_lrmil.slide.files import DICOM_SUFFIX, SLIDE_SUFFIXES, TIFF_SUFFIXES
 from training.data.splits import make_splits, some
 from training.data.table import read_table
 
-SUFFIXES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif", ".dcm"}
-)
+SUFFIXES = SLIDE_SUFFIXES | TIFF_SUFFIXES | {DICOM_SUFFIX}
 _ORDER = ("train", "val", "test")
 
 
