@@ -92,7 +92,7 @@ def build_report(
     return path
 
 
-def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[str, Any]:
+def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[str, object]:
     config, info = data.config, data.info
     rows = tables.comparison(data)
     calibration, bins = figures.calibration_group(data)
