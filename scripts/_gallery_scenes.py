@@ -16,7 +16,7 @@ from qtpy.QtWidgets import QApplication, QDialog, QScrollArea
 
 from napari_lrmil._viewer.docks.classify.card import CardDialog
 from napari_lrmil._viewer.docks.classify.panel import State
-from napari_lrmil._viewer.docks.export.formats import FORMATS, Options, target_of
+from napari_lrmil._viewer.docks.export.formats import FORMATS, Options
 from napari_lrmil._viewer.session import dock_widget
 
 SIZE_PX, TALL_PX = (1440, 900), (1440, 1120)
@@ -204,7 +204,7 @@ def exports(stage: Stage) -> None:
     wanted = FORMATS[0]
     stage.fit()
     folder = stage.files.reports
-    target = target_of(folder / wanted.default_name, wanted)
+    target = folder / wanted.default_name
     widget.presenter.export(wanted, target, Options(over_slide=True, show_identifiers=False))
     stage.wait(lambda: widget.success.isVisible() or widget.error.isVisible())
 
