@@ -56,13 +56,13 @@ class Stage:
         return result
 
     def load_model(self) -> None:
-        """The model of the gallery."""
+        """Load the model of the gallery."""
         self.wait(lambda: self.controller.state is not State.LOADING_BUNDLE)
         self.controller.load_bundle(str(self.files.bundle))
         self.wait(lambda: self.controller.state is not State.LOADING_BUNDLE)
 
     def classified(self, path: Path) -> None:
-        """Open a slide, and have it classified."""
+        """Open a slide and classify it."""
         self.load_model()
         self.controller.open_slide(path)
         self.settle(0.3)
@@ -72,14 +72,14 @@ class Stage:
         self.fit()
 
     def fit(self, size_px: tuple[int, int] = SIZE_PX) -> None:
-        """The window in its size, once the docks are there, and the whole slide in it."""
+        """Give the window its size, once the docks are there, and show the whole slide."""
         self.settle(0.3)
         self.viewer.window.resize(*size_px)
         self.settle(0.5)
         self.viewer.reset_view()
 
     def dock(self, name: str) -> Any:
-        """A dock of the plugin, as the Plugins menu opens it."""
+        """Open a dock of the plugin, as the Plugins menu does."""
         _, widget = self.viewer.window.add_plugin_dock_widget("napari-lrmil", name)
         self.settle(0.4)
         return widget
@@ -101,7 +101,7 @@ class Stage:
         return self.main.window()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Until it holds."""
+        """Wait until a condition holds."""
         end = time.monotonic() + _LONG_S
         while not condition():
             if time.monotonic() > end:
@@ -119,7 +119,7 @@ class Stage:
         dismiss_notices(self.window, keep=self.over)
 
     def grab(self) -> bytes:
-        """The window, and what lies over it, as PNG."""
+        """Return the window, and what lies over it, as PNG."""
         picture = self.window.grab()
         painter = QPainter(picture)
         for dialog in self.over:
