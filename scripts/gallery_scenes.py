@@ -17,7 +17,7 @@ from screenshot import dismiss_notices
 
 from napari_lrmil._viewer.docks.classify.card import CardDialog
 from napari_lrmil._viewer.docks.classify.panel import State
-from napari_lrmil._viewer.docks.export.formats import FORMATS, Options, target_of
+from napari_lrmil._viewer.docks.export.formats import FORMATS, Options
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.predict import SlidePrediction
 
@@ -218,7 +218,7 @@ def exports(stage: Stage) -> None:
     wanted = FORMATS[0]
     stage.fit()
     folder = stage.files.reports
-    target = target_of(folder / wanted.default_name, wanted)
+    target = folder / wanted.default_name
     widget.presenter.export(wanted, target, Options(over_slide=True, show_identifiers=False))
     stage.wait(lambda: widget.success.isVisible() or widget.error.isVisible())
 
