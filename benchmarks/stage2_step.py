@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ class Slide:
         lr_places = np.argwhere(np.ones((edge, edge), bool))[:n_lr]
         offsets = np.argwhere(np.ones((RATIO, RATIO), bool))
         hr_places = (lr_places[:, None] * RATIO + offsets).reshape(-1, 2)
-        self.tiles = SlideTiles(SlideRow("slide", None, "patient", "1"), (edge, edge), lr_places, hr_places)  # type: ignore[arg-type]
+        row = SlideRow("slide", Path("slide.tif"), "patient", "1")  # never opened
+        self.tiles = SlideTiles(row, (edge, edge), lr_places, hr_places)
         self.instances = torch.randn(n_lr, EMBED_DIM, generator=generator)
         self.teacher_scores = torch.softmax(torch.randn(len(hr_places), generator=generator), dim=0)
         self.teacher_logits = torch.randn(N_CLASSES, generator=generator)
@@ -104,7 +106,7 @@ class Head:
         if not bool(torch.isfinite(loss)):
             raise RuntimeError("the loss isn't finite")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
         self.optimizer.step()
         return time.perf_counter() - started

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import napari
@@ -40,10 +41,11 @@ def settle(seconds: float = SETTLE_S) -> None:
         time.sleep(0.01)
 
 
-def dismiss_notices(window: QWidget) -> None:
-    """Close napari's pop-ups: they lie over the scale bar."""
+def dismiss_notices(window: QWidget, keep: Sequence[QWidget] = ()) -> None:
+    """Close napari's pop-ups, but for those to keep: they lie over the scale bar."""
     for dialog in window.findChildren(QDialog):
-        dialog.close()
+        if dialog not in keep:
+            dialog.close()
 
 
 def take_screenshot(

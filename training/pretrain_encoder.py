@@ -49,7 +49,8 @@ class Examples(NamedTuple):
 def load_examples(slide_paths: list[Path], spec: TileSpec, reporter: Reporter) -> Examples:
     """Every tissue tile of generated slides with its attributes, not standardised yet."""
     keep = [index for index, name in enumerate(TILE_ATTRIBUTES) if name not in _LEFT_OUT]
-    tiles, attributes = [], []
+    tiles: list[NDArray[np.uint8]] = []
+    attributes: list[NDArray[np.float32]] = []
     for path in reporter.track(slide_paths, "Reading tiles", len(slide_paths)):
         with Slide(path) as slide:
             found = find_tissue_tiles(slide, spec, min_tissue=0.25)

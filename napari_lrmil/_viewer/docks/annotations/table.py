@@ -24,7 +24,7 @@ NAME, CLASS, EXTENT = range(3)
 _ID_ROLE = Qt.ItemDataRole.UserRole
 
 
-class RegionTable(QTableWidget):  # type: ignore[misc]  # Qt is untyped here
+class RegionTable(QTableWidget):
     """One row a region."""
 
     renamed = Signal(str, str)
@@ -113,7 +113,7 @@ class RegionTable(QTableWidget):  # type: ignore[misc]  # Qt is untyped here
         signal.emit(item.data(_ID_ROLE), item.text())
 
 
-class _ClassDelegate(QStyledItemDelegate):  # type: ignore[misc]  # Qt is untyped here
+class _ClassDelegate(QStyledItemDelegate):
     """Offers the classes there are, and takes a new one."""
 
     def __init__(self, table: RegionTable) -> None:

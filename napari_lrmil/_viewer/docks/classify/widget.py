@@ -29,7 +29,7 @@ _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFI
 _WIDTH_PX = 300
 
 
-class ClassifyWidget(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class ClassifyWidget(QWidget):
     """Choose a slide and a model, classify, and see the label and where it comes from.
 
     Parameters

@@ -1,4 +1,4 @@
-"""What every contestant of `viewer.py` is made to show: the same places at the same zooms, in the same order."""
+"""What every contestant is made to show: the same places at the same zooms, in the same order."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def _write(path: Path, side_px: int) -> None:
 
 
 def _encode(rgb: NDArray[np.uint8]) -> bytes:
-    return imagecodecs.jpeg8_encode(rgb, level=QUALITY, subsampling="420")
+    return bytes(imagecodecs.jpeg8_encode(rgb, level=QUALITY, subsampling="420"))
 
 
 def _tissue(rng: np.random.Generator) -> NDArray[np.uint8]:
