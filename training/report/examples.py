@@ -20,8 +20,8 @@ from napari_lrmil.errors import LRMILError, SlideError
 from napari_lrmil.heatmap import Heatmap, attention_heatmap, heat_opacity
 from napari_lrmil.model.bundle import ModelBundle, load_bundle
 from napari_lrmil.predict import predict_slide, run_to_end
-from napari_lrmil.slide import Slide, choose_level
-from napari_lrmil.slide.resample import read_area
+from napari_lrmil.slide import Slide
+from napari_lrmil.slide.picture import overview
 from training.data.table import SlideRow
 from training.progress import Reporter
 from training.report.data import OURS, FoldData, Predictions, RunData
@@ -186,15 +186,8 @@ def _make(slide: Slide, bundle: ModelBundle, device: torch.device) -> _Made:
     left, top, width, height = slide.bounds_l0_xywh
     mpp_x, mpp_y = slide.mpp_xy
     width_um, height_um = width * mpp_x, height * mpp_y
-    px_um = max(width_um, height_um) / LONG_EDGE_PX
-    size_xy = max(1, round(width_um / px_um)), max(1, round(height_um / px_um))
-    thumbnail = read_area(
-        slide,
-        level=choose_level(slide.level_mpps, max(px_um, slide.level_mpps[0])),
-        corner_l0_xy=(left, top),
-        size_l0_xy=(width, height),
-        out_px_xy=size_xy,
-    )
+    thumbnail = overview(slide, LONG_EDGE_PX)
+    size_xy = thumbnail.shape[1], thumbnail.shape[0]
     heat = _on_pixels(heatmap, (left * mpp_x, top * mpp_y), (width_um, height_um), size_xy)
     read = heatmap.values[np.isfinite(heatmap.values)]
     return _Made(thumbnail, width_um, heat, read, prediction.class_probabilities)
