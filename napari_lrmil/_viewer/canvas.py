@@ -201,6 +201,47 @@ class NapariCanvas:
         if opacity is not None:
             layer.opacity = opacity
 
+    # ---- camera
+
+    @property
+    def zoom(self) -> float:
+        """Canvas pixels per unit of the world: µm, or pixels of a slide whose µm/px isn't known."""
+        return float(self._viewer.scene.camera.zoom)
+
+    @property
+    def size_px_yx(self) -> tuple[float, float]:
+        """Of the canvas; at least one pixel."""
+        height, width = self._viewer.canvas.size
+        return (max(1.0, float(height)), max(1.0, float(width)))
+
+    def go_to(self, centre_um_yx: tuple[float, float], zoom: float | None = None) -> None:
+        """Centre on a place; the magnification stays where `zoom` is None."""
+        camera = self._viewer.scene.camera
+        if zoom is not None:
+            camera.zoom = zoom
+        camera.center = (*camera.center[:-2], *centre_um_yx)
+
+    # ---- layers of other parts
+
+    def add_layer(self, layer: Any) -> Any:
+        """Put a napari layer on top; returns it as napari hands it out."""
+        return self._viewer.add_layer(layer)
+
+    def remove_layer(self, layer: Any) -> None:
+        """Take a layer out, if it is there."""
+        if layer in self._viewer.layers:
+            self._viewer.layers.remove(layer)
+
+    @property
+    def active_layer(self) -> Any:
+        """The one chosen in the layer list; None where it is none or several."""
+        return self._viewer.layers.selection.active
+
+    @active_layer.setter
+    def active_layer(self, layer: Any) -> None:
+        if layer in self._viewer.layers:
+            self._viewer.layers.selection.active = layer
+
     def show_text(self, text: str) -> None:
         """In the upper left corner of the canvas; nothing where empty."""
         if text == self._text:  # a text that others put there stays
