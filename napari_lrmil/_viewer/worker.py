@@ -27,7 +27,7 @@ class ComputeError(LRMILError):
     """The device failed in the middle of a slide."""
 
 
-class ClassifyWorker(GeneratorWorker):  # type: ignore[misc]  # napari is untyped here
+class ClassifyWorker(GeneratorWorker):
     """`predict_slide` in a thread; quitting closes it there, with the threads that it reads tiles with."""
 
     def __init__(self, slide: Slide, bundle: ModelBundle, device: str) -> None:

@@ -337,7 +337,9 @@ def test_verdict_and_note_are_on_the_disk_at_once(stage: Stage) -> None:
     stage.presenter.write_note(stage.path("s1"), "clear case")
     assert stage.panel.reviewed_text == "1 of 4 reviewed"
     again = Worklist.open(stage.folder)
-    (review,) = again.reviews.latest.values()
+    review = again.reviews.latest(stage.path("s1"))
+    assert review is not None
+    assert [item.path for item in again if item.verdict or item.note] == [stage.path("s1")]
     assert (review.slide, review.verdict, review.note, review.label_shown, review.reviewer) == (
         "s1.svs",
         "agree",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 260, 200
 
 
-class DockedWidget(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class DockedWidget(QWidget):
     """A dock that follows the main dock's controller.
 
     A subclass fills `column`, calls `begin` last, and implements `attach` and `refresh`.

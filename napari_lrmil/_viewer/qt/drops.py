@@ -9,7 +9,7 @@ from qtpy.QtCore import QEvent, QObject
 from qtpy.QtWidgets import QWidget
 
 
-class DropTarget(QObject):  # type: ignore[misc]  # Qt is untyped here
+class DropTarget(QObject):
     """Lets a widget take the drop of one local file or folder.
 
     Parameters

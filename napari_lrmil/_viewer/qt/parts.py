@@ -50,7 +50,7 @@ def show_text(label: QLabel, text: str) -> None:
     label.setVisible(bool(text))
 
 
-class Notice(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class Notice(QWidget):
     """A warning with its icon, hidden while it has no text.
 
     Parameters
@@ -102,7 +102,7 @@ def fill_combo(combo: QComboBox, entries: tuple[str, ...], index: int) -> None:
     combo.blockSignals(False)
 
 
-class ClassBars(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class ClassBars(QWidget):
     """One row a class: name, bar and percentage."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ _LINE = QColor("#e8890c")
 _SLIM = 4
 
 
-class Figure(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class Figure(QWidget):
     """A widget of fixed height that paints itself.
 
     Parameters

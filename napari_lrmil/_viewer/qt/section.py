@@ -7,7 +7,7 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidge
 from napari_lrmil._viewer.qt import parts
 
 
-class Section(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class Section(QWidget):
     """One under the other: headings, rows, widgets."""
 
     def __init__(self) -> None:

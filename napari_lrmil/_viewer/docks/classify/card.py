@@ -6,7 +6,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QDialog, QDialogButtonBox, QTextBrowser, QVBoxLayout, QWidget
 
 
-class CardDialog(QDialog):  # type: ignore[misc]  # Qt is untyped here
+class CardDialog(QDialog):
     """Text of a model card; the slide stays usable beside it.
 
     Parameters

@@ -23,7 +23,7 @@ _ARROWS = {
 }
 
 
-class OverviewMap(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class OverviewMap(QWidget):
     """Click or drag to move the field; arrow keys, + and -, Home."""
 
     place_chosen = Signal(float, float)

@@ -39,7 +39,7 @@ _CHOSEN_STYLE = "QListView::item:selected { border: 2px solid #3d8fd1; }"
 _WAITING = QColor(128, 128, 128, 70)
 
 
-class TileList(QListWidget):  # type: ignore[misc]  # Qt is untyped here
+class TileList(QListWidget):
     """Images in rows, as many as fit; arrow keys move, a click or Enter goes to the tile.
 
     Parameters

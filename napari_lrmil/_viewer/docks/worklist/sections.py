@@ -43,7 +43,7 @@ def _row(*widgets: QWidget, stretch: int = -1) -> QHBoxLayout:
     return row
 
 
-class SourceSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class SourceSection(QWidget):
     """Which folder or table."""
 
     folder_clicked = Signal()
@@ -75,7 +75,7 @@ class SourceSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
         self.name.setVisible(bool(name))
 
 
-class FilterSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class FilterSection(QWidget):
     """Order, filter and text."""
 
     order_chosen = Signal(object)
@@ -113,7 +113,7 @@ class FilterSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
         self.which.setCurrentIndex(list(Show).index(panel.which))
 
 
-class NoteEdit(QLineEdit):  # type: ignore[misc]  # Qt is untyped here
+class NoteEdit(QLineEdit):
     """One line that is kept on Return and whenever it is left; Escape takes the change back.
 
     Signals
@@ -169,7 +169,7 @@ class NoteEdit(QLineEdit):  # type: ignore[misc]  # Qt is untyped here
             self.written.emit(self._about, self._kept)
 
 
-class VerdictSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class VerdictSection(QWidget):
     """The verdict on the open slide."""
 
     judged = Signal(object)
@@ -223,7 +223,7 @@ class VerdictSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
         self.note.show_note(panel.open_path, item.note if item is not None else "")
 
 
-class BatchSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class BatchSection(QWidget):
     """Classify the folder."""
 
     start_clicked = Signal()
@@ -261,7 +261,7 @@ class BatchSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
         parts.show_text(self.text, batch.text)
 
 
-class SavingSection(QWidget):  # type: ignore[misc]  # Qt is untyped here
+class SavingSection(QWidget):
     """The list as a file."""
 
     save_clicked = Signal()

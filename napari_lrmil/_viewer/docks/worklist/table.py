@@ -21,7 +21,7 @@ _VERDICT_PX = 96
 _NONE = QModelIndex()
 
 
-class WorklistModel(QAbstractTableModel):  # type: ignore[misc]  # Qt is untyped here
+class WorklistModel(QAbstractTableModel):
     """Rows of the worklist."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ def _stamp(image: QImage) -> QPixmap:
     return stamp
 
 
-class WorklistTable(QTableView):  # type: ignore[misc]  # Qt is untyped here
+class WorklistTable(QTableView):
     """The rows; only those in sight are drawn and get thumbnails.
 
     Signals
