@@ -12,11 +12,11 @@ from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QMessageBox, QProgressBar, QPushButton
 
 from napari_lrmil._viewer.background import Background, Steps
+from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.export.formats import FORMATS, Format, Options, target_of
 from napari_lrmil._viewer.docks.export.presenter import ExportPanel, ExportsPresenter
 from napari_lrmil._viewer.layers import SLIDE_KEY
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.qt.dock import DockedWidget
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.slide import Slide
 
