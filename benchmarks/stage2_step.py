@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ class Slide:
         lr_places = np.argwhere(np.ones((edge, edge), bool))[:n_lr]
         offsets = np.argwhere(np.ones((RATIO, RATIO), bool))
         hr_places = (lr_places[:, None] * RATIO + offsets).reshape(-1, 2)
-        self.tiles = SlideTiles(SlideRow("slide", None, "patient", "1"), (edge, edge), lr_places, hr_places)  # type: ignore[arg-type]
+        row = SlideRow("slide", Path("slide.tif"), "patient", "1")  # never opened
+        self.tiles = SlideTiles(row, (edge, edge), lr_places, hr_places)
         self.instances = torch.randn(n_lr, EMBED_DIM, generator=generator)
         self.teacher_scores = torch.softmax(torch.randn(len(hr_places), generator=generator), dim=0)
         self.teacher_logits = torch.randn(N_CLASSES, generator=generator)
@@ -52,16 +54,16 @@ class Slide:
         self.guided = self.gather()
 
     def gather(self) -> tuple[Tensor, Tensor]:
-        """As `training.stages.distill_slides` does for each slide."""
+        """Gather the teacher's attention as `training.stages.distill_slides` does for each slide."""
         parent = torch.from_numpy(parents_in_bag(self.tiles, RATIO))
         return guided_attention(self.teacher_scores, parent, len(self.instances), self.config.aggregation)
 
     def cross_entropy(self, output: MILOutput) -> list[Tensor]:
-        """L2 without a teacher."""
+        """Return the loss of stage 2 without a teacher."""
         return [F.cross_entropy(output.bag_logits[None], self.label)]
 
     def distilled(self, output: MILOutput, guided: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """L2 in full."""
+        """Return the terms of stage 2's whole loss."""
         config = self.config
         return [
             *self.cross_entropy(output),
@@ -71,7 +73,7 @@ class Slide:
         ]
 
     def kinds(self) -> dict[str, Losses]:
-        """Kind of step -> its losses."""
+        """Return kind of step -> its losses."""
         return {
             PLAIN: self.cross_entropy,
             AS_RUN: lambda output: self.distilled(output, self.guided),
@@ -97,21 +99,21 @@ class Head:
         )
 
     def step(self, slide: Slide, losses_of: Losses) -> float:
-        """Seconds of one step."""
+        """Take one step; return its seconds."""
         started = time.perf_counter()
         losses = losses_of(self.model(slide.instances))
         loss = torch.stack(losses).sum()
         if not bool(torch.isfinite(loss)):
             raise RuntimeError("the loss isn't finite")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
         self.optimizer.step()
         return time.perf_counter() - started
 
 
 def measure(n_lr: int, *, steps: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every step by kind; the kinds take turns, each with a head of its own."""
+    """Return seconds of every step by kind; the kinds take turns, each with a head of its own."""
     slide = Slide(n_lr, Stage2Section())
     kinds = slide.kinds()
     heads = {name: Head(MILSection()) for name in kinds}

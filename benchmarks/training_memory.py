@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import tempfile
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.memory import peak_bytes
 from napari_lrmil.memory import give_large_blocks_back
 from training.checkpoint import Files
 from training.config import MILSection
@@ -40,12 +40,12 @@ TILE_PX = 8
 
 
 def peak_gb() -> float:
-    """Peak resident memory so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    """Return the peak resident memory so far."""
+    return peak_bytes() / 1e9
 
 
 def synthetic_store(root: Path, names: list[str], n_tiles: int, dim: int) -> EmbeddingStore:
-    """A store of one slide's random embeddings under many names."""
+    """Make a store of one slide's random embeddings under many names."""
     store = EmbeddingStore(root)
     rng = np.random.default_rng(0)
     with store.writer(names[0], stamp="x") as open_array:

@@ -2,7 +2,7 @@
 
     python scripts/gallery.py [docs/screenshots] [--only main worklist]
 
-Real windows (`_gallery_scenes.py`), with generated slides and the demonstration model (`_gallery_files.py`). Without a
+Real windows (`gallery_scenes.py`), with generated slides and the demonstration model (`gallery_files.py`). Without a
 display it starts itself under xvfb-run.
 """
 
@@ -22,7 +22,7 @@ _COLOURS = (256, 192, 128, 96, 64, 48)
 
 
 def shrink(png: bytes) -> bytes:
-    """With as many colours of a palette as leave it small enough; no visible loss in most windows."""
+    """Reduce to as many colours of a palette as leave it small enough; no visible loss in most windows."""
     from PIL import Image
 
     picture = Image.open(io.BytesIO(png)).convert("RGB")
@@ -37,7 +37,7 @@ def shrink(png: bytes) -> bytes:
 
 
 def write_list(out: Path, texts: dict[str, str]) -> None:
-    """README.md: a line a picture."""
+    """Write README.md: a line a picture."""
     lines = [
         "# Screenshots",
         "",
@@ -56,8 +56,8 @@ def make_gallery(out: Path, names: list[str]) -> None:
     from napari_lrmil._viewer.model_imports import import_models
 
     import_models()  # before anything draws; see there
-    from _gallery_files import make_files
-    from _gallery_scenes import PICTURES, Stage, dismiss_notices
+    from gallery_files import make_files
+    from gallery_scenes import PICTURES, Stage
 
     if unknown := set(names) - {each.name for each in PICTURES}:
         raise SystemExit(
@@ -79,7 +79,7 @@ def make_gallery(out: Path, names: list[str]) -> None:
                 each.draw(stage)
                 if not each.name.startswith("worklist"):  # whose slide at work would be done by then
                     stage.settle()
-                    dismiss_notices(stage)
+                    stage.dismiss_notices()
                     stage.settle(0.2)
                 data = shrink(stage.grab())
             finally:
@@ -90,7 +90,7 @@ def make_gallery(out: Path, names: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import napari
@@ -24,7 +25,7 @@ SETTLE_S = 1.5
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Width and height from ``1400x900``."""
+    """Return width and height from ``1400x900``."""
     try:
         width, height = (int(part) for part in text.lower().split("x"))
     except ValueError as error:
@@ -40,10 +41,11 @@ def settle(seconds: float = SETTLE_S) -> None:
         time.sleep(0.01)
 
 
-def dismiss_notices(window: QWidget) -> None:
-    """Close napari's pop-ups: they lie over the scale bar."""
+def dismiss_notices(window: QWidget, keep: Sequence[QWidget] = ()) -> None:
+    """Close napari's pop-ups, but for those to keep: they lie over the scale bar."""
     for dialog in window.findChildren(QDialog):
-        dialog.close()
+        if dialog not in keep:
+            dialog.close()
 
 
 def take_screenshot(
@@ -55,7 +57,7 @@ def take_screenshot(
     mpp: float | None = None,
     theme: str = "dark",
 ) -> str:
-    """Classify, draw, save. Returns the label.
+    """Classify, draw and save; return the label.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def take_screenshot(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

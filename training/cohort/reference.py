@@ -170,7 +170,8 @@ def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interv
 
     def logits(pixels: NDArray[np.uint8]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(context.device)
-        return head(encoder(encoder.preprocess(tensor)).embedding)
+        scores: Tensor = head(encoder(encoder.preprocess(tensor)).embedding)
+        return scores
 
     def batches(epoch: int) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
         rng = np.random.default_rng((context.config.run.seed, epoch))

@@ -12,15 +12,16 @@ from scipy import ndimage, spatial
 
 from napari_lrmil._viewer.docks.annotations.store import SUFFIX
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
-from napari_lrmil._viewer.window import DEMO_BUNDLE
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.geojson import write_annotations
-from napari_lrmil.model.bundle import ModelBundle, load_bundle, save_bundle
+from napari_lrmil.model.bundle import DEMO_BUNDLE, ModelBundle, load_bundle, save_bundle
 from napari_lrmil.predict import embed_tiles, student_tiles
 from napari_lrmil.slide import Slide
-from training.cohort import MASK_DOWNSAMPLE, CohortConfig, GeneratedSlide, generate_slide
+from training.cohort import CLASS_NAMES, MASK_DOWNSAMPLE, CohortConfig, GeneratedSlide, generate_slide
 from training.cohort.writer import write_slide
-from training.data.bags import Bag
+from training.data.bags import Bags
+from training.data.store import EmbeddingStore
+from training.data.table import SlideRow
 from training.trust_fit import fit_trust
 
 SEED = 77
@@ -83,7 +84,7 @@ def make_files(root: Path) -> Files:
 
 
 def make_bundle(target: Path) -> Path:
-    """The demonstration model; where it has no trust part, one fitted to generated slides is added."""
+    """Return the demonstration model; where it has no trust part, add one fitted to generated slides."""
     bundle = load_bundle(DEMO_BUNDLE_DIR)
     if bundle.trust is not None:
         return Path(DEMO_BUNDLE)
@@ -97,20 +98,15 @@ def make_bundle(target: Path) -> Path:
     return target
 
 
-class _Bags(list[Bag]):
-    """As much of `training.data.bags.Bags` as fitting needs."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.asarray([bag.label for bag in self], np.int64)
-
-
-def _bags(bundle: ModelBundle, folder: Path, first: int, n: int) -> _Bags:
-    bags = _Bags()
+def _bags(bundle: ModelBundle, folder: Path, first: int, n: int) -> Bags:
+    """Draw slides of both classes in turn and embed them as a run does."""
+    store = EmbeddingStore(folder / "embeddings")
+    store.prepare()
+    rows = []
     for number in range(first, first + n):
-        label = number % 2
+        label = CLASS_NAMES[number % 2]
         share = 0.05 if number in _HARD else 0.1
-        path = _write(folder / f"{number}.tiff", _draw(number, ("benign", "lesion")[label], share=share))
+        path = _write(folder / f"{number}.tiff", _draw(number, label, share=share))
         with Slide(path) as slide:
             tiles = student_tiles(slide, bundle.info)
             batches = embed_tiles(
@@ -122,8 +118,9 @@ def _bags(bundle: ModelBundle, folder: Path, first: int, n: int) -> _Bags:
                 device=torch.device("cpu"),
                 batch_size=32,
             )
-            bags.append(Bag(path.stem, torch.cat(list(batches)).float(), label))
-    return bags
+            store.write(path.stem, embedding=torch.cat(list(batches)).float().numpy())
+        rows.append(SlideRow(path.stem, path, path.stem, label))
+    return Bags(store, rows, CLASS_NAMES)
 
 
 def _draw(
@@ -160,7 +157,7 @@ def _write_without_mpp(path: Path, slide: GeneratedSlide) -> None:
 
 
 def _write_regions(path: Path, slide: GeneratedSlide) -> None:
-    """Outlines round the two largest lesions, a box and two marks, named as a reviewer might."""
+    """Write outlines round the two largest lesions, a box and two marks, named as a reviewer might."""
     regions, count = ndimage.label(ndimage.binary_dilation(slide.lesion_mask, iterations=6))
     sizes = ndimage.sum_labels(np.ones_like(regions), regions, range(1, count + 1))
     largest = np.argsort(sizes)[::-1][:2] + 1

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import napari
-from _gallery_files import Files
+from gallery_files import Files
 from qtpy.QtCore import QBuffer, Qt
 from qtpy.QtGui import QPainter
-from qtpy.QtWidgets import QApplication, QDialog, QScrollArea
+from qtpy.QtWidgets import QApplication, QScrollArea, QWidget
+from screenshot import dismiss_notices
 
 from napari_lrmil._viewer.docks.classify.card import CardDialog
 from napari_lrmil._viewer.docks.classify.panel import State
-from napari_lrmil._viewer.docks.export.formats import FORMATS, Options, target_of
+from napari_lrmil._viewer.docks.export.formats import FORMATS, Options
 from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil.predict import SlidePrediction
 
 SIZE_PX, TALL_PX = (1440, 900), (1440, 1120)
 _LONG_S, _SETTLE_S = 180.0, 1.2
@@ -42,17 +44,25 @@ class Stage:
         self.viewer.theme = theme
         self.main = dock_widget(self.viewer)
         self.controller = self.main.controller
-        self.over: list[Any] = []
+        self.over: list[QWidget] = []
         """Windows that lie over the main one."""
 
+    @property
+    def result(self) -> SlidePrediction:
+        """What is shown; there must be one."""
+        result = self.controller.result
+        if result is None:
+            raise SystemExit("there is no result to take a picture of")
+        return result
+
     def load_model(self) -> None:
-        """The model of the gallery."""
+        """Load the model of the gallery."""
         self.wait(lambda: self.controller.state is not State.LOADING_BUNDLE)
         self.controller.load_bundle(str(self.files.bundle))
         self.wait(lambda: self.controller.state is not State.LOADING_BUNDLE)
 
     def classified(self, path: Path) -> None:
-        """Open a slide, and have it classified."""
+        """Open a slide and classify it."""
         self.load_model()
         self.controller.open_slide(path)
         self.settle(0.3)
@@ -62,36 +72,36 @@ class Stage:
         self.fit()
 
     def fit(self, size_px: tuple[int, int] = SIZE_PX) -> None:
-        """The window in its size, once the docks are there, and the whole slide in it."""
+        """Give the window its size, once the docks are there, and show the whole slide."""
         self.settle(0.3)
         self.viewer.window.resize(*size_px)
         self.settle(0.5)
         self.viewer.reset_view()
 
     def dock(self, name: str) -> Any:
-        """A dock of the plugin, as the Plugins menu opens it."""
+        """Open a dock of the plugin, as the Plugins menu does."""
         _, widget = self.viewer.window.add_plugin_dock_widget("napari-lrmil", name)
         self.settle(0.4)
         return widget
 
-    def place_below(self, widget: Any, *, share: float) -> None:
+    def place_below(self, widget: QWidget, *, share: float) -> None:
         """Move a dock below the canvas, as dragging its title does; `share` is its part of the window's height."""
         dock, window = widget.parent(), self.window
         window.addDockWidget(Qt.DockWidgetArea.BottomDockWidgetArea, dock)
         window.resizeDocks([dock], [round(share * window.height())], Qt.Orientation.Vertical)
 
-    def only_right(self, widget: Any) -> None:
+    def only_right(self, widget: QWidget) -> None:
         """Lay a dock over the main one, as a tab."""
         self.window.tabifyDockWidget(self.main.parent(), widget.parent())
         widget.parent().raise_()
 
     @property
-    def window(self) -> Any:
+    def window(self) -> QWidget:
         """Qt's main window."""
         return self.main.window()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Until it holds."""
+        """Wait until a condition holds."""
         end = time.monotonic() + _LONG_S
         while not condition():
             if time.monotonic() > end:
@@ -104,8 +114,12 @@ class Stage:
         end = time.monotonic() + seconds
         self.wait(lambda: time.monotonic() > end)
 
+    def dismiss_notices(self) -> None:
+        """Close napari's pop-ups."""
+        dismiss_notices(self.window, keep=self.over)
+
     def grab(self) -> bytes:
-        """The window, and what lies over it, as PNG."""
+        """Return the window, and what lies over it, as PNG."""
         picture = self.window.grab()
         painter = QPainter(picture)
         for dialog in self.over:
@@ -133,7 +147,7 @@ def main_window(stage: Stage) -> None:
 
 def evidence(stage: Stage) -> None:
     stage.classified(stage.files.small_lesion)
-    stage.controller.choose_evidence(channel=1 + stage.controller.result.class_names.index("lesion"))
+    stage.controller.choose_evidence(channel=1 + stage.result.class_names.index("lesion"))
     stage.settle(0.3)
     bar = stage.main.findChild(QScrollArea).verticalScrollBar()
     bar.setValue(bar.maximum())
@@ -176,7 +190,7 @@ def worklist(stage: Stage) -> None:
     presenter.classify_all()
     stage.wait(lambda: presenter.worklist[files.late].status.value == "running")
     widget.show_now()
-    dismiss_notices(stage)
+    stage.dismiss_notices()
 
 
 def overview(stage: Stage) -> None:
@@ -188,7 +202,7 @@ def overview(stage: Stage) -> None:
     widget.presenter.magnify(10)
 
 
-def annotations(stage: Stage) -> None:
+def annotated(stage: Stage) -> None:
     stage.classified(stage.files.large)
     stage.controller.set_heatmap(visible=False)
     widget = stage.dock("LRMIL: annotations")
@@ -204,7 +218,7 @@ def exports(stage: Stage) -> None:
     wanted = FORMATS[0]
     stage.fit()
     folder = stage.files.reports
-    target = target_of(folder / wanted.default_name, wanted)
+    target = folder / wanted.default_name
     widget.presenter.export(wanted, target, Options(over_slide=True, show_identifiers=False))
     stage.wait(lambda: widget.success.isVisible() or widget.error.isVisible())
 
@@ -244,17 +258,10 @@ PICTURES = (
     ),
     Picture("worklist_light", "the same in the light theme", worklist, "light"),
     Picture("overview", "where one is on the slide, magnification, and what the file says of it", overview),
-    Picture("annotations", "regions with names and classes, which save themselves", annotations),
-    Picture("annotations_light", "the same in the light theme", annotations, "light"),
+    Picture("annotations", "regions with names and classes, which save themselves", annotated),
+    Picture("annotations_light", "the same in the light theme", annotated, "light"),
     Picture("exports", "files for others; a report has just been written", exports),
     Picture("missing_mpp", "a slide that doesn't say how large its pixels are", missing_mpp),
     Picture("damaged", "a file that can't be read", damaged),
     Picture("model_card", "what the model is, in a window of its own", model_card),
 )
-
-
-def dismiss_notices(stage: Stage) -> None:
-    """Close napari's pop-ups: they lie over the scale bar."""
-    for dialog in stage.window.findChildren(QDialog):
-        if dialog not in stage.over:
-            dialog.close()

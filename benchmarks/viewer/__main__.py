@@ -1,15 +1,14 @@
 """How fast napari shows a slide through our reader, through others, and from memory (the floor).
 
-    xvfb-run -a -s "-screen 0 1920x1200x24" python benchmarks/viewer.py [--turns 3] [--json OUT]
+    xvfb-run -a -s "-screen 0 1920x1200x24" python -m benchmarks.viewer [--turns 3] [--json OUT]
 
-All open the same generated slide (see `_slides.py`) and make the same moves (see `_viewer_moves.py`) in a window of
+All open the same generated slide (see `slides.py`) and make the same moves (see `moves.py`) in a window of
 the same size, each in a fresh process, taking turns so that a busy moment of the machine hits all of them. What makes a
 move slow: `--profile ours` prints where one contestant's moves spend their time.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -22,18 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _slides import SIDE_PX, bench_slide
-from _viewer_contestants import FLOOR, OURS, PEERS, PLAIN, installed, write_floor
-from _viewer_moves import DRAG, JUMP, KINDS, OUT, PAN_BETWEEN, PAN_FULL, PAN_MID
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.options import parse_with_display, window_parser
+from benchmarks.slides import bench_slide
+from benchmarks.viewer.contestants import FLOOR, OURS, PEERS, PLAIN, installed, write_floor
+from benchmarks.viewer.moves import DRAG, JUMP, KINDS, OUT, PAN_BETWEEN, PAN_FULL, PAN_MID
 
 AT_MOST_FLOOR = 1.15
 AT_MOST_S = 0.25
 AT_MOST_MORE_MB = 100.0
 
 Results = dict[str, list[dict[str, Any]]]
-"""Contestant -> what each turn of `_viewer_run.py` wrote."""
+"""Contestant -> what each run of `turn.py` wrote."""
 
 _CAUSES = {
     "open to first paint": "about 30 ms of imports beyond napari's own, 40 to open the file and compare the decoder with "
@@ -58,7 +59,7 @@ class Row:
 
 
 def run_all(names: Sequence[str], path: Path, side_px: int, turns: int) -> tuple[Results, dict[str, float]]:
-    """The turns' results, and how far each one's picture is from plain OpenSlide's, in grey levels."""
+    """Return the turns' results, and how far each one's picture is from plain OpenSlide's, in grey levels."""
     results: Results = {name: [] for name in names}
     pictures: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -76,9 +77,9 @@ def run_all(names: Sequence[str], path: Path, side_px: int, turns: int) -> tuple
 
 
 def _run_one(name: str, path: Path, side_px: int, *more: str, quiet: bool = True) -> None:
-    script = Path(__file__).with_name("_viewer_run.py")
     done = subprocess.run(
-        [sys.executable, str(script), name, str(path), str(side_px), *more],
+        [sys.executable, "-m", "benchmarks.viewer.turn", name, str(path.resolve()), str(side_px), *more],
+        cwd=Path(__file__).resolve().parents[2],
         capture_output=quiet,
         text=True,
         # Default settings of napari, and none are kept.
@@ -90,7 +91,7 @@ def _run_one(name: str, path: Path, side_px: int, *more: str, quiet: bool = True
 
 
 def rows_of(results: Results) -> list[Row]:
-    """Median of all moves and turns; a longest one is the median of the turns' longest."""
+    """Return medians of all moves and turns; a longest one is the median of the turns' longest."""
     of_floor, in_time = f"≤ {AT_MOST_FLOOR}x", f"< {AT_MOST_S * 1e3:.0f} ms"
 
     def of_turns(key: str) -> dict[str, float]:
@@ -121,7 +122,7 @@ def rows_of(results: Results) -> list[Row]:
 
 
 def misses(row: Row) -> Iterator[str]:
-    """By how much our reader misses a row's targets, a sentence each."""
+    """Yield by how much our reader misses a row's targets, a sentence each."""
     if not row.target or OURS not in row.values:
         return
     ours, floor = row.values[OURS], row.values.get(FLOOR)
@@ -141,7 +142,7 @@ def misses(row: Row) -> Iterator[str]:
 
 
 def table_of(rows: Sequence[Row], names: Sequence[str], title: str, notes: Sequence[str]) -> Table:
-    """Times in ms with their ratio to the floor."""
+    """Return times in ms with their ratio to the floor as a table."""
     table = Table(
         *("measure", "", "", *names, "target", ""),
         title=title,
@@ -170,7 +171,7 @@ def _cell(row: Row, name: str) -> str:
 
 
 def notes_on(rows: Sequence[Row], names: Sequence[str], off: dict[str, float]) -> list[str]:
-    """What stands under the table: how it was measured, and each target missed."""
+    """Return what stands under the table: how it was measured, and each target missed."""
     notes = [
         "Beside each time, its ratio to the floor: arrays of the shapes of our levels in memory, whose slices cost nothing;",
         "its memory says nothing. All are opened through a reader plugin, the file in the page cache. UI blocked: the longest",
@@ -194,20 +195,13 @@ def notes_on(rows: Sequence[Row], names: Sequence[str], off: dict[str, float]) -
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and say by how much a target is missed and why."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = window_parser(__doc__)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument(
-        "--slide-px", type=int, default=SIDE_PX, help="a multiple of 4,096; small for a trial"
-    )
-    parser.add_argument("--folder", type=Path, help="where the generated slide is kept")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all times here, too")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of: {', '.join(installed())}")
     parser.add_argument(
         "--profile", metavar="NAME", help="profile the moves of one contestant, measure nothing"
     )
-    options = parser.parse_args(arguments)
-    if sys.platform.startswith("linux") and "DISPLAY" not in os.environ:
-        parser.error("there is no display: run it through xvfb-run, as the first lines of --help show")
+    options = parse_with_display(parser, arguments)
     path = bench_slide(options.folder, side_px=options.slide_px)
     write_floor(path)
     if options.profile:

@@ -1,9 +1,9 @@
-"""How each contestant of `viewer.py` puts the slide into napari."""
+"""How each contestant puts the slide into napari."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,20 @@ Open = Callable[["Viewer"], None]
 """Adds the slide to a viewer; this is what is timed."""
 
 
+Levels = Sequence[Any]
+"""Arrays of NumPy, dask or zarr, or our own: whatever napari can slice."""
+
+LayerData = tuple[Levels, dict[str, object], str]
+
+
 def installed() -> list[str]:
-    """Those that can run here; peers that aren't installed are left out."""
+    """Return those that can run here; peers that aren't installed are left out."""
     peers = {WSI: "napari_wsi", TIFFSLIDE: "tiffslide"}
     return [FLOOR, OURS, DIRECT, *(name for name in PEERS if importlib.util.find_spec(peers[name])), PLAIN]
 
 
 def prepare(name: str, path: Path) -> Open:
-    """What opens `path` the way of `name`. Only the floor does anything before it is timed: it loads its arrays.
+    """Return what opens `path` the way of `name`. Only the floor does something untimed before: it loads its arrays.
 
     All are opened as a user opens a file, through a reader plugin; those that have none get one here.
     """
@@ -48,21 +54,23 @@ def prepare(name: str, path: Path) -> Open:
     return lambda viewer: _open_with(viewer, path, plugin)
 
 
-def _register(plugin: str, read: Callable[[Path], tuple[list[Any], dict[str, Any]]]) -> None:
+def _register(plugin: str, read: Callable[[Path], tuple[Levels, dict[str, object]]]) -> None:
+    """Make napari read slides by `read`, which gives levels and attributes of the layer."""
     from npe2 import DynamicPlugin
 
     contributor = DynamicPlugin(plugin)
     contributor.register()
 
-    def read_layers(path: str) -> list[tuple[Any, ...]]:
+    def read_layers(path: str) -> list[LayerData]:
         levels, attributes = read(Path(path))
         return [
             (levels, {"multiscale": True, "rgb": True, "contrast_limits": (0, 255), **attributes}, "image")
         ]
 
-    @contributor.contribute.reader(filename_patterns=["*.svs"])
-    def get_reader(path: str) -> Any:
+    def get_reader(path: str) -> Callable[[str], list[LayerData]]:
         return read_layers
+
+    contributor.contribute.reader(filename_patterns=["*.svs"])(get_reader)
 
 
 def write_floor(path: Path) -> None:
@@ -114,7 +122,7 @@ def _floor_folder(path: Path) -> Path:
     return path.with_suffix(".floor")
 
 
-def _direct_levels(path: Path) -> tuple[list[Any], dict[str, Any]]:
+def _direct_levels(path: Path) -> tuple[Levels, dict[str, object]]:
     from napari_lrmil._viewer.layers import DEFAULT_STUDENT_MPP, slide_placement
     from napari_lrmil.slide import Slide
     from napari_lrmil.slide.pyramid import lazy_pyramid
@@ -128,21 +136,21 @@ def _open_with(viewer: Viewer, path: Path, plugin: str) -> None:
     viewer.open(str(path), plugin=plugin)
 
 
-def _tiffslide_levels(path: Path) -> tuple[list[Any], dict[str, Any]]:
+def _tiffslide_levels(path: Path) -> tuple[Levels, dict[str, object]]:
     import tiffslide
 
     slide = tiffslide.TiffSlide(path)
     return [slide.zarr_group[str(level)] for level in range(slide.level_count)], {}
 
 
-def _plain_levels(path: Path) -> tuple[list[Any], dict[str, Any]]:
-    """The recipe of many a notebook: a block of dask for each 256 px, read by OpenSlide."""
+def _plain_levels(path: Path) -> tuple[Levels, dict[str, object]]:
+    """Read by the recipe of many a notebook: a block of dask for each 256 px, read by OpenSlide."""
     import dask.array as da
     import openslide
 
     slide = openslide.OpenSlide(path)
 
-    def read(level: int, block_info: Any = None) -> NDArray[np.uint8]:
+    def read(level: int, block_info: dict[None, dict[str, list[tuple[int, int]]]]) -> NDArray[np.uint8]:
         (top, bottom), (left, right), _ = block_info[None]["array-location"]
         scale = slide.level_downsamples[level]
         corner = (int(left * scale), int(top * scale))
