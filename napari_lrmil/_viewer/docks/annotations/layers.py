@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Points, Shapes
 from numpy.typing import NDArray
 
 from napari_lrmil._viewer.docks.annotations.panel import PAN, RGB, UNCLASSED
@@ -15,7 +14,7 @@ from napari_lrmil._viewer.docks.annotations.pieces import OUTLINE, Piece, PieceK
 from napari_lrmil._viewer.layers import slide_placement
 
 if TYPE_CHECKING:
-    from napari_lrmil._viewer.canvas import NapariCanvas
+    from napari_lrmil._viewer.canvas import Canvas
     from napari_lrmil.export.annotation import Annotation
     from napari_lrmil.slide import Slide
 
@@ -40,7 +39,7 @@ class AnnotationLayers:
 
     Parameters
     ----------
-    canvas : NapariCanvas
+    canvas : Canvas
     slide : Slide
     on_edit : callable
         Called when the user has drawn, moved, pasted or deleted something.
@@ -50,7 +49,7 @@ class AnnotationLayers:
 
     def __init__(
         self,
-        canvas: NapariCanvas,
+        canvas: Canvas,
         slide: Slide,
         *,
         on_edit: Callable[[], None],
@@ -148,16 +147,16 @@ class AnnotationLayers:
             return
         layer = self._need_points() if tool == "point" else self._need_shapes()
         self.set_visible(True)
-        self._canvas.active_layer = layer
+        self._canvas.choose_layer(layer)
         layer.mode = MODES[tool]
 
     @property
     def tool(self) -> str:
         """The one in the user's hand."""
-        active = self._canvas.active_layer
+        chosen = self._canvas.chosen_layer()
         for tool, mode in MODES.items():
             layer = self._points if tool == "point" else self._shapes
-            if layer is not None and layer == active and str(layer.mode) == mode:
+            if layer is not None and layer == chosen and str(layer.mode) == mode:
                 return tool
         return PAN
 
@@ -219,7 +218,7 @@ class AnnotationLayers:
 
     def _need_shapes(self) -> Any:
         if self._shapes is None:
-            self._shapes = self._canvas.add_layer(Shapes(**self._attributes("regions"), opacity=1.0))
+            self._shapes = self._canvas.add_shapes(**self._attributes("regions"), opacity=1.0)
             self._shapes.current_face_color = _rgba(UNCLASSED, _FACE_ALPHA)
             self._watch(self._shapes)
             self.fit_edges()
@@ -227,14 +226,12 @@ class AnnotationLayers:
 
     def _need_points(self) -> Any:
         if self._points is None:
-            self._points = self._canvas.add_layer(
-                Points(
-                    **self._attributes("points"),
-                    size=1.0,
-                    # The size on the screen is the same at any magnification.
-                    canvas_size_limits=(_POINT_PX, _POINT_PX),
-                    border_color="white",
-                )
+            self._points = self._canvas.add_points(
+                **self._attributes("points"),
+                size=1.0,
+                # The size on the screen is the same at any magnification.
+                canvas_size_limits=(_POINT_PX, _POINT_PX),
+                border_color="white",
             )
             self._watch(self._points)
         return self._points

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from napari_lrmil._viewer.canvas import Area, Canvas
 from napari_lrmil._viewer.docks.annotations import panel as panels
 from napari_lrmil._viewer.docks.annotations import store as files
 from napari_lrmil._viewer.docks.annotations.layers import AnnotationLayers, Look
@@ -26,7 +27,6 @@ from napari_lrmil.export.annotation import Annotation
 
 if TYPE_CHECKING:
     from napari_lrmil._viewer.background import Background
-    from napari_lrmil._viewer.canvas import NapariCanvas
     from napari_lrmil._viewer.window import Controller
     from napari_lrmil.slide import Slide
 
@@ -78,16 +78,19 @@ class AnnotationsPresenter:
     Parameters
     ----------
     view : AnnotationsView
-    canvas : NapariCanvas
+    canvas : Canvas
     background : Background
     """
 
-    def __init__(self, view: AnnotationsView, canvas: NapariCanvas, background: Background) -> None:
+    def __init__(self, view: AnnotationsView, canvas: Canvas, background: Background) -> None:
         self._view, self._canvas, self._background = view, canvas, background
         self._controller: Controller | None = None
         self._open: dict[Slide, SlideAnnotations] = {}
         self._new_class = ""
+        self._tool = PAN
         self._refreshing = False
+        canvas.layer_removed.connect(self._layer_removed)
+        canvas.layers_changed.connect(self._tool_changed)
 
     # ---- slides come and go
 
@@ -135,12 +138,14 @@ class AnnotationsPresenter:
         if now is not None:
             now.layers.fit_edges()
 
-    def tool_changed(self) -> None:
-        """Another layer was chosen, or another tool by napari's own keys and buttons."""
-        self._show()
+    def _tool_changed(self) -> None:
+        """Another layer may have been chosen, or another tool by napari's own keys and buttons."""
+        now = self.current
+        if now is not None and now.layers.tool != self._tool:
+            self._show()
 
-    def layer_removed(self, layer: Any) -> None:
-        """A layer was taken out of the window. If it held annotations, they stay, with the last strokes."""
+    def _layer_removed(self, layer: Any) -> None:
+        """If it held annotations, they stay, with the last strokes."""
         for each in self._open.values():
             if layer in each.layers.present():
                 self._read_edits(each)
@@ -217,12 +222,8 @@ class AnnotationsPresenter:
         self._bring_back(now)
         left, top, width, height = box_of(now.annotations[annotation_id])
         mpp_x, mpp_y = now.slide.mpp_xy if now.slide.has_mpp else (1.0, 1.0)
-        zoom = None
-        if width > 0 or height > 0:
-            size_y, size_x = self._canvas.size_px_yx
-            fits = min(size_y / max(height * mpp_y, 1e-9), size_x / max(width * mpp_x, 1e-9))
-            zoom = min(_MAX_JUMP_ZOOM, _JUMP_SHARE * fits)
-        self._canvas.go_to(((top + height / 2) * mpp_y, (left + width / 2) * mpp_x), zoom)
+        area = Area(top * mpp_y, left * mpp_x, height * mpp_y, width * mpp_x)
+        self._canvas.fit(area, share=_JUMP_SHARE, max_zoom=_MAX_JUMP_ZOOM)
         now.layers.select(annotation_id)
 
     # ---- exchange
@@ -291,7 +292,7 @@ class AnnotationsPresenter:
             now.edited = True
             self._view.read_edits_soon()
 
-        layers = AnnotationLayers(self._canvas, slide, on_edit=edited, on_tool=self.tool_changed)
+        layers = AnnotationLayers(self._canvas, slide, on_edit=edited, on_tool=self._tool_changed)
         now = self._open[slide] = SlideAnnotations(slide, layers)
         self._background.start(
             f"load {id(slide)}",
@@ -377,12 +378,11 @@ class AnnotationsPresenter:
             self._redraw(now)
 
     def _redraw(self, now: SlideAnnotations) -> None:
-        active = self._canvas.active_layer
+        chosen = self._canvas.chosen_layer()
         now.layers.show(list(now.annotations.values()), self._look(now))
         now.drawn = as_drawn(piece for each in now.annotations.values() for piece in pieces_of(each))
         now.layers.set_visible(now is self.current)
-        if active is not None:
-            self._canvas.active_layer = active
+        self._canvas.choose_layer(chosen)
         now.layers.fit_edges()
 
     def _changed(self, now: SlideAnnotations) -> None:
@@ -441,7 +441,7 @@ class AnnotationsPresenter:
         if now is None:
             self._view.show_panel(AnnotationsPanel())
             return
-        look = self._look(now)
+        look, self._tool = self._look(now), now.layers.tool
         rows = tuple(
             AnnotationRow(
                 each.id,
@@ -460,7 +460,7 @@ class AnnotationsPresenter:
                 rows=rows,
                 classes=self._names(now),
                 new_class=self._new_class,
-                tool=now.layers.tool,
+                tool=self._tool,
                 can_undo=bool(now.deleted),
                 bounded=now.slide.bounds_l0_xywh != whole,
                 status=now.note or panels.where_kept(now.store, len(rows), saving=now.saved != now.version),

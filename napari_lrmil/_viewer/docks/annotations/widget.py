@@ -27,11 +27,10 @@ from qtpy.QtWidgets import (
 )
 from superqt.utils import qdebounced, qthrottled
 
-from napari_lrmil._viewer.canvas import NapariCanvas
 from napari_lrmil._viewer.docks.annotations.panel import PAN, RGB, AnnotationRow, AnnotationsPanel
 from napari_lrmil._viewer.docks.annotations.presenter import AnnotationsPresenter
+from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.qt.dock import DockedWidget
 from napari_lrmil._viewer.window import Change, Controller
 
 NAME, CLASS, EXTENT = range(3)
@@ -77,7 +76,7 @@ class AnnotationsWidget(DockedWidget):
         self.hint = parts.wrapped_label("Open a slide to draw on it.", style=parts.HINT_STYLE)
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self._lay_out()
-        self.presenter = AnnotationsPresenter(self, NapariCanvas(napari_viewer), self.background)
+        self.presenter = AnnotationsPresenter(self, self.canvas, self.background)
         self._read_edits = qdebounced(self.presenter.read_edits, timeout=_SOON_MS, parent=self)
         self._camera_moved = qthrottled(
             self.presenter.camera_moved, timeout=_THROTTLE_MS, leading=False, parent=self
@@ -119,14 +118,8 @@ class AnnotationsWidget(DockedWidget):
         parts.show_text(self.error, panel.error)
 
     def _connect(self) -> None:
-        presenter, layers = self.presenter, self.viewer.layers
-        for event, then in (
-            (self.viewer.scene.camera.events.zoom, self._zoomed),
-            (layers.events.removed, self._layer_removed),
-            (layers.selection.events.active, self._layer_chosen),
-        ):
-            event.connect(then)
-            self.ending.callback(event.disconnect, then)
+        presenter = self.presenter
+        self.canvas.camera_moved.connect(self._camera_moved)
         self.ending.callback(presenter.shutdown)
         for tool, button in self.tools.items():
             button.clicked.connect(lambda _=False, tool=tool: presenter.draw(tool))
@@ -141,15 +134,6 @@ class AnnotationsWidget(DockedWidget):
         self.undo.clicked.connect(lambda: presenter.undo_delete())
         self.import_button.clicked.connect(lambda: self._import())
         self.export_button.clicked.connect(lambda: self._export())
-
-    def _zoomed(self, event: Any = None) -> None:
-        self._camera_moved()
-
-    def _layer_removed(self, event: Any) -> None:
-        self.presenter.layer_removed(event.value)
-
-    def _layer_chosen(self, event: Any = None) -> None:
-        self.presenter.tool_changed()
 
     def _choose_class(self) -> None:
         self.presenter.choose_class(self.new_class.currentText())
