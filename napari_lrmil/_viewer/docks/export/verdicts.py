@@ -23,10 +23,8 @@ def verdict_of(slide_path: Path) -> Verdict | None:
 
     for folder in list(slide_path.absolute().parents)[:_FOLDERS_UP]:
         try:
-            file = ReviewFile(folder)
+            file = ReviewFile.of(folder)  # with what is given, but not written yet
         except WorklistError:
-            continue
-        if not (file.beside.exists() or file.fallback.exists()):
             continue
         review = file.latest(slide_path)
         if review is not None:
