@@ -617,7 +617,9 @@ def test_a_verdict_that_cant_be_written_is_not_lost(folder: Path, monkeypatch: p
     with monkeypatch.context() as full:
         full.setattr(reviews.os, "write", lambda handle, data: really(handle, data[:10]))
         # The reviewer is elsewhere by then: the error says which slide it is about.
-        with pytest.raises(WorklistError, match=r"^the verdict on s1.svs could not be kept .* Free some space"):
+        with pytest.raises(
+            WorklistError, match=r"^the verdict on s1.svs could not be kept .* Free some space"
+        ):
             worklist.reviews.write_waiting()
         assert [(item.path, item.verdict, item.saved) for item in worklist.look_what_is_saved()] == [
             (one, "disagree", Saved.NO)

@@ -14,11 +14,12 @@ from rich.markup import escape
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, LRMILError
 from napari_lrmil.memory import give_large_blocks_back
+from napari_lrmil.slide.files import stamp_of
 from napari_lrmil.terminal import exit_with
 from training.config import RunConfig, content_hash, load_config
 from training.config.describe import config_table
 from training.data.table import Split, class_names, make_splits, read_table
-from training.data.tile_index import TileGeometry, index_slides, stat_of
+from training.data.tile_index import TileGeometry, index_slides
 from training.keys import Keys
 from training.pipeline import run_steps
 from training.plan import print_plan
@@ -198,7 +199,7 @@ def _report_key(context: Context) -> str:
     shown += sorted(path for kind in ("py", "j2", "css") for path in code.rglob(f"*.{kind}"))
     return content_hash(
         [(path.name, file_hash(path)) for path in shown],
-        [stat_of(item.row.path) for item in context.tiles.values()],
+        [stamp_of(item.row.path) for item in context.tiles.values()],
     )
 
 

@@ -55,7 +55,7 @@ class PlannedSlide(NamedTuple):
 
     @property
     def paths(self) -> tuple[str, str, str]:
-        """All files of the slide, relative to the cohort's folder."""
+        """Files of the slide, relative to the cohort's folder."""
         return self.slide_path, self.mask_path, self.truth_path
 
     def seed_sequence(self, seed: int) -> np.random.SeedSequence:
@@ -64,7 +64,7 @@ class PlannedSlide(NamedTuple):
 
 
 def plan_slides(config: CohortConfig, seed: int) -> list[PlannedSlide]:
-    """The slides of a cohort. Labels are balanced in every fold: each pair of slides has one of each, in drawn order."""
+    """Return the slides of a cohort, labels balanced in every fold: each pair has one of each, in drawn order."""
     slides = []
     for fold in FOLDS:
         for index in range(config.n_slides(fold)):
@@ -75,12 +75,12 @@ def plan_slides(config: CohortConfig, seed: int) -> list[PlannedSlide]:
 
 
 def missing_slides(out_dir: Path, slides: list[PlannedSlide]) -> list[PlannedSlide]:
-    """Those of which a file is missing."""
+    """Return those of which a file is missing."""
     return [slide for slide in slides if not all((out_dir / path).is_file() for path in slide.paths)]
 
 
 def is_complete(out_dir: Path, config: CohortConfig, *, seed: int) -> bool:
-    """Whether the folder already holds exactly this cohort, with all its files.
+    """Return whether the folder holds exactly this cohort already, with all its files.
 
     Raises
     ------
@@ -231,7 +231,7 @@ def _versions() -> dict[str, str]:
 
 
 def _identity(config: CohortConfig, seed: int) -> dict[str, Any]:
-    """What decides a slide's content. The numbers of slides don't: a cohort may grow."""
+    """Return what decides a slide's content. The numbers of slides don't: a cohort may grow."""
     look = config.model_dump(mode="json", exclude={"n_unlabelled", "n_train", "n_val", "n_test"})
     return {"generator_version": GENERATOR_VERSION, "seed": seed, "look": look}
 

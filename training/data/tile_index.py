@@ -15,6 +15,7 @@ from rich.markup import escape
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, SlideError, UnknownMppError
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, choose_level, make_tile_grid
+from napari_lrmil.slide.files import stamp_of
 from napari_lrmil.slide.tiles import tissue_tiles_of
 from napari_lrmil.slide.tissue import tissue_mask
 from training.config import content_hash
@@ -131,7 +132,7 @@ def _remembered(row: SlideRow, geometry: TileGeometry, known: Path | None) -> Sl
     if known is None or not row.path.exists():
         return _examine_one(row, geometry)
     place = known / f"{row.slide_id}.json"
-    key = content_hash(stat_of(row.path), row.mpp, geometry)
+    key = content_hash(stamp_of(row.path), row.mpp, geometry)
     try:
         saved = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -170,9 +171,3 @@ def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:
     return SlideTiles(
         row, grid.shape_yx, np.stack([lr.rows, lr.cols], axis=1), np.stack([hr.rows, hr.cols], axis=1)
     )
-
-
-def stat_of(path: Path) -> str:
-    """Size and time of change: another file at the same path is another slide."""
-    stat = path.stat()
-    return f"{stat.st_size}-{stat.st_mtime_ns}"

@@ -104,7 +104,7 @@ def read_features(
 
 
 def find_feature_files(folder: Path) -> dict[str, Path]:
-    """Feature files below a folder by slide id, which is their name without ending (and TRIDENT's ``_patches``).
+    """Return feature files below a folder by slide id: their name without ending (and TRIDENT's ``_patches``).
 
     Raises
     ------
@@ -128,7 +128,7 @@ def find_feature_files(folder: Path) -> dict[str, Path]:
 
 
 def _matrix(file: h5py.File, names: Sequence[str], dtype: Any) -> NDArray[Any] | None:
-    """The first of some datasets as (N, K), where one is there."""
+    """Read the first of some datasets as (N, K); None where there is none."""
     name = next((name for name in names if name in file), None)
     if name is None:
         return None
@@ -147,7 +147,7 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
 
 
 def _extent(attributes: Mapping[str, Any], level_downsamples: Sequence[float]) -> tuple[float, float] | None:
-    """Edges of a patch in level-0 pixels, from what CLAM or TRIDENT notes beside the coordinates."""
+    """Return the edges of a patch in level-0 pixels, from what CLAM or TRIDENT notes beside the coordinates."""
     if "patch_size_level0" in attributes:
         return _pair(attributes["patch_size_level0"])
     if "patch_size" not in attributes:

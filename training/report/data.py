@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import BundleError, LRMILError
+from napari_lrmil.errors import BundleError, ConfigError, LRMILError
 from napari_lrmil.model.bundle import BundleInfo, load_info
 from training.config import Shortcut
-from training.data.table import SlideRow, Split
-from training.report.slides import read_rows, remade_splits
+from training.data.table import SlideRow, Split, make_splits, read_table
 from training.stages.evaluate import NAMES
 
 OURS = "lrmil"
@@ -88,17 +87,17 @@ class RunData:
         return next((fold.info for fold in self.folds if fold.info is not None), None)
 
     def pooled(self, method: str) -> Predictions:
-        """A method on the test slides of all folds."""
+        """Return a method's predictions of the test slides of all folds."""
         return pool([fold.predictions[method] for fold in self.folds])
 
 
 def method_name(method: str) -> str:
-    """As a reader knows it."""
+    """Return a method's name as a reader knows it."""
     return NAMES.get(method, method.replace("_", " "))
 
 
 def pool(parts: list[Predictions]) -> Predictions:
-    """Folds one after the other."""
+    """Put folds one after the other."""
     return Predictions(
         slide_ids=tuple(name for part in parts for name in part.slide_ids),
         patients=tuple(name for part in parts for name in part.patients),
@@ -131,7 +130,7 @@ def read_run(run_dir: Path) -> RunData:
         )
     results = {name: results[name] for name in sorted(results, key=lambda name: _rank(name, list(results)))}
     notes: list[str] = []
-    rows = read_rows(run_dir, config, notes)
+    rows = _read_rows(run_dir, config, notes)
     numbers = _fold_numbers(run_dir, config)
     raw = {
         number: {
@@ -151,7 +150,7 @@ def read_run(run_dir: Path) -> RunData:
             f"{n_test}. {_CURE}"
         )
     tested = {number: predictions[number][OURS].slide_ids for number in numbers}
-    splits = remade_splits(rows, config, tested, notes)
+    splits = _remade_splits(rows, config, tested, notes)
     infos = _infos(run_dir, numbers, notes)
     folds = tuple(
         FoldData(
@@ -294,4 +293,78 @@ def _infos(run_dir: Path, numbers: list[int], notes: list[str]) -> dict[int, Bun
     missing = [str(number) for number in numbers if number not in found]
     if missing:
         notes.append(f"No readable bundle: fold {', '.join(missing)}.")
+    return found
+
+
+def _read_rows(run_dir: Path, config: dict[str, Any], notes: list[str]) -> list[SlideRow]:
+    """Read the slide table of a run; a relative path of its config starts where the run was started.
+
+    Parameters
+    ----------
+    run_dir : Path
+    config : dict
+        As ``config.json`` holds it.
+    notes : list of str
+        Gets a line where there is no table; the rows are none then.
+    """
+    slides = Path(str(config.get("data", {}).get("slides", "")))
+    out_dir = Path(str(config.get("run", {}).get("out_dir", "")))
+    places = [slides]
+    depth = len(out_dir.parts)
+    root = run_dir.resolve()
+    if not slides.is_absolute() and not out_dir.is_absolute() and root.parts[-depth:] == out_dir.parts:
+        places.insert(0, Path(*root.parts[:-depth]) / slides)
+    for place in places:
+        if place.is_file():
+            try:
+                return read_table(place)
+            except ConfigError:
+                break
+    notes.append(
+        "The slide table isn't where the config says: numbers of training slides are unknown, and there are no "
+        "pictures. Where its path is relative, start the report in the folder where the run was started."
+    )
+    return []
+
+
+def _remade_splits(
+    rows: list[SlideRow], config: dict[str, Any], tested: dict[int, tuple[str, ...]], notes: list[str]
+) -> dict[int, Split]:
+    """Return splits by fold, made again from the table, and only those that test the slides that were tested.
+
+    Parameters
+    ----------
+    rows : list of SlideRow
+    config : dict
+    tested : dict
+        Fold -> ids of its test slides.
+    notes : list of str
+        Gets a line where a fold's split can't be told.
+    """
+    seen = {name for names in tested.values() for name in names}
+    usable = [row for row in rows if row.label is None or row.slide_id in seen]
+    data = config.get("data", {})
+    found: dict[int, Split] = {}
+    # A run that skipped bad slides split the rest; where every fold was run, the predictions name them.
+    for candidates in (rows, usable):
+        try:
+            splits = make_splits(
+                candidates,
+                n_folds=data.get("n_folds", 5),
+                seed=config.get("run", {}).get("seed", 0),
+                preserved_sites=data.get("preserved_sites", False),
+            )
+        except ConfigError:
+            continue
+        found |= {
+            split.fold: split
+            for split in splits
+            if split.fold not in found
+            and {row.slide_id for row in split.test} == set(tested.get(split.fold, ()))
+        }
+    if rows and set(found) != set(tested):
+        notes.append(
+            "The slide table has changed since the run, or slides were skipped: where a fold's split can't "
+            "be told from it, the numbers of training slides are left out."
+        )
     return found

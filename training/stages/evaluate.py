@@ -17,10 +17,10 @@ from scipy.special import softmax
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.model.mil import MILModel
+from napari_lrmil.slide.files import stamp_of
 from training.config import content_hash
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow, Split
-from training.data.tile_index import stat_of
 from training.metrics import auc, bootstrap_over_patients, fit_temperature, slide_metrics
 from training.mil_fit import bag_logits, bag_outputs
 from training.run_dir import save_tensors, write_json
@@ -124,7 +124,7 @@ def shortcut_features(context: Context, row: SlideRow) -> ShortcutFeatures:
     """Of one slide, read once a run."""
     place = context.run_dir.path("shortcuts", f"{row.slide_id}.json")
     item = context.tiles[row.slide_id]
-    key = content_hash(stat_of(row.path), row.mpp, context.geometry, item.lr_places.tobytes().hex())
+    key = content_hash(stamp_of(row.path), row.mpp, context.geometry, item.lr_places.tobytes().hex())
     if place.is_file():
         saved = json.loads(place.read_text(encoding="utf-8"))
         if saved.pop("key") == key:

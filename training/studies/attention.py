@@ -46,7 +46,7 @@ class _Attention(NamedTuple):
 def localisation_rows(
     experiment: Experiment, masks: Path, *, mask_mpp: float = MASK_MPP, n_resamples: int
 ) -> list[AttentionRow]:
-    """How well each method's attention finds the lesions of the test slides.
+    """Measure how well each method's attention finds the lesions of the test slides.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def _read_mask(path: Path) -> NDArray[np.bool_]:
 
 
 def _read_attention(run_dirs: tuple[Path, ...]) -> dict[str, dict[str, _Attention]]:
-    """Method -> slide -> attention, over all folds."""
+    """Read method -> slide -> attention, over all folds."""
     found: dict[str, dict[str, _Attention]] = {}
     for folder in run_dirs:
         for path in sorted(folder.glob("fold*/test_attention/*.safetensors")):

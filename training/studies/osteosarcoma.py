@@ -119,7 +119,7 @@ def build(src: Path, out: Path, *, by: By, mosaics: int, seed: int, reporter: Re
 
 
 def read_region(region: Region) -> NDArray[np.uint8]:
-    """(896, 896, 3) uint8, the upper left of the image.
+    """Read the upper left of the image, (896, 896, 3) uint8.
 
     Raises
     ------

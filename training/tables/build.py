@@ -17,12 +17,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from napari_lrmil.atomic import replacing
 from napari_lrmil.errors import ConfigError
+from napari_lrmil.slide.files import DICOM_SUFFIX, SLIDE_SUFFIXES, TIFF_SUFFIXES
 from training.data.splits import make_splits, some
 from training.data.table import read_table
 
-SUFFIXES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif", ".dcm"}
-)
+SUFFIXES = SLIDE_SUFFIXES | TIFF_SUFFIXES | {DICOM_SUFFIX}
 _ORDER = ("train", "val", "test")
 
 
@@ -83,7 +82,7 @@ class SlideFolder:
                     self._named.setdefault(path.stem, []).append(path)
 
     def find(self, entry: Entry) -> Path | None:
-        """The slide of an entry.
+        """Return the slide of an entry.
 
         Raises
         ------
@@ -101,12 +100,12 @@ class SlideFolder:
         return found[0] if found else None
 
     def expected(self, entry: Entry, suffix: str) -> Path:
-        """Where a slide that isn't there yet will probably lie."""
+        """Return where a slide that isn't there yet will probably lie."""
         return self.root / entry.folder / (entry.file_name or entry.slide_id + suffix)
 
 
 def check_patients(entries: list[Entry], shared: Shared = Shared.error) -> Draft:
-    """No patient in two parts of a named split.
+    """Refuse a named split that has a patient in two parts.
 
     With `Shared.drop`, a patient's slides stay only where they are held out most: test before val before
     train, so that the published val and test stay whole.
@@ -250,7 +249,7 @@ def _path_text(path: Path, out: Path) -> str:
 
 
 def _show(entries: list[Entry], console: Console) -> None:
-    """Slides and patients of each class, by part of the split, and where they come from."""
+    """Show slides and patients of each class, by part of the split, and where they come from."""
     labels = sorted({entry.label for entry in entries})
     folds = sorted({entry.fold for entry in entries if entry.fold}, key=_rank)
     table = Table("class", "slides", "patients", *folds)

@@ -13,7 +13,6 @@ from superqt.utils import GeneratorWorker
 
 from napari_lrmil._viewer.background import Background, P, R, Steps, error_text, ignore, is_foreseen
 
-
 _MAX_THREADS = 64
 _pool: QThreadPool | None = None
 

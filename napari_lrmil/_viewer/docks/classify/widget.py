@@ -18,12 +18,11 @@ from napari_lrmil._viewer.docks.classify.recall.attach import attach_recall
 from napari_lrmil._viewer.docks.classify.result_section import ResultSection
 from napari_lrmil._viewer.docks.classify.sections import ModelSection, RunSection, SlideSection
 from napari_lrmil._viewer.qt.drops import DropTarget
-from napari_lrmil._viewer.reader import SHARED_SUFFIXES
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil._viewer.settings import read_settings
 from napari_lrmil._viewer.window import DEMO_BUNDLE, Controller
 from napari_lrmil._viewer.worker import QtJobs
-from napari_lrmil.slide.suffixes import SLIDE_SUFFIXES
+from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300
