@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from napari_lrmil._viewer.docks.classify.panel import duration_text, percent_text
+from napari_lrmil.wording import duration_text, percent_text
 from napari_lrmil.worklist import Order, Saved, Status, Verdict, WorklistItem
 
 HEADINGS = ("Slide: name, prediction, status", "Verdict")

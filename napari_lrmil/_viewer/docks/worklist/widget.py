@@ -12,6 +12,7 @@ from superqt.utils import QSignalThrottler
 
 from napari_lrmil._viewer.background import in_one_step
 from napari_lrmil._viewer.bundle_names import is_bundle
+from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.worklist import keys
 from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
@@ -25,7 +26,6 @@ from napari_lrmil._viewer.docks.worklist.sections import (
 from napari_lrmil._viewer.docks.worklist.table import WorklistModel, WorklistTable
 from napari_lrmil._viewer.docks.worklist.thumbnails import Thumbnail, Thumbnails
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.qt.dock import DockedWidget
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.settings import read_settings
 from napari_lrmil._viewer.window import Change
@@ -81,7 +81,8 @@ class WorklistWidget(DockedWidget):
             keys.NOTE: self._to_note,
         }
         self._actions = actions
-        self.ending.callback(keys.bind_keys(napari_viewer, actions))
+        for key, action in actions.items():
+            self.canvas.bind_key(key, action)
         self.ending.callback(_end, self.presenter)
         self.begin()
         self.show_now()
