@@ -7,7 +7,7 @@ on other tissue would, without having been shown a label or a lesion mask.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ def truth_of(slide: GeneratedSlide) -> SlideTruth:
 
 def write_truth(path: Path, truth: SlideTruth) -> None:
     """Write as safetensors, under 100 kB for a slide of 2,048 px: half precision where it loses nothing that matters."""
-    tensors: dict[str, NDArray[Any]] = {
+    tensors: dict[str, NDArray[np.generic]] = {
         "x_um": truth.nuclei.x_um.astype(np.float32),
         "y_um": truth.nuclei.y_um.astype(np.float32),
         "radius_um": truth.nuclei.radius_um.astype(np.float16),

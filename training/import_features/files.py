@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from napari_lrmil.errors import LRMILError
 
 FEATURE_NAMES = ("features", "feats")
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 
 class FeatureError(LRMILError):
@@ -127,7 +129,7 @@ def find_feature_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _matrix(file: h5py.File, names: Sequence[str], dtype: Any) -> NDArray[Any] | None:
+def _matrix(file: h5py.File, names: Sequence[str], dtype: type[Float]) -> NDArray[Float] | None:
     """Read the first of some datasets as (N, K); None where there is none."""
     name = next((name for name in names if name in file), None)
     if name is None:

@@ -74,15 +74,15 @@ def build_report(
     data = read_run(run_dir)
     path = run_dir / FILE_NAME if out is None else out
     choices = choose(data, n_examples)
-    examples, top = make_examples(data, choices, device=resolve_device(device), reporter=reporter)
+    examples, scale = make_examples(data, choices, device=resolve_device(device), reporter=reporter)
     page = (
         _environment()
         .get_template("report.html.j2")
         .render(
             _context(data, show_identifiers=show_identifiers, date=date or datetime.now(UTC)),
             examples=examples,
-            heat_top=top,
-            colour_bar=colour_bar(),
+            heat_top=scale.high,
+            colour_bar=colour_bar(scale),
         )
     )
     try:
@@ -92,7 +92,7 @@ def build_report(
     return path
 
 
-def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[str, Any]:
+def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[str, object]:
     config, info = data.config, data.info
     rows = tables.comparison(data)
     calibration, bins = figures.calibration_group(data)

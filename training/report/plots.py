@@ -9,7 +9,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -25,7 +25,7 @@ _SERIES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 _DASHES = ((), (5, 1.5), (2, 1), (6, 1.5, 1.5, 1.5), (1, 1), (8, 2), (3, 1, 1, 1, 1, 1), (4, 3))
 _INK, _GRID, _PAPER, _SOFT = "#101112", "#d8d9da", "#fdfdfe", "#8b8c8d"
 
-_SETTINGS: dict[Any, Any] = {
+_SETTINGS: dict[str, object] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -15,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from sklearn.model_selection import StratifiedGroupKFold
 
-from napari_lrmil.atomic import replacing
+from napari_lrmil.atomic import replacing, write_csv
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.slide.files import DICOM_SUFFIX, SLIDE_SUFFIXES, TIFF_SUFFIXES
 from training.data.splits import make_splits, some
@@ -217,14 +215,13 @@ def write_table(
         raise ConfigError(f"no slide is left for the table; {'; '.join(notes)}")
     paths = [found[entry.slide_id] or slides.expected(entry, suffix) for entry in entries]
     optional = [name for name in ("site", "fold") if any(getattr(entry, name) for entry in entries)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide_id", "path", "patient_id", "label", *optional])
-    for entry, path in zip(entries, paths, strict=True):
-        cells = [entry.slide_id, _path_text(path, out), entry.patient_id, entry.label]
-        writer.writerow(cells + [getattr(entry, name) for name in optional])
+    cells = (
+        [entry.slide_id, _path_text(path, out), entry.patient_id, entry.label]
+        + [getattr(entry, name) for name in optional]
+        for entry, path in zip(entries, paths, strict=True)
+    )
     with replacing(out) as scratch:
-        scratch.write_text(text.getvalue(), encoding="utf-8", newline="\n")
+        write_csv(scratch, ["slide_id", "path", "patient_id", "label", *optional], cells)
         try:
             rows = read_table(scratch)
         except ConfigError as error:
