@@ -23,8 +23,8 @@ from napari_lrmil._viewer.background import Steps
 from napari_lrmil._viewer.docks.annotations.presenter import RegionsPresenter
 from napari_lrmil._viewer.docks.annotations.table import RegionTable
 from napari_lrmil._viewer.docks.annotations.wording import RegionsPanel
+from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.qt.dock import DockedWidget
 from napari_lrmil._viewer.window import Change, Controller
 
 _SOON_MS, _THROTTLE_MS = 0, 120
