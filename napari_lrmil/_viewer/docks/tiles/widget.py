@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from qtpy.QtCore import QSize, Qt, Signal
@@ -210,7 +211,7 @@ class TilesWidget(DockedWidget):
             self.size_px.valueChanged.connect(tiles.show_size)
             tiles.wanted.connect(presenter.go_to)
         for key, by in ((NEXT_KEY, 1), (PREVIOUS_KEY, -1)):
-            self.canvas.bind_key(key, lambda by=by: self._step(by))
+            self.canvas.bind_key(key, partial(self._step, by))
         self.ending.callback(self.canvas.clear_tile_mark)
 
     def _step(self, by: int) -> None:
