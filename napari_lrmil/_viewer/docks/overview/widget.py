@@ -19,7 +19,6 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
-
 from superqt.utils import QSignalThrottler
 
 from napari_lrmil._viewer.canvas import Area, DrawnHeatmap
