@@ -235,10 +235,10 @@ def test_broken_import_and_replacing_are_told(
     assert "JSON" in dock.error.text()
     add(qtbot, dock, "rectangle", RECTANGLE)
     monkeypatch.setattr(module.QFileDialog, "getSaveFileName", lambda *_, **__: (str(broken), ""))
-    monkeypatch.setattr(module.QMessageBox, "question", lambda *_: QMessageBox.StandardButton.No)
+    monkeypatch.setattr(QMessageBox, "question", lambda *_: QMessageBox.StandardButton.No)
     qtbot.mouseClick(dock.export_button, LEFT)
     assert broken.read_text(encoding="utf-8") == "[1, 2"
-    monkeypatch.setattr(module.QMessageBox, "question", lambda *_: QMessageBox.StandardButton.Yes)
+    monkeypatch.setattr(QMessageBox, "question", lambda *_: QMessageBox.StandardButton.Yes)
     qtbot.mouseClick(dock.export_button, LEFT)
     qtbot.waitUntil(lambda: "exported" in dock.status.text(), timeout=10_000)
     assert len(json.loads(broken.read_text(encoding="utf-8"))["features"]) == 1
@@ -275,6 +275,21 @@ def test_edit_in_the_list(viewer: Any, dock: AnnotationsWidget, qtbot: Any, smal
     now.layers.shapes.remove_selected()  # as the Delete key does on the canvas
     qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 2, timeout=5_000)
     assert dock.undo.isEnabled()
+
+
+def test_tools_follow_the_layer_list(
+    viewer: Any, dock: AnnotationsWidget, qtbot: Any, small_slide: Path
+) -> None:
+    open_slide(viewer, small_slide)
+    ready(qtbot, dock)
+    qtbot.mouseClick(dock.tools["rectangle"], LEFT)
+    (layer,) = [each for each in viewer.layers if ANNOTATIONS_KEY in each.metadata]
+    layer.mode = "add_ellipse"  # by napari's button or key
+    assert dock.tools["ellipse"].isChecked()
+    viewer.layers.selection.active = next(each for each in viewer.layers if each.name == "small")
+    assert dock.tools["pan"].isChecked()
+    viewer.layers.selection.active = layer
+    assert dock.tools["ellipse"].isChecked()
 
 
 def test_outlines_stay_as_thick_on_the_screen(
