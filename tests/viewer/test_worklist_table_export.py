@@ -19,6 +19,7 @@ from napari_lrmil._viewer.docks.worklist import WorklistWidget, worklist_dock
 from napari_lrmil._viewer.docks.worklist.saving import TableRequest, TableSaving, table_steps
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.cache import ResultCache, result_key, summarise
+from napari_lrmil.export.tables import folder_columns
 from napari_lrmil.model.bundle import load_info
 from napari_lrmil.worklist import Status, Worklist, WorklistError
 
@@ -100,6 +101,8 @@ def test_every_slide_of_the_list_has_a_row(tmp_path: Path, bundle_dir: Path) -> 
     assert saving.panel().can_save
     assert len(changes) == 6
     rows = rows_of(folder / "predictions.csv")
+    assert list(rows[0]) == folder_columns(info.class_names)  # as `lrmil predict --out` has them
+    assert [row["status"] for row in rows] == ["ok", "ok", "", "failed"]
     assert [row["slide"] for row in rows] == ["slide aaaaaaaa", "slide bbbbbbbb", "slide 3", "slide 4"]
     assert [row["label"] for row in rows] == ["lesion", "benign", "", ""]
     assert [row["p_lesion"] for row in rows] == ["0.8", "0.25", "", ""]
