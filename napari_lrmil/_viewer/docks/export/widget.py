@@ -10,11 +10,11 @@ from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QMessageBox, QProgressBar, QPushButton
 
+from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.export.formats import FORMATS, Format, Options
 from napari_lrmil._viewer.docks.export.panel import ExportPanel
 from napari_lrmil._viewer.docks.export.presenter import ExportPresenter
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.qt.dock import DockedWidget
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import Change, Controller
 
