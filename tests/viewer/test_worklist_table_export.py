@@ -102,7 +102,7 @@ def test_every_slide_of_the_list_has_a_row(tmp_path: Path, bundle_dir: Path) -> 
     assert len(changes) == 6
     rows = rows_of(folder / "predictions.csv")
     assert list(rows[0]) == folder_columns(info.class_names)  # as `lrmil predict --out` has them
-    assert [row["status"] for row in rows] == ["ok", "ok", "", "failed"]
+    assert [row["status"] for row in rows] == ["demonstration", "demonstration", "", "failed"]
     assert [row["slide"] for row in rows] == ["slide aaaaaaaa", "slide bbbbbbbb", "slide 3", "slide 4"]
     assert [row["label"] for row in rows] == ["lesion", "benign", "", ""]
     assert [row["p_lesion"] for row in rows] == ["0.8", "0.25", "", ""]
