@@ -119,7 +119,8 @@ def predictions(draw: st.DrawFn) -> SlidePrediction:
         size = math.prod(wanted)
         return np.array(draw(st.lists(values, min_size=size, max_size=size))).reshape(wanted)
 
-    place = st.tuples(number, number)
+    length = st.floats(-1e9, 1e9)
+    place = st.tuples(length, length)
     stated = draw(st.booleans())
     return SlidePrediction(
         slide_name=draw(name),
