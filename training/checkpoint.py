@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from safetensors import SafetensorError
 from torch import nn
 
-from training.run_dir import load_numbers, load_tensors, save_tensors
+from training.files import load_numbers, load_tensors, save_tensors
 
 _CHECKPOINT_FORMAT = 1
 
@@ -60,7 +60,12 @@ class FitState:
         self.best = copy.deepcopy(model.state_dict())
         self.history: list[dict[str, float]] = []
 
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether so many epochs brought no better score; never where `patience` is None."""
+        return patience is not None and self.epoch - 1 - self.best_epoch >= patience
+
     def finish_epoch(self, metrics: dict[str, float], score: tuple[float, ...]) -> None:
+        """Note an epoch, and keep its weights where they are the best so far."""
         self.history.append({"epoch": float(self.epoch)} | metrics)
         if score > self.best_score:
             self.best_epoch, self.best_score = self.epoch, score
