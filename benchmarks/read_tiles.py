@@ -1,8 +1,8 @@
 """Tiles a second of each slide reader, against the rate of the JPEG codec alone.
 
-    python benchmarks/read_tiles.py [--turns 3] [--threads 2]
+    python -m benchmarks.read_tiles [--turns 3] [--threads 2]
 
-All read the same 256 px tiles at the low resolution (level 1) of one generated slide (see `_slides.py`), each turn
+All read the same 256 px tiles at the low resolution (level 1) of one generated slide (see `slides.py`), each turn
 with a new handle and empty caches, the readers taking turns so that a busy moment of the machine hits all of them.
 """
 
@@ -24,11 +24,11 @@ import imagecodecs
 import numpy as np
 import openslide
 import tifffile
-from _slides import DOWNSAMPLES, SIDE_PX, TILE_PX, bench_slide
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.slides import DOWNSAMPLES, SIDE_PX, TILE_PX, bench_slide
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, iter_tiles, make_tile_grid, read_tile
 from napari_lrmil.slide.cache import shared_cache
 

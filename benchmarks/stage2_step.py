@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,11 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_lrmil.model.mil import MILOutput, MILSpec, build_mil
-from training.config import MILSection, Stage2Section
 from training.data.bags import parents_in_bag
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles
 from training.losses import attention_kl, bag_kl, guided_attention, hard_instance_loss
+from training.stages.distill_slides import Stage2Section
+from training.stages.heads import MILSection
 
 EMBED_DIM, RATIO, N_CLASSES = 768, 4, 2
 TARGET = 1.3
@@ -43,7 +45,8 @@ class Slide:
         lr_places = np.argwhere(np.ones((edge, edge), bool))[:n_lr]
         offsets = np.argwhere(np.ones((RATIO, RATIO), bool))
         hr_places = (lr_places[:, None] * RATIO + offsets).reshape(-1, 2)
-        self.tiles = SlideTiles(SlideRow("slide", None, "patient", "1"), (edge, edge), lr_places, hr_places)  # type: ignore[arg-type]
+        row = SlideRow("slide", Path("slide.tif"), "patient", "1")  # never opened
+        self.tiles = SlideTiles(row, (edge, edge), lr_places, hr_places)
         self.instances = torch.randn(n_lr, EMBED_DIM, generator=generator)
         self.teacher_scores = torch.softmax(torch.randn(len(hr_places), generator=generator), dim=0)
         self.teacher_logits = torch.randn(N_CLASSES, generator=generator)
@@ -104,7 +107,7 @@ class Head:
         if not bool(torch.isfinite(loss)):
             raise RuntimeError("the loss isn't finite")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
         self.optimizer.step()
         return time.perf_counter() - started

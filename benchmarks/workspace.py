@@ -1,14 +1,13 @@
 """How quickly the workspace answers: slide after slide of a worklist, cached results, a batch beside it, memory.
 
-    xvfb-run -a -s "-screen 0 1920x1200x24" python benchmarks/workspace.py [--slides 50] [--json OUT]
+    xvfb-run -a -s "-screen 0 1920x1200x24" python -m benchmarks.workspace [--slides 50] [--json OUT]
 
-One real window, in one run. The slides are 50 names of one generated 40,960 px slide (see `_slides.py`), so each opens,
+One real window, in one run. The slides are 50 names of one generated 40,960 px slide (see `slides.py`), so each opens,
 draws and closes as a real one does, from the page cache. The batch classifies further slides of 16,384 px meanwhile.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -17,32 +16,26 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
-from _slides import SIDE_PX, bench_slide
 from rich.console import Console
 from rich.table import Table
 
-WINDOW_XY = (1600, 1000)
+from benchmarks.memory import peak_bytes
+from benchmarks.options import parse_with_display, window_parser
+from benchmarks.slides import bench_slide
+from benchmarks.window import WINDOW_XY, Took, Watch, find_canvas
+
 BATCH_SIDE_PX, N_BATCH = 16_384, 6
 N_LISTED, N_MOVES = 1000, 30
 WARM_SLIDES = 10
 SLIDE_S, CACHED_S, BLOCK_S, FLAT_MB = 1.0, 0.5, 0.1, 1.0
-_QUIET_S, _GIVEN_UP_S = 0.15, 8.0
-
-
-@dataclass
-class Took:
-    """Seconds from the action on: until each thing was on the screen, and each pause of the event loop."""
-
-    shown: dict[str, float] = field(default_factory=dict)
-    blocks: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -64,74 +57,6 @@ class Results:
     batch_step_blocks: list[float] = field(default_factory=list)
     peak_mb: float = 0.0
     load: tuple[float, ...] = ()
-
-
-class Watch:
-    """Watches a widget being painted, and how long the event loop stands still between two turns."""
-
-    def __init__(self, *widgets: Any) -> None:
-        from qtpy.QtCore import QEvent, QObject, Qt, QTimer
-
-        watch = self
-
-        class Filter(QObject):
-            def eventFilter(self, watched: Any, event: Any) -> bool:
-                if event.type() == QEvent.Type.Paint:
-                    watch.paints += 1
-                return False
-
-        self.paints = 0
-        self._filter = Filter()
-        for widget in widgets:
-            widget.installEventFilter(self._filter)
-        self._beat = QTimer()
-        self._beat.setTimerType(Qt.TimerType.PreciseTimer)
-        self._beat.setInterval(1)
-        self._single_shot = QTimer.singleShot
-
-    def run(
-        self,
-        action: Callable[[], None],
-        until: Mapping[str, Callable[[], bool]],
-        *,
-        least_s: float = 0.0,
-        quiet_s: float = _QUIET_S,
-    ) -> Took:
-        """Act, and wait until each condition held and was painted, and nothing has been painted for a while."""
-        from qtpy.QtCore import QEventLoop
-
-        took, loop = Took(), QEventLoop()
-        held: dict[str, int] = {}
-        state = {"start": 0.0, "last": 0.0, "painted": 0.0, "seen": 0}
-
-        def begin() -> None:
-            state["start"] = state["last"] = state["painted"] = time.perf_counter()
-            self._beat.start()
-            action()
-
-        def turn() -> None:
-            now = time.perf_counter()
-            took.blocks.append(now - state["last"])
-            state["last"] = now
-            for name, condition in until.items():
-                if name not in held and condition():
-                    # What made it hold asked for the painting; where that was done in the same turn, it counts.
-                    held[name] = self.paints if self.paints == state["seen"] else self.paints - 1
-                if name in held and name not in took.shown and self.paints > held[name]:
-                    took.shown[name] = now - state["start"]
-            if self.paints != state["seen"]:
-                state["seen"], state["painted"] = self.paints, now
-            done = len(took.shown) == len(until) and now - state["painted"] > quiet_s
-            if (done and now - state["start"] > least_s) or now - state["start"] > _GIVEN_UP_S:
-                loop.quit()
-
-        state["seen"] = self.paints
-        self._beat.timeout.connect(turn)
-        self._single_shot(0, begin)
-        loop.exec_() if hasattr(loop, "exec_") else loop.exec()
-        self._beat.stop()
-        self._beat.timeout.disconnect(turn)
-        return took
 
 
 @contextmanager
@@ -156,7 +81,7 @@ def slide_folders(folder: Path, n_slides: int, side_px: int) -> Iterator[tuple[P
 
 
 def run(many: Path, few: Path, n_slides: int, bundle: str) -> Results:
-    """All of it, in one window."""
+    """Measure everything in one window."""
     warnings.filterwarnings("ignore", message="System theme detection")
     from napari_lrmil._viewer.model_imports import import_models
 
@@ -166,10 +91,10 @@ def run(many: Path, few: Path, n_slides: int, bundle: str) -> Results:
     from qtpy.QtTest import QTest
     from qtpy.QtWidgets import QApplication
 
+    from napari_lrmil._viewer.docks.classify.panel import State
+    from napari_lrmil._viewer.docks.worklist import worklist_dock
     from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
-    from napari_lrmil._viewer.panel import State
     from napari_lrmil._viewer.session import dock_widget
-    from napari_lrmil._viewer.worklist import worklist_dock
     from napari_lrmil.slide.cache import shared_cache
 
     results = Results(load=os.getloadavg())
@@ -179,7 +104,7 @@ def run(many: Path, few: Path, n_slides: int, bundle: str) -> Results:
     main, worklist = dock_widget(viewer), worklist_dock(viewer)
     controller, presenter, table = main.controller, worklist.presenter, worklist.table
     window = main.window()
-    (canvas,) = [each for each in QApplication.allWidgets() if "CanvasBackend" in type(each).__name__]
+    canvas = find_canvas()
     watch, list_watch = Watch(canvas), Watch(table.viewport())
     watch.run(canvas.update, {}, least_s=1.0)
 
@@ -200,7 +125,7 @@ def run(many: Path, few: Path, n_slides: int, bundle: str) -> Results:
         slide = controller.slide
         return any(layer.metadata.get(key) is slide and layer.visible for layer in viewer.layers)
 
-    def step(key: Any, *, result: bool = False) -> Took:
+    def step(key: tuple[object, ...], *, result: bool = False) -> Took:
         before = controller.slide
         until = {"slide": lambda: controller.slide is not before and shown(SLIDE_KEY)}
         if result:
@@ -208,6 +133,9 @@ def run(many: Path, few: Path, n_slides: int, bundle: str) -> Results:
                 controller.slide is not before and controller.result is not None and shown(HEATMAP_KEY)
             )
         return watch.run(lambda: QTest.keyClick(window, *key), until)
+
+    def is_chosen(row: int) -> bool:
+        return bool(table.currentIndex().row() == row)
 
     def memory_mb() -> float:
         return float(process.memory_info().rss) / 1e6
@@ -228,7 +156,7 @@ def run(many: Path, few: Path, n_slides: int, bundle: str) -> Results:
     for at in range(1, N_MOVES):
         took = list_watch.run(
             lambda: QTest.keyClick(table, Qt.Key.Key_Down),
-            {"row": lambda at=at: table.currentIndex().row() == at},
+            {"row": partial(is_chosen, at)},
             quiet_s=0.05,
         )
         results.select.append(took.shown["row"])
@@ -267,12 +195,7 @@ def run(many: Path, few: Path, n_slides: int, bundle: str) -> Results:
             results.batch_step_blocks.append(max(took.blocks))
             results.batch_idle_blocks += watch.run(lambda: None, {}, least_s=0.5).blocks
     presenter.cancel()
-    results.peak_mb = psutil.Process().memory_info().rss / 1e6
-    if sys.platform != "win32":
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        results.peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    results.peak_mb = peak_bytes() / 1e6
     viewer.close()
     return results
 
@@ -337,17 +260,10 @@ def table_of(results: Results) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = window_parser(__doc__)
     parser.add_argument("--slides", type=int, default=50)
-    parser.add_argument(
-        "--slide-px", type=int, default=SIDE_PX, help="a multiple of 4,096; small for a trial"
-    )
-    parser.add_argument("--folder", type=Path, help="where the generated slides are kept")
     parser.add_argument("--bundle", default="demo")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all values here, too")
-    options = parser.parse_args(arguments)
-    if sys.platform.startswith("linux") and "DISPLAY" not in os.environ:
-        parser.error("there is no display: run it through xvfb-run, as the first lines of --help show")
+    options = parse_with_display(parser, arguments)
     os.environ["NAPARI_CONFIG"] = ""  # default settings of napari, and none are kept
     folder = options.folder or Path(tempfile.gettempdir()) / "lrmil-bench"
     with (

@@ -2,7 +2,7 @@
 
     python scripts/gallery.py [docs/screenshots] [--only main worklist]
 
-Real windows (`_gallery_scenes.py`), with generated slides and the demonstration model (`_gallery_files.py`). Without a
+Real windows (`gallery_scenes.py`), with generated slides and the demonstration model (`gallery_files.py`). Without a
 display it starts itself under xvfb-run.
 """
 
@@ -56,8 +56,8 @@ def make_gallery(out: Path, names: list[str]) -> None:
     from napari_lrmil._viewer.model_imports import import_models
 
     import_models()  # before anything draws; see there
-    from _gallery_files import make_files
-    from _gallery_scenes import PICTURES, Stage, dismiss_notices
+    from gallery_files import make_files
+    from gallery_scenes import PICTURES, Stage
 
     if unknown := set(names) - {each.name for each in PICTURES}:
         raise SystemExit(
@@ -79,7 +79,7 @@ def make_gallery(out: Path, names: list[str]) -> None:
                 each.draw(stage)
                 if not each.name.startswith("worklist"):  # whose slide at work would be done by then
                     stage.settle()
-                    dismiss_notices(stage)
+                    stage.dismiss_notices()
                     stage.settle(0.2)
                 data = shrink(stage.grab())
             finally:

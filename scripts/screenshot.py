@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import napari
@@ -17,6 +18,7 @@ from qtpy.QtWidgets import QApplication, QDialog, QWidget
 
 from napari_lrmil._viewer.session import dock_widget, open_slide_with_result
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.terminal import print_error
 
 SETTLE_S = 1.5
 """How long after the result the window may still draw: tiles come in, notices fade, docks find their size."""
@@ -39,10 +41,11 @@ def settle(seconds: float = SETTLE_S) -> None:
         time.sleep(0.01)
 
 
-def dismiss_notices(window: QWidget) -> None:
-    """Close napari's pop-ups: they lie over the scale bar."""
+def dismiss_notices(window: QWidget, keep: Sequence[QWidget] = ()) -> None:
+    """Close napari's pop-ups, but for those to keep: they lie over the scale bar."""
     for dialog in window.findChildren(QDialog):
-        dialog.close()
+        if dialog not in keep:
+            dialog.close()
 
 
 def take_screenshot(
@@ -94,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--theme", default="dark", choices=["dark", "light"])
     options = parser.parse_args(arguments)
     if not options.slide.exists():  # before a window opens for nothing
-        print(f"error: no such slide: {options.slide}", file=sys.stderr)
+        print_error(f"no such slide: {options.slide}")
         return 1
     try:
         label = take_screenshot(
@@ -106,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
             theme=options.theme,
         )
     except LRMILError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     print(f"{options.slide.name}: {label}; window saved to {options.out}")
     return 0

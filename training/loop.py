@@ -160,7 +160,7 @@ def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> Fi
                 loss = trainer.step(batches, sums, n_batches, advance)
                 n_batches += len(batches)
                 log("step/loss", loss, state.step)
-                log("step/learning_rate", schedule.get_last_lr()[0], state.step)
+                log("step/learning_rate", float(schedule.get_last_lr()[0]), state.step)
                 state.step += 1
             model.eval()
             metrics = sums.means(fabric) | task.validate()
@@ -222,7 +222,7 @@ class _Trainer(Generic[T]):
                 losses = task.losses(self._wrapped, batch)
                 if not torch.isfinite(losses["loss"]):
                     names = task.names(batch, losses)
-                    raise self._diverged("loss", float(losses["loss"]), names, n_before + place)
+                    raise self._diverged("loss", float(losses["loss"].detach()), names, n_before + place)
                 fabric.backward(losses["loss"] * (share / size))
             losses = {name: value.detach() for name, value in losses.items()}
             sums.add(losses, share)
@@ -279,10 +279,12 @@ class _Sums:
 
     def means(self, fabric: Fabric) -> dict[str, float]:
         """Of all processes, by column."""
-        return {
-            f"train_{name}": float(fabric.all_reduce(value, reduce_op="mean")) / self._weight
-            for name, value in self._sums.items()
-        }
+        means = {}
+        for name, value in self._sums.items():
+            mean = fabric.all_reduce(value, reduce_op="mean")
+            assert isinstance(mean, Tensor)
+            means[f"train_{name}"] = float(mean) / self._weight
+        return means
 
 
 def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -17,17 +17,17 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
+from rich.markup import escape
 from torch import Tensor, nn
 
-from napari_lrmil.errors import LRMILError
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.slide import Slide, TileSpec, find_tissue_tiles, iter_tiles
+from napari_lrmil.terminal import errors_as_messages
 from training.checkpoint import Files
 from training.cohort import TILE_ATTRIBUTES, CohortConfig, generate_cohort, read_truth, tile_truth
-from training.loop import fit
+from training.files import save_tensors
+from training.loop import Recipe, Session, Task, fit
 from training.progress import Reporter
-from training.run_dir import save_tensors
 from training.runtime import Runtime
 
 PRETRAINING_SEED = 900_001
@@ -49,7 +49,8 @@ class Examples(NamedTuple):
 def load_examples(slide_paths: list[Path], spec: TileSpec, reporter: Reporter) -> Examples:
     """Every tissue tile of generated slides with its attributes, not standardised yet."""
     keep = [index for index, name in enumerate(TILE_ATTRIBUTES) if name not in _LEFT_OUT]
-    tiles, attributes = [], []
+    tiles: list[NDArray[np.uint8]] = []
+    attributes: list[NDArray[np.float32]] = []
     for path in reporter.track(slide_paths, "Reading tiles", len(slide_paths)):
         with Slide(path) as slide:
             found = find_tissue_tiles(slide, spec, min_tissue=0.25)
@@ -126,24 +127,17 @@ def pretrain(
             ]
         return {"val_loss": float(np.mean(losses))}
 
-    fit(
-        model,
-        fabric=Runtime("cpu").head_fabric,
-        epochs=epochs,
+    task = Task(
         batches=batches,
         steps_per_epoch=len(train.tiles) // batch_size,
-        loss_of=loss_of,
-        names_of=lambda batch, losses: "a batch of generated tiles",
+        losses=loss_of,
         validate=validate,
         score=lambda metrics: (-metrics["val_loss"],),
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        seed=seed,
-        warmup=True,
-        files=Files(metrics_csv=metrics_csv),
-        reporter=reporter,
-        description="Pretraining",
+        names=lambda batch, losses: "a batch of generated tiles",
     )
+    recipe = Recipe(epochs=epochs, learning_rate=1e-3, weight_decay=0.05, seed=seed, warmup=True)
+    session = Session(Runtime("cpu").head_fabric, Files(metrics_csv=metrics_csv), reporter, "Pretraining")
+    fit(model, task, recipe, session)
     return encoder
 
 
@@ -165,7 +159,7 @@ def main(
 ) -> None:
     """Train the demo's teacher encoder on generated slides and write its weights (float16)."""
     reporter = Reporter()
-    try:
+    with errors_as_messages():
         config = CohortConfig(n_unlabelled=slides, n_train=0, n_val=0, n_test=0)
         with reporter.bar("Generating slides", slides) as advance:
             done = 0
@@ -200,10 +194,7 @@ def main(
         save_tensors(
             out, {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
         )
-        reporter.say(f"Encoder: {out}")
-    except LRMILError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        reporter.say(f"Encoder: {escape(str(out))}")
 
 
 if __name__ == "__main__":

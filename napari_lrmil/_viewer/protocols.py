@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from napari_lrmil._viewer.panel import Panel
+from napari_lrmil._viewer.docks.classify.panel import Panel
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:
-    from napari_lrmil._viewer.controller import Controller
+    from napari_lrmil._viewer.window import Controller
     from napari_lrmil.model.bundle import ModelBundle
     from napari_lrmil.predict import PredictProgress, SlidePrediction
 
@@ -27,7 +27,7 @@ class ComputeError(LRMILError):
     """The device failed in the middle of a slide."""
 
 
-class ClassifyWorker(GeneratorWorker):  # type: ignore[misc]  # napari is untyped here
+class ClassifyWorker(GeneratorWorker):
     """`predict_slide` in a thread; quitting closes it there, with the threads that it reads tiles with."""
 
     def __init__(self, slide: Slide, bundle: ModelBundle, device: str) -> None:

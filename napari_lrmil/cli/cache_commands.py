@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from napari_lrmil.cli import console
-from napari_lrmil.cli.console import CacheDirOption, errors_as_messages
+from napari_lrmil.cli.console import CacheDirOption
+from napari_lrmil.terminal import errors_as_messages
 
 _GB = 10**9
 

@@ -1,17 +1,12 @@
-"""Where the command line writes, and how errors look there."""
+"""Where `lrmil` writes, and the options that several of its commands take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-
-from napari_lrmil.errors import LRMILError
 
 out = Console()
 err = Console(stderr=True)
@@ -31,18 +26,3 @@ CacheDirOption = Annotated[
         show_default=False,
     ),
 ]
-
-
-@contextmanager
-def errors_as_messages() -> Iterator[None]:
-    """One line in place of a traceback for errors that a user can cure; exit status 1."""
-    try:
-        yield
-    except LRMILError as error:
-        tell_error(str(error))
-        raise typer.Exit(1) from error
-
-
-def tell_error(text: str) -> None:
-    """An error on the error stream, uncut."""
-    err.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)

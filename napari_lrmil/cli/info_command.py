@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from napari_lrmil.cli import console
-from napari_lrmil.cli.console import MppOption, errors_as_messages
+from napari_lrmil.cli.console import MppOption
+from napari_lrmil.terminal import errors_as_messages
 
 
 def info(

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from napari_lrmil.cli import console
-from napari_lrmil.cli.console import CacheDirOption, MppOption, errors_as_messages, tell_error
+from napari_lrmil.cli.console import CacheDirOption, MppOption
 from napari_lrmil.cli.results import (
     ERRORS_NAME,
     MAX_ROWS,
@@ -24,6 +24,7 @@ from napari_lrmil.cli.results import (
     unique_stems,
 )
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.terminal import errors_as_messages, print_error
 
 if TYPE_CHECKING:
     from napari_lrmil.batch import BatchEvent
@@ -114,7 +115,7 @@ def predict(
         except KeyboardInterrupt:
             stopped = True
         except LRMILError as error:  # the run's, not a slide's: what is done stays
-            tell_error(str(error))
+            print_error(error)
             lost = True
         if outcome.done or outcome.failed:
             if out is not None:
@@ -246,7 +247,7 @@ def _show(outcome: Outcome, info: BundleInfo, out: Path | None) -> None:
         )
     if outcome.failed:
         for path, text in outcome.failed.items():
-            tell_error(text if path.name in text else f"{path.name}: {text}")
+            print_error(text if path.name in text else f"{path.name}: {text}")
         where = f" They are listed in {out / ERRORS_NAME}." if out is not None else ""
         console.err.print(
             f"{len(outcome.failed)} of {len(outcome.stems)} slides failed.{where}",

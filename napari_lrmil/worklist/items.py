@@ -47,6 +47,8 @@ class WorklistItem:
     unsure, ood : bool
         More than one class is left, and out of the training's distribution.
     verdict : 'agree', 'disagree', 'unsure' or None
+    saving : bool
+        Whether verdict or note are not on the disk yet.
     note, error : str
     mpp : float or None
         µm per level-0 pixel where a table gives it.
@@ -66,6 +68,7 @@ class WorklistItem:
     unsure: bool = False
     ood: bool = False
     verdict: Verdict | None = None
+    saving: bool = False
     note: str = ""
     error: str = ""
     mpp: float | None = None
@@ -80,13 +83,12 @@ class WorklistItem:
         return self.verdict is not None and self.label is not None and self.judged_label != self.label
 
 
-RESTING = (Status.NEW, Status.DONE, Status.REVIEWED)
-
-
 def settled(item: WorklistItem) -> WorklistItem:
-    """With the status that result and verdict give. A verdict on another label isn't one on this."""
+    """With the status that result, error and verdict give. A verdict on another label isn't one on this."""
     if item.verdict is not None and not item.verdict_outdated:
         status = Status.REVIEWED
+    elif item.error:
+        status = Status.FAILED
     else:
         status = Status.NEW if item.label is None else Status.DONE
     return replace(item, status=status)

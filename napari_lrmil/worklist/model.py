@@ -9,7 +9,6 @@ from pathlib import Path
 from napari_lrmil.cache import ResultCache, ResultSummary
 from napari_lrmil.worklist.errors import WorklistError
 from napari_lrmil.worklist.items import (
-    RESTING,
     STATUS_RANK,
     Order,
     Status,
@@ -25,7 +24,8 @@ from napari_lrmil.worklist.reviews import VERDICTS, Review, ReviewFile, Verdict
 class Worklist:
     """Slides in the order of their names, and what is known of each.
 
-    For one thread: workers hand over what they find.
+    For one thread: workers hand over what they find. Verdicts are noted here (`note_verdict`) and may be written by
+    another thread (`reviews.write_waiting`).
 
     Parameters
     ----------
@@ -173,10 +173,13 @@ class Worklist:
             )
             self._keep(settled(bare))
 
-    def set_verdict(
+    def note_verdict(
         self, path: Path, verdict: Verdict | None, note: str | None = None, *, reviewer: str = ""
     ) -> WorklistItem:
-        """Keep what the reviewer says of a slide; when this returns it is on the disk.
+        """Take in what the reviewer says of a slide, in memory, at once.
+
+        The item is `saving` until `reviews.write_waiting` has brought it to the disk, which any thread may do, and
+        `verdicts_written` has been called here.
 
         Parameters
         ----------
@@ -190,12 +193,11 @@ class Worklist:
         Raises
         ------
         WorklistError
-            Where it can't be kept; nothing changes then.
         """
         if verdict is not None and verdict not in VERDICTS:
             raise WorklistError(f"{verdict!r} is no verdict; there are {', '.join(VERDICTS)}")
         item = self[path]
-        self.reviews.append(
+        self.reviews.add(
             Review(
                 slide=self.reviews.relative(path),
                 verdict=verdict,
@@ -206,22 +208,63 @@ class Worklist:
                 reviewer=reviewer,
             )
         )
-        reviewed = self._with_review(item)
-        return self._keep(reviewed if item.status in (Status.QUEUED, Status.RUNNING) else settled(reviewed))
+        return self._keep(self._reviewed(item))
+
+    def verdicts_written(self) -> list[WorklistItem]:
+        """Take in what became of the verdicts that were `saving`; one that could not be kept is no longer there.
+
+        Returns
+        -------
+        list of WorklistItem
+            Those that are on the disk now, or are as they were before.
+        """
+        settled_now = []
+        for item in list(self):
+            if item.saving and not self.reviews.is_waiting(item.path):
+                settled_now.append(self._keep(self._reviewed(item)))
+        return settled_now
+
+    def set_verdict(
+        self, path: Path, verdict: Verdict | None, note: str | None = None, *, reviewer: str = ""
+    ) -> WorklistItem:
+        """`note_verdict`, and wait until it is on the disk, for callers that no window waits for.
+
+        Raises
+        ------
+        WorklistError
+            Where it can't be kept; nothing changes then.
+        """
+        self.note_verdict(path, verdict, note, reviewer=reviewer)
+        errors = self.reviews.write_waiting()
+        self.verdicts_written()
+        if errors:
+            raise errors[-1]
+        return self[path]
 
     def reload_reviews(self) -> None:
         """Read the verdicts again: another program may have added some."""
         self.reviews.reload()
         for item in list(self):
-            reviewed = self._with_review(item)
-            self._keep(settled(reviewed) if item.status in RESTING else reviewed)
+            self._keep(self._reviewed(item))
+
+    def _reviewed(self, item: WorklistItem) -> WorklistItem:
+        """With the verdict on this slide and the status that it gives; a verdict stops no work."""
+        reviewed = self._with_review(item)
+        return reviewed if item.status in (Status.QUEUED, Status.RUNNING) else settled(reviewed)
 
     def _with_review(self, item: WorklistItem) -> WorklistItem:
         """With the verdict on this slide, if its file is still the one that was judged."""
-        review = self.reviews.latest.get(self.reviews.relative(item.path))
+        saving = self.reviews.is_waiting(item.path)  # asked first: one that fails just now is looked up again
+        review = self.reviews.latest(item.path)
         if review is None or differ(review.fingerprint, item.fingerprint):
-            return replace(item, verdict=None, note="", judged_label=None)
-        return replace(item, verdict=review.verdict, note=review.note, judged_label=review.label_shown)
+            return replace(item, verdict=None, note="", judged_label=None, saving=saving)
+        return replace(
+            item,
+            verdict=review.verdict,
+            note=review.note,
+            judged_label=review.label_shown,
+            saving=saving,
+        )
 
     def _keep(self, item: WorklistItem) -> WorklistItem:
         self._items[item.path] = item

@@ -1,4 +1,4 @@
-"""The reviewer's verdicts, one JSON line each, in a file beside the slides. Lines are only ever added."""
+"""The reviewer's verdicts and notes, one JSON line each, in a file beside the slides. Lines are only ever added."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,7 +28,8 @@ DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
 Verdict = Literal["agree", "disagree", "unsure"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
-_LOCK_S = 5.0
+LOCK_WAIT_S = 5.0
+"""How long a writer waits for another program to let go of the file."""
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -61,10 +64,15 @@ class Review:
 
 
 class ReviewFile:
-    """The verdicts of a folder.
+    """The reviews of a folder.
 
     Where the folder can't be written, a file in the user's data folder takes its place, found again by the
     folder's path; `where` says which. Programs may share the file.
+
+    A review is noted (`add`, memory alone, at once) and then written (`write_waiting`, up to seconds where another
+    program holds the file). Any thread may do either while others read: `latest` has a review from the moment it is
+    noted, and no order of calls loses one. Until `write_waiting` has returned it is in memory alone: call it once
+    more before the program ends.
 
     Parameters
     ----------
@@ -78,7 +86,13 @@ class ReviewFile:
         self.fallback = _fallback(folder)
         self.where = self.beside
         self.problems: list[str] = []
-        self.latest: dict[str, Review] = {}
+        self._memory = threading.Lock()
+        """Held for a look or a change, never while a disk works."""
+        self._writing = threading.Lock()
+        """Held while lines are written, so that they come in the order in which they were noted."""
+        self._kept: dict[str, Review] = {}
+        self._written: list[Review] = []
+        self._waiting: deque[Review] = deque()
         self.reload()
 
     def reload(self) -> None:
@@ -89,14 +103,33 @@ class ReviewFile:
         WorklistError
             Where a file is there that can't be read.
         """
-        self.problems = []
-        self.latest = {}
+        with self._memory:
+            n_written = len(self._written)
+        problems: list[str] = []
+        found: dict[str, Review] = {}
         for path in (self.beside, self.fallback):
-            for review in self._read(path):
-                known = self.latest.get(review.slide)
+            for review in _read(path, problems):
+                known = found.get(review.slide)
                 # Within a file the last line counts, whatever the clocks said; between files, the later time.
                 if known is None or path == self.beside or review.time >= known.time:
-                    self.latest[review.slide] = review
+                    found[review.slide] = review
+        with self._memory:
+            # Lines that came while the files were read.
+            found |= {review.slide: review for review in self._written[n_written:]}
+            self._kept, self.problems = found, problems
+
+    def latest(self, slide_path: Path) -> Review | None:
+        """The latest review of a slide, one that waits to be written included."""
+        slide = self.relative(slide_path)
+        with self._memory:
+            waiting = (review for review in reversed(self._waiting) if review.slide == slide)
+            return next(waiting, self._kept.get(slide))
+
+    def is_waiting(self, slide_path: Path) -> bool:
+        """Whether a review of a slide is in memory alone."""
+        slide = self.relative(slide_path)
+        with self._memory:
+            return any(review.slide == slide for review in self._waiting)
 
     def relative(self, slide_path: Path) -> str:
         """How the file names a slide: it stays right when slides and file move together."""
@@ -106,22 +139,51 @@ class ReviewFile:
             return slide_path.absolute().as_posix()
         return Path(relative).as_posix()
 
-    def append(self, review: Review) -> Review:
-        """Add a line; when this returns it is on the disk.
+    def add(self, review: Review) -> None:
+        """Note a review, to be written by the next `write_waiting`. Touches no disk."""
+        with self._memory:
+            self._waiting.append(review)
+
+    def write_waiting(self) -> list[WorklistError]:
+        """Write what was noted, in that order; when this returns it is on the disk.
+
+        For a thread of its own: another program may hold the file for up to 5 s. Threads that call it at once write
+        each review once.
 
         Returns
         -------
-        Review
-            With its time.
+        list of WorklistError
+            One for each review that could be kept nowhere; the review is forgotten then.
+        """
+        errors: list[WorklistError] = []
+        with self._writing:
+            while True:
+                with self._memory:
+                    if not self._waiting:
+                        return errors
+                    review = self._waiting[0]
+                try:
+                    written = self._append(review)
+                except WorklistError as error:
+                    errors.append(error)
+                    with self._memory:
+                        self._waiting.popleft()
+                    continue
+                with self._memory:
+                    self._waiting.popleft()
+                    self._written.append(written)
+                    self._kept[written.slide] = written
+
+    def _append(self, review: Review) -> Review:
+        """Add a line to the file; the review with the time that it has there.
 
         Raises
         ------
         WorklistError
-            Where it can be kept nowhere.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        values = asdict(review) | {"time": now}
-        text = json.dumps({"format": FORMAT, "version": VERSION} | values, ensure_ascii=False)
+        written = replace(review, time=now)
+        text = json.dumps({"format": FORMAT, "version": VERSION} | asdict(written), ensure_ascii=False)
         # Names of files need not be text; json.loads takes them back this way.
         line = text.encode("utf-8", "surrogatepass") + b"\n"
         try:
@@ -129,15 +191,13 @@ class ReviewFile:
             self.where = self.beside
         except OSError as error:
             if error.errno not in _READ_ONLY:
-                raise _unkept(self.beside, error) from error
+                raise _unkept(review.slide, self.beside, error) from error
             try:
                 self.fallback.parent.mkdir(parents=True, exist_ok=True)
                 _append_line(self.fallback, line)
             except OSError as also:
-                raise _unkept(self.fallback, also) from error
+                raise _unkept(review.slide, self.fallback, also) from error
             self.where = self.fallback
-        written = Review(**values)
-        self.latest[written.slide] = written
         return written
 
     @property
@@ -152,22 +212,24 @@ class ReviewFile:
             )
         return " ".join(told)
 
-    def _read(self, path: Path) -> Iterator[Review]:
+
+def _read(path: Path, problems: list[str]) -> Iterator[Review]:
+    """The lines of a file; those left out are named in `problems`."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise WorklistError(f"{path} can't be read ({error.strerror})") from error
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
         try:
-            lines = path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise WorklistError(f"{path} can't be read ({error.strerror})") from error
-        for number, raw in enumerate(lines, start=1):
-            if not raw.strip():
-                continue
-            try:
-                yield _parsed(raw)
-            except (ValueError, LookupError, TypeError) as error:
-                torn = "was cut off" if number == len(lines) else "can't be read"
-                reason = str(error) if isinstance(error, _NewerLineError) else torn
-                self.problems.append(f"{path.name}: line {number} {reason} and is left out.")
+            yield _parsed(raw)
+        except (ValueError, LookupError, TypeError) as error:
+            torn = "was cut off" if number == len(lines) else "can't be read"
+            reason = str(error) if isinstance(error, _NewerLineError) else torn
+            problems.append(f"{path.name}: line {number} {reason} and is left out.")
 
 
 class _NewerLineError(ValueError):
@@ -220,7 +282,7 @@ def _append_line(path: Path, line: bytes) -> None:
 @contextmanager
 def _locked(handle: int) -> Iterator[None]:
     """The file for this program alone; some network drives know no locks, there one write must do."""
-    until = time.monotonic() + _LOCK_S
+    until = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
             held = _lock(handle)
@@ -278,8 +340,8 @@ def _fallback(folder: Path) -> Path:
     return root / "reviews" / f"{key[:32]}.jsonl"
 
 
-def _unkept(path: Path, error: OSError) -> WorklistError:
+def _unkept(slide: str, path: Path, error: OSError) -> WorklistError:
     return WorklistError(
-        f"the verdict could not be kept in {path} ({error.strerror or error}). Free some space or make the folder "
-        "writable, then give it again."
+        f"the verdict on {slide} could not be kept in {path} ({error.strerror or error}). Free some space or make "
+        "the folder writable, then give it again."
     )

@@ -21,7 +21,7 @@ def test_a_tiny_cohort_is_told_to_grow(cohort: Path, tmp_path: Path, one_thread:
     done = CliRunner().invoke(app, [str(folder), *args])
     assert done.exit_code == 2, done.output
     said = " ".join(done.output.split())
-    assert "Error: too few tiles to measure how hard the cohort is: the" in said
+    assert "error: too few tiles to measure how hard the cohort is: the" in said
     assert "Generate more slides (--slides) or larger ones (--size)" in said
     assert done.exception is None or isinstance(done.exception, SystemExit)
 

@@ -63,7 +63,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """For tests of windows: docks start without a model, and background work doesn't outlive its window."""
     from dock_tests import end_threads
 
-    monkeypatch.setattr("napari_lrmil._viewer.widgets.dock.DEMO_BUNDLE_DIR", tmp_path / "absent")
+    monkeypatch.setattr("napari_lrmil._viewer.docks.classify.widget.DEMO_BUNDLE_DIR", tmp_path / "absent")
     yield
     end_threads()
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_lrmil._viewer.annotations import classes, store
-from napari_lrmil._viewer.annotations.pieces import (
+from napari_lrmil._viewer.docks.annotations import classes, store
+from napari_lrmil._viewer.docks.annotations.pieces import (
     Piece,
     alike,
     annotation_of,
@@ -21,8 +21,8 @@ from napari_lrmil._viewer.annotations.pieces import (
     box_of,
     pieces_of,
 )
-from napari_lrmil._viewer.annotations.store import RegionsError, RegionStore
-from napari_lrmil._viewer.annotations.sync import as_drawn, what_changed
+from napari_lrmil._viewer.docks.annotations.store import RegionsError, RegionStore
+from napari_lrmil._viewer.docks.annotations.sync import as_drawn, what_changed
 from napari_lrmil.export.annotation import Annotation
 
 SQUARE = ((0.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0))

@@ -13,12 +13,12 @@ from dock_tests import canvas_point, canvas_widget, delete_what_is_due, drag_to,
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QMessageBox
 
-from napari_lrmil._viewer.annotations import store
-from napari_lrmil._viewer.annotations import widget as module
-from napari_lrmil._viewer.annotations.layers import REGIONS_KEY
-from napari_lrmil._viewer.annotations.store import SUFFIX
-from napari_lrmil._viewer.annotations.table import CLASS, NAME
-from napari_lrmil._viewer.annotations.widget import AnnotationsWidget
+from napari_lrmil._viewer.docks.annotations import store
+from napari_lrmil._viewer.docks.annotations import widget as module
+from napari_lrmil._viewer.docks.annotations.layers import REGIONS_KEY
+from napari_lrmil._viewer.docks.annotations.store import SUFFIX
+from napari_lrmil._viewer.docks.annotations.table import CLASS, NAME
+from napari_lrmil._viewer.docks.annotations.widget import AnnotationsWidget
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.geojson import write_annotations

@@ -16,11 +16,11 @@ from PIL import Image
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QMessageBox
 
-from napari_lrmil._viewer.exports import formats
-from napari_lrmil._viewer.exports import widget as module
-from napari_lrmil._viewer.exports.formats import FORMATS, Step, target_of
-from napari_lrmil._viewer.exports.verdicts import verdict_of
-from napari_lrmil._viewer.exports.widget import ExportsWidget
+from napari_lrmil._viewer.docks.export import formats
+from napari_lrmil._viewer.docks.export import widget as module
+from napari_lrmil._viewer.docks.export.formats import FORMATS, Step, target_of
+from napari_lrmil._viewer.docks.export.verdicts import verdict_of
+from napari_lrmil._viewer.docks.export.widget import ExportsWidget
 from napari_lrmil._viewer.session import dock_widget, open_slide_with_result
 from napari_lrmil.worklist import Review, ReviewFile
 
@@ -182,7 +182,9 @@ def test_verdict_of_the_slides_folder(tmp_path: Path) -> None:
     slide = tmp_path / "a" / "b.svs"
     slide.parent.mkdir()
     assert verdict_of(slide) is None
-    ReviewFile(tmp_path).append(Review("a/b.svs", "disagree", "look again"))
+    reviews = ReviewFile(tmp_path)
+    reviews.add(Review("a/b.svs", "disagree", "look again"))
+    assert reviews.write_waiting() == []
     found = verdict_of(slide)
     assert found is not None
     assert (found.decision, found.note) == ("disagree", "look again")
@@ -211,7 +213,7 @@ def test_every_control_says_what_it_does(viewer: Any, exports: ExportsWidget) ->
 
 def test_presenter_without_a_window() -> None:
     """Nothing open, nothing offered; what to do is said."""
-    from napari_lrmil._viewer.exports.presenter import ExportsPresenter
+    from napari_lrmil._viewer.docks.export.presenter import ExportsPresenter
 
     shown: list[Any] = []
     presenter = ExportsPresenter(SimpleNamespace(show_panel=shown.append), SimpleNamespace(), lambda _: True)  # type: ignore[arg-type]

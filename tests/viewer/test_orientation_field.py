@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_lrmil._viewer.orientation.facts import MASKED_NOTE, slide_facts
-from napari_lrmil._viewer.orientation.field import (
+from napari_lrmil._viewer.docks.overview.facts import MASKED_NOTE, slide_facts
+from napari_lrmil._viewer.docks.overview.field import (
     MAGNIFICATIONS,
     Area,
     Fit,
@@ -21,7 +21,7 @@ from napari_lrmil._viewer.orientation.field import (
     scanned_area,
     zoom_of,
 )
-from napari_lrmil._viewer.orientation.picture import EDGE_PX, associated_steps, overview_steps
+from napari_lrmil._viewer.docks.overview.picture import EDGE_PX, associated_steps, overview_steps
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 

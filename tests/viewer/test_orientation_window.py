@@ -13,9 +13,9 @@ from made_predictions import make_prediction
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QMessageBox, QWidget
 
-from napari_lrmil._viewer.orientation import widget as module
-from napari_lrmil._viewer.orientation.field import MAGNIFICATIONS
-from napari_lrmil._viewer.orientation.widget import OverviewWidget
+from napari_lrmil._viewer.docks.overview import widget as module
+from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS
+from napari_lrmil._viewer.docks.overview.widget import OverviewWidget
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.slide import Slide
 

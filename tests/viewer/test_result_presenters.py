@@ -17,11 +17,11 @@ from hypothesis.extra.numpy import arrays
 from made_predictions import make_prediction
 from tiny_models import write_bundle
 
-from napari_lrmil._viewer.evidence import evidence_panel, value_text
-from napari_lrmil._viewer.gallery.close_up import close_up, close_up_mpp, close_up_text, close_ups
-from napari_lrmil._viewer.gallery.presenter import GalleryPanel, GalleryPresenter
-from napari_lrmil._viewer.gallery.ranking import ranked_tiles
-from napari_lrmil._viewer.result import card_markdown
+from napari_lrmil._viewer.docks.classify.evidence import evidence_panel, value_text
+from napari_lrmil._viewer.docks.classify.result import card_markdown
+from napari_lrmil._viewer.docks.tiles.close_up import close_up, close_up_mpp, close_up_text, close_ups
+from napari_lrmil._viewer.docks.tiles.presenter import GalleryPanel, GalleryPresenter
+from napari_lrmil._viewer.docks.tiles.ranking import ranked_tiles
 from napari_lrmil.errors import SlideError
 from napari_lrmil.heatmap import ATTENTION, HeatmapLook, Scaling
 from napari_lrmil.model.bundle import load_bundle

@@ -16,15 +16,15 @@ from qtpy.QtWidgets import QAbstractButton, QAbstractSlider, QAbstractSpinBox, Q
 from window_files import write_slide
 
 from napari_lrmil._viewer import open_slide_with_result
-from napari_lrmil._viewer.evidence import NO_TILE
-from napari_lrmil._viewer.gallery import GalleryDock
-from napari_lrmil._viewer.gallery import widget as gallery_module
-from napari_lrmil._viewer.gallery.close_up import close_up
-from napari_lrmil._viewer.gallery.stage import MARK_KEY
+from napari_lrmil._viewer.docks.classify.card import CardDialog
+from napari_lrmil._viewer.docks.classify.evidence import NO_TILE
+from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
+from napari_lrmil._viewer.docks.tiles import GalleryDock
+from napari_lrmil._viewer.docks.tiles import widget as gallery_module
+from napari_lrmil._viewer.docks.tiles.close_up import close_up
+from napari_lrmil._viewer.docks.tiles.stage import MARK_KEY
 from napari_lrmil._viewer.layers import HEATMAP_KEY
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.widgets import ClassifyWidget
-from napari_lrmil._viewer.widgets.card import CardDialog
 from napari_lrmil.model.bundle import load_bundle, save_bundle
 from napari_lrmil.model.trust import ConformalInfo, OODInfo, TileGaussian, Trust, TrustInfo
 
@@ -57,7 +57,7 @@ def gallery(viewer: Any, widget: ClassifyWidget, qtbot: Any) -> GalleryDock:
 
 
 def wait_for_images(qtbot: Any, gallery: GalleryDock) -> None:
-    qtbot.waitUntil(lambda: not gallery.tasks.running("close-ups"), timeout=30_000)
+    qtbot.waitUntil(lambda: not gallery.background.running("close-ups"), timeout=30_000)
 
 
 def heatmap(viewer: Any) -> Any:

@@ -52,7 +52,7 @@ def test_manifest_is_valid_and_complete() -> None:
 def test_reading_loads_neither_qt_nor_torch() -> None:
     code = (
         "import sys\n"
-        "import napari_lrmil._viewer.reader, napari_lrmil._viewer.layers, napari_lrmil._viewer.controller\n"
+        "import napari_lrmil._viewer.reader, napari_lrmil._viewer.layers, napari_lrmil._viewer.window\n"
         "import napari_lrmil._viewer.canvas, napari_lrmil._viewer.sample_data\n"
         "loaded = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(loaded & {'qtpy', 'PyQt5', 'PyQt6', 'PySide6', 'torch'}))"

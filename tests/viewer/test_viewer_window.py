@@ -19,10 +19,10 @@ from qtpy.QtCore import QPoint, Qt, QThreadPool
 from window_files import shared_slide, write_slide
 
 from napari_lrmil._viewer import open_slide_with_result
+from napari_lrmil._viewer.docks.classify.panel import State
+from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.layers import HEATMAP_KEY, MPP_UNKNOWN_KEY, SLIDE_KEY
-from napari_lrmil._viewer.panel import State
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.widgets import ClassifyWidget
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide import Slide
 
@@ -311,7 +311,7 @@ import napari
 from qtpy.QtCore import QThreadPool, QTimer
 from napari_lrmil._viewer import model_imports
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.panel import State
+from napari_lrmil._viewer.docks.classify.panel import State
 
 model_imports.import_models()
 import napari_lrmil.predict as predict

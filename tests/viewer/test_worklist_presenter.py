@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from psygnal import Signal
 
 from napari_lrmil._viewer.bundle_names import bundle_folder, hub_name, is_bundle
-from napari_lrmil._viewer.panel import State
-from napari_lrmil._viewer.recall import Recall
+from napari_lrmil._viewer.docks.classify.panel import State
+from napari_lrmil._viewer.docks.classify.recall import Recall
+from napari_lrmil._viewer.docks.worklist.panel import ListState, Pace
+from napari_lrmil._viewer.docks.worklist.presenter import Presenter
+from napari_lrmil._viewer.docks.worklist.rows import Show, cells, tool_tip
 from napari_lrmil._viewer.settings import Settings
-from napari_lrmil._viewer.worklist.panel import ListState, Pace
-from napari_lrmil._viewer.worklist.presenter import Presenter
-from napari_lrmil._viewer.worklist.rows import Show, cells, tool_tip
+from napari_lrmil._viewer.window import Change
 from napari_lrmil.batch import BatchEvent, Kind
 from napari_lrmil.cache import ResultSummary
 from napari_lrmil.model.hub import parse_hub_name
@@ -80,6 +82,10 @@ class FakePrediction:
         return np.array([0.2, 0.8])
 
 
+class Signals:
+    changed = Signal(Change)
+
+
 @dataclass
 class FakeController:
     """What presenter and recall ask of the controller."""
@@ -95,26 +101,22 @@ class FakeController:
     running_slide: Any = None
     loaded: list[str] = field(default_factory=list)
     opacities: list[float] = field(default_factory=list)
-    listeners: list[Callable[[], None]] = field(default_factory=list)
+    signals: Signals = field(default_factory=Signals)
 
     @property
     def result(self) -> Any:
         return self.results.get(self.slide)
 
-    def follow(self, listener: Callable[[], None]) -> Callable[[], None]:
-        self.listeners.append(listener)
-        return lambda: self.listeners.remove(listener)
-
-    def changed(self) -> None:
-        for listener in self.listeners:
-            listener()
+    @property
+    def changed(self) -> Any:
+        return self.signals.changed
 
     def choose_slide(self, index: int) -> None:
         self.slide = self.slides[index]
 
     def choose_device(self, device: str) -> None:
         self.device = device
-        self.changed()
+        self.changed.emit(Change.ALL)
 
     def set_heatmap(self, *, opacity: float) -> None:
         self.opacities.append(opacity)
@@ -127,11 +129,11 @@ class FakeController:
         if not self.error:
             self.slide = FakeSlide(path, mpp)
             self.slides = [slide for slide in self.slides if slide not in old] + [self.slide]
-        self.changed()
+        self.changed.emit(Change.ALL)
 
     def show_result(self, slide: FakeSlide, prediction: Any) -> None:
         self.results[slide] = prediction
-        self.changed()
+        self.changed.emit(Change.ALL)
 
 
 @dataclass
@@ -198,7 +200,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         (folder / f"{name}.svs").touch()
     jobs, controller, changes, now = FakeJobs(), FakeController(bundle=bundle()), [0], [0.0]
     presenter = Presenter(jobs, jobs, lambda: changes.append(0), reviewer=lambda: "Ada", clock=lambda: now[0])
-    controller.follow(presenter.controller_changed)
+    controller.changed.connect(lambda _: presenter.controller_changed())
     presenter.attach(controller)  # type: ignore[arg-type]
     presenter.open_list(folder)
     assert presenter.panel().state is ListState.LISTING
@@ -253,7 +255,7 @@ def test_another_model_forgets_results_and_stops_the_batch(stage: Stage) -> None
     stage.found(s1=summary())
     stage.presenter.classify_all()
     stage.controller.bundle = bundle("b" * 64)
-    stage.controller.changed()
+    stage.controller.changed.emit(Change.ALL)
     assert ("cancel",) in stage.jobs.calls
     assert ("look up", 4, "b" * 64) in stage.jobs.calls
     assert {item.status for item in stage.panel.rows} == {Status.NEW}
@@ -335,7 +337,9 @@ def test_verdict_and_note_are_on_the_disk_at_once(stage: Stage) -> None:
     stage.presenter.write_note(stage.path("s1"), "clear case")
     assert stage.panel.reviewed_text == "1 of 4 reviewed"
     again = Worklist.open(stage.folder)
-    (review,) = again.reviews.latest.values()
+    review = again.reviews.latest(stage.path("s1"))
+    assert review is not None
+    assert [item.path for item in again if item.verdict or item.note] == [stage.path("s1")]
     assert (review.slide, review.verdict, review.note, review.label_shown, review.reviewer) == (
         "s1.svs",
         "agree",
@@ -429,7 +433,7 @@ def test_batch_result_of_the_open_slide_shows(stage: Stage) -> None:
 def test_result_of_the_main_dock_shows_in_the_row(stage: Stage) -> None:
     stage.presenter.open_slide(stage.path("s1"))
     stage.controller.results[stage.controller.slide] = FakePrediction()
-    stage.controller.changed()
+    stage.controller.changed.emit(Change.ALL)
     item = next(item for item in stage.panel.rows if item.slide_id == "s1")
     assert (item.label, item.probability) == ("lesion", 0.8)
 
@@ -487,7 +491,7 @@ def test_what_is_a_bundle(tmp_path: Path) -> None:
 
 def test_presenter_loads_no_qt_and_no_torch() -> None:
     code = (
-        "import sys, napari_lrmil._viewer.worklist.presenter, napari_lrmil._viewer.recall.presenter;"
+        "import sys, napari_lrmil._viewer.docks.worklist.presenter, napari_lrmil._viewer.docks.classify.recall.presenter;"
         "assert not {'qtpy', 'torch', 'napari'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -516,7 +520,7 @@ def recall_stage(settings: Settings = Settings()) -> tuple[Recall, FakeControlle
     slide = FakeSlide(Path("/s/a.svs"))
     controller, jobs = FakeController([slide], slide, bundle()), FakeRecallJobs()
     recall = Recall(controller, jobs, settings)  # type: ignore[arg-type]
-    controller.changed()
+    controller.changed.emit(Change.ALL)
     return recall, controller, jobs
 
 
@@ -527,7 +531,7 @@ def test_a_result_of_before_is_shown_and_not_kept_again() -> None:
     prediction = FakePrediction()
     found(prediction)
     assert controller.results[slide] is prediction
-    controller.changed()
+    controller.changed.emit(Change.ALL)
     assert len(jobs.asked) == 1
     assert jobs.kept == []
 
@@ -538,8 +542,8 @@ def test_a_new_result_is_kept_once_with_the_pixel_size_that_was_given() -> None:
     controller.slide.mpp_override = 0.25
     prediction = FakePrediction()
     controller.results[controller.slide] = prediction
-    controller.changed()
-    controller.changed()
+    controller.changed.emit(Change.ALL)
+    controller.changed.emit(Change.ALL)
     assert jobs.kept == [(Path("/s/a.svs"), prediction, 0.25)]
 
 
@@ -556,7 +560,7 @@ def test_what_is_found_too_late_changes_nothing(meanwhile: str) -> None:
         controller.running_slide = slide
     elif meanwhile == "classified":
         controller.results[slide] = own
-    controller.changed()
+    controller.changed.emit(Change.ALL)
     found(None if meanwhile == "absent" else FakePrediction())
     assert controller.results.get(slide) is (own if meanwhile == "classified" else None)
 
@@ -564,10 +568,10 @@ def test_what_is_found_too_late_changes_nothing(meanwhile: str) -> None:
 def test_another_model_or_pixel_size_is_looked_up_anew() -> None:
     _, controller, jobs = recall_stage()
     controller.bundle = bundle("b" * 64)
-    controller.changed()
+    controller.changed.emit(Change.ALL)
     assert controller.slide is not None
     controller.slide.mpp_override = 0.5
-    controller.changed()
+    controller.changed.emit(Change.ALL)
     assert [sha for _, sha, _ in jobs.asked] == [SHA, "b" * 64, "b" * 64]
 
 

@@ -15,9 +15,9 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
 from window_files import write_slide
 
+from napari_lrmil._viewer.docks.worklist import WorklistWidget, worklist_dock
+from napari_lrmil._viewer.docks.worklist.saving import TableRequest, TableSaving, table_steps
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.worklist import WorklistWidget, worklist_dock
-from napari_lrmil._viewer.worklist.saving import TableRequest, TableSaving, table_steps
 from napari_lrmil.cache import ResultCache, result_key, summarise
 from napari_lrmil.model.bundle import load_info
 from napari_lrmil.worklist import Status, Worklist, WorklistError

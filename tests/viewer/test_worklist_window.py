@@ -14,12 +14,12 @@ from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QApplication, QInputDialog
 from window_files import write_slide
 
+from napari_lrmil._viewer.docks.classify.panel import State
+from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
+from napari_lrmil._viewer.docks.worklist import WorklistWidget, worklist_dock
+from napari_lrmil._viewer.docks.worklist.rows import Show
 from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
-from napari_lrmil._viewer.panel import State
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.widgets import ClassifyWidget
-from napari_lrmil._viewer.worklist import WorklistWidget, worklist_dock
-from napari_lrmil._viewer.worklist.rows import Show
 from napari_lrmil.cache import ResultCache
 from napari_lrmil.slide.cache import shared_cache
 from napari_lrmil.worklist import Order, Status, Worklist
@@ -201,7 +201,7 @@ def test_no_key_is_naparis() -> None:
     from napari.utils.key_bindings import coerce_keybinding
     from napari.utils.shortcuts import default_shortcuts
 
-    from napari_lrmil._viewer.worklist import keys
+    from napari_lrmil._viewer.docks.worklist import keys
 
     own = {keys.NEXT, keys.PREVIOUS, keys.AGREE, keys.DISAGREE, keys.UNSURE, keys.CLEAR, keys.NOTE}
     taken = {str(binding) for bindings in default_shortcuts.values() for binding in bindings}
@@ -359,7 +359,7 @@ def test_stopping_a_batch(
     qtbot.waitUntil(lambda: widget.presenter.panel().batch.done >= 1, timeout=LONG_MS)
     qtbot.mouseClick(widget.batch.cancel, LEFT)
     assert widget.batch.text.text().startswith("Stopped:")
-    qtbot.waitUntil(lambda: not widget.tasks.running("classify"), timeout=LONG_MS)
+    qtbot.waitUntil(lambda: not widget.background.running("classify"), timeout=LONG_MS)
     assert not {Status.QUEUED, Status.RUNNING} & {item.status for item in widget.presenter.panel().rows}
     qtbot.mouseClick(widget.batch.start, LEFT)
     qtbot.waitUntil(lambda: not widget.presenter.panel().batch.running, timeout=LONG_MS)
@@ -448,7 +448,7 @@ def test_a_thousand_slides_stay_fluid(
     assert filled_s < 0.3
     assert sorted(moves)[len(moves) // 2] < 0.05
     assert sorted(typed)[len(typed) // 2] < 0.3
-    qtbot.waitUntil(lambda: not widget.tasks.running("thumbnails"), timeout=LONG_MS)
+    qtbot.waitUntil(lambda: not widget.background.running("thumbnails"), timeout=LONG_MS)
     seen = widget.table.rows_in_sight()
     widget.table.scrollToTop()
     qtbot.waitUntil(lambda: not widget.model.missing_thumbs(widget.table.rows_in_sight()), timeout=LONG_MS)

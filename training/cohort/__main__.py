@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from napari_lrmil.errors import ConfigError, LRMILError
+from napari_lrmil.errors import ConfigError
+from napari_lrmil.terminal import errors_as_messages
 from training.cohort.config import FOLDS, CohortConfig
 from training.cohort.generate import generate_cohort, is_complete
 
@@ -60,10 +61,10 @@ def main(
 ) -> None:
     """Generate a cohort of H&E-like slides with known lesions, and say how hard it is."""
     console = Console()
-    try:
+    with errors_as_messages(status=2):
         config = config_from_options(slides, size)
         if not overwrite and is_complete(out, config, seed=seed):
-            console.print(f"The cohort in {out} is complete already: nothing to draw.")
+            _say(console, f"The cohort in {out} is complete already: nothing to draw.")
         else:
             _generate(out, config, seed=seed, workers=workers, overwrite=overwrite, console=console)
         if reference:
@@ -71,9 +72,6 @@ def main(
             from training.progress import Reporter
 
             measure(out, Reporter(console))
-    except LRMILError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False)
-        raise typer.Exit(2) from error
 
 
 def _generate(
@@ -96,7 +94,11 @@ def _generate(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             overwrite=overwrite,
         )
-    console.print(f"Wrote {csv_path}.")
+    _say(console, f"Wrote {csv_path}.")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,8 @@ def match_absorption(bank: Bank, reference: Bank, densities_rgb: NDArray[np.floa
 
     def concentrated(power: float) -> FloatArray:
         patches = bank.patches ** np.float32(power)
-        return patches * (bank.patches.sum(axis=(1, 2)) / patches.sum(axis=(1, 2)))[:, None, None]
+        scale: FloatArray = bank.patches.sum(axis=(1, 2)) / patches.sum(axis=(1, 2))
+        return patches * scale[:, None, None]
 
     target = light_taken(reference.patches, reference.chromatin)
     low, high = 0.4, 4.0
@@ -178,7 +179,7 @@ def draw_sites(rng: np.random.Generator, size_um_xy: tuple[float, float], per_mm
     y_um = row * step_um * np.sqrt(3) / 2
     sites = np.stack([x_um.ravel(), y_um.ravel()], axis=1) + rng.uniform(-0.42, 0.42, (row.size, 2)) * step_um
     inside = ((sites >= 0) & (sites < np.array(size_um_xy))).all(axis=1)
-    return sites[inside].astype(np.float32)
+    return np.asarray(sites[inside], np.float32)
 
 
 def stamp(

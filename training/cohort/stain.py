@@ -36,7 +36,8 @@ def draw_stain(rng: np.random.Generator, *, variation: float) -> Stain:
     def jittered(vector_rgb: tuple[float, float, float], hue: float, strength: float) -> NDArray[np.float64]:
         vector = np.array(vector_rgb) + variation * hue * rng.standard_normal(3)
         vector = np.clip(vector, 0.03, None)
-        return vector / np.linalg.norm(vector) * np.exp(variation * strength * rng.uniform(-1, 1))
+        direction: NDArray[np.float64] = vector / np.linalg.norm(vector)
+        return direction * float(np.exp(variation * strength * rng.uniform(-1, 1)))
 
     return Stain(
         haematoxylin_rgb=jittered(HAEMATOXYLIN_RGB, 0.035, 0.18),

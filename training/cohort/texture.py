@@ -20,7 +20,8 @@ def block_mean(image: NDArray[np.generic], factor: int) -> FloatArray:
     """Area average over whole blocks; (H, W) to (H / factor, W / factor)."""
     height, width = image.shape
     blocks = image.reshape(height // factor, factor, width // factor, factor)
-    return blocks.mean(axis=(1, 3), dtype=np.float32)
+    means: FloatArray = blocks.mean(axis=(1, 3), dtype=np.float32)
+    return means
 
 
 def smooth_noise(rng: np.random.Generator, shape_yx: tuple[int, int], cell_px: float) -> FloatArray:
@@ -61,7 +62,7 @@ def tiled_grain(rng: np.random.Generator, shape_yx: tuple[int, int], block_px: i
 
 def smoothstep(values: FloatArray, low: float, high: float) -> FloatArray:
     """0 below `low`, 1 above `high`, smooth between."""
-    unit = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+    unit: FloatArray = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
     return unit * unit * (3 - 2 * unit)
 
 
@@ -74,8 +75,9 @@ def _streaks(
     frequency_along = np.fft.rfftfreq(columns)[None, :]
     exponent = (frequency_across * sigma_across) ** 2 + (frequency_along * sigma_along) ** 2
     spectrum = np.fft.rfft2(rng.standard_normal(shape, dtype=np.float32)) * np.exp(-2 * np.pi**2 * exponent)
-    streaks = np.fft.irfft2(spectrum, s=shape).astype(np.float32)
-    return streaks / streaks.std()
+    streaks: FloatArray = np.fft.irfft2(spectrum, s=shape).astype(np.float32)
+    streaks /= streaks.std()
+    return streaks
 
 
 def fibres(

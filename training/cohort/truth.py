@@ -191,4 +191,4 @@ def _overlap(start_l0: NDArray[np.float64], length_l0: float, n_pixels: int) -> 
     edges = np.arange(n_pixels) * TRUTH_DOWNSAMPLE
     low = np.maximum(edges[None, :], start_l0[:, None])
     high = np.minimum(edges[None, :] + TRUTH_DOWNSAMPLE, start_l0[:, None] + length_l0)
-    return np.maximum(high - low, 0) / length_l0
+    return np.asarray(np.maximum(high - low, 0) / length_l0, np.float64)

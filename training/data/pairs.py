@@ -82,7 +82,7 @@ class SlidePairs:
     @property
     def children(self) -> NDArray[np.int64]:
         """(P, ratio * ratio) indices of the HR tiles, -1 for one without tissue; made anew each time."""
-        return self._windows()[self._enough].astype(np.int64)
+        return np.asarray(self._windows()[self._enough], np.int64)
 
     def _windows(self) -> NDArray[np.int32]:
         windows = np.lib.stride_tricks.sliding_window_view(self._index_of, (self._ratio, self._ratio))

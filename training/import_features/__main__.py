@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.terminal import errors_as_messages
 from training.config import load_config
 from training.import_features.files import find_feature_files
 from training.import_features.slides import (
@@ -20,8 +19,7 @@ from training.import_features.slides import (
     import_slides,
 )
 from training.progress import Reporter
-from training.run import prepare
-from training.stages.embed_tiles import jobs_for
+from training.run.prepare import prepare
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -69,7 +67,7 @@ def main(
     Slides whose features don't fit are listed, and the run embeds them itself.
     """
     reporter = Reporter()
-    try:
+    with errors_as_messages():
         loaded = load_config(config, context.args)
         check_config(loaded)
         files = find_feature_files(features)
@@ -79,7 +77,7 @@ def main(
         store = run.hr_store()
         store.prepare()
         outcome = import_slides(
-            jobs_for(run, list(run.tiles.values()), store, hr=True),
+            run.jobs(run.rows, store, hr=True),
             store,
             run.geometry,
             files,
@@ -88,10 +86,6 @@ def main(
             embed_dim=embed_dim_of(loaded.encoder.spec),
             reporter=reporter,
         )
-    except LRMILError as error:
-        message = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     report(outcome, reporter, nearest=nearest)
     if outcome.refused and not outcome.imported and not outcome.there:
         raise typer.Exit(1)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.terminal import errors_as_messages
 from training.progress import Reporter
 from training.report import build_report
 
@@ -40,7 +39,7 @@ def main(
     Without --show-identifiers, slides are numbered and paths are cut short.
     """
     reporter = Reporter()
-    try:
+    with errors_as_messages():
         path = build_report(
             run_dir,
             out=out,
@@ -49,10 +48,6 @@ def main(
             device=device,
             reporter=reporter,
         )
-    except LRMILError as error:
-        message = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
     reporter.say(f"Report: {escape(str(path))}")
 
 

@@ -1,4 +1,4 @@
-"""The slides behind a run: its table, and how each fold split it."""
+"""The slides behind a run: its table, and how each fold used them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from napari_lrmil.errors import ConfigError
-from training.data.table import SlideRow, Split, make_splits, read_table
+from training.data.splits import Split
+from training.data.table import SlideRow, read_table
+from training.run.layout import RunDir
 
 
 def read_rows(run_dir: Path, config: dict[str, Any], notes: list[str]) -> list[SlideRow]:
@@ -40,44 +42,26 @@ def read_rows(run_dir: Path, config: dict[str, Any], notes: list[str]) -> list[S
     return []
 
 
-def remade_splits(
-    rows: list[SlideRow], config: dict[str, Any], tested: dict[int, tuple[str, ...]], notes: list[str]
-) -> dict[int, Split]:
-    """Splits by fold, made again from the table and taken only where they test the slides that were tested.
+def recorded_splits(run: RunDir, tested: dict[int, tuple[str, ...]], notes: list[str]) -> dict[int, Split]:
+    """Return splits by fold as the run recorded them.
 
     Parameters
     ----------
-    rows : list of SlideRow
-    config : dict
+    run : RunDir
     tested : dict
-        Fold -> ids of its test slides.
+        Fold -> ids of its test slides: splits of a later, unfinished run say nothing about these.
     notes : list of str
-        Gets a line where a fold's split can't be told.
+        Gets a line where a fold's split isn't known.
     """
-    seen = {name for names in tested.values() for name in names}
-    usable = [row for row in rows if row.label is None or row.slide_id in seen]
-    data = config.get("data", {})
-    found: dict[int, Split] = {}
-    # A run that skipped bad slides split the rest; where every fold was run, the predictions name them.
-    for candidates in (rows, usable):
-        try:
-            splits = make_splits(
-                candidates,
-                n_folds=data.get("n_folds", 5),
-                seed=config.get("run", {}).get("seed", 0),
-                preserved_sites=data.get("preserved_sites", False),
-            )
-        except ConfigError:
-            continue
-        found |= {
-            split.fold: split
-            for split in splits
-            if split.fold not in found
-            and {row.slide_id for row in split.test} == set(tested.get(split.fold, ()))
-        }
-    if rows and set(found) != set(tested):
+    kept = run.read_splits()
+    found = {
+        split.fold: split
+        for split in (kept.splits() if kept is not None else ())
+        if {row.slide_id for row in split.test} == set(tested.get(split.fold, ()))
+    }
+    if set(found) != set(tested):
         notes.append(
-            "The slide table has changed since the run, or slides were skipped: where a fold's split can't "
-            "be told from it, the numbers of training slides are left out."
+            "The run doesn't say how it split its slides, as those of earlier versions don't: the numbers of training "
+            "slides are left out."
         )
     return found

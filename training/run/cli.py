@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from rich.markup import escape
 
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.memory import give_large_blocks_back
+from napari_lrmil.terminal import exit_with
 from training.config import RunConfig, load_config
 from training.config.describe import config_table
 from training.data.table import read_table
@@ -156,21 +156,15 @@ def main(
         out_dir = loaded.run.out_dir
         run(loaded, skip_bad=skip_bad_slides, reporter=Reporter(), cluster=cluster, dry_run=dry_run)
     except LRMILError as error:
-        _fail(error)
+        exit_with(error)
     except OSError as error:
         full = _full_disk(error, out_dir)
         if full is None:
             raise
-        _fail(full)
+        exit_with(full)
     except RuntimeError as error:
         if not lost_a_peer(error):
             raise
-        _fail(LRMILError("another process of this run has stopped; what it says tells why"))
+        exit_with("another process of this run has stopped; what it says tells why")
     else:
         close_process_group()
-
-
-def _fail(error: LRMILError) -> None:
-    message = f"[bold red]error:[/] {escape(str(error))}"
-    Console(stderr=True).print(message, highlight=False, soft_wrap=True)
-    sys.exit(1)

@@ -255,14 +255,15 @@ class RunDir:
         """By its name, ``foldN`` or ``shared``."""
         return Folder(self.root, name)
 
+    def folds(self) -> list[Folder]:
+        """Return the folds that are there, in order."""
+        names = [path.name for path in self.root.glob("fold*")]
+        folds = [self.folder(name) for name in names if name.removeprefix("fold").isdecimal()]
+        return sorted(folds, key=lambda fold: fold.number)
+
     def tested_folds(self) -> list[Folder]:
         """Return the folds that have predictions, in order."""
-        folds = [
-            self.folder(path.name)
-            for path in self.root.glob("fold*")
-            if path.name.removeprefix("fold").isdecimal()
-        ]
-        return sorted((fold for fold in folds if fold.predicted_methods()), key=lambda fold: fold.number)
+        return [fold for fold in self.folds() if fold.predicted_methods()]
 
     # --- the whole run
 

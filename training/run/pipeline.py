@@ -75,8 +75,8 @@ def run_steps(
     weights = context.config.encoder.weights
     hr = Embedded(teacher, context.hr_store())
     lr = Embedded(teacher, context.lr_store(context.encoder_hash))
-    _embed(context, context.rows, hr, weights, hr=True)
-    _embed(context, context.labelled, lr, weights, hr=False)
+    embed(context, context.rows, hr, weights, hr=True)
+    embed(context, context.labelled, lr, weights, hr=False)
     each_once(
         context,
         [
@@ -94,7 +94,7 @@ def run_steps(
                 context.student_encoder(steps.student_file(plan)), steps.student_store(plan)
             )
         student = students[plan.folder]
-        _embed(context, split.labelled, student, steps.student_file(plan), hr=False)
+        embed(context, split.labelled, student, steps.student_file(plan), hr=False)
         of_embedding = {Embedding("teacher", "lr"): lr, Embedding("student", "lr"): student}
         for method in trained_methods(context):
             if method.embedding in of_embedding:
@@ -143,9 +143,21 @@ def check_tokens(context: Context, teacher: Encoder) -> None:
 # --- embedding
 
 
-def _embed(
+def embed(
     context: Context, rows: Sequence[SlideRow], embedded: Embedded, weights: Path | str | None, *, hr: bool
 ) -> None:
+    """Steps 1 and 4: embed in these processes, or on the cluster, what isn't done.
+
+    Parameters
+    ----------
+    context : Context
+    rows : sequence of SlideRow
+    embedded : Embedded
+    weights : Path or str, optional
+        Where the encoder's weights come from; None where they are random.
+    hr : bool
+        Which of the two grids.
+    """
     encoder, store = embedded.encoder, embedded.store
     jobs = context.jobs(rows, store, hr=hr)
     description = f"Embedding {'HR' if hr else 'LR'} tiles"

@@ -203,7 +203,7 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
 
     def step() -> None:
         output = model(tiles)
-        (output.child_tokens.square().sum() + output.embedding.square().sum()).backward()
+        torch.autograd.backward(output.child_tokens.square().sum() + output.embedding.square().sum())
         optimizer.step()
         optimizer.zero_grad()
 
@@ -218,7 +218,7 @@ def _head_seconds(context: Context, embed_dim: int, *, hr: bool) -> float:
     optimizer = torch.optim.AdamW(model.parameters())
 
     def step() -> None:
-        model(bag).bag_logits.sum().backward()
+        torch.autograd.backward(model(bag).bag_logits.sum())
         optimizer.step()
         optimizer.zero_grad()
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from napari_lrmil.atomic import write_text
-from napari_lrmil.errors import ConfigError, LRMILError
+from napari_lrmil.errors import ConfigError
+from napari_lrmil.terminal import errors_as_messages
 from training.data.table import read_table
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -52,13 +51,8 @@ def main(
     cohort: Annotated[Path, typer.Argument(help="Folder of a generated cohort.", show_default=False)],
 ) -> None:
     """Write slides_kfold.csv beside the cohort's slides.csv: the same slides without fixed parts."""
-    try:
+    with errors_as_messages():
         typer.echo(f"Wrote {write_kfold_table(cohort)}.")
-    except LRMILError as error:
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

@@ -150,13 +150,10 @@ def average_slides(
     rng : numpy Generator
     """
     values = np.asarray(slides, np.float64)  # (N, 3)
-    auprc, hit = (
-        bootstrap_over_patients(
-            lambda drawn, column=column: float(values[drawn, column].mean()),
-            patients,
-            n_resamples=n_resamples,
-            rng=rng,
+
+    def interval(column: int) -> Interval:
+        return bootstrap_over_patients(
+            lambda drawn: float(values[drawn, column].mean()), patients, n_resamples=n_resamples, rng=rng
         )
-        for column in (0, 1)
-    )
-    return Localisation(auprc, hit, float(values[:, 2].mean()), len(slides))
+
+    return Localisation(interval(0), interval(1), float(values[:, 2].mean()), len(slides))

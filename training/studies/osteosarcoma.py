@@ -27,11 +27,10 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from rich.console import Console
-from rich.markup import escape
 
 from napari_lrmil.atomic import write_text
-from napari_lrmil.errors import ConfigError, LRMILError
+from napari_lrmil.errors import ConfigError
+from napari_lrmil.terminal import errors_as_messages
 from training.cohort.writer import write_mask, write_slide
 from training.progress import Reporter
 from training.studies.mosaics import SIDE, Mosaic, compose, plan_mosaics, viable_mask
@@ -243,14 +242,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Of folds and mosaics.")] = 0,
 ) -> None:
     """Make slides of the osteosarcoma regions: one each, and mosaics of 3 x 3 of one fold."""
-    try:
+    with errors_as_messages():
         for table in build(src, out, by=by, mosaics=mosaics, seed=seed, reporter=Reporter()):
             typer.echo(f"Wrote {table}.")
-    except LRMILError as error:
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

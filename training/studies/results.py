@@ -15,17 +15,17 @@ from typing import Annotated
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
 
 from napari_lrmil.atomic import write_text
-from napari_lrmil.errors import ConfigError, LRMILError
+from napari_lrmil.errors import ConfigError
+from napari_lrmil.terminal import errors_as_messages
+from training import methods
 from training.metrics import Interval, auc, bootstrap_over_patients, slide_metrics
 from training.studies.attention import MASK_MPP, AttentionRow, localisation_rows
 from training.studies.localisation import MIN_LESION
-from training.studies.runs import METHODS, Experiment, read_experiment
+from training.studies.runs import Experiment, read_experiment
 
-OURS = "lrmil"
+OURS = methods.OURS.key
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -112,7 +112,7 @@ def _method_table(experiment: Experiment, n_resamples: int) -> list[str]:
         difference = ""
         if method != OURS and OURS in experiment.probabilities:
             difference = _signed(auc_interval(experiment, OURS, method, n_resamples=n_resamples))
-        name = METHODS.get(method, method)
+        name = methods.full_name(method)
         folds = fold_aucs(experiment, method)
         cells = (
             f"**{name}**" if method == OURS else name,
@@ -146,7 +146,7 @@ def _attention_table(rows: list[AttentionRow]) -> list[str]:
     for row in rows:
         found = row.localisation
         lines.append(
-            f"| {METHODS.get(row.method, row.method)} | {row.grid} | {_plain(found.auprc)} | {_plain(found.hit)} | "
+            f"| {methods.full_name(row.method)} | {row.grid} | {_plain(found.auprc)} | {_plain(found.hit)} | "
             f"{found.prevalence:.3f} | {found.n_slides} |"
         )
     lines += [
@@ -192,7 +192,7 @@ def main(
     bootstrap: Annotated[int, typer.Option(help="Resamples of patients.", min=100)] = 2000,
 ) -> None:
     """Write the results of an experiment as Markdown: all methods, several seeds, 95 % intervals."""
-    try:
+    with errors_as_messages():
         experiment = read_experiment(run)
         attention = (
             []
@@ -202,11 +202,6 @@ def main(
         notes = [_read_note(path) for path in note or []]
         write_text(out, render(experiment, attention, title=title, notes=notes, n_resamples=bootstrap))
         typer.echo(f"Wrote {out}.")
-    except LRMILError as error:
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

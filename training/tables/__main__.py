@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from napari_lrmil.errors import ConfigError, LRMILError
+from napari_lrmil.errors import ConfigError
+from napari_lrmil.terminal import errors_as_messages
 from training.tables.bracs import draft_bracs
 from training.tables.build import Draft, Missing, Shared, SlideFolder, write_table
 from training.tables.camelyon16 import draft_camelyon16
@@ -67,14 +67,10 @@ class _Target:
 @contextmanager
 def _target(slides: Path, out: Path, missing: Missing, force: bool) -> Iterator[_Target]:
     """Where the table goes, and errors as messages."""
-    try:
+    with errors_as_messages():
         if out.exists() and not force:
             raise ConfigError(f"{out} exists already; --force replaces it")
         yield _Target(SlideFolder(slides), out, missing, force)
-    except LRMILError as error:
-        message = f"[bold red]error:[/] {escape(str(error))}"
-        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 def _classes(number: int, allowed: tuple[int, ...]) -> int:

@@ -16,7 +16,7 @@ DATASET = Layout(
     needed={"patient": ("case_id",), "slide": ("slide_id",), "label": ("label",)},
     closed=False,  # CLAM's own tables carry survival, site and gene columns besides
 )
-_PARTS = {"train": ("train",), "val": ("val",), "test": ("test",)}
+_PARTS: dict[str, tuple[str, ...]] = {"train": ("train",), "val": ("val",), "test": ("test",)}
 SPLIT = Layout("a CLAM split file", needed=_PARTS, optional={"row": ("",)})
 _FILE = re.compile(r"splits_(\d+)(_bool)?\.csv")
 

@@ -1,0 +1,101 @@
+"""What the annotations dock shows, as plain values, and the wording of it. No Qt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from napari_lrmil._viewer.docks.annotations.classes import RGB
+from napari_lrmil._viewer.docks.annotations.pieces import area_l0_px2
+from napari_lrmil.export.annotation import Annotation
+
+if TYPE_CHECKING:
+    from napari_lrmil._viewer.docks.annotations.store import RegionStore
+    from napari_lrmil.slide import Slide
+
+
+class RegionRow(NamedTuple):
+    """A region in the table."""
+
+    region_id: str
+    name: str
+    class_name: str
+    colour: RGB
+    extent: str
+
+
+@dataclass(frozen=True)
+class RegionsPanel:
+    """Everything the dock shows. `tool` is 'rectangle', 'ellipse', 'polygon', 'point' or 'pan'."""
+
+    has_slide: bool = False
+    ready: bool = False
+    rows: tuple[RegionRow, ...] = ()
+    classes: tuple[str, ...] = ()
+    new_class: str = ""
+    tool: str = "pan"
+    can_undo: bool = False
+    bounded: bool = False
+    status: str = ""
+    error: str = ""
+
+
+def next_name(annotations: Iterable[Annotation]) -> str:
+    """``Region 4`` where 3 is the highest so far."""
+    numbers = [
+        int(found[1])
+        for each in annotations
+        if each.name and (found := re.fullmatch(r"Region (\d+)", each.name))
+    ]
+    return f"Region {max(numbers, default=0) + 1}"
+
+
+def extent(annotation: Annotation, slide: Slide) -> str:
+    """Area of a polygon; what it is, of lines and points."""
+    if annotation.kind == "points":
+        count = sum(len(ring) for ring in annotation.rings_l0_xy)
+        return "point" if count == 1 else f"{count} points"
+    if annotation.kind == "line":
+        return "line"
+    area_px2 = area_l0_px2(annotation)
+    if not slide.has_mpp:
+        return f"{area_px2:,.0f} px²"
+    mpp_x, mpp_y = slide.mpp_xy
+    area_um2 = area_px2 * mpp_x * mpp_y
+    return f"{area_um2 / 1e6:.3g} mm²" if area_um2 >= 1e4 else f"{area_um2:,.0f} µm²"
+
+
+def counted(count: int) -> str:
+    """``1 region``, ``2 regions``."""
+    return "1 region" if count == 1 else f"{count:,} regions"
+
+
+def kept(store: RegionStore | None, count: int, *, saving: bool) -> str:
+    """Where regions are kept."""
+    if store is None:
+        return "Looking for regions kept earlier …"
+    if saving:
+        return "Saving …"
+    if not count:
+        return "Choose a tool and draw on the slide. Regions are saved by themselves."
+    beside = "beside the slide" if store.where == store.beside else "on this computer"
+    return f"{counted(count)}, saved {beside}."
+
+
+def imported(new: Sequence[Annotation], same: int) -> str:
+    """What an import brought."""
+    text = f"{counted(len(new))} imported"
+    if same:
+        text += f", {same:,} there already"
+    notes = list(dict.fromkeys(note for each in new for note in each.notes))
+    return " ".join([f"{text}.", *notes[:3]])
+
+
+def too_many(count: int, limit: int) -> str:
+    """Why nothing was imported."""
+    return (
+        f"The file holds {count:,} annotations; this panel shows up to {limit:,}. Nothing was imported. Export "
+        "only the ones you need from QuPath (select them first)."
+    )

@@ -1,0 +1,166 @@
+"""The dock widget: slide, model, classify, result, heatmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtWidgets import QApplication, QFileDialog, QInputDialog, QScrollArea, QVBoxLayout, QWidget
+
+from napari_lrmil._viewer.bundle_names import bundle_folder, hub_name, is_bundle
+from napari_lrmil._viewer.canvas import NapariCanvas
+from napari_lrmil._viewer.docks.classify.card import CardDialog
+from napari_lrmil._viewer.docks.classify.evidence_section import EvidenceSection
+from napari_lrmil._viewer.docks.classify.panel import Panel
+from napari_lrmil._viewer.docks.classify.recall.attach import attach_recall
+from napari_lrmil._viewer.docks.classify.result_section import ResultSection
+from napari_lrmil._viewer.docks.classify.sections import ModelSection, RunSection, SlideSection
+from napari_lrmil._viewer.qt.drops import DropTarget
+from napari_lrmil._viewer.reader import SHARED_SUFFIXES
+from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
+from napari_lrmil._viewer.settings import read_settings
+from napari_lrmil._viewer.window import DEMO_BUNDLE, Controller
+from napari_lrmil._viewer.worker import QtJobs
+from napari_lrmil.slide.suffixes import SLIDE_SUFFIXES
+
+_FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
+_WIDTH_PX = 300
+
+
+class ClassifyWidget(QWidget):
+    """Choose a slide and a model, classify, and see the label and where it comes from.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The name of the parameter is how napari knows to pass it.
+    """
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__()
+        self.setObjectName("lrmil_classify")
+        self.slide_section = SlideSection()
+        self.model_section = ModelSection()
+        self.run_section = RunSection()
+        self.result_section = ResultSection()
+        self.evidence_section = EvidenceSection()
+        self._lay_out()
+        canvas, jobs = NapariCanvas(napari_viewer), QtJobs()
+        self.controller = Controller(self, canvas, jobs)
+        jobs.controller = self.controller
+        self._end = partial(_end, self.controller, canvas, jobs, attach_recall(self.controller, canvas))
+        self.destroyed.connect(self._end)
+        QApplication.instance().aboutToQuit.connect(self._application_quits)
+        self._connect()
+        canvas.follow(self.controller.slides_changed, self.controller.hovered)
+        self.controller.slides_changed()
+        DropTarget(self, is_bundle, lambda path: self.controller.load_bundle(str(bundle_folder(path))))
+        bundle = read_settings().default_bundle
+        if bundle and (bundle != DEMO_BUNDLE or DEMO_BUNDLE_DIR.exists()):
+            self.controller.load_bundle(bundle)
+
+    def show_panel(self, panel: Panel) -> None:
+        """Show a panel."""
+        for section in self._sections:
+            section.show_panel(panel)
+
+    def show_hover(self, text: str) -> None:
+        """Show the values under the cursor."""
+        self.evidence_section.show_hover(text)
+
+    @property
+    def _sections(self) -> tuple[Any, ...]:
+        return (
+            self.slide_section,
+            self.model_section,
+            self.run_section,
+            self.result_section,
+            self.evidence_section,
+        )
+
+    def event(self, event: QEvent) -> bool:
+        """End when the dock is closed: napari takes the widget out of it then, and drops it."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self._end(clear_text=True)
+            self.deleteLater()
+        return bool(super().event(event))
+
+    def _application_quits(self) -> None:
+        self._end()
+
+    def _lay_out(self) -> None:
+        inner = QWidget()
+        column = QVBoxLayout(inner)
+        column.setContentsMargins(8, 4, 8, 8)
+        column.setSpacing(6)
+        for section in self._sections:
+            column.addWidget(section)
+        column.addStretch(1)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        scroll.setWidget(inner)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(scroll)
+        self.setMinimumWidth(_WIDTH_PX)  # less would cut what stands beside the scroll bar
+
+    def _connect(self) -> None:
+        controller = self.controller
+        self.slide_section.open_clicked.connect(self._browse_slide)
+        self.slide_section.slide_chosen.connect(controller.choose_slide)
+        self.slide_section.mpp_given.connect(controller.set_mpp)
+        self.slide_section.icc_toggled.connect(controller.set_icc)
+        self.model_section.browse_clicked.connect(self._browse_bundle)
+        self.model_section.hub_clicked.connect(self._ask_hub)
+        self.model_section.bundle_chosen.connect(controller.choose_bundle)
+        self.model_section.device_chosen.connect(controller.choose_device)
+        self.run_section.classify_clicked.connect(controller.classify)
+        self.run_section.cancel_clicked.connect(controller.cancel)
+        self.model_section.card_clicked.connect(self._show_card)
+        evidence = self.evidence_section
+        evidence.heatmap_toggled.connect(lambda shown: controller.set_heatmap(visible=shown))
+        evidence.opacity_moved.connect(lambda value: controller.set_heatmap(opacity=value))
+        evidence.chosen.connect(lambda choice: controller.choose_evidence(**choice))
+
+    def _show_card(self) -> None:
+        CardDialog(self.controller.card, self).show()
+
+    def _browse_slide(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Open a slide", "", f"{_FILE_FILTER};;All files (*)")
+        if path:
+            self.controller.open_slide(path)
+
+    def _browse_bundle(self) -> None:
+        path = QFileDialog.getExistingDirectory(self, "Choose a model: a folder with bundle.json")
+        if path:
+            self.controller.load_bundle(path)
+
+    def _ask_hub(self) -> None:
+        name, given = QInputDialog.getText(
+            self,
+            "A model from the Hugging Face hub",
+            "Name: owner/name, optionally @revision and #sha256=… of its weights",
+        )
+        if given and name.strip():
+            self.controller.load_bundle(hub_name(name))
+
+
+def _end(
+    controller: Controller,
+    canvas: NapariCanvas,
+    jobs: QtJobs,
+    end_recall: Callable[[], None],
+    *_: object,
+    clear_text: bool = False,
+) -> None:
+    # A function of its own, not a method: Qt calls it when the widget is already gone.
+    controller.shutdown()
+    end_recall()
+    canvas.unfollow()
+    if clear_text:  # a label must not outlive the dock that would take it off another slide
+        canvas.show_text("")
+    jobs.shutdown()

@@ -1,0 +1,94 @@
+"""Thumbnails of the rows in sight, one after the other in one thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from qtpy.QtGui import QImage
+
+from napari_lrmil._viewer.background import Background
+from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary
+from napari_lrmil.errors import LRMILError
+from napari_lrmil.worklist import WorklistItem, thumbnail
+
+if TYPE_CHECKING:
+    from napari_lrmil.model.bundle import BundleInfo
+
+EDGE_PX = 128
+_NAME = "thumbnails"
+
+
+class Thumbnail(NamedTuple):
+    """What became of a slide's thumbnail.
+
+    `image` is None where the slide has none. `summary` is the slide's result where the cache knew it, but not
+    yet under this path.
+    """
+
+    path: Path
+    image: QImage | None
+    summary: ResultSummary | None
+
+
+class Thumbnails:
+    """Loads what is in sight and forgets what has left it.
+
+    Parameters
+    ----------
+    background : Background
+    loaded : callable
+        Gets each `Thumbnail`, in the window's thread.
+    info : callable
+        The description of the bundle in use, None without one.
+    """
+
+    def __init__(
+        self,
+        background: Background,
+        loaded: Callable[[Thumbnail], None],
+        info: Callable[[], BundleInfo | None],
+    ) -> None:
+        self._background, self._loaded, self._info = background, loaded, info
+        self._lock = threading.Lock()
+        self._waiting: list[WorklistItem] = []
+        self._at_work = False
+
+    def want(self, items: Sequence[WorklistItem]) -> None:
+        """Load these next, in the place of those that still wait."""
+        with self._lock:
+            self._waiting = list(items)
+            start = bool(items) and not self._at_work
+            self._at_work = self._at_work or start
+        if start:
+            self._background.start(_NAME, self._steps(self._info()), progressed=self._loaded)
+
+    def _next(self) -> WorklistItem | None:
+        with self._lock:
+            if self._waiting:
+                return self._waiting.pop(0)
+            self._at_work = False
+            return None
+
+    def _steps(self, info: BundleInfo | None) -> Generator[Thumbnail, None, None]:
+        cache = ResultCache()
+        keys = ResultKeys(info) if info is not None else None
+        while (item := self._next()) is not None:
+            pixels, is_new = _load(item, cache)
+            summary = None
+            if is_new and info is not None and keys is not None:
+                summary = cache.known_summary(item.path, info.weights_sha256, keys(item.mpp))
+            yield Thumbnail(item.path, pixels, summary)
+
+
+def _load(item: WorklistItem, cache: ResultCache) -> tuple[QImage | None, bool]:
+    """A slide's picture, and whether the cache knows the slide only since it was made."""
+    known = cache.known_fingerprint(item.path) is not None
+    try:
+        pixels = thumbnail(item.path, EDGE_PX, cache=cache)
+    except (LRMILError, OSError, RuntimeError, ValueError, MemoryError):
+        return None, False  # opening the slide will say what is wrong with it
+    height, width, _ = pixels.shape
+    return QImage(pixels.tobytes(), width, height, 3 * width, QImage.Format.Format_RGB888).copy(), not known

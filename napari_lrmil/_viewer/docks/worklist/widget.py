@@ -1,0 +1,270 @@
+"""The dock "LRMIL: worklist"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QKeyEvent, QShowEvent
+from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QSizePolicy
+
+from napari_lrmil._viewer.background import in_one_step
+from napari_lrmil._viewer.bundle_names import is_bundle
+from napari_lrmil._viewer.docks.worklist import keys
+from napari_lrmil._viewer.docks.worklist.collecting import SparedCollection
+from napari_lrmil._viewer.docks.worklist.jobs import QtListJobs
+from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
+from napari_lrmil._viewer.docks.worklist.presenter import Presenter
+from napari_lrmil._viewer.docks.worklist.saving import TableSaving
+from napari_lrmil._viewer.docks.worklist.sections import (
+    BatchSection,
+    FilterSection,
+    SavingSection,
+    SourceSection,
+    VerdictSection,
+)
+from napari_lrmil._viewer.docks.worklist.table import WorklistModel, WorklistTable
+from napari_lrmil._viewer.docks.worklist.thumbs import Thumbnail, Thumbnails
+from napari_lrmil._viewer.qt import parts
+from napari_lrmil._viewer.qt.dock import DockedWidget
+from napari_lrmil._viewer.qt.drops import DropTarget
+from napari_lrmil._viewer.settings import read_settings
+from napari_lrmil._viewer.window import Change
+from napari_lrmil.memory import return_free_memory
+from napari_lrmil.worklist.listing import TABLE_SUFFIXES
+
+if TYPE_CHECKING:
+    from napari_lrmil._viewer.window import Controller
+    from napari_lrmil.model.bundle import BundleInfo
+
+DOCK_NAME = "LRMIL: worklist"
+_CONTROLS = "layer controls"
+"""What napari calls the dock that a reviewer needs least."""
+_REFRESH_MS, _TIDY_MS = 25, 2000
+_LEAST_TABLE_PX = 132
+_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 330, 300
+
+
+class WorklistWidget(DockedWidget):
+    """A folder of slides to go through: what the model says of each, and what the reviewer says.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The name of the parameter is how napari knows to pass it.
+    """
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__(napari_viewer)
+        self.setObjectName("lrmil_worklist")
+        self.setMinimumSize(_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX)
+        self._later = QTimer(self)
+        self._later.setSingleShot(True)
+        self._later.setInterval(_REFRESH_MS)
+        self._later.timeout.connect(self.show_now)
+        self._tidy = QTimer(self)
+        self._tidy.setSingleShot(True)
+        self._tidy.setInterval(_TIDY_MS)
+        self._tidy.timeout.connect(self._return_memory)
+        jobs = QtListJobs(self.background)
+        self.presenter = Presenter(jobs, jobs, self._later.start, reviewer=lambda: read_settings().reviewer)
+        self.saving = TableSaving(
+            jobs, lambda: self.presenter.worklist, lambda: self.controller, self._show_soon
+        )
+        self.thumbnails = Thumbnails(self.background, self._thumb_loaded, self._info)
+        self._open_path: Path | None = None
+        self._placed = False
+        self._collection = SparedCollection()
+        self._lay_out()
+        self._connect()
+        actions = {
+            keys.NEXT: lambda: self._act(self.presenter.step, 1),
+            keys.PREVIOUS: lambda: self._act(self.presenter.step, -1),
+            keys.AGREE: lambda: self._act(self.presenter.judge, "agree"),
+            keys.DISAGREE: lambda: self._act(self.presenter.judge, "disagree"),
+            keys.UNSURE: lambda: self._act(self.presenter.judge, "unsure"),
+            keys.CLEAR: lambda: self._act(self.presenter.judge, None),
+            keys.NOTE: self._to_note,
+        }
+        self._actions = actions
+        self.ending.callback(keys.bind_keys(napari_viewer, actions))
+        self.ending.callback(self.presenter.shutdown)
+        self.ending.callback(self._collection.end)
+        self.begin()
+        self.show_now()
+
+    def attach(self, controller: Controller) -> None:
+        """The main dock's controller."""
+        self.presenter.attach(controller)
+
+    def refresh(self, change: Change) -> None:
+        """Slide, model or result may be others now."""
+        self.presenter.controller_changed()
+
+    def show_now(self) -> None:
+        """Show the presenter's panel without waiting for the next tick."""
+        self._later.stop()
+        panel = self.presenter.panel()
+        listed = panel.state is ListState.LISTED or bool(panel.folder)
+        for section in (self.source, self.filter, self.verdict, self.batch):
+            section.show_panel(panel)
+        self.table_file.show_panel(self.saving.panel())
+        for widget in (self.filter, self.table, self.verdict, self.batch, self.table_file):
+            widget.setVisible(listed)
+        self._show_rows(panel)
+        parts.show_text(self.hint, "Listing the slides …" if panel.state is ListState.LISTING else panel.hint)
+        parts.show_text(self.error, panel.error)
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Find a place when first shown."""
+        super().showEvent(event)
+        if not self._placed:
+            self._placed = True
+            timer = QTimer(self)  # napari hasn't finished docking yet
+            timer.setSingleShot(True)
+            timer.timeout.connect(self._place)
+            timer.start(0)
+
+    def _place(self) -> None:
+        """Left, and tall, over the layer controls: napari docks at the right, where the result needs the room."""
+        dock, window = self.parent(), self.window()
+        if not (isinstance(dock, QDockWidget) and isinstance(window, QMainWindow)):
+            return
+        left = Qt.DockWidgetArea.LeftDockWidgetArea
+        if window.dockWidgetArea(dock) == Qt.DockWidgetArea.RightDockWidgetArea:
+            window.addDockWidget(left, dock)
+        docks = [other for other in window.findChildren(QDockWidget) if window.dockWidgetArea(other) == left]
+        beside = [other for other in docks if other is not dock and other.isVisible()]
+        controls = [other for other in beside if other.objectName() == _CONTROLS]
+        if dock in docks and controls:
+            window.tabifyDockWidget(controls[0], dock)
+            dock.raise_()
+            beside.remove(controls[0])
+        heights = [window.height()] + [1] * len(beside)  # the others get their least
+        window.resizeDocks([dock, *beside], heights, Qt.Orientation.Vertical)
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """The dock's keys, wherever in it the focus is."""
+        action = keys.action_of(event, self._actions)
+        if action is None:
+            super().keyPressEvent(event)
+            return
+        action()
+        event.accept()
+
+    def _lay_out(self) -> None:
+        self.source, self.filter = SourceSection(), FilterSection()
+        self.verdict, self.batch, self.table_file = VerdictSection(), BatchSection(), SavingSection()
+        self.hint = parts.wrapped_label(style=parts.HINT_STYLE)
+        self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
+        self.model = WorklistModel()
+        self.table = WorklistTable(self.model)
+        self.table.setMinimumHeight(_LEAST_TABLE_PX)
+        self.table.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
+        for widget in (self.source, self.error, self.filter):
+            self.column.addWidget(widget)
+        self.column.addWidget(self.table, 1)
+        for widget in (self.hint, self.verdict, self.batch, self.table_file):
+            self.column.addWidget(widget)
+        self.column.addStretch(0)
+
+    def _connect(self) -> None:
+        presenter = self.presenter
+        self.source.folder_clicked.connect(self._browse_folder)
+        self.source.table_clicked.connect(self._browse_table)
+        self.filter.order_chosen.connect(lambda order: self._act(presenter.arrange, order=order))
+        self.filter.shown_chosen.connect(lambda which: self._act(presenter.arrange, which=which))
+        self.filter.text_typed.connect(lambda text: self._act(presenter.arrange, text=text))
+        self.table.opened.connect(lambda path: self._act(presenter.open_slide, path))
+        self.table.in_sight.connect(lambda rows: self.thumbnails.want(self.model.missing_thumbs(rows)))
+        self.verdict.judged.connect(lambda verdict: self._act(presenter.judge, verdict))
+        self.verdict.stepped.connect(lambda step: self._act(presenter.step, step))
+        self.verdict.note.written.connect(presenter.write_note)
+        self.verdict.note.left.connect(lambda: self.table.setFocus(Qt.FocusReason.OtherFocusReason))
+        self.batch.start_clicked.connect(lambda: self._act(presenter.classify_all))
+        self.batch.cancel_clicked.connect(lambda: self._act(presenter.cancel))
+        self.table_file.save_clicked.connect(self._save_table)
+        DropTarget(self, _can_drop, presenter.dropped)
+
+    def _act(self, action: Any, *args: Any, **options: Any) -> None:
+        action(*args, **options)
+        self.show_now()
+
+    def _show_rows(self, panel: WorklistPanel) -> None:
+        selected = self.table.currentIndex()
+        kept = self.model.items[selected.row()].path if selected.isValid() else None
+        self.model.show_items(panel.rows, panel.open_path)
+        if panel.rows:  # before slides come: theirs must be collected
+            self._collection.start()
+        if panel.open_path != self._open_path:
+            self._open_path = panel.open_path
+            self.table.select_path(panel.open_path)
+            if not self._tidy.isActive():
+                self._tidy.start()
+        elif kept is not None and not self.table.currentIndex().isValid():  # the filter has changed
+            self.table.select_path(kept)
+
+    def _return_memory(self) -> None:
+        self.background.start("memory", in_one_step(return_free_memory))
+
+    def _to_note(self) -> None:
+        if self.verdict.note.isEnabled():
+            self.verdict.note.setFocus(Qt.FocusReason.ShortcutFocusReason)
+
+    def _thumb_loaded(self, thumb: Thumbnail) -> None:
+        self.model.set_thumb(thumb.path, thumb.image)
+        if thumb.summary is not None:
+            self.presenter.found([(thumb.path, thumb.summary)])
+
+    def _info(self) -> BundleInfo | None:
+        bundle = self.controller.bundle if self.controller is not None else None
+        return bundle.info if bundle is not None else None
+
+    def _browse_folder(self) -> None:
+        path = QFileDialog.getExistingDirectory(self, "Choose a folder of slides")
+        if path:
+            self._act(self.presenter.open_list, Path(path), recursive=self.source.deeper.isChecked())
+
+    def _browse_table(self) -> None:
+        kinds = " ".join(f"*{suffix}" for suffix in sorted(TABLE_SUFFIXES))
+        path, _ = QFileDialog.getOpenFileName(
+            self, "Choose a slide table: a CSV file with the column 'path'", "", f"Tables ({kinds})"
+        )
+        if path:
+            self._act(self.presenter.open_list, Path(path))
+
+    def _show_soon(self) -> None:
+        if not self._later.isActive():  # starting again would put it off, as long as progress comes quickly
+            self._later.start()
+
+    def _save_table(self) -> None:
+        chosen, _ = QFileDialog.getSaveFileName(
+            self, "Save the list as a table", str(self.saving.default_path), "CSV (*.csv)"
+        )
+        if chosen:
+            keep = self.table_file.identifiers.isChecked()
+            self._act(self.saving.save, Path(chosen), show_identifiers=keep)
+
+
+def worklist_dock(viewer: Any) -> WorklistWidget:
+    """The worklist dock of a viewer; docked where it isn't there yet.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    """
+    for docked in viewer.window.dock_widgets.values():
+        if isinstance(docked, WorklistWidget):
+            return docked
+    widget = WorklistWidget(viewer)
+    viewer.window.add_dock_widget(widget, name=DOCK_NAME, area="right")
+    return widget
+
+
+def _ignore(*_: object) -> None:
+    return
+
+
+def _can_drop(path: Path) -> bool:
+    return path.is_dir() or is_bundle(path) or path.suffix.lower() in TABLE_SUFFIXES

@@ -1,0 +1,115 @@
+"""`Background` on Qt's thread pool."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+from qtpy.QtCore import QThreadPool
+from superqt.utils import GeneratorWorker
+
+from napari_lrmil._viewer.background import Background, P, R, Steps, error_text, ignore, is_foreseen
+
+
+class _Worker(GeneratorWorker[Any, Any, None]):
+    """Steps in a thread; quitting closes them there, so that they tidy up behind them."""
+
+    def __init__(self, steps: Steps[Any, Any]) -> None:
+        self._steps = steps
+        self.over = threading.Event()
+        self.complete = False
+        self.result: Any = None
+        self.error: Exception | None = None
+        super().__init__(self._run)
+
+    def _run(self) -> Steps[Any, Any]:
+        try:
+            self.result = yield from self._steps
+            self.complete = True
+        except Exception as error:  # noqa: BLE001  # whatever it is: who waits for the job must hear of its end
+            self.error = error
+
+    def work(self) -> Any:
+        """Run to the end, or until asked to quit."""
+        try:
+            with closing(self._steps):
+                return super().work()
+        finally:
+            self.over.set()
+
+
+class QtBackground(Background):
+    """Jobs of one dock; `shutdown` ends them with it."""
+
+    def __init__(self) -> None:
+        self._current: dict[str, _Worker] = {}
+        self._alive: set[_Worker] = set()
+        self._closed = False
+
+    def start(
+        self,
+        name: str,
+        steps: Steps[P, R],
+        *,
+        done: Callable[[R], None] = ignore,
+        failed: Callable[[str], None] = ignore,
+        progressed: Callable[[P], None] = ignore,
+        cancelled: Callable[[], None] = ignore,
+    ) -> None:
+        """See `Background.start`."""
+        if self._closed:
+            steps.close()
+            return
+        self.cancel(name)
+        worker = _Worker(steps)
+        self._current[name] = worker
+        self._alive.add(worker)
+
+        def stepped(step: P) -> None:
+            if self._current.get(name) is worker:
+                progressed(step)
+
+        def ended(_: None = None) -> None:
+            self._alive.discard(worker)
+            if self._closed:
+                return
+            if self._current.get(name) is worker:
+                del self._current[name]
+            if worker.error is not None:
+                failed(error_text(worker.error))
+                if not is_foreseen(worker.error):
+                    raise worker.error  # napari shows the traceback, so that it can be reported
+            elif worker.complete:
+                done(worker.result)
+            else:
+                cancelled()
+
+        worker.yielded.connect(stepped)
+        worker.finished.connect(ended)
+        worker.start()
+
+    def running(self, name: str) -> bool:
+        """See `Background.running`."""
+        return name in self._current
+
+    def cancel(self, name: str) -> None:
+        """See `Background.cancel`."""
+        worker = self._current.get(name)
+        if worker is not None:
+            worker.quit()
+
+    def shutdown(self, *, wait_s: float = 30.0) -> None:
+        """Cancel all jobs and wait until their threads are done. Nobody is told any more."""
+        self._closed = True
+        self._current.clear()
+        for worker in self._alive:
+            worker.quit()
+        started = time.monotonic()
+        while not all(worker.over.is_set() for worker in self._alive):
+            QThreadPool.globalInstance().waitForDone(50)
+            if time.monotonic() - started > wait_s:
+                break
+        self._alive.clear()

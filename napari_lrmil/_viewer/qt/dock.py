@@ -1,0 +1,135 @@
+"""What the docks beside the main one share: they find its controller, and end when they are closed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtWidgets import (
+    QApplication,
+    QPushButton,
+    QScrollArea,
+    QSizePolicy,
+    QStackedWidget,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_lrmil._viewer.qt import parts
+from napari_lrmil._viewer.qt.background import QtBackground
+from napari_lrmil._viewer.window import Change
+
+if TYPE_CHECKING:
+    from napari_lrmil._viewer.window import Controller
+
+_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 260, 200
+
+
+class DockedWidget(QWidget):
+    """A dock that follows the main dock's controller.
+
+    A subclass fills `column`, calls `begin` last, and implements `attach` and `refresh`.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    """
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__()
+        self.viewer = viewer
+        self.background = QtBackground()
+        self.controller: Controller | None = None
+        self.ending = ExitStack()
+        self._pages = QStackedWidget()
+        self._pages.addWidget(self._scrolled())
+        self._pages.addWidget(self._lost_page())
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(self._pages)
+        self.setMinimumSize(_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX)
+        # Otherwise napari puts a stretch under it, which takes half the dock's height.
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
+
+    def attach(self, controller: Controller) -> None:
+        """Take what is needed from the controller; it may be another one than before."""
+        raise NotImplementedError
+
+    def refresh(self, change: Change) -> None:
+        """Something of the controller has changed; the first time, all of it."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Follow the controller, and tidy up at the end whichever way it comes."""
+        ending = self.ending
+        ending.callback(self.background.shutdown)
+        ending.callback(self._unfollow)
+        self.destroyed.connect(partial(_close, ending))
+        QApplication.instance().aboutToQuit.connect(self._application_quits)
+        self.link()
+
+    def link(self) -> None:
+        """Find the main dock, or dock it again, and follow its controller."""
+        from napari_lrmil._viewer.session import dock_widget
+
+        main = dock_widget(self.viewer)
+        main.destroyed.connect(self._lost)
+        self.controller = main.controller
+        main.controller.changed.connect(self.refresh)
+        self._pages.setCurrentIndex(0)
+        self.attach(main.controller)
+        self.refresh(Change.ALL)
+
+    def event(self, event: QEvent) -> bool:
+        """End when the dock is closed: napari takes the widget out of it then, and drops it."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self.ending.close()
+            self.deleteLater()
+        return bool(super().event(event))
+
+    def _unfollow(self) -> None:
+        if self.controller is not None:
+            self.controller.changed.disconnect(self.refresh, missing_ok=True)
+
+    def _application_quits(self) -> None:
+        self.ending.close()
+
+    def _lost(self, *_: object) -> None:
+        self.controller = None
+        self._pages.setCurrentIndex(1)
+
+    def _scrolled(self) -> QWidget:
+        inner = QWidget()
+        self.column = QVBoxLayout(inner)
+        self.column.setContentsMargins(8, 4, 8, 8)
+        self.column.setSpacing(6)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        scroll.setWidget(inner)
+        return scroll
+
+    def _lost_page(self) -> QWidget:
+        page = QWidget()
+        column = QVBoxLayout(page)
+        column.addWidget(
+            parts.wrapped_label(
+                "This panel works with the panel “LRMIL: classify slide”, which was closed.",
+                style=parts.HINT_STYLE,
+            )
+        )
+        self.open_again = QPushButton("Open it again")
+        self.open_again.setToolTip("Dock the panel “LRMIL: classify slide” again")
+        self.open_again.setAccessibleName("Open the panel “LRMIL: classify slide” again")
+        self.open_again.clicked.connect(lambda: self.link())
+        column.addWidget(self.open_again)
+        column.addStretch(1)
+        return page
+
+
+def _close(ending: ExitStack, *_: object) -> None:
+    # A function of its own, not a method: Qt calls it when the widget is already gone.
+    ending.close()

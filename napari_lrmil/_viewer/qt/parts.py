@@ -1,0 +1,139 @@
+"""Small building blocks. Colours are fixed pairs that read well on napari's dark and light themes."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QComboBox,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QSizePolicy,
+    QStyle,
+    QWidget,
+)
+
+from napari_lrmil._viewer.docks.classify.result import percent_text
+
+_BOX = "QLabel {{ background: {back}; border-radius: 4px; padding: 6px; {more} }}"
+BANNER_STYLE = _BOX.format(back="#f2b01e", more="color: #1a1a1a; font-weight: bold;")
+ERROR_STYLE = _BOX.format(back="#8b1e1e", more="color: #ffffff;")
+HINT_STYLE = _BOX.format(back="rgba(90, 140, 200, 60)", more="")  # thin: the theme's text colour shows on it
+HEADING_STYLE = "QLabel { font-weight: bold; }"
+PRIMARY_STYLE = (
+    "QPushButton { background: #2c6fb3; color: white; font-weight: bold; padding: 6px; border-radius: 4px; }"
+    "QPushButton:hover { background: #3a82cb; }"
+    "QPushButton:focus { border: 2px solid #9cc7f0; }"
+    "QPushButton:disabled { background: rgba(128, 128, 128, 70); color: rgba(128, 128, 128, 255); }"
+)
+_BAR_STYLE = (
+    "QProgressBar {{ background: rgba(128, 128, 128, 60); border: none; border-radius: 3px; }}"
+    "QProgressBar::chunk {{ background: {colour}; border-radius: 3px; }}"
+)
+_FIRST, _OTHERS = "#3d8fd1", "#8a949e"
+_CLASS_NAME_PX = 120
+
+
+def wrapped_label(text: str = "", *, style: str = "") -> QLabel:
+    """A label that wraps instead of widening the dock; its text can be copied."""
+    label = QLabel(text)
+    label.setWordWrap(True)
+    label.setStyleSheet(style)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    return label
+
+
+def show_text(label: QLabel, text: str) -> None:
+    """Set a label's text, and hide it where there is none."""
+    label.setText(text)
+    label.setVisible(bool(text))
+
+
+class Notice(QWidget):
+    """A warning with its icon, hidden while it has no text.
+
+    Parameters
+    ----------
+    style : str
+        Of the text's label.
+    """
+
+    def __init__(self, *, style: str) -> None:
+        super().__init__()
+        self._icon = QLabel()
+        size = self.style().pixelMetric(QStyle.PixelMetric.PM_LargeIconSize)
+        icon = self.style().standardIcon(QStyle.StandardPixmap.SP_MessageBoxWarning)
+        self._icon.setPixmap(icon.pixmap(size, size))
+        self._icon.setAccessibleName("Warning")
+        self.text = wrapped_label(style=style)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self._icon)
+        row.addWidget(self.text, 1)
+        self.hide()
+
+    def show_text(self, text: str) -> None:
+        """Show a warning, or none."""
+        self.text.setText(text)
+        self.setVisible(bool(text))
+
+
+def narrow_combo(*, tool_tip: str, name: str) -> QComboBox:
+    """A combo box that elides long entries instead of widening the dock."""
+    combo = QComboBox()
+    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    combo.setMinimumContentsLength(8)
+    combo.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    combo.setToolTip(tool_tip)
+    combo.setAccessibleName(name)
+    return combo
+
+
+def fill_combo(combo: QComboBox, entries: tuple[str, ...], index: int) -> None:
+    """Show these entries; quietly, so that only the user's choice sends signals."""
+    combo.blockSignals(True)
+    if entries != tuple(combo.itemText(at) for at in range(combo.count())):
+        combo.clear()
+        for entry in entries:
+            combo.addItem(entry)
+            combo.setItemData(combo.count() - 1, entry, Qt.ItemDataRole.ToolTipRole)
+    combo.setCurrentIndex(index)
+    combo.blockSignals(False)
+
+
+class ClassBars(QWidget):
+    """One row a class: name, bar and percentage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._grid = QGridLayout(self)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setColumnStretch(1, 1)
+        self._shown: tuple[tuple[str, float], ...] = ()
+
+    def show_classes(self, classes: tuple[tuple[str, float], ...]) -> None:
+        """Show (class, probability) pairs, the first one highlighted."""
+        if classes == self._shown:
+            return
+        self._shown = classes
+        while self._grid.count():
+            widget = self._grid.takeAt(0).widget()
+            widget.hide()
+            widget.deleteLater()
+        for row, (name, probability) in enumerate(classes):
+            percent = percent_text(probability)
+            title = wrapped_label(name)
+            title.setMaximumWidth(_CLASS_NAME_PX)
+            bar = QProgressBar()
+            bar.setRange(0, 1000)
+            bar.setValue(round(probability * 1000))
+            bar.setTextVisible(False)
+            bar.setFixedHeight(12)
+            bar.setStyleSheet(_BAR_STYLE.format(colour=_OTHERS if row else _FIRST))
+            bar.setAccessibleName(f"{name}: {percent}")
+            bar.setToolTip(f"The model gives {name} a probability of {probability:.1%}")
+            value = QLabel(percent)
+            value.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+            for column, widget in enumerate((title, bar, value)):
+                self._grid.addWidget(widget, row, column)
