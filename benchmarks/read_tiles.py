@@ -45,7 +45,7 @@ Reader = Callable[[Path], AbstractContextManager[Read]]
 
 @contextmanager
 def plain_openslide(path: Path, shift: float = 0.0) -> Iterator[Read]:
-    """What a script does: read_region, drop alpha."""
+    """Read as a script does: read_region, drop alpha."""
     with openslide.OpenSlide(path) as slide:
         step = TILE_PX * DOWNSAMPLES[LEVEL]
 
@@ -58,7 +58,7 @@ def plain_openslide(path: Path, shift: float = 0.0) -> Iterator[Read]:
 
 @contextmanager
 def tiffslide(path: Path) -> Iterator[Read]:
-    """tiffslide's read_region, as an array."""
+    """Read by tiffslide's read_region, as an array."""
     import tiffslide as library
 
     with library.TiffSlide(path) as slide:
@@ -70,7 +70,7 @@ def tiffslide(path: Path) -> Iterator[Read]:
 
 @contextmanager
 def fastslide(path: Path) -> Iterator[Read]:
-    """fastslide's read_region; its locations are in pixels of the level."""
+    """Read by fastslide's read_region; its locations are in pixels of the level."""
     import fastslide as library
 
     with library.FastSlide.from_file_path(str(path)) as slide:
@@ -95,7 +95,7 @@ def _ours(path: Path, backend: str, shift: float) -> Iterator[Read]:
 
 @contextmanager
 def codec_alone(path: Path) -> Iterator[Read]:
-    """The limit: imagecodecs on bytes that lie in memory, its pixels dropped at once."""
+    """Decode bytes that lie in memory by imagecodecs and drop the pixels at once: the limit."""
     with tifffile.TiffFile(path) as tif:
         tiled = [page.aspage() for page in tif.pages if page.aspage().is_tiled]
         page = tiled[LEVEL]
@@ -109,7 +109,7 @@ def codec_alone(path: Path) -> Iterator[Read]:
 
 @contextmanager
 def codec_kept(path: Path) -> Iterator[Read]:
-    """The same, its pixels kept, as every cache keeps them: decoding into memory that isn't warm takes longer."""
+    """Decode and keep the pixels, as every cache does: decoding into memory that isn't warm takes longer."""
     kept = []
 
     with codec_alone(path) as decode:
@@ -122,7 +122,7 @@ def codec_kept(path: Path) -> Iterator[Read]:
 
 
 def contestants() -> dict[str, Reader]:
-    """Name -> reader; peers that aren't installed are left out."""
+    """Return name -> reader; peers that aren't installed are left out."""
     found: dict[str, Reader] = {
         "openslide-python read_region": plain_openslide,
         OPENSLIDE_SHIFTED: lambda path: plain_openslide(path, 0.5),
@@ -139,13 +139,13 @@ def contestants() -> dict[str, Reader]:
 
 
 def places() -> list[tuple[int, int]]:
-    """The level's tiles row by row; its last row and column are left to the reader that starts half a tile in."""
+    """Return the level's tiles row by row; the last row and column are left to the reader that starts half a tile in."""
     side = SIDE_PX // DOWNSAMPLES[LEVEL] // TILE_PX
     return [(row, col) for row in range(side - 1) for col in range(side - 1)]
 
 
 def rate_of(reader: Reader, path: Path, threads: int) -> float:
-    """Tiles a second of one turn; opening isn't counted."""
+    """Return tiles a second of one turn; opening isn't counted."""
     wanted = places()
     with reader(path) as read:
 
@@ -165,7 +165,7 @@ def rate_of(reader: Reader, path: Path, threads: int) -> float:
 
 
 def rate_of_iter_tiles(path: Path, threads: int) -> float:
-    """As `rate_of`, for the way of inference: batches of 32 tiles in order."""
+    """Return tiles a second the way inference reads: batches of 32 tiles in order."""
     shared_cache().clear()
     wanted = places()
     with Slide(path) as slide:
@@ -178,7 +178,7 @@ def rate_of_iter_tiles(path: Path, threads: int) -> float:
 
 
 def furthest_from_openslide(reader: Reader, path: Path) -> int:
-    """Largest difference in grey levels over a few tiles: a reader that is fast but wrong isn't fast."""
+    """Return the largest difference in grey levels over a few tiles: fast but wrong isn't fast."""
     worst = 0
     with plain_openslide(path) as theirs, reader(path) as ours:
         for row, col in ((0, 0), (7, 21), (20, 20), (30, 12)):

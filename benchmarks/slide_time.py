@@ -48,7 +48,7 @@ class Turn(NamedTuple):
 def bundles(
     architecture: str | None, options: dict[str, int], tile_px: int | None, mpp_lr: float, ratio: int
 ) -> dict[str, ModelBundle]:
-    """HR and LR with the same encoder object; by default that of the packaged demo bundle."""
+    """Return HR and LR with the same encoder object; by default that of the packaged demo bundle."""
     demo = load_bundle("demo")
     torch.manual_seed(0)
     encoder = demo.encoder
@@ -74,7 +74,7 @@ def bundles(
 
 
 def classify(path: Path, bundle: ModelBundle, *, mpp: float | None, threads: int, batch_size: int) -> Turn:
-    """Open, read, embed, judge."""
+    """Open, read, embed and judge a slide."""
     shared_cache().clear()
     started = time.perf_counter()
     with Slide(path, mpp=mpp) as slide:
@@ -89,7 +89,7 @@ def classify(path: Path, bundle: ModelBundle, *, mpp: float | None, threads: int
 def bytes_from_file(
     path: Path, bundle: ModelBundle, *, mpp: float | None, threads: int, batch_size: int
 ) -> int | None:
-    """What the same slide's opening, tissue and tiles take from the file, or from the system's copy of it.
+    """Count what opening, tissue and tiles of a slide take from the file, or from the system's copy of it.
 
     In a pass of its own, without the encoder: libraries read files too. None where the system doesn't count.
     """
@@ -106,7 +106,7 @@ def bytes_from_file(
 
 
 def _bytes_read() -> int | None:
-    """Bytes that this process has got from read calls so far (Linux)."""
+    """Return the bytes that this process has got from read calls so far (Linux)."""
     try:
         lines = _PROCESS_IO.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -117,7 +117,7 @@ def _bytes_read() -> int | None:
 def report(
     turns: dict[str, dict[Path, list[Turn]]], file_bytes: dict[str, list[int | None]], console: Console
 ) -> float:
-    """Print both, a slide on average; the median over slides of LR seconds / HR seconds."""
+    """Print both, a slide on average; return the median over slides of LR seconds / HR seconds."""
     table = Table("", "s a slide", "tiles", "level", "MB of pixels", "MB from file")
     for name, by_slide in turns.items():
         every = [turn for found in by_slide.values() for turn in found]

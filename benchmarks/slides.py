@@ -31,7 +31,7 @@ _DESCRIPTION = (
 
 
 def bench_slide(folder: Path | None = None, *, side_px: int = SIDE_PX) -> Path:
-    """Path of the generated slide, made where it isn't yet.
+    """Return the path of the generated slide, made where it isn't yet.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def bench_slide(folder: Path | None = None, *, side_px: int = SIDE_PX) -> Path:
 
 
 def encoded_tiles(seed: int = 0) -> tuple[list[bytes], list[bytes]]:
-    """JPEG tiles of tissue and of glass, as the slide holds them."""
+    """Return JPEG tiles of tissue and of glass, as the slide holds them."""
     rng = np.random.default_rng(seed)
     return (
         [_encode(_tissue(rng)) for _ in range(_N_TISSUE)],
@@ -103,7 +103,7 @@ def _encode(rgb: NDArray[np.uint8]) -> bytes:
 
 
 def _tissue(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Pink fibres, purple dots: about as hard for a JPEG codec as H&E at 20x."""
+    """Draw pink fibres and purple dots: about as hard for a JPEG codec as H&E at 20x."""
     fibres = ndimage.gaussian_filter(rng.standard_normal((TILE_PX, TILE_PX)), (1.2, 4.0))
     dots = ndimage.gaussian_filter((rng.random((TILE_PX, TILE_PX)) > 0.9975) * 1.0, 2.6)
     eosin = 0.35 + 0.5 * fibres / fibres.std() * 0.25

@@ -55,16 +55,16 @@ class Slide:
         self.guided = self.gather()
 
     def gather(self) -> tuple[Tensor, Tensor]:
-        """As `training.stages.distill_slides` does for each slide."""
+        """Gather the teacher's attention as `training.stages.distill_slides` does for each slide."""
         parent = torch.from_numpy(parents_in_bag(self.tiles, RATIO))
         return guided_attention(self.teacher_scores, parent, len(self.instances), self.config.aggregation)
 
     def cross_entropy(self, output: MILOutput) -> list[Tensor]:
-        """L2 without a teacher."""
+        """Return the loss of stage 2 without a teacher."""
         return [F.cross_entropy(output.bag_logits[None], self.label)]
 
     def distilled(self, output: MILOutput, guided: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """L2 in full."""
+        """Return the terms of stage 2's whole loss."""
         config = self.config
         return [
             *self.cross_entropy(output),
@@ -74,7 +74,7 @@ class Slide:
         ]
 
     def kinds(self) -> dict[str, Losses]:
-        """Kind of step -> its losses."""
+        """Return kind of step -> its losses."""
         return {
             PLAIN: self.cross_entropy,
             AS_RUN: lambda output: self.distilled(output, self.guided),
@@ -100,7 +100,7 @@ class Head:
         )
 
     def step(self, slide: Slide, losses_of: Losses) -> float:
-        """Seconds of one step."""
+        """Take one step; return its seconds."""
         started = time.perf_counter()
         losses = losses_of(self.model(slide.instances))
         loss = torch.stack(losses).sum()
@@ -114,7 +114,7 @@ class Head:
 
 
 def measure(n_lr: int, *, steps: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every step by kind; the kinds take turns, each with a head of its own."""
+    """Return seconds of every step by kind; the kinds take turns, each with a head of its own."""
     slide = Slide(n_lr, Stage2Section())
     kinds = slide.kinds()
     heads = {name: Head(MILSection()) for name in kinds}

@@ -45,7 +45,7 @@ def peak_gb() -> float:
 
 
 def synthetic_store(root: Path, names: list[str], n_tiles: int, dim: int) -> EmbeddingStore:
-    """A store of one slide's random embeddings under many names."""
+    """Make a store of one slide's random embeddings under many names."""
     store = EmbeddingStore(root)
     rng = np.random.default_rng(0)
     with store.writer(names[0], stamp="x") as open_array:

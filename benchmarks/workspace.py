@@ -61,7 +61,7 @@ class Results:
 
 @contextmanager
 def slide_folders(folder: Path, n_slides: int, side_px: int) -> Iterator[tuple[Path, Path]]:
-    """Folders of many slides and of `n_slides` with those of the batch; names of files that exist once."""
+    """Make a folder of many slides and one of `n_slides` with those of the batch: links to files that exist once."""
     slide, small = bench_slide(folder, side_px=side_px), bench_slide(folder, side_px=BATCH_SIDE_PX)
     with tempfile.TemporaryDirectory(dir=slide.parent) as root:
         many, few = Path(root) / "many", Path(root) / "few"
@@ -201,13 +201,13 @@ def run(many: Path, few: Path, n_slides: int, bundle: str) -> Results:
 
 
 def slope_mb(values: Sequence[float]) -> float | None:
-    """MB a slide from the tenth on; None where there are too few."""
+    """Return MB a slide from the tenth on; None where there are too few."""
     later = np.asarray(values[WARM_SLIDES - 1 :])
     return float(np.polyfit(np.arange(len(later)), later, 1)[0]) if len(later) > WARM_SLIDES else None
 
 
 def table_of(results: Results) -> Table:
-    """Each value beside its target."""
+    """Return each value beside its target as a table."""
     table = Table("measure", "median", "95 %", "longest", "target", "", title_justify="left")
 
     def times(

@@ -22,7 +22,7 @@ _COLOURS = (256, 192, 128, 96, 64, 48)
 
 
 def shrink(png: bytes) -> bytes:
-    """With as many colours of a palette as leave it small enough; no visible loss in most windows."""
+    """Reduce to as many colours of a palette as leave it small enough; no visible loss in most windows."""
     from PIL import Image
 
     picture = Image.open(io.BytesIO(png)).convert("RGB")
@@ -37,7 +37,7 @@ def shrink(png: bytes) -> bytes:
 
 
 def write_list(out: Path, texts: dict[str, str]) -> None:
-    """README.md: a line a picture."""
+    """Write README.md: a line a picture."""
     lines = [
         "# Screenshots",
         "",
@@ -90,7 +90,7 @@ def make_gallery(out: Path, names: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

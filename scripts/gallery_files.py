@@ -84,7 +84,7 @@ def make_files(root: Path) -> Files:
 
 
 def make_bundle(target: Path) -> Path:
-    """The demonstration model; where it has no trust part, one fitted to generated slides is added."""
+    """Return the demonstration model; where it has no trust part, add one fitted to generated slides."""
     bundle = load_bundle(DEMO_BUNDLE_DIR)
     if bundle.trust is not None:
         return Path(DEMO_BUNDLE)
@@ -157,7 +157,7 @@ def _write_without_mpp(path: Path, slide: GeneratedSlide) -> None:
 
 
 def _write_regions(path: Path, slide: GeneratedSlide) -> None:
-    """Outlines round the two largest lesions, a box and two marks, named as a reviewer might."""
+    """Write outlines round the two largest lesions, a box and two marks, named as a reviewer might."""
     regions, count = ndimage.label(ndimage.binary_dilation(slide.lesion_mask, iterations=6))
     sizes = ndimage.sum_labels(np.ones_like(regions), regions, range(1, count + 1))
     largest = np.argsort(sizes)[::-1][:2] + 1

@@ -17,7 +17,7 @@ from screenshot import dismiss_notices
 
 from napari_lrmil._viewer.docks.classify.card import CardDialog
 from napari_lrmil._viewer.docks.classify.panel import State
-from napari_lrmil._viewer.docks.export.formats import FORMATS, Options, target_of
+from napari_lrmil._viewer.docks.export.formats import FORMATS, Options
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.predict import SlidePrediction
 
@@ -56,13 +56,13 @@ class Stage:
         return result
 
     def load_model(self) -> None:
-        """The model of the gallery."""
+        """Load the model of the gallery."""
         self.wait(lambda: self.controller.state is not State.LOADING_BUNDLE)
         self.controller.load_bundle(str(self.files.bundle))
         self.wait(lambda: self.controller.state is not State.LOADING_BUNDLE)
 
     def classified(self, path: Path) -> None:
-        """Open a slide, and have it classified."""
+        """Open a slide and classify it."""
         self.load_model()
         self.controller.open_slide(path)
         self.settle(0.3)
@@ -72,14 +72,14 @@ class Stage:
         self.fit()
 
     def fit(self, size_px: tuple[int, int] = SIZE_PX) -> None:
-        """The window in its size, once the docks are there, and the whole slide in it."""
+        """Give the window its size, once the docks are there, and show the whole slide."""
         self.settle(0.3)
         self.viewer.window.resize(*size_px)
         self.settle(0.5)
         self.viewer.reset_view()
 
     def dock(self, name: str) -> Any:
-        """A dock of the plugin, as the Plugins menu opens it."""
+        """Open a dock of the plugin, as the Plugins menu does."""
         _, widget = self.viewer.window.add_plugin_dock_widget("napari-lrmil", name)
         self.settle(0.4)
         return widget
@@ -101,7 +101,7 @@ class Stage:
         return self.main.window()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Until it holds."""
+        """Wait until a condition holds."""
         end = time.monotonic() + _LONG_S
         while not condition():
             if time.monotonic() > end:
@@ -119,7 +119,7 @@ class Stage:
         dismiss_notices(self.window, keep=self.over)
 
     def grab(self) -> bytes:
-        """The window, and what lies over it, as PNG."""
+        """Return the window, and what lies over it, as PNG."""
         picture = self.window.grab()
         painter = QPainter(picture)
         for dialog in self.over:
@@ -218,7 +218,7 @@ def exports(stage: Stage) -> None:
     wanted = FORMATS[0]
     stage.fit()
     folder = stage.files.reports
-    target = target_of(folder / wanted.default_name, wanted)
+    target = folder / wanted.default_name
     widget.presenter.export(wanted, target, Options(over_slide=True, show_identifiers=False))
     stage.wait(lambda: widget.success.isVisible() or widget.error.isVisible())
 

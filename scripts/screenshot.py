@@ -25,7 +25,7 @@ SETTLE_S = 1.5
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Width and height from ``1400x900``."""
+    """Return width and height from ``1400x900``."""
     try:
         width, height = (int(part) for part in text.lower().split("x"))
     except ValueError as error:
@@ -57,7 +57,7 @@ def take_screenshot(
     mpp: float | None = None,
     theme: str = "dark",
 ) -> str:
-    """Classify, draw, save. Returns the label.
+    """Classify, draw and save; return the label.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def take_screenshot(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -15,7 +15,7 @@ COHORT, BUNDLE, OUT = Path("demo/cohort"), Path("demo/run/fold0/bundle"), Path("
 
 
 def test_slides() -> list[Path]:
-    """The first test slide of each class, lesions first: chosen by the table, not by the outcome."""
+    """Return the first test slide of each class, lesions first: chosen by the table, not by the outcome."""
     with (COHORT / "slides.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["fold"] == "test"]
     first = {row["label"]: COHORT / row["path"] for row in reversed(rows)}
@@ -23,7 +23,7 @@ def test_slides() -> list[Path]:
 
 
 def main() -> int:
-    """Show or save; returns the exit status."""
+    """Show or save the window; return the exit status."""
     slides = test_slides()
     predict = ["predict", *map(str, slides), "--bundle", str(BUNDLE), "--out", str(OUT), "--overwrite"]
     status = subprocess.run([sys.executable, "-m", "napari_lrmil", *predict], check=False).returncode

@@ -21,9 +21,3 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file: another file at the same path is another encoder."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def stat_of(path: Path) -> str:
-    """Size and time of change: another file at the same path is another slide."""
-    stat = path.stat()
-    return f"{stat.st_size}-{stat.st_mtime_ns}"

@@ -47,7 +47,7 @@ class Examples(NamedTuple):
 
 
 def load_examples(slide_paths: list[Path], spec: TileSpec, reporter: Reporter) -> Examples:
-    """Every tissue tile of generated slides with its attributes, not standardised yet."""
+    """Read every tissue tile of generated slides with its attributes, not standardised yet."""
     keep = [index for index, name in enumerate(TILE_ATTRIBUTES) if name not in _LEFT_OUT]
     tiles: list[NDArray[np.uint8]] = []
     attributes: list[NDArray[np.float32]] = []
@@ -62,7 +62,7 @@ def load_examples(slide_paths: list[Path], spec: TileSpec, reporter: Reporter) -
 
 
 def standardise(train: Examples, val: Examples) -> tuple[Examples, Examples]:
-    """Attributes of both in units of the spread of the first."""
+    """Return both with attributes in units of the spread of the first."""
     mean = np.nanmean(train.attributes, axis=0)
     std = np.nanstd(train.attributes, axis=0) + 1e-6
     first, second = ((part.attributes - mean) / std for part in (train, val))
@@ -70,7 +70,7 @@ def standardise(train: Examples, val: Examples) -> tuple[Examples, Examples]:
 
 
 def balanced(scales: list[Examples]) -> Examples:
-    """Examples of several scales in one, coarse ones repeated: a slide has 16 times fewer of them at 4 times the µm/px."""
+    """Return examples of several scales in one, coarse ones repeated: a slide has 16 times fewer at 4 times the µm/px."""
     most = max(len(one.tiles) for one in scales)
     repeats = [max(1, min(8, most // max(1, len(one.tiles)))) for one in scales]
     return Examples(
@@ -94,7 +94,7 @@ def pretrain(
     reporter: Reporter,
     metrics_csv: Path,
 ) -> Encoder:
-    """An encoder whose class token predicts the attributes by one linear layer."""
+    """Train an encoder whose class token predicts the attributes by one linear layer."""
     torch.manual_seed(seed)
     encoder = Encoder(spec)
     model = nn.ModuleDict(

@@ -59,7 +59,7 @@ class Row:
 
 
 def run_all(names: Sequence[str], path: Path, side_px: int, turns: int) -> tuple[Results, dict[str, float]]:
-    """The turns' results, and how far each one's picture is from plain OpenSlide's, in grey levels."""
+    """Return the turns' results, and how far each one's picture is from plain OpenSlide's, in grey levels."""
     results: Results = {name: [] for name in names}
     pictures: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +91,7 @@ def _run_one(name: str, path: Path, side_px: int, *more: str, quiet: bool = True
 
 
 def rows_of(results: Results) -> list[Row]:
-    """Median of all moves and turns; a longest one is the median of the turns' longest."""
+    """Return medians of all moves and turns; a longest one is the median of the turns' longest."""
     of_floor, in_time = f"≤ {AT_MOST_FLOOR}x", f"< {AT_MOST_S * 1e3:.0f} ms"
 
     def of_turns(key: str) -> dict[str, float]:
@@ -122,7 +122,7 @@ def rows_of(results: Results) -> list[Row]:
 
 
 def misses(row: Row) -> Iterator[str]:
-    """By how much our reader misses a row's targets, a sentence each."""
+    """Yield by how much our reader misses a row's targets, a sentence each."""
     if not row.target or OURS not in row.values:
         return
     ours, floor = row.values[OURS], row.values.get(FLOOR)
@@ -142,7 +142,7 @@ def misses(row: Row) -> Iterator[str]:
 
 
 def table_of(rows: Sequence[Row], names: Sequence[str], title: str, notes: Sequence[str]) -> Table:
-    """Times in ms with their ratio to the floor."""
+    """Return times in ms with their ratio to the floor as a table."""
     table = Table(
         *("measure", "", "", *names, "target", ""),
         title=title,
@@ -171,7 +171,7 @@ def _cell(row: Row, name: str) -> str:
 
 
 def notes_on(rows: Sequence[Row], names: Sequence[str], off: dict[str, float]) -> list[str]:
-    """What stands under the table: how it was measured, and each target missed."""
+    """Return what stands under the table: how it was measured, and each target missed."""
     notes = [
         "Beside each time, its ratio to the floor: arrays of the shapes of our levels in memory, whose slices cost nothing;",
         "its memory says nothing. All are opened through a reader plugin, the file in the page cache. UI blocked: the longest",

@@ -31,13 +31,13 @@ LayerData = tuple[Levels, dict[str, object], str]
 
 
 def installed() -> list[str]:
-    """Those that can run here; peers that aren't installed are left out."""
+    """Return those that can run here; peers that aren't installed are left out."""
     peers = {WSI: "napari_wsi", TIFFSLIDE: "tiffslide"}
     return [FLOOR, OURS, DIRECT, *(name for name in PEERS if importlib.util.find_spec(peers[name])), PLAIN]
 
 
 def prepare(name: str, path: Path) -> Open:
-    """What opens `path` the way of `name`. Only the floor does anything before it is timed: it loads its arrays.
+    """Return what opens `path` the way of `name`. Only the floor does something untimed before: it loads its arrays.
 
     All are opened as a user opens a file, through a reader plugin; those that have none get one here.
     """
@@ -144,7 +144,7 @@ def _tiffslide_levels(path: Path) -> tuple[Levels, dict[str, object]]:
 
 
 def _plain_levels(path: Path) -> tuple[Levels, dict[str, object]]:
-    """The recipe of many a notebook: a block of dask for each 256 px, read by OpenSlide."""
+    """Read by the recipe of many a notebook: a block of dask for each 256 px, read by OpenSlide."""
     import dask.array as da
     import openslide
 

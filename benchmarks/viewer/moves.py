@@ -35,7 +35,7 @@ class Move:
 
 
 def moves(side_px: int, canvas_xy: tuple[int, int]) -> list[Move]:
-    """All moves, for a square slide and a canvas of given size."""
+    """Return all moves for a square slide and a canvas of given size."""
     planned = [
         Move(None, (0.5 * side_px, 0.5 * side_px), zoom) for zoom in (FULL, MID, BETWEEN, *ZOOM_OUT, FULL)
     ]
@@ -56,7 +56,7 @@ def moves(side_px: int, canvas_xy: tuple[int, int]) -> list[Move]:
 
 
 def check_move(side_px: int) -> Move:
-    """Where the contestants' pixels are compared, at full resolution.
+    """Return where the contestants' pixels are compared, at full resolution.
 
     A quarter of a pixel off, so that no pixel of the canvas lies on the border of two of the slide's.
     """
@@ -66,7 +66,7 @@ def check_move(side_px: int) -> Move:
 def _pan(
     kind: str, start: tuple[float, float], zoom: float, side_px: int, canvas_xy: tuple[int, int]
 ) -> list[Move]:
-    """Twelve moves by 0.3 of what is shown: right, down, and slantwise. A slide too small for them is a ring."""
+    """Pan twelve times by 0.3 of what is shown: right, down, and slantwise. A slide too small for it is a ring."""
     x, y = _at(start, side_px)
     planned = [Move(None, (x, y), zoom)]
     for right, down in [(1, 0)] * 4 + [(0, 1)] * 4 + [(1, 1), (1, -1)] * 2:
@@ -77,7 +77,7 @@ def _pan(
 
 
 def _places(count: int) -> list[tuple[float, float]]:
-    """Far from each other: a sunflower's seeds, not one after its neighbour."""
+    """Return places far from each other: a sunflower's seeds, not one after its neighbour."""
     golden = math.pi * (3 - math.sqrt(5))
     return [
         (

@@ -25,6 +25,8 @@ MPP_UNKNOWN_KEY = "lrmil_mpp_unknown"
 """``layer.metadata`` of a slide layer: True where its scale is in pixels, not µm."""
 HEATMAP_KEY = "lrmil_heatmap_of"
 """``layer.metadata`` of a heatmap layer: the `Slide` that it lies on."""
+TILE_MARK_KEY = "lrmil_tile_mark"
+"""``layer.metadata`` of a tile's outline: the number of the tile."""
 
 DEFAULT_STUDENT_MPP = 2.0
 HEATMAP_OPACITY = 0.7

@@ -11,10 +11,7 @@ from napari_lrmil._viewer.handles import close_with_layers
 from napari_lrmil._viewer.layers import LayerData, slide_layer
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
-from napari_lrmil.slide.suffixes import SLIDE_SUFFIXES, TIFF_SUFFIXES
-
-SHARED_SUFFIXES = TIFF_SUFFIXES | {".dcm", ".zarr"}
-"""Ordinary images are called so too: what is no slide is left to other readers."""
+from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 
 Reader = Callable[[str | Sequence[str]], list[LayerData]]
 
@@ -32,19 +29,32 @@ def get_reader(path: str | Sequence[str]) -> Reader | None:
     suffix = Path(path).suffix.lower()
     if suffix in SLIDE_SUFFIXES:  # a file that fails to open deserves its error
         return read_slide
-    if suffix in SHARED_SUFFIXES:
-        return read_slide if _is_slide(path) else None
+    if suffix in SHARED_SUFFIXES:  # ordinary images are called so too: they are left to other readers
+        return _reader_of_slide(path)
     return None
 
 
-def _is_slide(path: str) -> bool:
-    """Whether a file of a shared suffix is a slide: a pyramid, or something OpenSlide knows and measures."""
+def _reader_of_slide(path: str) -> Reader | None:
+    """A reader that holds the slide which opening `path` gave; None where it is no slide.
+
+    A slide is a pyramid, or something OpenSlide knows and measures. The reader hands the open slide on when it is
+    called; a reader that is dropped uncalled gives the handle back, as a dropped `Slide` does.
+    """
     try:
-        with Slide(path) as slide:
-            pyramid = len(slide.level_dimensions_xy) > 1
-            return pyramid or (slide.has_mpp and slide.metadata["vendor"] != "tiff")
+        slide = Slide(path)
     except SlideError:
-        return False
+        return None
+    pyramid = len(slide.level_dimensions_xy) > 1
+    if not (pyramid or (slide.has_mpp and slide.metadata["vendor"] != "tiff")):
+        slide.close()
+        return None
+    opened = [slide]
+    del slide
+
+    def read(path: str | Sequence[str]) -> list[LayerData]:
+        return _layers_of(opened.pop() if opened else Slide(str(path)))
+
+    return read
 
 
 def read_slide(path: str | Sequence[str]) -> list[LayerData]:
@@ -55,7 +65,11 @@ def read_slide(path: str | Sequence[str]) -> list[LayerData]:
     SlideError
         Where the file can't be opened or decoded.
     """
-    layer = slide_layer(Slide(str(path)))
+    return _layers_of(Slide(str(path)))
+
+
+def _layers_of(slide: Slide) -> list[LayerData]:
+    layer = slide_layer(slide)
     viewer = _current_viewer()
     if viewer is not None:
         close_with_layers(viewer)

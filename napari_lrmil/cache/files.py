@@ -1,11 +1,8 @@
-"""Folders that are whole or absent, and files that are known by their state."""
+"""Folders that are whole or absent."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import shutil
 import time
 import uuid
@@ -71,41 +68,3 @@ def remove_stale_scratch(folder: Path) -> None:
             shutil.rmtree(entry.path, ignore_errors=True)
         else:
             Path(entry.path).unlink(missing_ok=True)
-
-
-def state_of(path: Path) -> str | None:
-    """A hash of where a slide is and of the sizes and times of its files; None where it is absent.
-
-    It changes whenever the slide may have; looking takes no reading of pixels. The path can't be got back
-    from it.
-    """
-    try:
-        where = path.resolve()
-        parts = [where, *sorted(_parts_beside(where))]
-        seen = [(part.name, stat.st_size, stat.st_mtime_ns) for part in parts for stat in [part.stat()]]
-    except OSError:
-        return None
-    return hashlib.sha256(json.dumps([str(where), seen]).encode()).hexdigest()
-
-
-def vms_parts(path: Path) -> set[str]:
-    """Names of the files that a Hamamatsu VMS or VMU index names."""
-    try:
-        return set(re.findall(r"=[ \t]*([^\r\n]+?)[ \t]*(?:\r|\n|$)", path.read_text("latin-1")))
-    except OSError:
-        return set()
-
-
-def _parts_beside(path: Path) -> list[Path]:
-    """The files that hold the pixels where `path` alone doesn't."""
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        return [part for part in path.iterdir() if part.is_file()]
-    if suffix == ".mrxs" and path.with_suffix("").is_dir():
-        return [part for part in path.with_suffix("").iterdir() if part.is_file()]
-    if suffix in (".vms", ".vmu"):
-        named = (path.parent / name for name in vms_parts(path) if "/" not in name and "\\" not in name)
-        return [part for part in named if part.is_file()]
-    if suffix == ".dcm":  # the levels of a slide are files side by side
-        return [part for part in path.parent.iterdir() if part.suffix.lower() == ".dcm" and part != path]
-    return []

@@ -12,10 +12,11 @@ import platformdirs
 
 from napari_lrmil.atomic import replacing, write_text
 from napari_lrmil.cache.codec import Arrays, flatten, restore
-from napari_lrmil.cache.files import remove_folder, replacing_folder, state_of
+from napari_lrmil.cache.files import remove_folder, replacing_folder
 from napari_lrmil.cache.room import JSON_NAME, RESULTS, THUMBNAILS, Room, entries, is_result, touch
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.slide.files import state_of
 
 if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo

@@ -16,8 +16,10 @@ from napari_lrmil import __version__
 from napari_lrmil.atomic import replacing
 from napari_lrmil.export.errors import ExportError
 from napari_lrmil.export.painting import (
+    OVERLAY_OPACITY,
     band,
     grid_values,
+    overlay,
     paint,
     scale_of,
     thumbnail,
@@ -38,7 +40,7 @@ def heatmap_image(
     slide: Slide | None = None,
     channel: str = ATTENTION,
     max_px: int = 2048,
-    opacity: float = 0.7,
+    opacity: float = OVERLAY_OPACITY,
     legend: bool = True,
 ) -> Image.Image:
     """The heatmap as a picture, clear where no tile was read.
@@ -83,10 +85,9 @@ def heatmap_image(
     else:
         x, y, width, height = slide.bounds_l0_xywh
         area = (float(x), float(y), float(width), float(height))
-        picture = thumbnail(slide, max_px=max_px).convert("RGBA")
-        colours = paint(values, grid, scale, area_l0_xywh=area, size_px=picture.size, thin=True)
-        colours[..., 3] = np.rint(colours[..., 3] * opacity).astype(np.uint8)
-        picture.alpha_composite(Image.fromarray(colours, "RGBA"))
+        picture = overlay(
+            thumbnail(slide, max_px=max_px), values, grid, scale, area_l0_xywh=area, opacity=opacity
+        )
     if not legend:
         return picture
     width = max(picture.width, 240)
@@ -104,7 +105,7 @@ def write_heatmap_png(
     slide: Slide | None = None,
     channel: str = ATTENTION,
     max_px: int = 2048,
-    opacity: float = 0.7,
+    opacity: float = OVERLAY_OPACITY,
     legend: bool = True,
 ) -> Path:
     """`heatmap_image` as a PNG, whole or not at all.

@@ -35,6 +35,8 @@ _POINTS = 100
 LEAST_CONTRIBUTION = LEAST_POINTS / _POINTS
 """What the scale of contributions reaches at least, so that a slide without evidence looks cold."""
 
+OVERLAY_OPACITY = 0.7
+"""Of the hottest tile over a picture of the slide."""
 _BAND_PX = 58
 
 
@@ -95,11 +97,16 @@ def grid_values(prediction: SlidePrediction, channel: str) -> NDArray[np.float32
 
 def scale_of(prediction: SlidePrediction, channel: str) -> Scale:
     """The scale that fits the 99th percentile, and never stretches noise to full colour."""
-    signed = channel != ATTENTION
-    low, high = scale_limits(channel_values(prediction, channel), signed=signed, scaling=Scaling.RAW)
-    if signed:
-        low, high = low / _POINTS, high / _POINTS
-        return Scale(low, high, DIVERGING[0], f"contribution of a tile to p({channel})")
+    values = channel_values(prediction, channel)
+    if channel == ATTENTION:
+        return attention_scale(values)
+    low, high = (limit / _POINTS for limit in scale_limits(values, signed=True, scaling=Scaling.RAW))
+    return Scale(low, high, DIVERGING[0], f"contribution of a tile to p({channel})")
+
+
+def attention_scale(values: NDArray[np.float64]) -> Scale:
+    """The scale of attention relative to uniform, from the values of the tiles of one slide or of several."""
+    low, high = scale_limits(values, signed=False, scaling=Scaling.RAW)
     return Scale(low, high, SEQUENTIAL[0], "attention, times average")
 
 
@@ -126,11 +133,32 @@ def paint(
     return scale.colours(padded[rows[:, None], cols[None]], thin=thin)
 
 
-def size_within(area_l0_xywh: Area, mpp_xy: tuple[float, float], max_px: int) -> tuple[int, int]:
-    """Width and height in px with the true proportions, the longer side `max_px`."""
-    width_um, height_um = area_l0_xywh[2] * mpp_xy[0], area_l0_xywh[3] * mpp_xy[1]
-    um_per_px = max(width_um, height_um) / max_px
-    return max(1, round(width_um / um_per_px)), max(1, round(height_um / um_per_px))
+def overlay(
+    picture: Image.Image,
+    values: NDArray[np.float32],
+    grid: TileGrid,
+    scale: Scale,
+    *,
+    area_l0_xywh: Area,
+    opacity: float = OVERLAY_OPACITY,
+) -> Image.Image:
+    """The picture of an area (RGBA) under the values of its tiles: the clearer the colder, as it is where none was read.
+
+    Parameters
+    ----------
+    picture : PIL.Image.Image
+        Of the area, such as `thumbnail` gives it.
+    values : (rows, cols) float32 array
+        Of the tile grid, NaN where no tile was read.
+    grid : TileGrid
+    scale : Scale
+    area_l0_xywh : (float, float, float, float)
+    opacity : float
+        Of the hottest tile, 0 to 1.
+    """
+    colours = paint(values, grid, scale, area_l0_xywh=area_l0_xywh, size_px=picture.size, thin=True)
+    colours[..., 3] = np.rint(colours[..., 3] * opacity).astype(np.uint8)
+    return Image.alpha_composite(picture.convert("RGBA"), Image.fromarray(colours, "RGBA"))
 
 
 def thumbnail(slide: Slide, *, max_px: int) -> Image.Image:
@@ -138,20 +166,9 @@ def thumbnail(slide: Slide, *, max_px: int) -> Image.Image:
 
     A thumbnail in the file may show the label.
     """
-    from napari_lrmil.slide.picture import coarse_level
-    from napari_lrmil.slide.resample import read_area
+    from napari_lrmil.slide.picture import overview
 
-    left, top, width, height = slide.bounds_l0_xywh
-    size = size_within((left, top, width, height), slide.mpp_xy, min(max_px, max(width, height)))
-    wanted = max(width / size[0], height / size[1])
-    pixels = read_area(
-        slide,
-        level=coarse_level(slide, wanted),
-        corner_l0_xy=(left, top),
-        size_l0_xy=(width, height),
-        out_px_xy=size,
-    )
-    return Image.fromarray(pixels)
+    return Image.fromarray(overview(slide, max_px))
 
 
 def nice_length(limit: float) -> float:

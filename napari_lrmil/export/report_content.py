@@ -12,10 +12,19 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from napari_lrmil import __version__
-from napari_lrmil.export.painting import Scale, font_path, grid_values, paint, scale_of, thumbnail
+from napari_lrmil.export.painting import Scale, font_path, grid_values, overlay, scale_of, thumbnail
 from napari_lrmil.export.tables import shown_name
 from napari_lrmil.heatmap import ATTENTION
-from napari_lrmil.model.card import DEMONSTRATION_NOTE
+from napari_lrmil.wording import (
+    ATTENTION_NOTE,
+    curve_text,
+    distance_text,
+    percent_text,
+    set_text,
+    time_taken_text,
+    unlike_training_text,
+    use_note,
+)
 
 if TYPE_CHECKING:  # both load torch
     from napari_lrmil.evidence import DeletionCurve
@@ -23,15 +32,13 @@ if TYPE_CHECKING:  # both load torch
     from napari_lrmil.predict import SlidePrediction
     from napari_lrmil.slide import Slide
 
-NOT_CLEARED_NOTE = "Not cleared as a medical device; not a diagnosis."
 FINGERPRINT_NOTE = (
     "SHA-256 of the sizes of the slide's files and of the first and last MiB of the largest; "
     "not of every byte, and not of its name."
 )
 
-_OVERLAY_OPACITY = 0.75
 _THUMBNAIL_PX = 900
-_TILE_MPP, _TILE_MAX_PX = 0.5, 768
+_TILE_MAX_PX = 768
 
 
 class ReportProgress(NamedTuple):
@@ -102,42 +109,35 @@ def gather(
     plain = thumbnail(slide, max_px=_THUMBNAIL_PX)
     scale = scale_of(prediction, ATTENTION)
     left, top, width, height = (float(value) for value in slide.bounds_l0_xywh)
-    colours = paint(
+    marked = overlay(
+        plain,
         grid_values(prediction, ATTENTION),
         prediction.tiles.grid,
         scale,
         area_l0_xywh=(left, top, width, height),
-        size_px=plain.size,
-        thin=True,
-    )
-    colours[..., 3] = np.rint(colours[..., 3] * _OVERLAY_OPACITY).astype(np.uint8)
-    overlay = Image.alpha_composite(plain.convert("RGBA"), Image.fromarray(colours)).convert("RGB")
+    ).convert("RGB")
     predicted = int(prediction.class_probabilities.argmax())
     contributions = prediction.class_contributions[:, predicted]
     order: list[int] = np.argsort(-contributions, kind="stable")[:n_tiles].tolist()
-    _mark(overlay, prediction, order, (left, top), plain.width / width)
+    _mark(marked, prediction, order, (left, top), plain.width / width)
     tiles = []
     for number, index in enumerate(order):
         yield ReportProgress(1 + number, total, f"reading tile {number + 1} of {len(order)}")
         jpeg, mpp = _tile_jpeg(prediction, slide, index)
         attention = float(prediction.attention_scores[index] * len(prediction.tiles))
         tiles.append(ReportTile(jpeg, mpp, attention, float(contributions[index])))
-    warnings = []
-    if prediction.out_of_distribution:
-        warnings.append("Unlike the slides this model was trained on: its result may be wrong.")
-    if prediction.unsure:
-        warnings.append("Unsure: more than one class remains possible.")
+    warnings, trust = _warnings_and_trust(prediction)
     verdict = verdict or Verdict()
     return ReportContent(
         name=shown_name(prediction, show_identifiers=show_identifiers),
         label=prediction.label,
-        verdict_line=f"{prediction.label}, {prediction.class_probabilities[predicted]:.1%}",
-        warnings=tuple(warnings),
-        note=DEMONSTRATION_NOTE if prediction.demonstration else NOT_CLEARED_NOTE,
+        verdict_line=f"{prediction.label}, {percent_text(float(prediction.class_probabilities[predicted]), decimals=1)}",
+        warnings=warnings,
+        note=use_note(demonstration=prediction.demonstration),
         classes=tuple(zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True)),
-        trust=_trust(prediction),
+        trust=trust,
         plain_jpeg=_jpeg(plain),
-        overlay_jpeg=_jpeg(overlay),
+        overlay_jpeg=_jpeg(marked),
         picture_px=plain.size,
         um_per_px=width * prediction.mpp_xy[0] / plain.width,
         scale=scale,
@@ -145,7 +145,7 @@ def gather(
         tile_um=prediction.tiles.grid.spec.tile_um,
         read_mpp=prediction.tiles.grid.spec.mpp,
         deletion=prediction.deletion,
-        deletion_line=_deletion_line(prediction),
+        deletion_line=f"{curve_text(prediction.deletion)} {ATTENTION_NOTE}",
         verdict=verdict,
         verdict_text=_verdict_text(verdict),
         model_facts=_model_facts(prediction, info),
@@ -179,24 +179,12 @@ def _mark(
 
 
 def _tile_jpeg(prediction: SlidePrediction, slide: Slide, index: int) -> tuple[bytes, float]:
-    """A tile finer than the model read it, at `_TILE_MPP` where the slide and the page's weight allow it."""
-    from napari_lrmil.slide.geometry import choose_level
-    from napari_lrmil.slide.resample import read_area
+    """A tile finer than the model read it, where the slide and the page's weight allow it."""
+    from napari_lrmil.slide.picture import close_up
 
     tiles = prediction.tiles
-    finest = min(slide.level_mpps)
-    mpp = max(finest, _TILE_MPP, tiles.grid.spec.tile_um / _TILE_MAX_PX)
-    mpp = min(mpp, tiles.grid.spec.mpp)
-    px = max(1, round(tiles.grid.spec.tile_um / mpp))
-    pixels = read_area(
-        slide,
-        level=choose_level(slide.level_mpps, max(mpp, finest)),
-        corner_l0_xy=tiles.grid.corner_l0_xy(int(tiles.rows[index]), int(tiles.cols[index])),
-        size_l0_xy=tiles.grid.tile_l0_xy,
-        out_px_xy=(px, px),
-        keep_tiles=False,
-    )
-    return _jpeg(Image.fromarray(pixels)), tiles.grid.spec.tile_um / px
+    pixels = close_up(slide, tiles.grid, int(tiles.rows[index]), int(tiles.cols[index]), max_px=_TILE_MAX_PX)
+    return _jpeg(Image.fromarray(pixels)), tiles.grid.spec.tile_um / len(pixels)
 
 
 def _jpeg(picture: Image.Image) -> bytes:
@@ -205,31 +193,16 @@ def _jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _trust(prediction: SlidePrediction) -> tuple[str, ...]:
-    if prediction.prediction_set is None:
-        lines = ["Prediction set: this model states none."]
+def _warnings_and_trust(prediction: SlidePrediction) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is set off beside the label, and what is said quietly below; in the words of the window."""
+    warnings: list[str] = []
+    trust: list[str] = []
+    (warnings if prediction.unsure else trust).append(set_text(prediction))
+    if prediction.out_of_distribution:
+        warnings.insert(0, unlike_training_text(prediction))
     else:
-        coverage = "" if prediction.coverage is None else f" (at {prediction.coverage:.0%} coverage)"
-        lines = [f"Prediction set{coverage}: {', '.join(prediction.prediction_set)}."]
-    if prediction.ood_score is None or prediction.ood_threshold is None:
-        lines.append("Distance to training slides: this model states none.")
-    else:
-        side = "above" if prediction.out_of_distribution else "within"
-        lines.append(
-            f"Distance to training slides: {prediction.ood_score:.3g}, {side} the limit of "
-            f"{prediction.ood_threshold:.3g}."
-        )
-    return tuple(lines)
-
-
-def _deletion_line(prediction: SlidePrediction) -> str:
-    gain = prediction.deletion.area_gain
-    meaning = (
-        "removing the tiles that speak for the class lowers its probability faster than removing any tiles"
-        if gain > 0.02
-        else "removing the tiles that speak for the class does little more than removing any tiles"
-    )
-    return f"Area between the curves {gain:+.3f}: {meaning}."
+        trust.append(distance_text(prediction))
+    return tuple(warnings), tuple(trust)
 
 
 def _verdict_text(verdict: Verdict) -> str:
@@ -250,7 +223,7 @@ def _model_facts(prediction: SlidePrediction, info: BundleInfo) -> tuple[tuple[s
     # What may be long comes last: where a page is full, that is cut.
     return (
         ("Model", info.name),
-        ("Use", DEMONSTRATION_NOTE if info.demonstration else NOT_CLEARED_NOTE),
+        ("Use", use_note(demonstration=info.demonstration)),
         ("Licence", info.licence),
         ("Reads", f"tiles of {tiles.tile_px} px at {tiles.mpp:g} µm/px, ≥ {tiles.min_tissue:.0%} tissue"),
         ("Made", info.provenance.created[:10]),
@@ -270,7 +243,7 @@ def _slide_facts(prediction: SlidePrediction, slide: Slide, written: datetime) -
             "Tiles read",
             f"{len(prediction.tiles)} from level {prediction.level} ({prediction.level_mpp:.3g} µm/px)",
         ),
-        ("Time taken", f"{prediction.seconds:.1f} s on {prediction.device}"),
+        ("Time taken", f"{time_taken_text(prediction.seconds)} on {prediction.device}"),
         ("Fingerprint", f"{prediction.slide_fingerprint}. {FINGERPRINT_NOTE}"),
         ("Classified by", f"napari-lrmil {prediction.version}"),
         ("Report", f"napari-lrmil {__version__}, {written.isoformat(' ', 'minutes')}"),

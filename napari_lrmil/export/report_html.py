@@ -8,6 +8,7 @@ import numpy as np
 
 from napari_lrmil.export.painting import Scale, length_text, nice_length
 from napari_lrmil.export.report_content import ReportContent
+from napari_lrmil.wording import percent_text
 
 _TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -78,7 +79,7 @@ dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 {% for text in c.warnings %}<div class="warn">⚠ {{ text }}</div>{% endfor %}
 <div class="bars">{% for name, p in c.classes %}
 <span>{{ name }}</span>
-<div class="bar"><div style="width: {{ "%.2f"|format(p * 100) }}%"></div></div><span>{{ "%.1f"|format(p * 100) }}%</span>
+<div class="bar"><div style="width: {{ "%.2f"|format(p * 100) }}%"></div></div><span>{{ percent(p) }}</span>
 {% endfor %}</div>
 {% for text in c.trust %}<p class="trust">{{ text }}</p>{% endfor %}
 <h2>Reviewer</h2>
@@ -160,6 +161,7 @@ def render_html(content: ReportContent, *, page: str) -> str:
         scalebar_text=length_text(bar_um),
         scalebar_percent=round(100 * bar_um / width_um, 2),
         tiles_line=tiles_line(content),
+        percent=lambda probability: percent_text(probability, decimals=1),
         short_label=content.label if len(content.label) <= 18 else f"{content.label[:16]}…",
         evidence_points=points(*line(curve.by_evidence.tolist())),
         random_points=points(*line(curve.random_mean.tolist())),

@@ -22,6 +22,7 @@ from napari_lrmil.export.painting import length_text, nice_length
 from napari_lrmil.export.report_content import ReportContent
 from napari_lrmil.export.report_fonts import BOLD, FONT, one_line, printable, register_fonts
 from napari_lrmil.export.report_html import tiles_line
+from napari_lrmil.wording import percent_text
 
 _MARGIN, _GAP = 32.0, 12.0
 _GREY, _BLUE, _AMBER = HexColor("#555555"), HexColor("#2a5a83"), HexColor("#b35900")
@@ -163,7 +164,7 @@ class _Sheet:
         content, canvas, floor = self.content, self.canvas, top - height
         y = self.text(content.verdict_line, x, top, width, 30, size=14, bold=True) - 4
         for warning in content.warnings:
-            bottom = self.text(f"⚠ {warning}", x + 6, y, width - 6, 22, size=8, bold=True, color=_AMBER)
+            bottom = self.text(f"⚠ {warning}", x + 6, y, width - 6, 48, size=8, bold=True, color=_AMBER)
             canvas.setFillColor(_AMBER)
             canvas.rect(x, bottom - 1, 2.5, y - bottom, fill=1, stroke=0)
             y = bottom - 4
@@ -173,7 +174,7 @@ class _Sheet:
             canvas.setFillColor(black)
             canvas.setFont(FONT, 7.5)
             canvas.drawString(x, y - 8.5, one_line(printable(name), 7.5, width * 0.4))
-            canvas.drawRightString(x + width, y - 8.5, f"{probability:.1%}")
+            canvas.drawRightString(x + width, y - 8.5, percent_text(probability, decimals=1))
             left, length = x + width * 0.43, width * 0.38
             canvas.setFillColor(HexColor("#e6e6e6"))
             canvas.rect(left, y - 9, length, 7, fill=1, stroke=0)

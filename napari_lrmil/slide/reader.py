@@ -16,7 +16,7 @@ from napari_lrmil.errors import SlideError, UnknownMppError
 from napari_lrmil.slide.backends import open_backend
 from napari_lrmil.slide.backends.base import file_key
 from napari_lrmil.slide.colour import SRGBTransform
-from napari_lrmil.slide.fingerprint import fingerprint_of
+from napari_lrmil.slide.files import fingerprint_of
 
 
 class Slide:

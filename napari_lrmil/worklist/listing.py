@@ -8,20 +8,21 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_lrmil.cache.files import vms_parts
-from napari_lrmil.slide.suffixes import SLIDE_SUFFIXES, TIFF_SUFFIXES
+from napari_lrmil.slide.files import (
+    DICOM_SUFFIX,
+    IMAGE_SUFFIXES,
+    MIRAX_SUFFIX,
+    SLIDE_SUFFIXES,
+    TIFF_SUFFIXES,
+    dicom_slides,
+    is_zarr,
+    named_parts,
+    slide_id_of,
+)
 from napari_lrmil.worklist.errors import WorklistError
 
-LISTED_SUFFIXES = SLIDE_SUFFIXES | TIFF_SUFFIXES
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 TABLE_COLUMNS = ("path", "slide_id", "mpp", "label")
-
-_ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs")
-_HEADER_BYTES = 2**14
-_SLIDE_CLASS = b"1.2.840.10008.5.1.4.1.1.77.1.6"
-_SERIES = re.compile(rb"\x20\x00\x0e\x00(?:UI..|..\x00\x00)([0-9.]+)", re.DOTALL)
-"""Series instance UID, with its type spelled out or not."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,14 @@ def list_slides(path: Path, *, recursive: bool = False) -> list[ListedSlide]:
         Where there is no slide, or a table is wrong.
     """
     if path.is_dir():
-        found = [ListedSlide(slide, _id_of(slide)) for slide in find_slides(path, recursive=recursive)]
+        found = [ListedSlide(slide, slide_id_of(slide)) for slide in find_slides(path, recursive=recursive)]
         if not found:
             deeper = "" if recursive else " Slides in folders below it are found with --recursive."
             raise WorklistError(f"{path} holds no slides.{deeper}")
         return found
     if path.suffix.lower() in TABLE_SUFFIXES:
         return read_slide_table(path)
-    return [ListedSlide(path, _id_of(path))]
+    return [ListedSlide(path, slide_id_of(path))]
 
 
 def find_slides(folder: Path, *, recursive: bool = False) -> list[Path]:
@@ -81,10 +82,10 @@ def find_slides(folder: Path, *, recursive: bool = False) -> list[Path]:
     WorklistError
         Where the folder can't be read.
     """
-    if _is_zarr(folder):
+    if is_zarr(folder):
         return [folder]
     found: list[Path] = []
-    seen = {folder.resolve()}
+    visited = {folder.resolve()}
     waiting = [folder]
     while waiting:
         here = waiting.pop()
@@ -93,9 +94,9 @@ def find_slides(folder: Path, *, recursive: bool = False) -> list[Path]:
         for inner in below:
             # Links can lead back to where we came from.
             where = inner.resolve()
-            if where in seen:
+            if where in visited:
                 continue
-            seen.add(where)
+            visited.add(where)
             if recursive:
                 waiting.append(inner)
             elif _is_dicom_slide(inner):
@@ -152,7 +153,7 @@ def read_slide_table(path: Path) -> list[ListedSlide]:
             if first != reader.line_num:
                 problems.append(f"lines {first} and {reader.line_num} name the same slide")
             rows.append(
-                ListedSlide(slide, text_of["slide_id"] or _id_of(slide), mpp, text_of["label"] or None)
+                ListedSlide(slide, text_of["slide_id"] or slide_id_of(slide), mpp, text_of["label"] or None)
             )
     except csv.Error as error:
         raise WorklistError(f"{path} can't be read as a table ({error})") from error
@@ -172,11 +173,13 @@ def _slides_in(folder: Path) -> tuple[list[Path], list[Path]]:
         folders = {entry.name: Path(entry.path) for entry in visible if entry.is_dir()}
     except OSError as error:
         raise WorklistError(f"{folder} can't be read ({error.strerror})") from error
-    zarrs = [path for path in folders.values() if _is_zarr(path)]
-    mirax = {path.stem for path in files.values() if path.suffix.lower() == ".mrxs"}
+    zarrs = [path for path in folders.values() if is_zarr(path)]
+    mirax = {path.stem for path in files.values() if path.suffix.lower() == MIRAX_SUFFIX}
     below = [path for name, path in folders.items() if path not in zarrs and name not in mirax]
-    slides = zarrs + [path for path in files.values() if path.suffix.lower() in LISTED_SUFFIXES]
-    series = _dicom_series([path for path in files.values() if path.suffix.lower() in (".dcm", "")])
+    slides = zarrs + [
+        path for path in files.values() if path.suffix.lower() in SLIDE_SUFFIXES | TIFF_SUFFIXES
+    ]
+    series = dicom_slides(path for path in files.values() if path.suffix.lower() in (DICOM_SUFFIX, ""))
     if len(series) == 1 and not slides and not below:
         slides.append(folder)
     else:
@@ -184,17 +187,8 @@ def _slides_in(folder: Path) -> tuple[list[Path], list[Path]]:
         slides += [max(group, key=lambda path: path.stat().st_size) for group in series]
     if not slides:
         slides = [path for path in files.values() if path.suffix.lower() in IMAGE_SUFFIXES]
-    parts: set[str] = set()
-    for path in slides:
-        if path.suffix.lower() in (".vms", ".vmu"):
-            parts |= vms_parts(path)
+    parts = {name for path in slides for name in named_parts(path)}
     return [path for path in slides if path.name not in parts], below
-
-
-def _is_zarr(folder: Path) -> bool:
-    if folder.suffix.lower() == ".zarr":
-        return True
-    return any((folder / name).is_file() for name in _ZARR_MARKS)
 
 
 def _is_dicom_slide(folder: Path) -> bool:
@@ -203,30 +197,6 @@ def _is_dicom_slide(folder: Path) -> bool:
     except WorklistError:
         return False
     return slides == [folder]
-
-
-def _dicom_series(files: list[Path]) -> list[list[Path]]:
-    """Files of each series of whole-slide images, in the order of their names."""
-    groups: dict[bytes, list[Path]] = {}
-    for path in sorted(files):
-        try:
-            with path.open("rb") as file:
-                header = file.read(_HEADER_BYTES)
-        except OSError:
-            continue
-        if header[128:132] == b"DICM" and _SLIDE_CLASS in header:
-            match = _SERIES.search(header)
-            groups.setdefault(match[1] if match else path.name.encode(), []).append(path)
-    return list(groups.values())
-
-
-def _id_of(path: Path) -> str:
-    """As `Slide.name`; a folder keeps its dots."""
-    return (
-        path.stem
-        if path.suffix.lower() in LISTED_SUFFIXES | IMAGE_SUFFIXES | {".dcm", ".zarr"}
-        else path.name
-    )
 
 
 def _mpp(text: str) -> float | None:

@@ -17,17 +17,20 @@ from napari_lrmil.export.errors import ExportError
 from napari_lrmil.export.images import heatmap_image, write_heatmap_png, write_heatmap_zarr
 from napari_lrmil.export.painting import (
     LEAST_CONTRIBUTION,
+    Scale,
+    attention_scale,
     band,
     grid_values,
     length_text,
     nice_length,
+    overlay,
     paint,
     scale_of,
     thumbnail,
 )
-from napari_lrmil.heatmap import LEAST_ATTENTION_TOP, attention_heatmap
+from napari_lrmil.heatmap import LEAST_ATTENTION_TOP, attention_heatmap, channel_values
 from napari_lrmil.predict import SlidePrediction
-from napari_lrmil.slide import Slide
+from napari_lrmil.slide import Slide, TileGrid, TileSpec
 
 SHIFTS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 
@@ -117,9 +120,56 @@ def test_paint_takes_the_tile_of_each_pixel_centre(leica_prediction: SlidePredic
     assert not outside[..., 3].any()
 
 
+def test_heat_lies_on_its_tiles() -> None:
+    values = np.array([[1, 2], [np.nan, 4]], np.float32)
+    grid = TileGrid(TileSpec(1, 20.0), (10.0, 0.0), (20.0, 20.0), values.shape)
+    scale = Scale(1.0, 4.0, "viridis", "attention, times average")
+    # A picture of 60 x 40 level-0 pixels, 10 a pixel: the grid begins one pixel to the right.
+    painted = paint(values, grid, scale, area_l0_xywh=(0, 0, 60, 40), size_px=(6, 4), thin=True)
+    nan = np.nan
+    wanted = np.array([[nan, 1, 1, 2, 2, nan]] * 2 + [[nan, nan, nan, 4, 4, nan]] * 2)
+    assert np.array_equal(painted, scale.colours(wanted, thin=True))
+
+
+def test_an_overlay_keeps_what_was_not_read_and_saturates() -> None:
+    def over(*values: float) -> list[list[int]]:
+        grid = TileGrid(TileSpec(1, 1.0), (0.0, 0.0), (1.0, 1.0), (1, 4))
+        painted = overlay(
+            Image.new("RGB", (4, 1), (200, 200, 200)),
+            np.array([values], np.float32),
+            grid,
+            Scale(1.0, 4.0, "viridis", "attention, times average"),
+            area_l0_xywh=(0, 0, 4, 1),
+        )
+        return np.asarray(painted.convert("RGB"))[0].tolist()
+
+    unread, low, uniform, beyond = over(np.nan, 0.2, 1.0, 9.0)
+    assert unread == [200, 200, 200]
+    assert low == uniform  # below uniform looks like uniform
+    assert beyond == over(4, 4, 4, 4)[3]
+    assert beyond[2] < 100  # yellow has little blue
+
+
+def test_one_scale_for_several_slides(leica_prediction: SlidePrediction) -> None:
+    values = channel_values(leica_prediction, "attention")
+    assert attention_scale(values) == scale_of(leica_prediction, "attention")
+    both = attention_scale(np.concatenate([values, values * 3]))
+    assert both.high == pytest.approx(np.percentile(np.concatenate([values, values * 3]), 99))
+
+
 @pytest.mark.parametrize(
     ("limit", "wanted", "text"),
-    [(999, 500, "500 µm"), (1000, 1000, "1 mm"), (2.1, 2, "2 µm"), (0.9, 0.5, "0.5 µm"), (4e4, 2e4, "20 mm")],
+    [
+        (250, 200, "200 µm"),
+        (99.75, 50, "50 µm"),
+        (20, 20, "20 µm"),
+        (1e4, 1e4, "10 mm"),
+        (999, 500, "500 µm"),
+        (1000, 1000, "1 mm"),
+        (2.1, 2, "2 µm"),
+        (0.9, 0.5, "0.5 µm"),
+        (4e4, 2e4, "20 mm"),
+    ],
 )
 def test_nice_lengths(limit: float, wanted: float, text: str) -> None:
     assert nice_length(limit) == pytest.approx(wanted)

@@ -24,6 +24,13 @@ from napari_lrmil.export.slide_report import Verdict, run_report, write_slide_re
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide
+from napari_lrmil.wording import (
+    ATTENTION_NOTE,
+    curve_text,
+    percent_text,
+    set_text,
+    unlike_training_text,
+)
 
 WHEN = datetime(2026, 3, 4, 15, 30, tzinfo=UTC)
 GERMAN = "Größe ≥ 5 µm – über α-Rand; Ω, Жук, ł, ∆ × ½"
@@ -102,17 +109,18 @@ def test_both_say_the_same(
     top = trusted.class_contributions[:, 0].max()
     said = [
         "Demonstration only, not for diagnosis.",
-        f"benign, {trusted.class_probabilities[0]:.1%}",
-        "Unsure: more than one class remains possible.",
-        "Unlike the slides this model was trained on",
-        "Prediction set (at 90% coverage): benign, lesion.",
-        "4.25, above the limit of 2.5.",
+        f"benign, {percent_text(float(trusted.class_probabilities[0]), decimals=1)}",
+        set_text(trusted),
+        "Unsure: benign or lesion at 90 %",
+        unlike_training_text(trusted),
+        "4.25 (warning above 2.5).",
         "Disagrees with the model. (2026-03-04 15:00)",
         f"<b>{GERMAN}</b> & so",
         "The 6 tiles that speak most for benign",
         f"1. p {top:+.4f}",
         "shown at 0.5 µm/px; the model read 2 µm/px",
-        f"Area between the curves {trusted.deletion.area_gain:+.3f}",
+        curve_text(trusted.deletion),
+        ATTENTION_NOTE,
         f"{len(trusted.tiles)} from level {trusted.level}",
         "1.11 × 1.48 mm at 0.499 µm/px",
         demo_bundle.info.provenance.training_data,
@@ -300,7 +308,8 @@ def test_slide_without_finer_level_or_tissue_to_spare(
     count, _, text, _ = pdf_of(path)
     assert count == 1
     assert "Not reviewed." in text
-    assert "does little more than removing any tiles" in text
+    assert curve_text(few.deletion) in text
+    assert "no tile matters much more than another" in text
     assert "this model states none" in text
 
 

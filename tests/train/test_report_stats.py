@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_lrmil.heatmap import Heatmap
 from training.metrics import auc, expected_calibration_error
-from training.report.examples import _on_pixels, blend, scale_bar_um
 from training.report.stats import (
     best_epoch,
     binary_roc,
@@ -116,26 +114,3 @@ def test_mean_sd() -> None:
     assert mean_sd([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert mean_sd([1.0, float("nan")]) == (1.0, None)
     assert np.isnan(mean_sd([])[0])
-
-
-@pytest.mark.parametrize(("width", "bar"), [(1000, 200), (2000, 500), (399, 50), (80, 20), (40000, 10000)])
-def test_scale_bar_is_round(width: float, bar: float) -> None:
-    assert scale_bar_um(width) == pytest.approx(bar)
-
-
-def test_heat_lies_on_its_tiles() -> None:
-    heatmap = Heatmap(np.array([[1, 2], [np.nan, 4]], np.float32), (10.0, 0.0), (20.0, 20.0))
-    # A picture of 60 x 40 µm from the origin, 10 µm a pixel: the grid begins one pixel to the right.
-    found = _on_pixels(heatmap, (0.0, 0.0), (60.0, 40.0), (6, 4))
-    nan = np.nan
-    np.testing.assert_array_equal(found, [[nan, 1, 1, 2, 2, nan]] * 2 + [[nan, nan, nan, 4, 4, nan]] * 2)
-
-
-def test_blend_keeps_what_was_not_read_and_saturates() -> None:
-    picture = np.full((1, 4, 3), 200, np.uint8)
-    found = blend(picture, np.array([[np.nan, 0.2, 1.0, 9.0]], np.float32), 4.0)
-    assert found[0, 0].tolist() == [200, 200, 200]
-    assert found[0, 1].tolist() == found[0, 2].tolist()  # below uniform looks like uniform
-    yellow = blend(picture, np.array([[4.0] * 4], np.float32), 4.0)
-    assert found[0, 3].tolist() == yellow[0, 3].tolist()
-    assert found[0, 3, 2] < 100  # yellow has little blue

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from made_predictions import make_prediction
 
-from napari_lrmil._viewer.docks.classify.panel import Panel, State, duration_text, percent_text
+from napari_lrmil._viewer.docks.classify.panel import Panel, State
 from napari_lrmil._viewer.window import Controller
 from napari_lrmil.errors import SlideError
 from napari_lrmil.heatmap import ATTENTION, HeatmapLook, Scaling
 from napari_lrmil.predict import PredictProgress, SlidePrediction
+from napari_lrmil.wording import duration_text, percent_text
 
 
 class FakeSlide:

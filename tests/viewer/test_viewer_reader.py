@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import npe2
 import numpy as np
 import pytest
 import tifffile
@@ -22,12 +26,15 @@ from napari_lrmil._viewer.layers import (
     slide_layer,
 )
 from napari_lrmil._viewer.model_imports import import_models
-from napari_lrmil._viewer.reader import SHARED_SUFFIXES, SLIDE_SUFFIXES, get_reader, read_slide
+from napari_lrmil._viewer.reader import get_reader, read_slide
 from napari_lrmil.errors import SlideError
 from napari_lrmil.heatmap import HeatmapLook
 from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.predict import predict_slide, run_to_end
 from napari_lrmil.slide import Slide
+from napari_lrmil.slide import reader as slide_reader
+from napari_lrmil.slide.backends import Backend
+from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 
 
 def test_manifest_is_valid_and_complete() -> None:
@@ -53,7 +60,7 @@ def test_reading_loads_neither_qt_nor_torch() -> None:
     code = (
         "import sys\n"
         "import napari_lrmil._viewer.reader, napari_lrmil._viewer.layers, napari_lrmil._viewer.window\n"
-        "import napari_lrmil._viewer.canvas, napari_lrmil._viewer.sample_data\n"
+        "import napari_lrmil._viewer.napari_canvas, napari_lrmil._viewer.sample_data\n"
         "loaded = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(loaded & {'qtpy', 'PyQt5', 'PyQt6', 'PySide6', 'torch'}))"
     )
@@ -83,6 +90,73 @@ def test_ordinary_images_are_left_to_others(tmp_path: Path) -> None:
         assert get_reader(str(path)) is None, path.name
     assert get_reader(str(tmp_path / "picture.png")) is None
     assert get_reader(["a.svs", "b.svs"]) is None
+
+
+def handles_of(path: Path) -> int:
+    """How many of this process's handles are on a file."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found += os.readlink(link) == str(path)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts handles in /proc")
+def test_a_slide_of_a_shared_suffix_is_opened_once(small_slide: Path, tmp_path: Path) -> None:
+    """Asking and reading take one opening; its handles go with the layer's slide, or with a reader never called."""
+    path = Path(shutil.copy(small_slide, tmp_path / "slide.tif"))
+    opens: list[Path] = []
+    opened = slide_reader.open_backend
+
+    def counted(path: Path, backend: str = "auto") -> Backend:
+        opens.append(path)
+        return opened(path, backend)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slide_reader, "open_backend", counted)
+        read = get_reader(str(path))
+        assert read is not None
+        held = handles_of(path)
+        assert held > 0
+        ((_, attributes, _),) = read(str(path))
+        assert opens == [path]
+        assert handles_of(path) == held
+        attributes["metadata"][SLIDE_KEY].close()
+        assert handles_of(path) == 0
+        # Called again, it opens again; the slide that it gave may be closed by then.
+        ((_, attributes, _),) = read(str(path))
+        assert len(opens) == 2
+        attributes["metadata"][SLIDE_KEY].close()
+        # napari asks several readers and calls one.
+        unused = get_reader(str(path))
+        assert unused is not None
+        assert handles_of(path) == held
+        del unused
+        assert handles_of(path) == 0
+        (tmp_path / "plain.tif").unlink(missing_ok=True)
+        tifffile.imwrite(tmp_path / "plain.tif", np.zeros((64, 96, 3), np.uint8))
+        assert get_reader(str(tmp_path / "plain.tif")) is None
+        assert handles_of(tmp_path / "plain.tif") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts handles in /proc")
+def test_napari_opens_a_tiff_once(small_slide: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(small_slide, tmp_path / "slide.tif"))
+    opens: list[Path] = []
+    opened = slide_reader.open_backend
+
+    def counted(path: Path, backend: str = "auto") -> Backend:
+        opens.append(path)
+        return opened(path, backend)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slide_reader, "open_backend", counted)
+        npe2.PluginManager.instance().discover()
+        layers = npe2.read([str(path)], plugin_name="napari-lrmil", stack=False)
+    ((_, attributes, _),) = layers
+    assert opens == [path]
+    attributes["metadata"][SLIDE_KEY].close()
+    assert handles_of(path) == 0
 
 
 def test_bad_slide_says_why(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False)
 
 
 def parse_numbers(text: str, separator: str, names: tuple[str, ...], option: str) -> list[int]:
-    """Whole numbers from `24/40/20/40` or `2048x2048`, or a ConfigError that says how to write them."""
+    """Return whole numbers from `24/40/20/40` or `2048x2048`; a ConfigError says how to write them."""
     parts = text.lower().split(separator)
     if len(parts) != len(names) or not all(part.strip().isdigit() for part in parts):
         raise ConfigError(
@@ -30,7 +30,7 @@ def parse_numbers(text: str, separator: str, names: tuple[str, ...], option: str
 
 
 def config_from_options(slides: str, size: str) -> CohortConfig:
-    """The cohort's parameters from the command line."""
+    """Return the cohort's parameters from the command line."""
     numbers = parse_numbers(slides, "/", FOLDS, "--slides")
     width_px, height_px = parse_numbers(size, "x", ("width", "height"), "--size")
     counts = {f"n_{fold}": number for fold, number in zip(FOLDS, numbers, strict=True)}

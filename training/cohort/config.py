@@ -62,7 +62,7 @@ class CohortConfig(BaseModel):
         return self.height_px, self.width_px
 
     def n_slides(self, fold: Fold) -> int:
-        """Number of slides in a fold."""
+        """Return the number of slides in a fold."""
         return {
             "unlabelled": self.n_unlabelled,
             "train": self.n_train,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from napari_lrmil.atomic import write_text
+from napari_lrmil.atomic import write_csv, write_text
 from napari_lrmil.errors import ConfigError
 from training.cohort.config import CLASS_NAMES, FOLDS, MASK_DOWNSAMPLE, MPP_L0, CohortConfig, Fold
 from training.cohort.slide import generate_slide
@@ -55,7 +53,7 @@ class PlannedSlide(NamedTuple):
 
     @property
     def paths(self) -> tuple[str, str, str]:
-        """All files of the slide, relative to the cohort's folder."""
+        """Files of the slide, relative to the cohort's folder."""
         return self.slide_path, self.mask_path, self.truth_path
 
     def seed_sequence(self, seed: int) -> np.random.SeedSequence:
@@ -64,7 +62,7 @@ class PlannedSlide(NamedTuple):
 
 
 def plan_slides(config: CohortConfig, seed: int) -> list[PlannedSlide]:
-    """The slides of a cohort. Labels are balanced in every fold: each pair of slides has one of each, in drawn order."""
+    """Return the slides of a cohort, labels balanced in every fold: each pair has one of each, in drawn order."""
     slides = []
     for fold in FOLDS:
         for index in range(config.n_slides(fold)):
@@ -75,12 +73,12 @@ def plan_slides(config: CohortConfig, seed: int) -> list[PlannedSlide]:
 
 
 def missing_slides(out_dir: Path, slides: list[PlannedSlide]) -> list[PlannedSlide]:
-    """Those of which a file is missing."""
+    """Return those of which a file is missing."""
     return [slide for slide in slides if not all((out_dir / path).is_file() for path in slide.paths)]
 
 
 def is_complete(out_dir: Path, config: CohortConfig, *, seed: int) -> bool:
-    """Whether the folder already holds exactly this cohort, with all its files.
+    """Return whether the folder holds exactly this cohort already, with all its files.
 
     Raises
     ------
@@ -161,7 +159,7 @@ def generate_cohort(
             if progress is not None:
                 progress(done, len(slides))
         # Last: while it's missing, the cohort isn't complete.
-        write_text(csv_path, _slides_csv(slides))
+        write_csv(csv_path, COLUMNS, map(_table_row, slides))
     except BrokenProcessPool as error:
         raise ConfigError(
             "A process that draws slides ended before its time. Out of memory: use fewer workers. In a script of your "
@@ -200,16 +198,9 @@ def _draw_one(planned: PlannedSlide, out_dir: Path, config: CohortConfig, seed: 
     return planned.slide_id
 
 
-def _slides_csv(slides: list[PlannedSlide]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for slide in slides:
-        label = "" if slide.fold == "unlabelled" else slide.label
-        writer.writerow(
-            (slide.slide_id, slide.slide_path, f"patient-{slide.slide_id}", label, slide.fold, MPP_L0)
-        )
-    return text.getvalue()
+def _table_row(slide: PlannedSlide) -> tuple[object, ...]:
+    label = "" if slide.fold == "unlabelled" else slide.label
+    return slide.slide_id, slide.slide_path, f"patient-{slide.slide_id}", label, slide.fold, MPP_L0
 
 
 def _cohort_json(config: CohortConfig, seed: int) -> str:
@@ -230,13 +221,13 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("napari-lrmil", "numpy", "pillow", "tifffile", "imagecodecs")}
 
 
-def _identity(config: CohortConfig, seed: int) -> dict[str, Any]:
-    """What decides a slide's content. The numbers of slides don't: a cohort may grow."""
+def _identity(config: CohortConfig, seed: int) -> dict[str, object]:
+    """Return what decides a slide's content. The numbers of slides don't: a cohort may grow."""
     look = config.model_dump(mode="json", exclude={"n_unlabelled", "n_train", "n_val", "n_test"})
     return {"generator_version": GENERATOR_VERSION, "seed": seed, "look": look}
 
 
-def _read_record(out_dir: Path) -> dict[str, Any] | None:
+def _read_record(out_dir: Path) -> dict[str, object] | None:
     path = out_dir / COHORT_JSON
     if not path.is_file():
         return None

@@ -37,7 +37,7 @@ class Layout(NamedTuple):
 
 
 def layout_shape(shape_l0_yx: tuple[int, int]) -> tuple[int, int]:
-    """Shape of the layout grid of a slide."""
+    """Return the shape of a slide's layout grid."""
     return shape_l0_yx[0] // MASK_DOWNSAMPLE, shape_l0_yx[1] // MASK_DOWNSAMPLE
 
 
@@ -47,7 +47,7 @@ def _scale(shape_l0_yx: tuple[int, int]) -> float:
 
 
 def grid_um(shape_yx: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
-    """y and x of the pixel centres of a layout grid, broadcastable."""
+    """Return y and x of the pixel centres of a layout grid, broadcastable."""
     y_um = (np.arange(shape_yx[0], dtype=np.float32)[:, None] + 0.5) * np.float32(LAYOUT_PX_UM)
     x_um = (np.arange(shape_yx[1], dtype=np.float32)[None, :] + 0.5) * np.float32(LAYOUT_PX_UM)
     return y_um, x_um
@@ -56,7 +56,7 @@ def grid_um(shape_yx: tuple[int, int]) -> tuple[FloatArray, FloatArray]:
 def _spread_points(
     rng: np.random.Generator, allowed: NDArray[np.bool_], n_points: int, *, candidates: int = 12
 ) -> list[tuple[float, float]]:
-    """(y, x) in µm of points in `allowed`, each the farthest of some candidates from those before it."""
+    """Draw points in `allowed`, (y, x) in µm, each the farthest of some candidates from those before it."""
     places = np.argwhere(allowed)
     points: list[tuple[float, float]] = []
     for _ in range(n_points if len(places) else 0):
@@ -128,7 +128,7 @@ def draw_layout(rng: np.random.Generator, config: CohortConfig) -> Layout:
 
 
 def draw_lesions(rng: np.random.Generator, layout: Layout, config: CohortConfig) -> NDArray[np.bool_]:
-    """Smooth blobs that cover a drawn share of the tissue, (H, W) at 1/16 of level 0.
+    """Draw smooth blobs that cover a drawn share of the tissue, (H, W) at 1/16 of level 0.
 
     Aggregates are left out: their crowd of lymphocytes would hide the lesion's nuclei.
     """
@@ -156,7 +156,7 @@ def draw_lesions(rng: np.random.Generator, layout: Layout, config: CohortConfig)
 def draw_pen(
     rng: np.random.Generator, layout: Layout, config: CohortConfig, *, px_um: float
 ) -> tuple[FloatArray | None, str]:
-    """Pen strokes, or None on a clean slide.
+    """Draw pen strokes; None on a clean slide.
 
     Returns
     -------
@@ -188,7 +188,7 @@ def draw_pen(
 
 
 def _stroke(rng: np.random.Generator, height_um: float, width_um: float) -> NDArray[np.float64]:
-    """A bent line, (N, 2) as (x, y) in µm; may start near an edge and leave the slide."""
+    """Draw a bent line, (N, 2) as (x, y) in µm; it may start near an edge and leave the slide."""
     start = rng.uniform(0, 1, 2) * (width_um, height_um)
     angle = rng.uniform(0, 2 * np.pi)
     bend = rng.uniform(-2.2, 2.2)
@@ -200,7 +200,7 @@ def _stroke(rng: np.random.Generator, height_um: float, width_um: float) -> NDAr
 
 
 def _share_inside(path_um: NDArray[np.float64], tissue: NDArray[np.bool_]) -> float:
-    """Share of a path over tissue; leaving the slide counts as well, or every stroke would run off the glass."""
+    """Return the share of a path over tissue; beyond the slide counts too, or every stroke would run off the glass."""
     column, row = np.floor(path_um / LAYOUT_PX_UM).astype(int).T
     outside = (row < 0) | (column < 0) | (row >= tissue.shape[0]) | (column >= tissue.shape[1])
     inside = tissue[np.clip(row, 0, tissue.shape[0] - 1), np.clip(column, 0, tissue.shape[1] - 1)]

@@ -161,7 +161,7 @@ def match_absorption(bank: Bank, reference: Bank, densities_rgb: NDArray[np.floa
 
 
 def with_turns(bank: Bank) -> Bank:
-    """A bank four times as large: each nucleus as drawn, turned by half a turn, flipped and transposed."""
+    """Return a bank four times as large: each nucleus as drawn, turned by half a turn, flipped and transposed."""
     patches = bank.patches
     turned = (patches, patches[:, ::-1, ::-1], patches[:, :, ::-1], patches.transpose(0, 2, 1))
     return Bank(
@@ -170,7 +170,7 @@ def with_turns(bank: Bank) -> Bank:
 
 
 def draw_sites(rng: np.random.Generator, size_um_xy: tuple[float, float], per_mm2: float) -> FloatArray:
-    """Sites on a shaken hexagonal lattice, (N, 2) as (x, y): even, yet without a visible order."""
+    """Draw sites on a shaken hexagonal lattice, (N, 2) as (x, y): even, yet without a visible order."""
     step_um = np.sqrt(1e6 / per_mm2 * 2 / np.sqrt(3))
     rows = int(np.ceil(size_um_xy[1] / (step_um * np.sqrt(3) / 2))) + 1
     columns = int(np.ceil(size_um_xy[0] / step_um)) + 1

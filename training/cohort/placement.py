@@ -47,7 +47,7 @@ def draw_banks(
     config: CohortConfig,
     haematoxylin_rgb: NDArray[np.float64],
 ) -> tuple[Bank, ...]:
-    """The four banks of a slide, in the order of `KIND_NAMES`.
+    """Draw the four banks of a slide, in the order of `KIND_NAMES`.
 
     The slide's ordinary nuclei vary in size from slide to slide; the lesion's follow them by the ratios of the config.
     """
@@ -113,7 +113,7 @@ def draw_banks(
 
 
 def _lookup(image: NDArray[Value], sites_um: FloatArray, px_um: float) -> NDArray[Value]:
-    """Values of a map at sites given as (x, y) in µm."""
+    """Return the values of a map at sites given as (x, y) in µm."""
     column, row = (sites_um / np.float32(px_um)).astype(int).T
     values: NDArray[Value] = image[
         np.clip(row, 0, image.shape[0] - 1), np.clip(column, 0, image.shape[1] - 1)
@@ -122,7 +122,7 @@ def _lookup(image: NDArray[Value], sites_um: FloatArray, px_um: float) -> NDArra
 
 
 def _paired_sites(rng: np.random.Generator, size_um_xy: tuple[float, float], per_mm2: float) -> FloatArray:
-    """Sites of which a share has a touching neighbour, (N, 2) as (x, y).
+    """Draw sites of which a share has a touching neighbour, (N, 2) as (x, y).
 
     Blurred to low resolution, evenly spread small nuclei make a smoother image than fewer large ones: contrast alone
     would tell a lesion. Pairs even out that contrast, and tell nothing where single nuclei are seen.
@@ -137,7 +137,7 @@ def _paired_sites(rng: np.random.Generator, size_um_xy: tuple[float, float], per
 
 
 def _lumen_sites(rng: np.random.Generator, lumens_um: FloatArray) -> FloatArray:
-    """Sites of the nuclei that line the lumens, (N, 2) as (x, y)."""
+    """Draw sites of the nuclei that line the lumens, (N, 2) as (x, y)."""
     rings = [np.zeros((0, 2), np.float32)]
     for x_um, y_um, radius_um in lumens_um:
         ring_um = radius_um + 7

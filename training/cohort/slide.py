@@ -52,7 +52,7 @@ class GeneratedSlide(NamedTuple):
 
 
 def _stream(seed_sequence: np.random.SeedSequence, number: int) -> np.random.Generator:
-    """The slide's generator for one purpose; unlike `spawn` it leaves the seed sequence as it was."""
+    """Return the slide's generator for one purpose; unlike `spawn` it leaves the seed sequence as it was."""
     key = (*seed_sequence.spawn_key, number)
     return np.random.default_rng(np.random.SeedSequence(seed_sequence.entropy, spawn_key=key))
 
@@ -142,7 +142,7 @@ def generate_slide(
 def _draw_eosin(
     rng: np.random.Generator, half_shape: tuple[int, int], cellularity: FloatArray, aggregate: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Eosin on the half grid: fibres where cells are few, granular cytoplasm where they are many; and fibre angles."""
+    """Draw eosin on the half grid (fibres where cells are few, granular cytoplasm where many) and fibre angles."""
     fine, bundles, angle_rad = fibres(rng, half_shape, px_um=HALF_PX_UM, coarse=HALF_TO_LAYOUT)
     fibrous = resize(smoothstep(-cellularity, -0.95, -0.45), half_shape) * np.float32(0.75) + np.float32(0.25)
     granules = smooth_noise(rng, half_shape, 3.2)

@@ -55,7 +55,7 @@ def to_rgb(
     pen: FloatArray | None,
     pen_colour: str,
 ) -> NDArray[np.uint8]:
-    """Light through the slide.
+    """Return the light through the slide as an image.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ def resize(image: FloatArray, shape_yx: tuple[int, int], *, cubic: bool = False)
 
 
 def block_mean(image: NDArray[np.generic], factor: int) -> FloatArray:
-    """Area average over whole blocks; (H, W) to (H / factor, W / factor)."""
+    """Average over whole blocks; (H, W) to (H / factor, W / factor)."""
     height, width = image.shape
     blocks = image.reshape(height // factor, factor, width // factor, factor)
     means: FloatArray = blocks.mean(axis=(1, 3), dtype=np.float32)
@@ -25,7 +25,7 @@ def block_mean(image: NDArray[np.generic], factor: int) -> FloatArray:
 
 
 def smooth_noise(rng: np.random.Generator, shape_yx: tuple[int, int], cell_px: float) -> FloatArray:
-    """Gaussian noise whose features measure about `cell_px`, mean 0 and standard deviation about 1.
+    """Draw Gaussian noise whose features measure about `cell_px`, mean 0 and standard deviation about 1.
 
     Drawn on a coarse lattice and stretched, so a large smooth field costs as little as the stretching.
     """
@@ -42,7 +42,7 @@ def smooth_noise(rng: np.random.Generator, shape_yx: tuple[int, int], cell_px: f
 def cloud_noise(
     rng: np.random.Generator, shape_yx: tuple[int, int], cell_px: float, *, octaves: int
 ) -> FloatArray:
-    """Sum of `smooth_noise` at halving sizes and halving amplitudes, standard deviation about 1."""
+    """Sum `smooth_noise` at halving sizes and halving amplitudes, standard deviation about 1."""
     total = np.zeros(shape_yx, np.float32)
     variance = 0.0
     for octave in range(octaves):
@@ -53,7 +53,7 @@ def cloud_noise(
 
 
 def tiled_grain(rng: np.random.Generator, shape_yx: tuple[int, int], block_px: int = 512) -> FloatArray:
-    """White noise, standard deviation 1, one block repeated: at a grain's amplitude the repeat can't be seen."""
+    """Draw white noise, standard deviation 1, one block repeated: at a grain's amplitude nobody sees the repeat."""
     height, width = shape_yx
     block = rng.standard_normal((block_px, block_px), dtype=np.float32)
     repeats = (-(-height // block_px), -(-width // block_px))
@@ -61,7 +61,7 @@ def tiled_grain(rng: np.random.Generator, shape_yx: tuple[int, int], block_px: i
 
 
 def smoothstep(values: FloatArray, low: float, high: float) -> FloatArray:
-    """0 below `low`, 1 above `high`, smooth between."""
+    """Return 0 below `low`, 1 above `high`, and smooth steps between."""
     unit: FloatArray = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
     return unit * unit * (3 - 2 * unit)
 
@@ -69,7 +69,7 @@ def smoothstep(values: FloatArray, low: float, high: float) -> FloatArray:
 def _streaks(
     rng: np.random.Generator, shape: tuple[int, int], sigma_across: float, sigma_along: float
 ) -> FloatArray:
-    """Periodic noise, long along axis 1, standard deviation 1."""
+    """Draw periodic noise, long along axis 1, standard deviation 1."""
     rows, columns = shape
     frequency_across = np.fft.fftfreq(rows)[:, None]
     frequency_along = np.fft.rfftfreq(columns)[None, :]
@@ -83,7 +83,7 @@ def _streaks(
 def fibres(
     rng: np.random.Generator, shape_yx: tuple[int, int], *, px_um: float, coarse: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Wavy fibre bundles.
+    """Draw wavy fibre bundles.
 
     Straight streaks, sampled through a smoothly warped coordinate system: the fibres follow the lines of constant
     "across" coordinate, so their direction is known without measuring it.

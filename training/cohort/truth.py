@@ -7,7 +7,7 @@ on other tissue would, without having been shown a label or a lesion mask.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,15 +52,15 @@ class SlideTruth(NamedTuple):
 
 
 def truth_of(slide: GeneratedSlide) -> SlideTruth:
-    """The part of a generated slide that `write_truth` saves."""
+    """Return the part of a generated slide that `write_truth` saves."""
     return SlideTruth(
         slide.nuclei, slide.tissue_fraction, slide.pen_fraction, slide.eosin, slide.fibre_angle_rad
     )
 
 
 def write_truth(path: Path, truth: SlideTruth) -> None:
-    """Save as safetensors, under 100 kB for a slide of 2,048 px: half precision where it loses nothing that matters."""
-    tensors: dict[str, NDArray[Any]] = {
+    """Write as safetensors, under 100 kB for a slide of 2,048 px: half precision where it loses nothing that matters."""
+    tensors: dict[str, NDArray[np.generic]] = {
         "x_um": truth.nuclei.x_um.astype(np.float32),
         "y_um": truth.nuclei.y_um.astype(np.float32),
         "radius_um": truth.nuclei.radius_um.astype(np.float16),
@@ -107,7 +107,7 @@ def read_truth(path: Path) -> SlideTruth:
 
 
 def tile_truth(truth: SlideTruth, *, origins_l0_xy: NDArray[np.number], tile_l0_px: float) -> FloatArray:
-    """Attributes of tiles anywhere on the slide.
+    """Return the attributes of tiles anywhere on the slide.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def _block_truth(truth: SlideTruth, origins_l0_xy: NDArray[np.float64], tile_l0_
 
 
 def _overlap(start_l0: NDArray[np.float64], length_l0: float, n_pixels: int) -> NDArray[np.float64]:
-    """Weights (N, n_pixels) by which a span averages map pixels, by the share of its length that each covers."""
+    """Return weights (N, n_pixels) by which a span averages map pixels: the share of its length that each covers."""
     edges = np.arange(n_pixels) * TRUTH_DOWNSAMPLE
     low = np.maximum(edges[None, :], start_l0[:, None])
     high = np.minimum(edges[None, :] + TRUTH_DOWNSAMPLE, start_l0[:, None] + length_l0)

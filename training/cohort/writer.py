@@ -20,7 +20,7 @@ TILE_PX = 256
 def area_pyramid(
     rgb: NDArray[np.uint8], downsamples: Sequence[int] = LEVEL_DOWNSAMPLES
 ) -> list[NDArray[np.uint8]]:
-    """The levels of a slide, by exact area average of level 0: (H / d, W / d, 3) for each downsample d."""
+    """Return the levels of a slide, by exact area average of level 0: (H / d, W / d, 3) for each downsample d."""
     levels = [rgb]
     # Sums, not means, go from level to level, so that nothing is rounded twice.
     sums: NDArray[np.unsignedinteger] = rgb.astype(np.uint16)

@@ -14,11 +14,12 @@ from rich.markup import escape
 
 from napari_lrmil.errors import ConfigError, SlideError, UnknownMppError
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, choose_level, make_tile_grid
+from napari_lrmil.slide.files import stamp_of
 from napari_lrmil.slide.tiles import tissue_tiles_of
 from napari_lrmil.slide.tissue import tissue_mask
 from training.data.table import SlideRow
 from training.files import Json, remembered
-from training.hashing import content_hash, stat_of
+from training.hashing import content_hash
 from training.progress import Reporter
 from training.section import Section
 
@@ -162,7 +163,7 @@ def _remembered(row: SlideRow, geometry: TileGeometry, known: Path | None) -> Sl
 
     try:
         saved = remembered(
-            known / f"{row.slide_id}.json", content_hash(stat_of(row.path), row.mpp, geometry), examine
+            known / f"{row.slide_id}.json", content_hash(stamp_of(row.path), row.mpp, geometry), examine
         )
     except _UnusableSlide as error:
         return str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from napari_lrmil.errors import LRMILError
 
 FEATURE_NAMES = ("features", "feats")
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 
 class FeatureError(LRMILError):
@@ -104,7 +106,7 @@ def read_features(
 
 
 def find_feature_files(folder: Path) -> dict[str, Path]:
-    """Feature files below a folder by slide id, which is their name without ending (and TRIDENT's ``_patches``).
+    """Return feature files below a folder by slide id: their name without ending (and TRIDENT's ``_patches``).
 
     Raises
     ------
@@ -127,8 +129,8 @@ def find_feature_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _matrix(file: h5py.File, names: Sequence[str], dtype: Any) -> NDArray[Any] | None:
-    """The first of some datasets as (N, K), where one is there."""
+def _matrix(file: h5py.File, names: Sequence[str], dtype: type[Float]) -> NDArray[Float] | None:
+    """Read the first of some datasets as (N, K); None where there is none."""
     name = next((name for name in names if name in file), None)
     if name is None:
         return None
@@ -147,7 +149,7 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
 
 
 def _extent(attributes: Mapping[str, Any], level_downsamples: Sequence[float]) -> tuple[float, float] | None:
-    """Edges of a patch in level-0 pixels, from what CLAM or TRIDENT notes beside the coordinates."""
+    """Return the edges of a patch in level-0 pixels, from what CLAM or TRIDENT notes beside the coordinates."""
     if "patch_size_level0" in attributes:
         return _pair(attributes["patch_size_level0"])
     if "patch_size" not in attributes:

@@ -53,7 +53,7 @@ class Outcome:
 
 
 def embed_dim_of(spec: EncoderSpec) -> int:
-    """D of an encoder, without making room for its weights."""
+    """Return D of an encoder, without making room for its weights."""
     with torch.device("meta"):
         return Encoder(spec).embed_dim
 
@@ -108,7 +108,7 @@ def import_slide(
     coords_path: Path | None,
     embed_dim: int,
 ) -> tuple[NDArray[np.float32], int]:
-    """The embeddings of a slide's HR tiles from a feature file.
+    """Return the embeddings of a slide's HR tiles from a feature file.
 
     Returns
     -------
@@ -163,7 +163,7 @@ def _explain(match: Match, grid: TileGrid, patch_l0_xy: tuple[float, float], opt
 
 
 def check_config(config: RunConfig) -> None:
-    """Whether a run can do with imported features.
+    """Refuse a config whose run can't do with imported features.
 
     Raises
     ------

@@ -1,11 +1,11 @@
-"""Put data, plots and examples into the page."""
+"""The page: data, tables, plots and examples put into the template, with nobody's name unless asked."""
 
 from __future__ import annotations
 
 import json
 import math
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -14,6 +14,7 @@ from markupsafe import Markup
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.model.device import resolve_device
+from training.config import RunConfig
 from training.progress import Reporter
 from training.report import figures, tables
 from training.report.data import OURS, RunData, read_run
@@ -21,6 +22,13 @@ from training.report.examples import choose, colour_bar, make_examples
 from training.run.layout import RunDir
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+_PATHS = {
+    (section, name)
+    for section, model in RunConfig.model_fields.items()
+    for name, found in getattr(model.annotation, "model_fields", {}).items()
+    if "Path" in str(found.annotation)
+}
 
 
 def build_report(
@@ -66,15 +74,15 @@ def build_report(
     data = read_run(run_dir)
     path = RunDir(run_dir).report_html if out is None else out
     choices = choose(data, n_examples)
-    examples, top = make_examples(data, choices, device=resolve_device(device), reporter=reporter)
+    examples, scale = make_examples(data, choices, device=resolve_device(device), reporter=reporter)
     page = (
         _environment()
         .get_template("report.html.j2")
         .render(
             _context(data, show_identifiers=show_identifiers, date=date or datetime.now(UTC)),
             examples=examples,
-            heat_top=top,
-            colour_bar=colour_bar(),
+            heat_top=scale.high,
+            colour_bar=colour_bar(scale),
         )
     )
     try:
@@ -84,7 +92,7 @@ def build_report(
     return path
 
 
-def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[str, Any]:
+def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[str, object]:
     config, info = data.config, data.info
     rows = tables.comparison(data)
     calibration, bins = figures.calibration_group(data)
@@ -121,9 +129,36 @@ def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[s
         "curve_groups": figures.curve_groups(data),
         "show_identifiers": show_identifiers,
         "config_text": json.dumps(
-            tables.shown_config(config, show_identifiers=show_identifiers), indent=2, ensure_ascii=False
+            _shown_config(config, show_identifiers=show_identifiers), indent=2, ensure_ascii=False
         ),
     }
+
+
+def _shown_config(config: dict[str, Any], *, show_identifiers: bool) -> dict[str, Any]:
+    """Return the config, its paths cut down to the last part: folders are named after people and studies."""
+    if show_identifiers:
+        return config
+    shown: dict[str, Any] = {}
+    for section, fields in config.items():
+        if isinstance(fields, dict):
+            shown[section] = {
+                name: _last_part(value)
+                if isinstance(value, str) and _is_path(section, name, value)
+                else value
+                for name, value in fields.items()
+            }
+        else:
+            shown[section] = fields
+    return shown
+
+
+def _is_path(section: str, name: str, value: str) -> bool:
+    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    return (section, name) in _PATHS or absolute or value.startswith("~")
+
+
+def _last_part(value: str) -> str:
+    return PureWindowsPath(value).name  # it takes both kinds of slashes
 
 
 def _environment() -> Environment:
@@ -139,20 +174,20 @@ def _environment() -> Environment:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table; a dash where there is none."""
+    """Write a number for a table; a dash where there is none."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def signed(value: float) -> str:
-    """With its sign, the minus as wide as the plus."""
+    """Write a number with its sign, the minus as wide as the plus."""
     return "–" if math.isnan(value) else f"{value:+.3f}".replace("-", "−")
 
 
 def percent(value: float) -> str:
-    """A share as whole per cent."""
+    """Write a share as whole per cent."""
     return "–" if math.isnan(value) else f"{100 * value:.0f} %"
 
 
 def _drawing(svg: str) -> Markup:
-    """An SVG of our own plots, which hold no text from outside."""
+    """Mark an SVG of our own plots as safe: they hold no text from outside."""
     return Markup(svg)

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.errors import ConfigError, LRMILError
 from napari_lrmil.model.bundle import BundleInfo
 from training import methods
 from training.data.predictions import Predictions, pool
 from training.data.splits import Split
-from training.data.table import SlideRow
+from training.data.table import SlideRow, read_table
 from training.methods import method_name
-from training.report.slides import read_rows, recorded_splits
 from training.run.layout import Curve, Folder, RunDir, RunDirError
 
 __all__ = ["Curve", "Predictions", "method_name"]
@@ -65,7 +64,7 @@ class RunData:
         return next((fold.info for fold in self.folds if fold.info is not None), None)
 
     def pooled(self, method: str) -> Predictions:
-        """A method on the test slides of all folds."""
+        """Return a method's predictions of the test slides of all folds."""
         return pool([fold.predictions[method] for fold in self.folds])
 
 
@@ -91,7 +90,7 @@ def read_run(run_dir: Path) -> RunData:
         raise RunDirError(f"{run.results_json} has no row {OURS!r}: it is not the result of a whole run")
     results = {name: results[name] for name in methods.in_table_order(list(results), ours_last=True)}
     notes: list[str] = []
-    rows = read_rows(run_dir, config, notes)
+    rows = _read_rows(run_dir, config, notes)
     folds = _folds(run, config)
     predictions = {
         fold.number: {method: fold.read_predictions(method) for method in results} for fold in folds
@@ -106,7 +105,7 @@ def read_run(run_dir: Path) -> RunData:
             f"{n_test}. Run python -m training.run with its config again: it goes on where it stopped."
         )
     tested = {number: of_fold[OURS].slide_ids for number, of_fold in predictions.items()}
-    splits = recorded_splits(run, tested, notes)
+    splits = _recorded_splits(run, tested, notes)
     infos = {fold.number: info for fold in folds if (info := fold.read_bundle_info()) is not None}
     if len(infos) < len(folds):
         missing = [str(fold.number) for fold in folds if fold.number not in infos]
@@ -144,3 +143,59 @@ def _folds(run: RunDir, config: dict[str, Any]) -> list[Folder]:
             f"{run.root} is not a finished run: it has no fold. Run python -m training.run again"
         )
     return folds
+
+
+def _read_rows(run_dir: Path, config: dict[str, Any], notes: list[str]) -> list[SlideRow]:
+    """Read the slide table of a run; a relative path of its config starts where the run was started.
+
+    Parameters
+    ----------
+    run_dir : Path
+    config : dict
+        As ``config.json`` holds it.
+    notes : list of str
+        Gets a line where there is no table; the rows are none then.
+    """
+    slides = Path(str(config.get("data", {}).get("slides", "")))
+    out_dir = Path(str(config.get("run", {}).get("out_dir", "")))
+    places = [slides]
+    depth = len(out_dir.parts)
+    root = run_dir.resolve()
+    if not slides.is_absolute() and not out_dir.is_absolute() and root.parts[-depth:] == out_dir.parts:
+        places.insert(0, Path(*root.parts[:-depth]) / slides)
+    for place in places:
+        if place.is_file():
+            try:
+                return read_table(place)
+            except ConfigError:
+                break
+    notes.append(
+        "The slide table isn't where the config says: there are no pictures. Where its path is relative, start the "
+        "report in the folder where the run was started."
+    )
+    return []
+
+
+def _recorded_splits(run: RunDir, tested: dict[int, tuple[str, ...]], notes: list[str]) -> dict[int, Split]:
+    """Return splits by fold as the run recorded them.
+
+    Parameters
+    ----------
+    run : RunDir
+    tested : dict
+        Fold -> ids of its test slides: splits of a later, unfinished run say nothing about these.
+    notes : list of str
+        Gets a line where a fold's split isn't known.
+    """
+    kept = run.read_splits()
+    found = {
+        split.fold: split
+        for split in (kept.splits() if kept is not None else ())
+        if {row.slide_id for row in split.test} == set(tested.get(split.fold, ()))
+    }
+    if set(found) != set(tested):
+        notes.append(
+            "The run doesn't say how it split its slides, as those of earlier versions don't: the numbers of training "
+            "slides are left out."
+        )
+    return found

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from napari_lrmil.errors import LRMILError, SlideError
-from napari_lrmil.heatmap import Heatmap, attention_heatmap, heat_opacity
+from napari_lrmil.errors import BundleError, EncoderError, LRMILError, SlideError
+from napari_lrmil.export.painting import (
+    Area,
+    Scale,
+    attention_scale,
+    grid_values,
+    nice_length,
+    overlay,
+    thumbnail,
+)
+from napari_lrmil.heatmap import ATTENTION, channel_values
 from napari_lrmil.model.bundle import ModelBundle, load_bundle
-from napari_lrmil.predict import predict_slide, run_to_end
-from napari_lrmil.slide import Slide, choose_level
-from napari_lrmil.slide.resample import read_area
+from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
+from napari_lrmil.slide import Slide, TileGrid, TileSpec
 from training.data.table import SlideRow
 from training.progress import Reporter
 from training.report.data import OURS, FoldData, Predictions, RunData
 
 LONG_EDGE_PX = 560
-LOW, LEAST_TOP = 1.0, 4.0
-"""The scale that the viewer takes: from a tile that counts as much as any other up to 4 times that, or more."""
-OPACITY = 0.7
 MANY_CLASSES = 4
-
-Pixels = NDArray[np.uint8]
 
 
 class Choice(NamedTuple):
@@ -68,12 +68,12 @@ class Example:
     remark: str = ""
 
 
-class _Made(NamedTuple):
-    thumbnail: Pixels
-    width_um: float
-    heat: NDArray[np.float32]
-    values: NDArray[np.float32]
-    probabilities: NDArray[np.float64]
+class _Classified(NamedTuple):
+    """A slide's picture and prediction, kept until the scale that all slides share is known."""
+
+    picture: Image.Image
+    area_l0_xywh: Area
+    prediction: SlidePrediction
 
 
 def choose(data: RunData, n_examples: int | None) -> list[Choice]:
@@ -107,7 +107,7 @@ def choose(data: RunData, n_examples: int | None) -> list[Choice]:
 
 def make_examples(
     data: RunData, choices: list[Choice], *, device: torch.device, reporter: Reporter | None = None
-) -> tuple[list[Example], float]:
+) -> tuple[list[Example], Scale]:
     """Read and classify the chosen slides.
 
     Parameters
@@ -120,51 +120,37 @@ def make_examples(
 
     Returns
     -------
-    (list of Example, float)
-        And the top of the colour scale that all of them share, in times uniform attention.
+    (list of Example, Scale)
+        And the scale of attention that all of them share.
     """
     folds = {fold.fold: fold for fold in data.folds}
-    found: list[tuple[Choice, _Made | LRMILError]] = []
+    found: list[tuple[Choice, _Classified | LRMILError]] = []
     steps = choices if reporter is None else reporter.track(choices, "Report: examples", len(choices))
     for choice in steps:
         found.append((choice, _try(data, folds[choice.fold], choice, device)))
-    values = [made.values for _, made in found if isinstance(made, _Made)]
-    top = max(LEAST_TOP, float(np.percentile(np.concatenate(values), 99))) if values else LEAST_TOP
-    return [_shown(choice, made, top) for choice, made in found], top
+    values = [channel_values(one.prediction, ATTENTION) for _, one in found if isinstance(one, _Classified)]
+    scale = attention_scale(np.concatenate(values or [np.ones(1)]))
+    return [_shown(choice, one, scale) for choice, one in found], scale
 
 
-def colour_bar() -> str:
+def colour_bar(scale: Scale) -> str:
     """The scale as a picture: what a tile looks like over white, from the lowest value to the highest."""
-    heat = np.linspace(LOW, LEAST_TOP, 256, dtype=np.float32)[None].repeat(12, axis=0)
-    return _data_uri(blend(np.full((*heat.shape, 3), 255, np.uint8), heat, LEAST_TOP), "PNG")
+    n_px = 256
+    values = np.linspace(scale.low, scale.high, n_px, dtype=np.float32)[None]
+    grid = TileGrid(TileSpec(1, 1.0), (0.0, 0.0), (1.0, 12.0), values.shape)
+    white = Image.new("RGB", (n_px, 12), "white")
+    painted = overlay(white, values, grid, scale, area_l0_xywh=(0.0, 0.0, float(n_px), 12.0))
+    return _data_uri(painted, "PNG")
 
 
-def blend(thumbnail: Pixels, heat: NDArray[np.float32], top: float) -> Pixels:
-    """Attention over a picture as the viewer draws it; NaN leaves the picture as it is.
-
-    Parameters
-    ----------
-    thumbnail : (height, width, 3) uint8 array
-    heat : (height, width) array
-        Attention relative to uniform.
-    top : float
-        End of the scale.
-    """
-    share = np.clip((np.nan_to_num(heat, nan=LOW) - LOW) / (top - LOW), 0, 1)
-    colours = matplotlib.colormaps["viridis"](share)[..., :3] * 255
-    alpha = OPACITY * heat_opacity(share, signed=False)
-    alpha = np.where(np.isnan(heat), 0.0, alpha)[..., None]
-    return np.asarray(np.rint(thumbnail * (1 - alpha) + colours * alpha), np.uint8)
-
-
-def _try(data: RunData, fold: FoldData, choice: Choice, device: torch.device) -> _Made | LRMILError:
+def _try(data: RunData, fold: FoldData, choice: Choice, device: torch.device) -> _Classified | LRMILError:
     try:
         row = data.rows.get(choice.slide_id)
         if row is None:
             raise SlideError("the slide table doesn't tell where the slide is")
         bundle = load_bundle(fold.bundle, device=device)
         with _opened(row, data, icc=bundle.info.tiles.apply_icc) as slide:
-            return _make(slide, bundle, device)
+            return _classify(slide, bundle, device)
     except LRMILError as error:
         return error
 
@@ -180,78 +166,43 @@ def _opened(row: SlideRow, data: RunData, *, icc: bool) -> Iterator[Slide]:
         yield slide
 
 
-def _make(slide: Slide, bundle: ModelBundle, device: torch.device) -> _Made:
+def _classify(slide: Slide, bundle: ModelBundle, device: torch.device) -> _Classified:
     prediction = run_to_end(predict_slide(slide, bundle, device=device))
-    heatmap = attention_heatmap(prediction)
-    left, top, width, height = slide.bounds_l0_xywh
-    mpp_x, mpp_y = slide.mpp_xy
-    width_um, height_um = width * mpp_x, height * mpp_y
-    px_um = max(width_um, height_um) / LONG_EDGE_PX
-    size_xy = max(1, round(width_um / px_um)), max(1, round(height_um / px_um))
-    thumbnail = read_area(
-        slide,
-        level=choose_level(slide.level_mpps, max(px_um, slide.level_mpps[0])),
-        corner_l0_xy=(left, top),
-        size_l0_xy=(width, height),
-        out_px_xy=size_xy,
-    )
-    heat = _on_pixels(heatmap, (left * mpp_x, top * mpp_y), (width_um, height_um), size_xy)
-    read = heatmap.values[np.isfinite(heatmap.values)]
-    return _Made(thumbnail, width_um, heat, read, prediction.class_probabilities)
+    left, top, width, height = (float(value) for value in slide.bounds_l0_xywh)
+    return _Classified(thumbnail(slide, max_px=LONG_EDGE_PX), (left, top, width, height), prediction)
 
 
-def _on_pixels(
-    heatmap: Heatmap,
-    corner_um_xy: tuple[float, float],
-    size_um_xy: tuple[float, float],
-    size_px_xy: tuple[int, int],
-) -> NDArray[np.float32]:
-    """The value of the tile under the middle of each pixel of a picture; NaN outside the grid."""
-    places = []
-    for axis, n_tiles in ((1, heatmap.values.shape[0]), (0, heatmap.values.shape[1])):
-        middles = (np.arange(size_px_xy[axis]) + 0.5) * size_um_xy[axis] / size_px_xy[axis]
-        offset = corner_um_xy[axis] + middles - heatmap.corner_um_xy[axis]
-        places.append(np.clip(np.floor(offset / heatmap.pixel_um_xy[axis]), -1, n_tiles).astype(int) + 1)
-    # A frame of NaN takes the pixels outside.
-    framed = np.pad(heatmap.values, 1, constant_values=np.nan)
-    return np.asarray(framed[np.ix_(places[0], places[1])], np.float32)
-
-
-def _shown(choice: Choice, made: _Made | LRMILError, top: float) -> Example:
-    if isinstance(made, LRMILError):
-        missing = "bundle" if type(made).__name__ in ("BundleError", "EncoderError") else "slide file"
+def _shown(choice: Choice, one: _Classified | LRMILError, scale: Scale) -> Example:
+    if isinstance(one, LRMILError):
+        missing = "bundle" if isinstance(one, BundleError | EncoderError) else "slide file"
         return Example(
-            choice, problem=f"No picture: the {missing} is missing or can't be read.", detail=str(made)
+            choice, problem=f"No picture: the {missing} is missing or can't be read.", detail=str(one)
         )
-    now = made.probabilities[choice.predicted]
+    prediction = one.prediction
+    now = prediction.class_probabilities[choice.predicted]
     before = choice.probabilities[choice.predicted]
     remark = ""
     if abs(now - before) > 0.05:
         remark = f"The bundle now gives {now:.2f} where the run gave {before:.2f}: slide or bundle have changed since."
-    bar_um = scale_bar_um(made.width_um)
-    height, width = made.heat.shape
+    width_um = one.area_l0_xywh[2] * prediction.mpp_xy[0]
+    bar_um = nice_length(width_um / 4)
+    values = grid_values(prediction, ATTENTION)
+    heat = overlay(one.picture, values, prediction.tiles.grid, scale, area_l0_xywh=one.area_l0_xywh)
     return Example(
         choice,
-        thumbnail=_data_uri(made.thumbnail, "JPEG"),
-        overlay=_data_uri(blend(made.thumbnail, made.heat, top), "JPEG"),
-        aspect=width / height,
+        thumbnail=_data_uri(one.picture, "JPEG"),
+        overlay=_data_uri(heat.convert("RGB"), "JPEG"),
+        aspect=one.picture.width / one.picture.height,
         bar_um=bar_um,
-        bar_share=bar_um / made.width_um,
-        highest=float(made.values.max()),
-        n_tiles=len(made.values),
+        bar_share=bar_um / width_um,
+        highest=float(np.nanmax(values)),
+        n_tiles=len(prediction.tiles),
         remark=remark,
     )
 
 
-def scale_bar_um(width_um: float) -> float:
-    """The longest of 1, 2, 5, 10 ... that takes at most a quarter of a picture's width."""
-    room = width_um / 4
-    power = 10.0 ** math.floor(math.log10(room))
-    return max(step * power for step in (1, 2, 5) if step * power <= room)
-
-
-def _data_uri(pixels: Pixels, kind: str) -> str:
+def _data_uri(picture: Image.Image, kind: str) -> str:
     file = io.BytesIO()
     options: dict[str, int] = {"quality": 88, "subsampling": 0} if kind == "JPEG" else {"optimize": 1}
-    Image.fromarray(pixels).save(file, kind, **options)
+    picture.save(file, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -40,7 +40,7 @@ class Group:
 
 
 def roc_groups(data: RunData) -> list[Group]:
-    """All methods in one panel, then each alone: by fold for two classes, by class for more."""
+    """Draw all methods in one panel, then each alone: by fold for two classes, by class for more."""
     series = series_of(data)
     pooled = {method: data.pooled(method) for method in data.methods}
     by_class = {method: class_rocs(one.labels, one.probabilities) for method, one in pooled.items()}
@@ -109,7 +109,7 @@ def _fold_rocs(data: RunData, method: str) -> list[tuple[Roc, Series, bool]]:
 
 
 def calibration_group(data: RunData) -> tuple[Group, list[Bin]]:
-    """A reliability diagram a method, and the bins of LRMIL's."""
+    """Draw a reliability diagram a method; return the bins of LRMIL's, too."""
     series = series_of(data)
     panels = []
     ours: list[Bin] = []
@@ -135,7 +135,7 @@ def calibration_group(data: RunData) -> tuple[Group, list[Bin]]:
 
 
 def curve_groups(data: RunData) -> list[Group]:
-    """Training curves: stage 1, then each head, a line a fold."""
+    """Draw training curves: stage 1, then each head, a line a fold."""
     groups = []
     stage1 = {fold.fold: fold.stage1 for fold in data.folds if fold.stage1 is not None}
     if stage1:
@@ -180,7 +180,7 @@ def _curve_group(
 
 
 def _ends(curves: dict[int, Curve], column: str) -> str:
-    """In words, for those who can't see the lines."""
+    """Say where the lines end, for those who can't see them."""
     parts = []
     for curve in curves.values():
         kept = best_epoch(curve)
@@ -202,7 +202,7 @@ _TERMS = {
 
 
 def column_name(column: str) -> str:
-    """A column of a metrics file in words: train_ce is the training cross-entropy."""
+    """Say a column of a metrics file in words: train_ce is the training cross-entropy."""
     part, _, term = column.partition("_")
     words = {"train": "training", "val": "validation"}
     if part not in words or not term:

@@ -9,7 +9,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -25,7 +25,7 @@ _SERIES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 _DASHES = ((), (5, 1.5), (2, 1), (6, 1.5, 1.5, 1.5), (1, 1), (8, 2), (3, 1, 1, 1, 1, 1), (4, 3))
 _INK, _GRID, _PAPER, _SOFT = "#101112", "#d8d9da", "#fdfdfe", "#8b8c8d"
 
-_SETTINGS: dict[Any, Any] = {
+_SETTINGS: dict[str, object] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9,
@@ -71,7 +71,7 @@ class Series(NamedTuple):
 
 
 def roc_panel(name: str, curves: Sequence[tuple[Roc, Series, bool]]) -> str:
-    """ROC curves in one square.
+    """Draw ROC curves in one square.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def roc_panel(name: str, curves: Sequence[tuple[Roc, Series, bool]]) -> str:
 
 
 def calibration_panel(name: str, bins: Sequence[Bin], series: Series, *, n_classes: int) -> str:
-    """Reliability diagram: accuracy with its 95 % interval over confidence, and the slides of each bin below.
+    """Draw accuracy with its 95 % interval over confidence, and below it the slides of each bin.
 
     The axis starts at the smallest confidence that `n_classes` allow.
     """
@@ -142,7 +142,7 @@ class Trace(NamedTuple):
 
 
 def curve_panel(name: str, traces: Sequence[Trace], *, label: str, unit_range: bool = False) -> str:
-    """A quantity over epochs; a ring marks the epoch that was kept.
+    """Draw a quantity over epochs; a ring marks the epoch that was kept.
 
     Parameters
     ----------
@@ -201,7 +201,7 @@ def _panel(name: str, draw: Callable[[Axes], None], *, size_in: tuple[float, flo
 
 
 def _svg(name: str, figure: Figure) -> str:
-    """The figure as an element for the page: hidden from screen readers, since its caption says what it shows."""
+    """Return the figure as an element for the page, hidden from screen readers: its caption says what it shows."""
     figure.patch.set_visible(False)
     text = io.StringIO()
     with matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": name}):

@@ -41,7 +41,7 @@ class Bin(NamedTuple):
 
 
 def binary_roc(positive: NDArray[np.bool_], scores: Array) -> Roc | None:
-    """One class against the rest; None where either is absent.
+    """Return the curve of one class against the rest; None where either is absent.
 
     Parameters
     ----------
@@ -55,14 +55,14 @@ def binary_roc(positive: NDArray[np.bool_], scores: Array) -> Roc | None:
 
 
 def class_rocs(labels: Labels, probabilities: Array) -> list[Roc | None]:
-    """One-vs-rest, a curve a class; for two classes only that of the second, which is the first's mirrored."""
+    """Return a one-vs-rest curve a class; for two classes only the second's, of which the first's is the mirror."""
     n_classes = probabilities.shape[1]
     wanted = [1] if n_classes == 2 else range(n_classes)
     return [binary_roc(labels == index, probabilities[:, index]) for index in wanted]
 
 
 def macro_roc(curves: list[Roc | None]) -> Roc | None:
-    """The mean of curves at each false positive rate; its area is the mean of theirs. None where one is absent."""
+    """Return the mean of curves at each false positive rate; its area is the mean of theirs. None if one is absent."""
     known = [curve for curve in curves if curve is not None]
     if not known or len(known) < len(curves):
         return None
@@ -87,7 +87,7 @@ def _at(curve: Roc, grid: Array, *, upper: bool) -> Array:
 
 
 def reliability(labels: Labels, probabilities: Array, *, n_bins: int = N_BINS) -> list[Bin]:
-    """Confidence (the largest probability) against accuracy in equal-width bins; empty bins are left out.
+    """Count confidence (the largest probability) against accuracy in equal-width bins; empty ones are left out.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def reliability(labels: Labels, probabilities: Array, *, n_bins: int = N_BINS) -
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % score interval of a share."""
+    """Return the 95 % score interval of a share."""
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -128,13 +128,13 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def confusion(labels: Labels, probabilities: Array) -> NDArray[np.int64]:
-    """(C, C) counts: row is the label, column the most probable class."""
+    """Return (C, C) counts: row is the label, column the most probable class."""
     classes = list(range(probabilities.shape[1]))
     return np.asarray(confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes), np.int64)
 
 
 def best_epoch(curve: dict[str, Array]) -> int | None:
-    """Row of the epoch whose weights were kept: the best validation AUC, of equal ones the smaller loss."""
+    """Return the row of the epoch whose weights were kept: best validation AUC, of equal ones the smaller loss."""
     if "val_loss" not in curve:
         return None
     loss = curve["val_loss"]
@@ -143,7 +143,7 @@ def best_epoch(curve: dict[str, Array]) -> int | None:
 
 
 def mean_sd(values: list[float]) -> tuple[float, float | None]:
-    """Mean, and the sample's standard deviation where there are two values or more."""
+    """Return the mean, and the sample's standard deviation where there are two values or more."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return math.nan, None

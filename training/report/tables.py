@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from training.config import RunConfig
-from training.metrics import slide_metrics
+from training.metrics import Interval, slide_metrics
 from training.report.data import OURS, SHORTCUTS, FoldData, Predictions, RunData, method_name
 from training.report.plots import Series
 from training.report.stats import confusion, mean_sd
@@ -26,24 +24,12 @@ FOLD_METRICS = (
     ("ece", "ECE"),
 )
 
-_PATHS = {
-    (section, name)
-    for section, model in RunConfig.model_fields.items()
-    for name, found in getattr(model.annotation, "model_fields", {}).items()
-    if "Path" in str(found.annotation)
-}
-
-
-class Interval(NamedTuple):
-    """A value with its 95 % interval; NaN where results.json has none."""
-
-    value: float
-    low: float
-    high: float
-
 
 class MethodRow(NamedTuple):
-    """A row of the comparison; `difference` is LRMIL minus this method, None for LRMIL itself."""
+    """A row of the comparison; `difference` is LRMIL minus this method, None for LRMIL itself.
+
+    Of an interval that results.json doesn't hold, low and high are NaN.
+    """
 
     method: str
     name: str
@@ -103,13 +89,13 @@ class ConfusionRow(NamedTuple):
 
 
 def series_of(data: RunData) -> dict[str, Series]:
-    """Colours and dashes: LRMIL has the first."""
+    """Return each method's colour and dashes: LRMIL has the first."""
     others = [method for method in data.methods if method != OURS]
     return {OURS: Series(0)} | {method: Series(1 + place) for place, method in enumerate(others)}
 
 
 def comparison(data: RunData) -> list[MethodRow]:
-    """What results.json says, method by method."""
+    """Return what results.json says, method by method."""
     series = series_of(data)
     rows = []
     for method, result in data.results.items():
@@ -130,13 +116,13 @@ def comparison(data: RunData) -> list[MethodRow]:
 
 
 def largest_difference(rows: list[MethodRow]) -> float:
-    """Half of the scale on which differences are drawn."""
+    """Return half of the scale on which differences are drawn."""
     ends = [abs(end) for row in rows if row.difference for end in row.difference if math.isfinite(end)]
     return max([0.05, *ends])
 
 
 def fold_blocks(data: RunData) -> list[FoldBlock]:
-    """Metrics of each fold's test slides, from its predictions."""
+    """Return metrics of each fold's test slides, from its predictions."""
     blocks = []
     for method in data.methods:
         rows = [
@@ -149,12 +135,12 @@ def fold_blocks(data: RunData) -> list[FoldBlock]:
 
 
 def fold_parts(data: RunData) -> list[FoldParts]:
-    """Numbers of slides and patients that each fold learned from, was stopped on, and was tested on."""
+    """Return numbers of slides and patients that each fold learned from, was stopped on, and was tested on."""
     return [_parts(fold, data.class_names) for fold in data.folds]
 
 
 def confusion_rows(data: RunData) -> list[ConfusionRow]:
-    """LRMIL's, of all folds together."""
+    """Return LRMIL's confusion matrix, of all folds together."""
     ours = data.pooled(OURS)
     rows = []
     for name, counts in zip(
@@ -165,33 +151,6 @@ def confusion_rows(data: RunData) -> list[ConfusionRow]:
             ConfusionRow(name, counts, [count / total if total else math.nan for count in counts], total)
         )
     return rows
-
-
-def shown_config(config: dict[str, Any], *, show_identifiers: bool) -> dict[str, Any]:
-    """The config, its paths cut down to the last part: folders are named after people and studies."""
-    if show_identifiers:
-        return config
-    shown: dict[str, Any] = {}
-    for section, fields in config.items():
-        if isinstance(fields, dict):
-            shown[section] = {
-                name: _last_part(value)
-                if isinstance(value, str) and _is_path(section, name, value)
-                else value
-                for name, value in fields.items()
-            }
-        else:
-            shown[section] = fields
-    return shown
-
-
-def _is_path(section: str, name: str, value: str) -> bool:
-    absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
-    return (section, name) in _PATHS or absolute or value.startswith("~")
-
-
-def _last_part(value: str) -> str:
-    return PureWindowsPath(value).name  # it takes both kinds of slashes
 
 
 def _interval(triple: object, value: object) -> Interval:

@@ -16,12 +16,13 @@ from rich.table import Table
 from napari_lrmil.errors import EncoderError
 from napari_lrmil.model.encoder import Encoder, weights_file
 from napari_lrmil.model.mil import MILModel
+from napari_lrmil.slide.files import stamp_of
 from training.data.predictions import Predictions, pool
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.files import Json, remembered, save_tensors
-from training.hashing import content_hash, stat_of
+from training.hashing import content_hash
 from training.loop import Session
 from training.methods import METHODS, OURS, TEACHER, Embedding, Method, method_name, wanted_methods
 from training.metrics import slide_metrics
@@ -371,7 +372,7 @@ def shortcut_features(context: Context, row: SlideRow) -> ShortcutFeatures:
                 slide, tiles, context.geometry, threads=context.config.run.threads
             ).as_json()
 
-    key = content_hash(stat_of(row.path), row.mpp, context.geometry, tiles.lr_places.tobytes().hex())
+    key = content_hash(stamp_of(row.path), row.mpp, context.geometry, tiles.lr_places.tobytes().hex())
     return ShortcutFeatures.from_json(
         remembered(context.run_dir.shortcut_features(row.slide_id), key, measure)
     )

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from napari_lrmil.model.encoder import weights_file
+from napari_lrmil.slide.files import stamp_of
 from training.data.predictions import Predictions
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
-from training.hashing import content_hash, file_hash, stat_of
+from training.hashing import content_hash, file_hash
 from training.methods import TEACHER, Method
 from training.run.context import Context
 from training.run.layout import RunDir
@@ -271,7 +272,7 @@ class Steps:
         page = file_hash(run_dir.report_html) if run_dir.report_html.is_file() else None
         key = content_hash(
             [(path.name, file_hash(path)) for path in shown],
-            [stat_of(item.row.path) for item in self._context.tiles.values()],
+            [stamp_of(item.row.path) for item in self._context.tiles.values()],
             page,
         )
         return Step("report", key, (run_dir.report_html,))

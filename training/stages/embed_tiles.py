@@ -15,9 +15,10 @@ from napari_lrmil.model.device import resolve_device
 from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_weights
 from napari_lrmil.predict import embed_tiles
 from napari_lrmil.slide import choose_level, iter_tiles
+from napari_lrmil.slide.files import stamp_of
 from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles, TileGeometry
-from training.hashing import content_hash, stat_of
+from training.hashing import content_hash
 from training.progress import Reporter
 from training.runtime import Runtime, autocast
 
@@ -60,7 +61,7 @@ class EmbedJob:
         """Identifies the slide file, its pixel size and its tiles."""
         row = self.tiles.row
         return content_hash(
-            stat_of(row.path), row.mpp, self.geometry.default_mpp, self.places.tobytes().hex()
+            stamp_of(row.path), row.mpp, self.geometry.default_mpp, self.places.tobytes().hex()
         )
 
     @property

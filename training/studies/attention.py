@@ -42,7 +42,7 @@ class AttentionRow(NamedTuple):
 def localisation_rows(
     experiment: Experiment, masks: Path, *, mask_mpp: float = MASK_MPP, n_resamples: int
 ) -> list[AttentionRow]:
-    """How well each method's attention finds the lesions of the test slides.
+    """Measure how well each method's attention finds the lesions of the test slides.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def _read_mask(path: Path) -> NDArray[np.bool_]:
 
 
 def _read_attention(run_dirs: tuple[Path, ...]) -> dict[str, dict[str, SlideAttention]]:
-    """Method -> slide -> attention, over all folds."""
+    """Read method -> slide -> attention, over all folds."""
     found: dict[str, dict[str, SlideAttention]] = {}
     for run_dir in map(RunDir, run_dirs):
         for fold in run_dir.folds():

@@ -45,7 +45,7 @@ class Explained(NamedTuple):
 
 
 def explained_share(predicted: Array, wanted: Array) -> float:
-    """1 - mean squared error / variance, over all dimensions together.
+    """Return 1 - mean squared error / variance, over all dimensions together.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def explained_share(predicted: Array, wanted: Array) -> float:
 
 
 def children_means(context: Context, rows: list[SlideRow], lr: EmbeddingStore) -> tuple[Array, Array]:
-    """LR embeddings (N, D') of tiles with children, and the means (N, D) of these by the teacher."""
+    """Return LR embeddings (N, D') of tiles with children, and the teacher's means (N, D) over these children."""
     embeddings, means = [], []
     for item in context.tiles_of(rows):
         parent = parents_in_bag(item, context.geometry.ratio)
@@ -72,7 +72,7 @@ def children_means(context: Context, rows: list[SlideRow], lr: EmbeddingStore) -
 
 
 def explained(context: Context, split: Split, lr: EmbeddingStore) -> Explained:
-    """How much of the teacher's view the LR embeddings of the test slides hold."""
+    """Return how much of the teacher's view the LR embeddings of the test slides hold."""
     train, wanted = children_means(context, list(split.train), lr)
     test, wanted_test = children_means(context, list(split.test), lr)
     ridge = RidgeCV(alphas=np.geomspace(1, 1e5, 11)).fit(train, wanted)
@@ -86,7 +86,7 @@ def explained(context: Context, split: Split, lr: EmbeddingStore) -> Explained:
 def head_aucs(
     context: Context, split: Split, method: Method, store: EmbeddingStore, embed_dim: int
 ) -> list[float]:
-    """AUC on train, validation and test slides."""
+    """Return a head's AUC on train, validation and test slides."""
     model = load_head(context, split, method, embed_dim)
     found = []
     for rows in (split.train, split.val, split.test):
@@ -96,7 +96,7 @@ def head_aucs(
 
 
 def diagnose(prepared: Prepared) -> dict[str, Array]:
-    """Name -> (folds, numbers): Explained of each encoder, AUCs of each head."""
+    """Return name -> (folds, numbers): Explained of each encoder, AUCs of each head."""
     context, splits, steps = prepared
     teacher = context.teacher_encoder()
     lr_teacher = context.lr_store(context.encoder_hash)

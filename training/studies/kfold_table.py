@@ -7,14 +7,12 @@ patient of its own, and serve stage 1 in every fold.
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from napari_lrmil.atomic import write_text
+from napari_lrmil.atomic import write_csv
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.terminal import errors_as_messages
 from training.data.table import read_table
@@ -35,14 +33,21 @@ def write_kfold_table(cohort: Path) -> Path:
     shared = sorted({row.patient_id for row in rows if row.label is None} & labelled)
     if shared:
         raise ConfigError(f"unlabelled and labelled slides share the patients {', '.join(shared[:5])}")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("slide_id", "path", "patient_id", "label", "mpp"))
-    for row in rows:
-        path = row.path.relative_to(cohort).as_posix()
-        writer.writerow((row.slide_id, path, row.patient_id, row.label or "", row.mpp or ""))
     out = cohort / "slides_kfold.csv"
-    write_text(out, text.getvalue())
+    write_csv(
+        out,
+        ("slide_id", "path", "patient_id", "label", "mpp"),
+        (
+            (
+                row.slide_id,
+                row.path.relative_to(cohort).as_posix(),
+                row.patient_id,
+                row.label or "",
+                row.mpp or "",
+            )
+            for row in rows
+        ),
+    )
     return out
 
 

@@ -45,7 +45,7 @@ class Localisation(NamedTuple):
 
 
 def tile_lesion_fractions(mask: NDArray[np.bool_], places: NDArray[np.integer], tile_mask_px: float) -> Array:
-    """Lesion share of tiles.
+    """Return the lesion share of tiles.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def tile_lesion_fractions(mask: NDArray[np.bool_], places: NDArray[np.integer], 
 def gather_on_parents(
     hr_scores: Array, hr_places: NDArray[np.integer], lr_places: NDArray[np.integer], ratio: int
 ) -> Array:
-    """Attention of HR tiles summed onto the LR tiles that hold them, so that teacher and student rank the same tiles.
+    """Sum attention of HR tiles onto the LR tiles that hold them, so that teacher and student rank the same tiles.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def gather_on_parents(
 def localise_slide(
     attention_scores: Array, lesion_fractions: Array, *, min_lesion: float = MIN_LESION
 ) -> SlideLocalisation:
-    """AUPRC and pointing game of one slide.
+    """Return AUPRC and pointing game of one slide.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def localise_slide(
 def average_slides(
     slides: list[SlideLocalisation], patients: list[str], *, n_resamples: int, rng: np.random.Generator
 ) -> Localisation:
-    """Means over positive slides; intervals by bootstrap over patients.
+    """Return means over positive slides; intervals by bootstrap over patients.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ class Mosaic(NamedTuple):
 
 
 def plan_mosaics(regions: Sequence[Region], *, part: str, n: int, seed: int) -> list[Mosaic]:
-    """Mosaics of the regions of one part of a split.
+    """Plan mosaics of the regions of one part of a split.
 
     Half are positive: one to three viable regions among others, at random places; the rest hold none. A region is
     drawn again only when all of its class are in the mosaic already. Each is turned and flipped at random, so that one
@@ -86,7 +86,7 @@ def _draw(regions: list[Region], n: int, rng: np.random.Generator) -> list[Regio
 
 
 def compose(cells: Sequence[Cell], pixels: dict[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """The pixels of a mosaic.
+    """Return the pixels of a mosaic.
 
     Parameters
     ----------
@@ -105,12 +105,12 @@ def compose(cells: Sequence[Cell], pixels: dict[str, NDArray[np.uint8]]) -> NDAr
 
 
 def turned(region: NDArray[np.uint8], cell: Cell) -> NDArray[np.uint8]:
-    """The region as the mosaic shows it: turned counterclockwise, then mirrored left to right."""
+    """Return the region as the mosaic shows it: turned counterclockwise, then mirrored left to right."""
     result = np.rot90(region, cell.quarter_turns)
     return result[:, ::-1] if cell.flipped else result
 
 
 def viable_mask(cells: Sequence[Cell], cell_px: int) -> NDArray[np.bool_]:
-    """Where viable regions are, (SIDE * cell_px, SIDE * cell_px)."""
+    """Return where viable regions are, (SIDE * cell_px, SIDE * cell_px)."""
     grid = np.asarray([cell.region.kind == VIABLE for cell in cells]).reshape(SIDE, SIDE)
     return np.asarray(np.kron(grid, np.ones((cell_px, cell_px), bool)), np.bool_)

@@ -16,9 +16,7 @@ five groups of mosaics, not sixty mosaics, and are coarse. note.txt in each fold
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +26,7 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from napari_lrmil.atomic import write_text
+from napari_lrmil.atomic import write_csv, write_text
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.terminal import errors_as_messages
 from training.cohort.writer import write_mask, write_slide
@@ -119,7 +117,7 @@ def build(src: Path, out: Path, *, by: By, mosaics: int, seed: int, reporter: Re
 
 
 def read_region(region: Region) -> NDArray[np.uint8]:
-    """(896, 896, 3) uint8, the upper left of the image.
+    """Read the upper left of the image, (896, 896, 3) uint8.
 
     Raises
     ------
@@ -159,10 +157,9 @@ def _file(slide_id: str) -> str:
 
 
 def _write_regions(path: Path, regions: list[Region], parts: Sequence[str]) -> Path:
-    header = ("slide_id", "path", "patient_id", "label", "fold", "site", "mpp", "kind")
-    return _write_csv(
+    write_csv(
         path,
-        header,
+        ("slide_id", "path", "patient_id", "label", "fold", "site", "mpp", "kind"),
         (
             (
                 region.region_id,
@@ -177,6 +174,7 @@ def _write_regions(path: Path, regions: list[Region], parts: Sequence[str]) -> P
             for region, part in zip(regions, parts, strict=True)
         ),
     )
+    return path
 
 
 def _write_mosaics(
@@ -187,7 +185,7 @@ def _write_mosaics(
         write_mask(
             folder / "masks" / f"{mosaic.slide_id}.png", viable_mask(mosaic.cells, CROP_PX // MASK_DOWNSAMPLE)
         )
-    _write_csv(
+    write_csv(
         folder / "regions.csv",
         ("slide_id", "row", "col", "region_id", "block", "patient", "kind", "quarter_turns", "flipped"),
         (
@@ -205,8 +203,9 @@ def _write_mosaics(
             for place, cell in enumerate(mosaic.cells)
         ),
     )
-    return _write_csv(
-        folder / "slides.csv",
+    table = folder / "slides.csv"
+    write_csv(
+        table,
         ("slide_id", "path", "patient_id", "label", "fold", "mpp"),
         (
             (
@@ -220,15 +219,7 @@ def _write_mosaics(
             for mosaic in mosaics
         ),
     )
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-    return path
+    return table
 
 
 @app.command()

@@ -42,7 +42,7 @@ class Region(NamedTuple):
 
 
 def find_regions(folder: Path) -> list[Region]:
-    """All regions of a folder, by name.
+    """Return all regions of a folder, sorted by name.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def find_regions(folder: Path) -> list[Region]:
 
 
 def deal_blocks(regions: list[Region], n_folds: int, *, seed: int) -> list[int]:
-    """A fold for each region, by block: large blocks first, each to the fold that leaves the classes most even.
+    """Return a fold for each region, by block: large blocks first, each to the fold that leaves classes most even.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def deal_blocks(regions: list[Region], n_folds: int, *, seed: int) -> list[int]:
 
 
 def deal_patients(regions: list[Region], *, seed: int) -> list[list[str]]:
-    """Two splits that share no patient: each half of the patients is tested once.
+    """Deal two splits that share no patient: each half of the patients is tested once.
 
     Three parts of whole patients don't exist where only two of them have viable tumour. So a third of the other half
     validates, by block: choice of the epoch is on known patients, the test is not.
@@ -169,7 +169,7 @@ def deal_patients(regions: list[Region], *, seed: int) -> list[list[str]]:
 
 
 def confound_note(regions: list[Region], *, by_block: bool) -> str:
-    """What the labels are confounded with, counted; `by_block` says whether a patient can be in training and test."""
+    """Say what labels are confounded with, counted; `by_block`: whether a patient can be in training and test."""
     viable = [region for region in regions if region.kind == VIABLE]
     by_patient = Counter(region.patient for region in viable)
     (patient, most), *_ = by_patient.most_common(1)

@@ -33,7 +33,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def auc_interval(
     experiment: Experiment, method: str, minus: str | None = None, *, n_resamples: int
 ) -> Interval:
-    """Mean AUC over seeds with its interval; with `minus`, the paired difference to that method.
+    """Return the mean AUC over seeds with its interval; with `minus`, the paired difference to that method.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def auc_interval(
 
 
 def fold_aucs(experiment: Experiment, method: str) -> list[float]:
-    """AUC of every fold of every seed, where both classes are in it."""
+    """Return the AUC of every fold of every seed, where both classes are in it."""
     values = []
     for folds, probabilities in zip(experiment.folds, experiment.probabilities[method], strict=True):
         for fold in sorted(set(folds.tolist())):
@@ -79,7 +79,7 @@ def fold_aucs(experiment: Experiment, method: str) -> list[float]:
 def render(
     experiment: Experiment, attention: list[AttentionRow], *, title: str, notes: list[str], n_resamples: int
 ) -> str:
-    """The Markdown of an experiment."""
+    """Return an experiment as Markdown."""
     lines = [f"## {title}", "", _what(experiment), ""]
     for note in notes:
         lines += [note.strip(), ""]

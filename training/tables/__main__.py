@@ -66,7 +66,7 @@ class _Target:
 
 @contextmanager
 def _target(slides: Path, out: Path, missing: Missing, force: bool) -> Iterator[_Target]:
-    """Where the table goes, and errors as messages."""
+    """Give a command the place of its table, and show its errors as messages."""
     with errors_as_messages():
         if out.exists() and not force:
             raise ConfigError(f"{out} exists already; --force replaces it")

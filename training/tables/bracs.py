@@ -55,7 +55,7 @@ ACMIL = Layout(
 
 
 def draft_bracs(labels: Path, *, n_classes: int, split: Path | None, shared: Shared) -> Draft:
-    """Entries of BRACS with its split.
+    """Return the entries of BRACS with its split.
 
     Parameters
     ----------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -15,14 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 from sklearn.model_selection import StratifiedGroupKFold
 
-from napari_lrmil.atomic import replacing
+from napari_lrmil.atomic import replacing, write_csv
 from napari_lrmil.errors import ConfigError
+from napari_lrmil.slide.files import DICOM_SUFFIX, SLIDE_SUFFIXES, TIFF_SUFFIXES
 from training.data.splits import make_splits, some
 from training.data.table import read_table
 
-SUFFIXES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif", ".dcm"}
-)
+SUFFIXES = SLIDE_SUFFIXES | TIFF_SUFFIXES | {DICOM_SUFFIX}
 _ORDER = ("train", "val", "test")
 
 
@@ -83,7 +80,7 @@ class SlideFolder:
                     self._named.setdefault(path.stem, []).append(path)
 
     def find(self, entry: Entry) -> Path | None:
-        """The slide of an entry.
+        """Return the slide of an entry.
 
         Raises
         ------
@@ -101,12 +98,12 @@ class SlideFolder:
         return found[0] if found else None
 
     def expected(self, entry: Entry, suffix: str) -> Path:
-        """Where a slide that isn't there yet will probably lie."""
+        """Return where a slide that isn't there yet will probably lie."""
         return self.root / entry.folder / (entry.file_name or entry.slide_id + suffix)
 
 
 def check_patients(entries: list[Entry], shared: Shared = Shared.error) -> Draft:
-    """No patient in two parts of a named split.
+    """Refuse a named split that has a patient in two parts.
 
     With `Shared.drop`, a patient's slides stay only where they are held out most: test before val before
     train, so that the published val and test stay whole.
@@ -218,14 +215,13 @@ def write_table(
         raise ConfigError(f"no slide is left for the table; {'; '.join(notes)}")
     paths = [found[entry.slide_id] or slides.expected(entry, suffix) for entry in entries]
     optional = [name for name in ("site", "fold") if any(getattr(entry, name) for entry in entries)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide_id", "path", "patient_id", "label", *optional])
-    for entry, path in zip(entries, paths, strict=True):
-        cells = [entry.slide_id, _path_text(path, out), entry.patient_id, entry.label]
-        writer.writerow(cells + [getattr(entry, name) for name in optional])
+    cells = (
+        [entry.slide_id, _path_text(path, out), entry.patient_id, entry.label]
+        + [getattr(entry, name) for name in optional]
+        for entry, path in zip(entries, paths, strict=True)
+    )
     with replacing(out) as scratch:
-        scratch.write_text(text.getvalue(), encoding="utf-8", newline="\n")
+        write_csv(scratch, ["slide_id", "path", "patient_id", "label", *optional], cells)
         try:
             rows = read_table(scratch)
         except ConfigError as error:
@@ -250,7 +246,7 @@ def _path_text(path: Path, out: Path) -> str:
 
 
 def _show(entries: list[Entry], console: Console) -> None:
-    """Slides and patients of each class, by part of the split, and where they come from."""
+    """Show slides and patients of each class, by part of the split, and where they come from."""
     labels = sorted({entry.label for entry in entries})
     folds = sorted({entry.fold for entry in entries if entry.fold}, key=_rank)
     table = Table("class", "slides", "patients", *folds)

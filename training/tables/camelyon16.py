@@ -24,7 +24,7 @@ _LABELS = {"normal": "normal", "negative": "normal", "0": "normal", "tumor": "tu
 
 
 def draft_camelyon16(labels: Path | None, slides: SlideFolder, *, val_share: float, seed: int) -> Draft:
-    """Entries of CAMELYON16: the official test set, and validation taken from training.
+    """Return the entries of CAMELYON16: the official test set, and validation taken from training.
 
     Parameters
     ----------

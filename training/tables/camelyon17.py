@@ -17,7 +17,7 @@ _BINARY = {"0": "negative", "1": "positive", "negative": "negative", "positive":
 
 
 def draft_camelyon17(labels: Path, *, n_classes: int) -> Draft:
-    """Entries of CAMELYON17's training slides; patients 0-19 are centre 0, 20-39 centre 1, and so on.
+    """Return the entries of CAMELYON17's training slides; patients 0-19 are centre 0, 20-39 centre 1, and so on.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ _FILE = re.compile(r"splits_(\d+)(_bool)?\.csv")
 
 
 def read_dataset(path: Path) -> list[Entry]:
-    """The slides of a data set CSV, without a split.
+    """Read the slides of a data set CSV, without a split.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def read_dataset(path: Path) -> list[Entry]:
 
 
 def read_split(path: Path) -> dict[str, str]:
-    """Slide id to train, val or test, from either form of split file.
+    """Read slide id -> train, val or test, from either form of split file.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def read_split(path: Path) -> dict[str, str]:
 
 
 def apply_split(entries: list[Entry], path: Path, shared: Shared) -> Draft:
-    """Entries with their part of a split; those that it doesn't name are left out.
+    """Return entries with their part of a split; those that it doesn't name are left out.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def apply_split(entries: list[Entry], path: Path, shared: Shared) -> Draft:
 
 
 def split_files(folder: Path) -> dict[int, Path]:
-    """Split files of a folder by their number; splits_N.csv before splits_N_bool.csv.
+    """Return split files of a folder by their number; splits_N.csv before splits_N_bool.csv.
 
     Raises
     ------
@@ -109,5 +109,5 @@ def split_files(folder: Path) -> dict[int, Path]:
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a file has the columns of a data set CSV."""
+    """Return whether a file has the columns of a data set CSV."""
     return DATASET.fits(first_line(path))

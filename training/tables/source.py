@@ -34,7 +34,7 @@ class Layout:
     closed: bool = True
 
     def fits(self, columns: Iterable[str]) -> bool:
-        """Whether all needed columns are there."""
+        """Return whether all needed columns are there."""
         there = {_plain(name) for name in columns}
         return all(there & {_plain(name) for name in names} for names in self.needed.values())
 
@@ -55,7 +55,7 @@ class Source:
     rows: tuple[tuple[str, ...], ...]
 
     def records(self, layout: Layout) -> list[Record]:
-        """Rows by the layout's fields; an optional column that is absent gives "".
+        """Return rows by the layout's fields; an optional column that is absent gives "".
 
         Raises
         ------
@@ -116,7 +116,7 @@ def read_source(path: Path, *, sheet: str | None = None, header: tuple[str, ...]
 
 
 def first_line(path: Path) -> list[str]:
-    """The cells of the first line, to tell kinds of files apart."""
+    """Read the cells of the first line, to tell kinds of files apart."""
     lines = _read_xlsx(path, None) if path.suffix.lower() == ".xlsx" else _read_text(path)
     return [cell.strip() for cell in lines[0]] if lines else []
 
@@ -157,7 +157,7 @@ def _read_xlsx(path: Path, sheet: str | None) -> list[list[str]]:
 
 
 def _text(cell: object) -> str:
-    """Numbers in spreadsheets are floats: patient 12.0 is patient 12."""
+    """Return a cell as text. Numbers in spreadsheets are floats: patient 12.0 is patient 12."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 

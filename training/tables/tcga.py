@@ -75,7 +75,7 @@ class _LeftOut(Exception):
 
 
 def draft_tcga(study: Study, files: Path, clinical: Path | None, *, frozen: bool) -> Draft:
-    """Entries of a TCGA task.
+    """Return the entries of a TCGA task.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def draft_tcga(study: Study, files: Path, clinical: Path | None, *, frozen: bool
 
 
 def read_clinical(path: Path) -> dict[str, Clinical]:
-    """Projects and diagnoses of each patient: the TSV has a row a treatment, and says much twice.
+    """Read projects and diagnoses of each patient: the TSV has a row a treatment, and says much twice.
 
     Where it tells the primary disease from earlier, later or metastatic ones, only that one counts.
 
@@ -144,7 +144,7 @@ def read_clinical(path: Path) -> dict[str, Clinical]:
 
 
 def _entry(record: Record, study: Study, patients: dict[str, Clinical], frozen: bool) -> Entry:
-    """The entry of a file, or _LeftOut."""
+    """Return the entry of a file, or raise _LeftOut."""
     name = record["name"]
     if Path(name).suffix.lower() not in SUFFIXES:
         raise _LeftOut("files that are no slides")
@@ -180,7 +180,7 @@ def _project(patient: str, known: Clinical | None) -> str:
 
 
 def _diagnosis(known: Clinical | None) -> str:
-    """IDC or ILC."""
+    """Return IDC or ILC, or raise _LeftOut."""
     if known is None:
         raise _LeftOut("slides whose patient the clinical TSV lacks")
     if not known.diagnoses:

@@ -14,7 +14,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_lrmil._viewer.docks.classify.result import percent_text
+from napari_lrmil.wording import percent_text
 
 _BOX = "QLabel {{ background: {back}; border-radius: 4px; padding: 6px; {more} }}"
 BANNER_STYLE = _BOX.format(back="#f2b01e", more="color: #1a1a1a; font-weight: bold;")

@@ -37,7 +37,7 @@ class Backend(Protocol):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that make up the slide, looked for when asked: a folder can hold thousands."""
+        """The files with the slide's pixels, looked for when asked: a folder can hold thousands."""
         ...
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import check_request
-from napari_lrmil.slide.backends.dicom import series_files
+from napari_lrmil.slide.files import pixel_files
 
 CACHE_BYTES = 128 * 2**20
 """Decoded tiles kept by OpenSlide for all slides together. Its own 32 MiB a slide is less than one screen
@@ -71,7 +70,7 @@ class OpenSlideBackend:
     @property
     def files(self) -> tuple[Path, ...]:
         """All parts of the slide."""
-        return _files_of(self._path, self._series_uid)
+        return pixel_files(self._path, series_uid=self._series_uid)
 
     @property
     def icc_profile(self) -> bytes | None:
@@ -135,21 +134,6 @@ def _on_white(image: Image.Image) -> NDArray[np.uint8]:
         return np.ascontiguousarray(rgba[..., :3])
     blended = rgba[..., :3] * (alpha / 255.0) + (255 - alpha)
     return np.asarray(np.rint(blended), np.uint8)
-
-
-def _files_of(path: Path, series_uid: str | None) -> tuple[Path, ...]:
-    """All parts of a slide: some formats spread them over several files."""
-    if series_uid:
-        return series_files(path, series_uid)
-    suffix = path.suffix.lower()
-    if suffix == ".mrxs" and path.with_suffix("").is_dir():
-        parts = [part for part in path.with_suffix("").iterdir() if part.is_file()]
-        return (path, *sorted(parts))
-    if suffix in (".vms", ".vmu"):
-        named = re.findall(r"=\s*(\S+)", path.read_text("latin-1"))
-        parts = [path.parent / name for name in named if "/" not in name and "\\" not in name]
-        return (path, *sorted({part for part in parts if part.is_file()}))
-    return (path,)
 
 
 def _positive(text: str | None) -> float | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import Backend
+from napari_lrmil.slide.files import dicom_files_in, is_zarr
 
 if TYPE_CHECKING:
     from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
@@ -37,7 +38,7 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     if not path.exists():
         raise SlideError(f"no such slide: {path}")
     # Each library is loaded only where a slide needs it.
-    if backend == "ome-zarr" or (backend == "auto" and _is_zarr(path)):
+    if backend == "ome-zarr" or (backend == "auto" and is_zarr(path)):
         from napari_lrmil.slide.backends.zarr_backend import ZarrBackend
 
         return ZarrBackend(path)
@@ -53,14 +54,10 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     return _open_tiff(path, wanted=backend == "tiff")
 
 
-def _is_zarr(path: Path) -> bool:
-    return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
-
-
 def _open_dicom_folder(folder: Path) -> OpenSlideBackend:
-    from napari_lrmil.slide.backends.dicom import dicom_files_in
-
     files = dicom_files_in(folder)
+    if not files:
+        raise SlideError(f"{folder.name} is a folder that holds neither DICOM files nor an OME-Zarr image")
     slide = _openslide(files[0])
     strangers = set(files) - set(slide.files)
     if strangers:

@@ -21,6 +21,7 @@ from napari_lrmil.slide.backends.tiff_layout import (
     TiffLevel,
 )
 from napari_lrmil.slide.cache import shared_cache
+from napari_lrmil.slide.files import pixel_files
 from napari_lrmil.slide.geometry import l0_to_level, level_to_l0
 
 AGREEMENT_GREY_LEVELS = 2
@@ -55,10 +56,10 @@ class TiffBackend:
         self._levels = layout.levels
         self._icc_profile = layout.icc_profile
         self._reference = reference
+        self._path = path
         self._key = file_key(path)
         self._file = _RandomAccessFile(path)
         self.reason = reason
-        self.files: tuple[Path, ...] = (path,)
         if reference is None:
             self.vendor = "ome-tiff" if layout.is_ome else "tiff"
             self.level_dimensions_xy = tuple(level.size_xy for level in layout.levels)
@@ -75,6 +76,11 @@ class TiffBackend:
             self.bounds_l0_xywh = reference.bounds_l0_xywh
             self.objective_power = reference.objective_power
             self.associated_images = reference.associated_images
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All parts of the slide."""
+        return pixel_files(self._path)
 
     @property
     def icc_profile(self) -> bytes | None:

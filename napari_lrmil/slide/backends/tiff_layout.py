@@ -117,6 +117,10 @@ def _largest_image(tif: tifffile.TiffFile, name: str) -> tuple[TiffLevel, ...]:
     images = [series for series in tif.series if len(series.pages)]
     if not images:
         raise SlideError(f"{name} holds no image")
+    # OME-XML may name other files too. Each is opened by its own name: what is read here lies here.
+    images = [series for series in images if series.keyframe.parent is tif]
+    if not images:
+        raise SlideError(f"{name} only names the files that hold its images. Open one of those")
     image = max(images, key=lambda series: series.size)
     if len(image.pages) > 1:
         raise SlideError(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of, file_key
 from napari_lrmil.slide.cache import shared_cache
+from napari_lrmil.slide.files import pixel_files, zarr_metadata
 from napari_lrmil.slide.geometry import l0_to_level
 
 _UNIT_UM = {
@@ -25,7 +26,6 @@ _UNIT_UM = {
     "meter": 1e6,
 }
 _MAX_CHUNK_PIXELS = 2**26
-_METADATA_FILES = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _ZARR_ERRORS = (zarr.errors.BaseZarrError, OSError, ValueError, LookupError, TypeError, RuntimeError)
 
 
@@ -38,7 +38,7 @@ class ZarrBackend:
     name = "ome-zarr"
 
     def __init__(self, path: Path) -> None:
-        self._path_name = path.name
+        self._path = path
         try:
             group = zarr.open_group(path, mode="r")
             image = _multiscale_of(group.attrs.asdict(), path.name)
@@ -50,10 +50,9 @@ class ZarrBackend:
         except _ZARR_ERRORS as error:
             raise SlideError(f"{path.name} is not an OME-Zarr image that can be read ({error})") from error
         self._arrays = [self._checked(array) for array in arrays]
-        self._key = file_key(path / next(name for name in _METADATA_FILES if (path / name).is_file()))
+        self._key = file_key(zarr_metadata(path)[0])
         self.reason = "OME-Zarr"
         self.vendor = f"ome-zarr (zarr v{group.metadata.zarr_format})"
-        self.files = _telling_files(path, str(image["datasets"][-1]["path"]))
         self.level_dimensions_xy = tuple(
             (int(array.shape[self._axes.index("x")]), int(array.shape[self._axes.index("y")]))
             for array in self._arrays
@@ -67,11 +66,16 @@ class ZarrBackend:
         self.associated_images: tuple[str, ...] = ()
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The metadata and the coarsest level: few files, and another slide differs in them."""
+        return pixel_files(self._path)
+
+    @property
     def icc_profile(self) -> bytes | None:
         return None
 
     def _checked(self, array: object) -> zarr.Array[Any]:
-        name = self._path_name
+        name = self._path.name
         if not isinstance(array, zarr.Array):
             raise SlideError(f"{name} names a level that is no array")
         if array.ndim != len(self._axes) or not {"x", "y"} <= set(self._axes):
@@ -159,10 +163,3 @@ def _multiscale_of(attributes: Mapping[str, Any], name: str) -> Mapping[str, Any
     if not isinstance(images, Sequence) or not images:
         raise SlideError(f"{name} is a zarr group without OME-Zarr multiscales")
     return cast(Mapping[str, Any], images[0])
-
-
-def _telling_files(path: Path, coarsest: str) -> tuple[Path, ...]:
-    """The metadata and the coarsest level: few files, and another slide differs in them."""
-    metadata = [path / name for name in _METADATA_FILES if (path / name).is_file()]
-    chunks = [file for file in sorted((path / coarsest).rglob("*")) if file.is_file()]
-    return (*metadata, *chunks)

@@ -16,6 +16,7 @@ from napari_lrmil.heatmap import (
     fitting_look,
     shown_heatmap,
 )
+from napari_lrmil.wording import ATTENTION_NOTE, curve_text, with_minus_sign
 
 if TYPE_CHECKING:
     from napari_lrmil.predict import SlidePrediction
@@ -27,7 +28,7 @@ NO_TILE = "Move the mouse over the slide to read a tile's values."
 
 _ATTENTION_LEGEND = (
     "Attention as a multiple of the slide's average tile; up to 1× is cold, so where no tile stands out, nothing "
-    "is hot. It shows what the model looked at, not that there is disease."
+    f"is hot. {ATTENTION_NOTE}"
 )
 _CONTRIBUTION_LEGEND = (
     "What the probability of {name} loses without the tile, worked out exactly by leaving each one out: above 0 the "
@@ -114,23 +115,15 @@ def evidence_panel(prediction: SlidePrediction, look: HeatmapLook) -> EvidencePa
 def curve_panel(prediction: SlidePrediction) -> CurvePanel:
     """The faithfulness figure."""
     curve = prediction.deletion
-    name, gain = prediction.class_names[curve.class_index], curve.area_gain
-    verdict = (
-        "these tiles carry the result"
-        if gain > 0.02
-        else "no tile matters much more than another"
-        if gain > -0.02
-        else "these tiles matter less than tiles by chance: don't rely on the heatmap"
-    )
     return CurvePanel(
-        class_name=name,
+        class_name=prediction.class_names[curve.class_index],
         fractions=tuple(curve.fractions.tolist()),
         by_evidence=tuple(curve.by_evidence.tolist()),
         random_mean=tuple(curve.random_mean.tolist()),
         random_low=tuple(curve.random_low.tolist()),
         random_high=tuple(curve.random_high.tolist()),
-        gain=gain,
-        text=f"Area gained over random: {_minus(f'{gain:+.2f}')}, {verdict}.",
+        gain=curve.area_gain,
+        text=curve_text(curve),
     )
 
 
@@ -200,11 +193,7 @@ def _points(value: float) -> str:
     """Percentage points; a small value keeps one digit, so that it can be told from none."""
     if abs(value) < 1e-4:
         return "≈ 0"
-    return _minus(f"{value:+.2f}" if abs(value) >= 0.01 else f"{value:+.4f}")
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
+    return with_minus_sign(f"{value:+.2f}" if abs(value) >= 0.01 else f"{value:+.4f}")
 
 
 def _threshold_text(threshold: float, look: HeatmapLook) -> str:
@@ -219,10 +208,14 @@ def _bar(limits: tuple[float, float], look: HeatmapLook) -> ColourBarPanel:
     low, high = limits
     if look.scaling is Scaling.PERCENTILE:
         unit = "percentile of size, with its sign" if look.signed else "percentile of this slide's tiles"
-        texts = (_minus(f"{low:+.0f}") if look.signed else "0", "0" if look.signed else "50", f"{high:.0f}")
+        texts = (
+            with_minus_sign(f"{low:+.0f}") if look.signed else "0",
+            "0" if look.signed else "50",
+            f"{high:.0f}",
+        )
     elif look.signed:
         unit = f"percentage points of p({look.channel})"
-        texts = (_minus(f"{low:+.1f}"), "0", f"{high:+.1f}")
+        texts = (with_minus_sign(f"{low:+.1f}"), "0", f"{high:+.1f}")
     else:
         unit = "attention, × the average tile"
         texts = (f"≤ {low:g}×", "", f"{high:.1f}×")

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_lrmil._viewer.docks.classify.result import ResultPanel
-from napari_lrmil._viewer.docks.classify.result import duration_text as duration_text
-from napari_lrmil._viewer.docks.classify.result import percent_text as percent_text
 from napari_lrmil.slide import Slide
+from napari_lrmil.wording import duration_text
 
 if TYPE_CHECKING:
     from napari_lrmil._viewer.docks.classify.evidence import EvidencePanel

@@ -5,9 +5,9 @@ from __future__ import annotations
 from qtpy.QtCore import Qt
 
 from napari_lrmil._viewer.docks.classify.panel import Panel
-from napari_lrmil._viewer.docks.classify.result import NOT_FOR_DIAGNOSIS
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.section import Section
+from napari_lrmil.wording import NOT_FOR_DIAGNOSIS
 
 _SET_TIP = (
     "The classes that can't be ruled out. For at least this share of slides, of the kind that the model was calibrated "

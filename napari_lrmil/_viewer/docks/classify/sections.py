@@ -12,9 +12,9 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lrmil._viewer.docks.classify.panel import Panel, State
-from napari_lrmil._viewer.docks.classify.result import NOT_FOR_DIAGNOSIS
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.section import Section
+from napari_lrmil.wording import NOT_FOR_DIAGNOSIS
 
 
 class SlideSection(Section):

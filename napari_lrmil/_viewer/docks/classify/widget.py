@@ -10,20 +10,19 @@ from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication, QFileDialog, QInputDialog, QScrollArea, QVBoxLayout, QWidget
 
 from napari_lrmil._viewer.bundle_names import bundle_folder, hub_name, is_bundle
-from napari_lrmil._viewer.canvas import NapariCanvas
 from napari_lrmil._viewer.docks.classify.card import CardDialog
 from napari_lrmil._viewer.docks.classify.evidence_section import EvidenceSection
 from napari_lrmil._viewer.docks.classify.panel import Panel
 from napari_lrmil._viewer.docks.classify.recall.attach import attach_recall
 from napari_lrmil._viewer.docks.classify.result_section import ResultSection
 from napari_lrmil._viewer.docks.classify.sections import ModelSection, RunSection, SlideSection
+from napari_lrmil._viewer.napari_canvas import NapariCanvas
 from napari_lrmil._viewer.qt.drops import DropTarget
-from napari_lrmil._viewer.reader import SHARED_SUFFIXES
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil._viewer.settings import read_settings
 from napari_lrmil._viewer.window import DEMO_BUNDLE, Controller
 from napari_lrmil._viewer.worker import QtJobs
-from napari_lrmil.slide.suffixes import SLIDE_SUFFIXES
+from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300
@@ -54,7 +53,10 @@ class ClassifyWidget(QWidget):
         self.destroyed.connect(self._end)
         QApplication.instance().aboutToQuit.connect(self._application_quits)
         self._connect()
-        canvas.follow(self.controller.slides_changed, self.controller.hovered)
+        canvas.layers_changed.connect(self.controller.slides_changed)
+        canvas.hovered.connect(self.controller.hovered)
+        if canvas.slides():
+            canvas.show_scale_bar()
         self.controller.slides_changed()
         DropTarget(self, is_bundle, lambda path: self.controller.load_bundle(str(bundle_folder(path))))
         bundle = read_settings().default_bundle
@@ -160,7 +162,7 @@ def _end(
     # A function of its own, not a method: Qt calls it when the widget is already gone.
     controller.shutdown()
     end_recall()
-    canvas.unfollow()
     if clear_text:  # a label must not outlive the dock that would take it off another slide
         canvas.show_text("")
+    canvas.close()
     jobs.shutdown()

@@ -1,1 +1,1 @@
-"""Files for others, from the window."""
+"""The dock "LRMIL: export": files of the current result for others."""

@@ -1,4 +1,4 @@
-"""What can be exported of the current slide, and the steps that write it. No Qt.
+"""What can be exported of the current slide: one table of the kinds of file, and the steps that write each. No Qt.
 
 Every file appears whole at the end or not at all: closing the steps before that leaves nothing behind.
 """
@@ -6,18 +6,23 @@ Every file appears whole at the end or not at all: closing the steps before that
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari_lrmil.atomic import replacing
 from napari_lrmil.export.errors import ExportError
+from napari_lrmil.worklist import ReviewFile, WorklistError
 
 if TYPE_CHECKING:
     from napari_lrmil.export.slide_report import Verdict
     from napari_lrmil.model.bundle import BundleInfo
     from napari_lrmil.predict import SlidePrediction
     from napari_lrmil.slide import Slide
+
+_FOLDERS_UP = 3
+"""A worklist's folder may lie above the slide's."""
 
 
 class Step(NamedTuple):
@@ -29,39 +34,44 @@ class Step(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What is exported."""
+    """What is exported; `info` is of the model that made the prediction, where that is loaded."""
 
     slide: Slide
     prediction: SlidePrediction
     info: BundleInfo | None
-    verdict: Verdict | None = None
 
 
 class Options(NamedTuple):
-    """How."""
+    """How: heatmaps over the slide or alone, with the slide's name or without."""
 
     over_slide: bool = True
     show_identifiers: bool = False
 
 
-Exporter = Generator[Step, None, tuple[Path, ...]]
+Writing = Generator[Step, None, tuple[Path, ...]]
+"""Writes files step by step, and returns which."""
 
 
-class Format(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Format:
     """A kind of file.
 
     Attributes
     ----------
     key : str
-    title, tool_tip : str
+    title : str
+        Of its button.
+    tool_tip : str
     default_name : str
         Holds nothing of the slide's name.
     suffix : str
+        What its name ends with.
     filter : str
         Of the file dialog.
-    targets : callable
-        The paths that a chosen one stands for.
     steps : callable
+        (path, source, options) -> Writing.
+    beside : tuple of str
+        Suffixes of further files of the same stem.
     needs_bundle : bool
         Whether the model card goes into it.
     """
@@ -72,55 +82,68 @@ class Format(NamedTuple):
     default_name: str
     suffix: str
     filter: str
-    targets: Callable[[Path], tuple[Path, ...]]
-    steps: Callable[[Path, Source, Options], Exporter]
+    steps: Callable[[Path, Source, Options], Writing]
+    beside: tuple[str, ...] = ()
     needs_bundle: bool = False
 
+    @property
+    def name(self) -> str:
+        """The title without the dots that announce a dialog."""
+        return self.title.removesuffix(" …")
 
-def _one(path: Path) -> tuple[Path, ...]:
-    return (path,)
+    def with_ending(self, chosen: Path) -> Path:
+        """The path to write: with the ending that belongs to the format."""
+        if chosen.name.lower().endswith(self.suffix):
+            return chosen
+        return chosen.with_name(chosen.name + self.suffix)
+
+    def targets(self, path: Path) -> tuple[Path, ...]:
+        """All files that are written where `path` was chosen."""
+        return (path, *(path.with_suffix(suffix) for suffix in self.beside))
 
 
-def _with_table(path: Path) -> tuple[Path, ...]:
-    return (path, path.with_suffix(".csv"))
-
-
-def _report(path: Path, source: Source, options: Options, *, pdf: bool) -> Exporter:
+def _report(path: Path, source: Source, options: Options, *, pdf: bool) -> Writing:
     from napari_lrmil.export.slide_report import write_slide_report
 
     if source.info is None:
         raise ExportError("a report needs the model that made the result. Load it, or classify again.")
+    yield Step(0, 0, "looking for the verdict")
+    verdict = verdict_of(source.slide.path)
     yield Step(0, 0, "preparing the report")
     # The scratch file beside the target is the report's; it takes its place after the last chance to cancel.
     with replacing(path) as scratch:
-        steps = write_slide_report(
+        for progress in write_slide_report(
             source.prediction,
             source.slide,
             source.info,
             pdf=scratch if pdf else None,
             html=None if pdf else scratch,
-            verdict=source.verdict,
+            verdict=verdict,
             show_identifiers=options.show_identifiers,
-        )
-        while True:
-            try:
-                done, total, doing = next(steps)
-            except StopIteration:
-                break
-            yield Step(done, total, doing)
+        ):
+            yield Step(*progress)
         yield Step(1, 1, "finishing")
     return (path,)
 
 
-def _report_pdf(path: Path, source: Source, options: Options) -> Exporter:
-    return (yield from _report(path, source, options, pdf=True))
+def verdict_of(slide_path: Path) -> Verdict | None:
+    """The reviewer's latest verdict, from the review file of the slide's folder or of one above it.
+
+    None where there is none, or its file can't be read: a report without it is better than no report.
+    """
+    from napari_lrmil.export.slide_report import Verdict
+
+    for folder in list(slide_path.absolute().parents)[:_FOLDERS_UP]:
+        try:
+            review = ReviewFile(folder).latest(slide_path)
+        except WorklistError:
+            continue
+        if review is not None:
+            return Verdict(review.verdict, review.note, review.time or None)
+    return None
 
 
-def _report_html(path: Path, source: Source, options: Options) -> Exporter:
-    return (yield from _report(path, source, options, pdf=False))
-
-
-def _png(path: Path, source: Source, options: Options) -> Exporter:
+def _png(path: Path, source: Source, options: Options) -> Writing:
     from napari_lrmil.export.images import write_heatmap_png
 
     yield Step(0, 0, "painting the heatmap")
@@ -130,14 +153,14 @@ def _png(path: Path, source: Source, options: Options) -> Exporter:
     return (path,)
 
 
-def _zarr(path: Path, source: Source, options: Options) -> Exporter:
+def _zarr(path: Path, source: Source, options: Options) -> Writing:
     from napari_lrmil.export.images import write_heatmap_zarr
 
     yield Step(0, 0, "writing the heatmap")
     return (write_heatmap_zarr(path, source.prediction, overwrite=True),)
 
 
-def _geojson(path: Path, source: Source, options: Options) -> Exporter:
+def _geojson(path: Path, source: Source, options: Options) -> Writing:
     from napari_lrmil.export.geojson import write_heatmap_geojson
 
     yield Step(0, 0, "writing the tiles")
@@ -147,7 +170,7 @@ def _geojson(path: Path, source: Source, options: Options) -> Exporter:
     return (path,)
 
 
-def _tables(path: Path, source: Source, options: Options) -> Exporter:
+def _tables(path: Path, source: Source, options: Options) -> Writing:
     from napari_lrmil.export.tables import shown_name, write_prediction
 
     yield Step(0, 0, "writing the tables")
@@ -158,75 +181,63 @@ def _tables(path: Path, source: Source, options: Options) -> Exporter:
 
 FORMATS: tuple[Format, ...] = (
     Format(
-        "pdf",
-        "Report (PDF) …",
-        "One page: slide, heatmap, probabilities, tiles that speak most, model card, versions",
-        "report.pdf",
-        ".pdf",
-        "PDF (*.pdf)",
-        _one,
-        _report_pdf,
+        key="pdf",
+        title="Report (PDF) …",
+        tool_tip="One page: slide, heatmap, probabilities, tiles that speak most, model card, versions",
+        default_name="report.pdf",
+        suffix=".pdf",
+        filter="PDF (*.pdf)",
+        steps=partial(_report, pdf=True),
         needs_bundle=True,
     ),
     Format(
-        "html",
-        "Report (HTML) …",
-        "The same page for a browser, with its pictures inside",
-        "report.html",
-        ".html",
-        "HTML (*.html)",
-        _one,
-        _report_html,
+        key="html",
+        title="Report (HTML) …",
+        tool_tip="The same page for a browser, with its pictures inside",
+        default_name="report.html",
+        suffix=".html",
+        filter="HTML (*.html)",
+        steps=partial(_report, pdf=False),
         needs_bundle=True,
     ),
     Format(
-        "png",
-        "Heatmap as picture (PNG) …",
-        "Colours with scale bar and colour bar, for slides and papers",
-        "heatmap.png",
-        ".png",
-        "PNG (*.png)",
-        _one,
-        _png,
+        key="png",
+        title="Heatmap as picture (PNG) …",
+        tool_tip="Colours with scale bar and colour bar, for slides and papers",
+        default_name="heatmap.png",
+        suffix=".png",
+        filter="PNG (*.png)",
+        steps=_png,
     ),
     Format(
-        "zarr",
-        "Heatmap as numbers (OME-Zarr) …",
-        "Attention and contribution of each tile as float32, in µm; a folder",
-        "heatmap.ome.zarr",
-        ".ome.zarr",
-        "OME-Zarr (*.ome.zarr)",
-        _one,
-        _zarr,
+        key="zarr",
+        title="Heatmap as numbers (OME-Zarr) …",
+        tool_tip="Attention and contribution of each tile as float32, in µm; a folder",
+        default_name="heatmap.ome.zarr",
+        suffix=".ome.zarr",
+        filter="OME-Zarr (*.ome.zarr)",
+        steps=_zarr,
     ),
     Format(
-        "geojson",
-        "Tiles for QuPath (GeoJSON) …",
-        "A detection for each tile with its measurements; drag the file onto the image in QuPath",
-        "tiles.geojson",
-        ".geojson",
-        "GeoJSON (*.geojson)",
-        _one,
-        _geojson,
+        key="geojson",
+        title="Tiles for QuPath (GeoJSON) …",
+        tool_tip="A detection for each tile with its measurements; drag the file onto the image in QuPath",
+        default_name="tiles.geojson",
+        suffix=".geojson",
+        filter="GeoJSON (*.geojson)",
+        steps=_geojson,
     ),
     Format(
-        "tables",
-        "Tables (JSON and CSV) …",
-        "The slide's result as JSON, and beside it a CSV with a row a tile",
-        "result.json",
-        ".json",
-        "JSON, and CSV of the same name (*.json)",
-        _with_table,
-        _tables,
+        key="tables",
+        title="Tables (JSON and CSV) …",
+        tool_tip="The slide's result as JSON, and beside it a CSV with a row a tile",
+        default_name="result.json",
+        suffix=".json",
+        filter="JSON, and CSV of the same name (*.json)",
+        steps=_tables,
+        beside=(".csv",),
     ),
 )
-
-
-def target_of(chosen: Path, wanted: Format) -> Path:
-    """The path to write: with the ending that belongs to the format."""
-    if chosen.name.lower().endswith(wanted.suffix):
-        return chosen
-    return chosen.with_name(chosen.name + wanted.suffix)
 
 
 def refuse_the_slide(paths: tuple[Path, ...], slide: Slide) -> None:

@@ -1,100 +1,97 @@
-"""What the export dock offers, does and says. No Qt."""
+"""What the export dock offers and does. No Qt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from napari_lrmil._viewer.docks.export.formats import FORMATS, Format, Options, Source, Step, refuse_the_slide
-from napari_lrmil._viewer.docks.export.verdicts import verdict_of
+from napari_lrmil._viewer.docks.export import panel as panels
+from napari_lrmil._viewer.docks.export.formats import Format, Options, Source, Step, refuse_the_slide
+from napari_lrmil._viewer.docks.export.panel import ExportPanel
+from napari_lrmil._viewer.window import Change
 from napari_lrmil.errors import LRMILError
 
 if TYPE_CHECKING:
-    from napari_lrmil._viewer.background import Steps
+    from napari_lrmil._viewer.background import Background
     from napari_lrmil._viewer.window import Controller
     from napari_lrmil.slide import Slide
 
-
-@dataclass(frozen=True)
-class ExportPanel:
-    """Everything the dock shows. `progress` is (done, total), (0, 0) where the end isn't known."""
-
-    can_export: bool = False
-    can_report: bool = False
-    hint: str = ""
-    progress: tuple[int, int] | None = None
-    progress_text: str = ""
-    cancelling: bool = False
-    success: str = ""
-    folder: str = ""
-    error: str = ""
+_JOB = "export"
+_CONCERNS = Change.SLIDES | Change.SLIDE | Change.RESULT | Change.MODEL
 
 
-class View(Protocol):
+class ExportView(Protocol):
     """The dock."""
 
-    def show_panel(self, panel: ExportPanel) -> None: ...
+    def show_panel(self, panel: ExportPanel) -> None:
+        """Show exactly this."""
+        ...
+
+    def ask_path(self, wanted: Format) -> Path | None:
+        """Ask where to write; None where nobody wants to any more."""
+        ...
+
+    def may_replace(self, question: str) -> bool:
+        """Ask whether files may be replaced."""
+        ...
 
 
-class Jobs(Protocol):
-    """Runs one export at a time; errors come back as text."""
+@dataclass
+class _Export:
+    """The one under way."""
 
-    def start(
-        self,
-        steps: Steps[Any, Any],
-        *,
-        progressed: Callable[[Any], None],
-        done: Callable[[Any], None],
-        failed: Callable[[str], None],
-        cancelled: Callable[[], None],
-    ) -> None: ...
-
-    def cancel(self) -> None: ...
+    wanted: Format
+    slide: Slide
+    step: Step
+    cancelling: bool = False
 
 
-class ExportsPresenter:
+class ExportPresenter:
     """The state behind the export dock.
 
     Parameters
     ----------
-    view : View
-    jobs : Jobs
-    is_open : callable
-        Whether a slide is still among the layers.
+    view : ExportView
+    controller : Controller
+        May be set to another one, which is followed then; an export under way goes on.
+    background : Background
     """
 
-    def __init__(self, view: View, jobs: Jobs, is_open: Callable[[Slide], bool]) -> None:
-        self._view, self._jobs, self._is_open = view, jobs, is_open
-        self._controller: Controller | None = None
+    def __init__(self, view: ExportView, controller: Controller, background: Background) -> None:
+        self._view, self.controller, self._background = view, controller, background
         self._slide: Slide | None = None
-        self._exported: Slide | None = None
-        self._format: Format | None = None
-        self._step = Step(0, 0, "")
-        self._cancelling = False
+        self._export: _Export | None = None
         self._success, self._folder, self._error = "", "", ""
 
-    def attach(self, controller: Controller) -> None:
-        """Follow this controller's slide from now on."""
-        self._controller = controller
-
-    def refresh(self) -> None:
-        """Slide or result may have changed. The export of a slide that is gone ends."""
-        slide = self._controller.slide if self._controller is not None else None
+    def refresh(self, change: Change = Change.ALL) -> None:
+        """Slide, result or model may have changed. The export of a slide that is gone ends."""
+        if not change & _CONCERNS:
+            return
+        slide = self.controller.slide
         if slide is not self._slide:
             self._success, self._folder = "", ""
-            if self._format is None:
+            if self._export is None:
                 self._error = ""
-        if self._format is not None and self._exported is not None and not self._is_open(self._exported):
-            self.cancel()
         self._slide = slide
+        if self._export is not None and self._export.slide not in self.controller.slides:
+            self.cancel()
         self._show()
 
+    def choose(self, wanted: Format, options: Options) -> None:
+        """Ask for a name, and whether what is there may be replaced, then write."""
+        chosen = self._view.ask_path(wanted)
+        if chosen is None:
+            return
+        path = wanted.with_ending(chosen)
+        there = [each.name for each in wanted.targets(path) if each.exists()]
+        if not there or self._view.may_replace(panels.replace_text(there)):
+            self.export(wanted, path, options)
+
     def export(self, wanted: Format, path: Path, options: Options) -> None:
-        """Write a file in the background; whether it may be replaced has been asked."""
-        source = self._source()
-        if source is None or self._format is not None or (wanted.needs_bundle and source.info is None):
+        """Write a file in the background, in place of one that is there."""
+        source = self._source
+        if source is None or self._export is not None or (wanted.needs_bundle and source.info is None):
             return
         self._success, self._folder, self._error = "", "", ""
         try:
@@ -103,10 +100,10 @@ class ExportsPresenter:
             self._error = str(error)
             self._show()
             return
-        self._format, self._exported, self._cancelling = wanted, source.slide, False
-        self._step = Step(0, 0, "")
-        self._jobs.start(
-            _with_verdict(wanted, path, source, options),
+        self._export = _Export(wanted, source.slide, Step(0, 0, ""))
+        self._background.start(
+            _JOB,
+            wanted.steps(path, source, options),
             progressed=self._progressed,
             done=self._done,
             failed=self._failed,
@@ -116,79 +113,66 @@ class ExportsPresenter:
 
     def cancel(self) -> None:
         """Stop after the step under way; there is no file then."""
-        if self._format is not None and not self._cancelling:
-            self._cancelling = True
-            self._jobs.cancel()
+        if self._export is not None and not self._export.cancelling:
+            self._export.cancelling = True
+            self._background.cancel(_JOB)
             self._show()
 
+    @property
     def _source(self) -> Source | None:
-        controller = self._controller
-        if controller is None or controller.slide is None or controller.result is None:
+        controller = self.controller
+        if controller.slide is None or controller.result is None:
             return None
         bundle = controller.bundle
         same = bundle is not None and bundle.info.weights_sha256 == controller.result.bundle_sha256
-        info = bundle.info if bundle is not None and same else None
-        return Source(controller.slide, controller.result, info)
+        return Source(
+            controller.slide, controller.result, bundle.info if bundle is not None and same else None
+        )
 
-    def _progressed(self, step: Any) -> None:
-        if isinstance(step, Step):
-            self._step = step
+    def _progressed(self, step: Step) -> None:
+        if self._export is not None:
+            self._export.step = step
             self._show()
 
     def _done(self, paths: tuple[Path, ...]) -> None:
-        self._format = None
-        names = " and ".join(path.name for path in paths)
-        self._success, self._folder = f"Saved {names} in {paths[0].parent}.", str(paths[0].parent)
+        self._export = None
+        self._success, self._folder = panels.saved_text(paths), str(paths[0].parent)
         self._show()
 
     def _failed(self, text: str) -> None:
-        cancelled, self._format = self._cancelling, None
-        self._error = "" if cancelled else text
-        self._success = "Cancelled. Nothing was written." if cancelled else ""
+        if self._export is not None and self._export.cancelling:
+            self._cancelled()
+            return
+        self._export, self._error = None, text
         self._show()
 
     def _cancelled(self) -> None:
-        self._format = None
-        self._success = "Cancelled. Nothing was written."
+        self._export, self._success = None, panels.CANCELLED
         self._show()
 
-    def _hint(self) -> str:
-        controller = self._controller
-        if controller is None or controller.slide is None:
-            return "Open and classify a slide first."
-        if controller.result is None:
-            return "Classify the slide first: what is exported is its result."
-        source = self._source()
-        if source is not None and source.info is None:
-            return "For reports, load the model that this result came from, or classify again."
-        return ""
-
     def _show(self) -> None:
-        running = self._format is not None
-        source = None if running else self._source()
-        doing = self._format.title.removesuffix(" …") if self._format is not None else ""
-        step = f": {self._step.doing}" if self._step.doing else ""
-        self._view.show_panel(
-            ExportPanel(
-                can_export=source is not None,
-                can_report=source is not None and source.info is not None,
-                hint="" if running else self._hint(),
-                progress=(self._step.done, self._step.total) if running else None,
-                progress_text="Cancelling …" if self._cancelling and running else f"{doing}{step}",
-                cancelling=self._cancelling,
-                success="" if running else self._success,
-                folder="" if running else self._folder,
-                error=self._error,
-            )
+        self._view.show_panel(self._panel_at_rest() if self._export is None else _panel_of(self._export))
+
+    def _panel_at_rest(self) -> ExportPanel:
+        source = self._source
+        if source is None:
+            hint = panels.NO_SLIDE if self.controller.slide is None else panels.NO_RESULT
+        else:
+            hint = panels.NO_MODEL if source.info is None else ""
+        return ExportPanel(
+            can_export=source is not None,
+            can_report=source is not None and source.info is not None,
+            hint=hint,
+            success=self._success,
+            folder=self._folder,
+            error=self._error,
         )
 
 
-def _with_verdict(wanted: Format, path: Path, source: Source, options: Options) -> Steps[Any, Any]:
-    """The steps of a format; reads the reviewer's verdict first, which is a file."""
-    if wanted.needs_bundle:
-        yield Step(0, 0, "looking for the verdict")
-        source = source._replace(verdict=verdict_of(source.slide.path))
-    return (yield from wanted.steps(path, source, options))
-
-
-__all__ = ["FORMATS", "ExportPanel", "ExportsPresenter", "Jobs", "View"]
+def _panel_of(export: _Export) -> ExportPanel:
+    doing = f"{export.wanted.name}: {export.step.doing}" if export.step.doing else export.wanted.name
+    return ExportPanel(
+        progress=(export.step.done, export.step.total),
+        progress_text=panels.CANCELLING if export.cancelling else doing,
+        cancelling=export.cancelling,
+    )

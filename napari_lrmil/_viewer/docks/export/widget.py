@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,16 @@ from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QMessageBox, QProgressBar, QPushButton
 
-from napari_lrmil._viewer.background import Background, Steps
-from napari_lrmil._viewer.docks.export.formats import FORMATS, Format, Options, target_of
-from napari_lrmil._viewer.docks.export.presenter import ExportPanel, ExportsPresenter
-from napari_lrmil._viewer.layers import SLIDE_KEY
+from napari_lrmil._viewer.docks.dock import DockedWidget
+from napari_lrmil._viewer.docks.export.formats import FORMATS, Format, Options
+from napari_lrmil._viewer.docks.export.panel import ExportPanel
+from napari_lrmil._viewer.docks.export.presenter import ExportPresenter
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.qt.dock import DockedWidget
+from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import Change, Controller
-from napari_lrmil.slide import Slide
-
-_JOB = "export"
 
 
-class ExportsWidget(DockedWidget):
+class ExportWidget(DockedWidget):
     """Reports, pictures, numbers and tables of the current slide.
 
     Parameters
@@ -46,18 +42,18 @@ class ExportsWidget(DockedWidget):
         self.open_folder = QPushButton("Open the folder")
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self._folder = Path()
+        self.presenter = ExportPresenter(self, dock_widget(napari_viewer).controller, self.background)
         self._lay_out()
-        self.presenter = ExportsPresenter(self, _Jobs(self.background), self._is_open)
         self._connect()
         self.begin()
 
     def attach(self, controller: Controller) -> None:
         """Follow this controller."""
-        self.presenter.attach(controller)
+        self.presenter.controller = controller
 
     def refresh(self, change: Change) -> None:
         """Show what is so now."""
-        self.presenter.refresh()
+        self.presenter.refresh(change)
 
     def show_panel(self, panel: ExportPanel) -> None:
         """Show a panel."""
@@ -78,44 +74,39 @@ class ExportsWidget(DockedWidget):
         self._folder = Path(panel.folder)
         parts.show_text(self.error, panel.error)
 
-    def _connect(self) -> None:
-        for each in FORMATS:
-            self.buttons[each.key].clicked.connect(partial(self._export, each))
-        self.cancel.clicked.connect(lambda: self.presenter.cancel())
-        self.open_folder.clicked.connect(lambda: self._open_folder())
-
-    def _export(self, wanted: Format, checked: bool = False) -> None:
+    def ask_path(self, wanted: Format) -> Path | None:
+        """Ask where to write."""
         chosen, _ = QFileDialog.getSaveFileName(
             self,
-            wanted.title.removesuffix(" …"),
+            wanted.name,
             wanted.default_name,
             wanted.filter,
-            options=QFileDialog.Option.DontConfirmOverwrite,  # asked below, for all files of the format
+            options=QFileDialog.Option.DontConfirmOverwrite,  # the presenter asks, for all files of the format
         )
-        if not chosen:
-            return
-        path = target_of(Path(chosen), wanted)
-        there = [each.name for each in wanted.targets(path) if each.exists()]
-        if there and not self._may_replace(there):
-            return
-        options = Options(
-            over_slide=self.over_slide.isChecked(), show_identifiers=self.identifiers.isChecked()
-        )
-        self.presenter.export(wanted, path, options)
+        return Path(chosen) if chosen else None
 
-    def _may_replace(self, names: list[str]) -> bool:
-        are, it = ("is", "it") if len(names) == 1 else ("are", "them")
+    def may_replace(self, question: str) -> bool:
+        """Ask whether files may be replaced."""
         answer = QMessageBox.question(
             self,
             "Replace?",
-            f"{' and '.join(names)} {are} already there. Replace {it}?",
+            question,
             QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No,
             QMessageBox.StandardButton.No,
         )
         return bool(answer == QMessageBox.StandardButton.Yes)
 
-    def _is_open(self, slide: Slide) -> bool:
-        return any(layer.metadata.get(SLIDE_KEY) is slide for layer in self.viewer.layers)
+    def _connect(self) -> None:
+        for each in FORMATS:
+            self.buttons[each.key].clicked.connect(partial(self._choose, each))
+        self.cancel.clicked.connect(lambda: self.presenter.cancel())
+        self.open_folder.clicked.connect(lambda: self._open_folder())
+
+    def _choose(self, wanted: Format, checked: bool = False) -> None:
+        options = Options(
+            over_slide=self.over_slide.isChecked(), show_identifiers=self.identifiers.isChecked()
+        )
+        self.presenter.choose(wanted, options)
 
     def _open_folder(self) -> None:
         QDesktopServices.openUrl(QUrl.fromLocalFile(str(self._folder)))
@@ -126,7 +117,7 @@ class ExportsWidget(DockedWidget):
         for each in FORMATS:
             button = self.buttons[each.key]
             button.setToolTip(each.tool_tip)
-            button.setAccessibleName(f"{each.title.removesuffix(' …')}: {each.tool_tip}")
+            button.setAccessibleName(f"{each.name}: {each.tool_tip}")
             button.setStyleSheet("QPushButton { text-align: left; padding: 5px 8px; }")
             column.addWidget(button)
         self.over_slide.setChecked(True)
@@ -148,28 +139,3 @@ class ExportsWidget(DockedWidget):
         for widget in (self.bar, self.progress_text, self.cancel, self.success, self.open_folder, self.error):
             column.addWidget(widget)
         column.addStretch(1)
-
-
-class _Jobs:
-    """The presenter's `Jobs` on the dock's background."""
-
-    def __init__(self, background: Background) -> None:
-        self._background = background
-
-    def start(
-        self,
-        steps: Steps[Any, Any],
-        *,
-        progressed: Callable[[Any], None],
-        done: Callable[[Any], None],
-        failed: Callable[[str], None],
-        cancelled: Callable[[], None],
-    ) -> None:
-        """Run in the background."""
-        self._background.start(
-            _JOB, steps, progressed=progressed, done=done, failed=failed, cancelled=cancelled
-        )
-
-    def cancel(self) -> None:
-        """Ask it to quit."""
-        self._background.cancel(_JOB)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from napari_lrmil._viewer.docks.overview.field import Area
 from napari_lrmil._viewer.layers import HEATMAP_KEY
 from napari_lrmil.errors import SlideError
-from napari_lrmil.slide.picture import coarse_level, level_pixels, scanned_area_steps
+from napari_lrmil.slide import picture
 
 if TYPE_CHECKING:
     from napari_lrmil.slide import Slide
@@ -31,17 +31,12 @@ class Overlay(NamedTuple):
 def overview_steps(slide: Slide) -> Generator[None, None, NDArray[np.uint8]]:
     """A (height, width, 3) picture of the scanned area, strip by strip, so that it can be cancelled.
 
-    A level with more pixels than can be decoded in seconds gives a grey picture instead.
+    A slide of which more pixels would be read than can be decoded in seconds gives a grey picture instead.
     """
-    _, _, width, height = slide.bounds_l0_xywh
-    mpp_x, mpp_y = slide.mpp_xy if slide.has_mpp else (1.0, 1.0)
-    scale = max(1.0, max(width * mpp_x, height * mpp_y) / EDGE_PX / max(mpp_x, mpp_y))
-    out_x = max(1, round(width * mpp_x / (scale * max(mpp_x, mpp_y))))
-    out_y = max(1, round(height * mpp_y / (scale * max(mpp_x, mpp_y))))
-    level = coarse_level(slide, scale)
-    if level_pixels(slide, level) > _MAX_LEVEL_PX:
-        return np.full((out_y, out_x, 3), 225, np.uint8)
-    return (yield from scanned_area_steps(slide, level=level, out_px_xy=(out_x, out_y), strip_px=_STRIP_PX))
+    if picture.overview_level_px(slide, EDGE_PX) > _MAX_LEVEL_PX:
+        width, height = picture.overview_size_xy(slide, EDGE_PX)
+        return np.full((height, width, 3), 225, np.uint8)
+    return (yield from picture.overview_steps(slide, EDGE_PX, strip_px=_STRIP_PX))
 
 
 def associated_steps(slide: Slide, name: str) -> Generator[None, None, NDArray[np.uint8]]:

@@ -22,13 +22,13 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lrmil._viewer.background import Steps
+from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.overview.facts import MASKED_NOTE, confirmation_text
 from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, UM_PER_PX_AT_1X, Area
 from napari_lrmil._viewer.docks.overview.overview_map import OverviewMap, to_image
 from napari_lrmil._viewer.docks.overview.picture import Overlay
 from napari_lrmil._viewer.docks.overview.presenter import Orientation, OverviewPanel
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.qt.dock import DockedWidget
 from napari_lrmil._viewer.window import Change, Controller
 
 _THROTTLE_MS = 33

@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.slide import Slide
-from napari_lrmil.slide.geometry import choose_level
-from napari_lrmil.slide.resample import read_area
+from napari_lrmil.slide import Slide, picture
 
 if TYPE_CHECKING:
     from napari_lrmil.predict import SlidePrediction
 
-CLOSE_MPP = 0.5
-"""µm/px of 20x, where nuclei can be told apart."""
 MAX_PX = 640
 _MPP_AT_1X = 10.0
 
@@ -24,8 +20,8 @@ Pixels = NDArray[np.uint8]
 
 
 def close_up_mpp(slide: Slide, prediction: SlidePrediction) -> float:
-    """µm/px of a close-up: `CLOSE_MPP`, coarser where the slide or the memory has no more to give."""
-    return max(CLOSE_MPP, prediction.tiles.grid.spec.tile_um / MAX_PX, min(slide.level_mpps))
+    """µm/px of a close-up, see `napari_lrmil.slide.picture.close_up_mpp`."""
+    return picture.close_up_mpp(slide, prediction.tiles.grid, max_px=MAX_PX)
 
 
 def close_up_text(slide: Slide, prediction: SlidePrediction) -> str:
@@ -45,14 +41,9 @@ def close_up(slide: Slide, prediction: SlidePrediction, n: int) -> Pixels:
     SlideError
         Where the slide is closed or can't be read.
     """
-    grid, mpp = prediction.tiles.grid, close_up_mpp(slide, prediction)
-    edge_px = max(1, round(grid.spec.tile_um / mpp))
-    return read_area(
-        slide,
-        level=choose_level(slide.level_mpps, mpp),
-        corner_l0_xy=grid.corner_l0_xy(int(prediction.tiles.rows[n]), int(prediction.tiles.cols[n])),
-        size_l0_xy=grid.tile_l0_xy,
-        out_px_xy=(edge_px, edge_px),
+    tiles = prediction.tiles
+    return picture.close_up(
+        slide, tiles.grid, int(tiles.rows[n]), int(tiles.cols[n]), max_px=MAX_PX, keep_tiles=True
     )
 
 

@@ -17,11 +17,11 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.tiles.close_up import Pixels, close_ups
 from napari_lrmil._viewer.docks.tiles.presenter import MAX_K, GalleryPanel, GalleryPresenter, TileEntry
 from napari_lrmil._viewer.docks.tiles.stage import TileStage
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.qt.dock import DockedWidget
 from napari_lrmil._viewer.qt.section import Section
 from napari_lrmil._viewer.window import Change
 from napari_lrmil.slide import Slide

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from napari_lrmil._viewer.docks.classify.panel import duration_text
 from napari_lrmil._viewer.docks.worklist.rows import Show
+from napari_lrmil.wording import duration_text
 from napari_lrmil.worklist import Order, WorklistItem
 from napari_lrmil.worklist.reviews import Verdict
 

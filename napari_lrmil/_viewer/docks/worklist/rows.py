@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from napari_lrmil._viewer.docks.classify.panel import percent_text
+from napari_lrmil.wording import percent_text
 from napari_lrmil.worklist import Status, WorklistItem
 
 HEADINGS = ("Slide: name, prediction, status", "Verdict")

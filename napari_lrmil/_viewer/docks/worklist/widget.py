@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QSizePolicy
 
 from napari_lrmil._viewer.background import in_one_step
 from napari_lrmil._viewer.bundle_names import is_bundle
+from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.worklist import keys
 from napari_lrmil._viewer.docks.worklist.collecting import SparedCollection
 from napari_lrmil._viewer.docks.worklist.jobs import QtListJobs
@@ -27,7 +28,6 @@ from napari_lrmil._viewer.docks.worklist.sections import (
 from napari_lrmil._viewer.docks.worklist.table import WorklistModel, WorklistTable
 from napari_lrmil._viewer.docks.worklist.thumbs import Thumbnail, Thumbnails
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.qt.dock import DockedWidget
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.settings import read_settings
 from napari_lrmil._viewer.window import Change

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import QThreadPool
 
-from napari_lrmil._viewer.canvas import NapariCanvas
+from napari_lrmil._viewer.canvas import Canvas
 from napari_lrmil._viewer.docks.classify.recall.jobs import QtRecallJobs
 from napari_lrmil._viewer.docks.classify.recall.presenter import Recall
 from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
@@ -16,18 +16,18 @@ from napari_lrmil._viewer.window import Controller
 _THREADS = 8
 
 
-def attach_recall(controller: Controller, canvas: NapariCanvas) -> Callable[[], None]:
+def attach_recall(controller: Controller, canvas: Canvas) -> Callable[[], None]:
     """Follow the settings, show results of before and keep new ones; returns how to end that."""
     # By default as many as cores; a classification and a batch would keep two cores' looking up waiting.
     pool = QThreadPool.globalInstance()
     pool.setMaxThreadCount(max(pool.maxThreadCount(), _THREADS))
     jobs = QtRecallJobs(show_warning)
     settings = read_settings()
-    canvas.default_opacity = settings.heatmap_opacity
+    canvas.set_new_heatmaps(opacity=settings.heatmap_opacity)
     recall = Recall(controller, jobs, settings)
 
     def changed(settings: Settings) -> None:
-        canvas.default_opacity = settings.heatmap_opacity
+        canvas.set_new_heatmaps(opacity=settings.heatmap_opacity)
         recall.change_settings(settings)
 
     unfollow = follow_settings(changed)

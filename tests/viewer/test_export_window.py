@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +19,9 @@ from qtpy.QtWidgets import QMessageBox
 
 from napari_lrmil._viewer.docks.export import formats
 from napari_lrmil._viewer.docks.export import widget as module
-from napari_lrmil._viewer.docks.export.formats import FORMATS, Step, target_of
-from napari_lrmil._viewer.docks.export.verdicts import verdict_of
-from napari_lrmil._viewer.docks.export.widget import ExportsWidget
+from napari_lrmil._viewer.docks.export.formats import FORMATS, Step
+from napari_lrmil._viewer.docks.export.widget import ExportWidget
 from napari_lrmil._viewer.session import dock_widget, open_slide_with_result
-from napari_lrmil.worklist import Review, ReviewFile
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -30,9 +29,9 @@ LEFT = Qt.MouseButton.LeftButton
 
 
 @pytest.fixture
-def exports(viewer: Any) -> ExportsWidget:
+def exports(viewer: Any) -> ExportWidget:
     _, widget = viewer.window.add_plugin_dock_widget("napari-lrmil", "LRMIL: export")
-    assert isinstance(widget, ExportsWidget)
+    assert isinstance(widget, ExportWidget)
     return widget
 
 
@@ -45,13 +44,13 @@ def choose(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     monkeypatch.setattr(module.QFileDialog, "getSaveFileName", lambda *_, **__: (str(path), ""))
 
 
-def ended(qtbot: Any, exports: ExportsWidget) -> None:
+def ended(qtbot: Any, exports: ExportWidget) -> None:
     qtbot.waitUntil(lambda: not exports.cancel.isVisibleTo(exports), timeout=60_000)
 
 
 def test_every_format(
     viewer: Any,
-    exports: ExportsWidget,
+    exports: ExportWidget,
     qtbot: Any,
     patient_slide: Path,
     bundle_dir: Path,
@@ -87,7 +86,7 @@ def test_every_format(
 
 
 def test_replacing_is_asked_and_the_slide_is_safe(
-    viewer: Any, exports: ExportsWidget, qtbot: Any, small_slide: Path, tmp_path: Path,
+    viewer: Any, exports: ExportWidget, qtbot: Any, small_slide: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     slide = open_slide(viewer, small_slide)
@@ -112,8 +111,9 @@ def test_replacing_is_asked_and_the_slide_is_safe(
     assert json.loads(target.read_text())["type"] == "FeatureCollection"
     assert asked == ["tiles.geojson is already there. Replace it?"] * 2
     before = small_slide.read_bytes()
-    monkeypatch.setattr(module, "target_of", lambda chosen, _: chosen)
-    choose(monkeypatch, small_slide)
+    also_the_slide = tmp_path / "heatmap.png"
+    also_the_slide.hardlink_to(small_slide)
+    choose(monkeypatch, also_the_slide)
     qtbot.mouseClick(exports.buttons["png"], LEFT)
     assert "the slide itself" in exports.error.text()
     assert small_slide.read_bytes() == before
@@ -121,22 +121,20 @@ def test_replacing_is_asked_and_the_slide_is_safe(
 
 @pytest.mark.parametrize("how", ["button", "slide", "dock"])
 def test_cancelled_exports_leave_no_file(
-    viewer: Any, exports: ExportsWidget, qtbot: Any, small_slide: Path, tmp_path: Path,
+    viewer: Any, exports: ExportWidget, qtbot: Any, small_slide: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, how: str,
 ) -> None:  # fmt: skip
     slide = open_slide(viewer, small_slide)
     dock_widget(viewer).controller.show_result(slide, make_prediction())
 
     def endless(path: Path, source: Any, options: Any) -> Any:
-        import time
-
         with formats.replacing(path) as scratch:
             while True:
                 scratch.write_text("half")
                 yield Step(1, 2, "working")
                 time.sleep(0.01)
 
-    slow = next(each for each in FORMATS if each.key == "geojson")._replace(steps=endless)
+    slow = replace(next(each for each in FORMATS if each.key == "geojson"), steps=endless)
     out = tmp_path / "out"
     out.mkdir()
     exports.presenter.export(slow, out / "tiles.geojson", formats.Options())
@@ -161,7 +159,7 @@ def test_cancelled_exports_leave_no_file(
     ("number", "said"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "can't be written to")]
 )
 def test_errors_say_what_to_do(
-    viewer: Any, exports: ExportsWidget, qtbot: Any, small_slide: Path, tmp_path: Path,
+    viewer: Any, exports: ExportWidget, qtbot: Any, small_slide: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, number: int, said: str,
 ) -> None:  # fmt: skip
     slide = open_slide(viewer, small_slide)
@@ -178,26 +176,7 @@ def test_errors_say_what_to_do(
     assert "nothing was written" in exports.error.text()
 
 
-def test_verdict_of_the_slides_folder(tmp_path: Path) -> None:
-    slide = tmp_path / "a" / "b.svs"
-    slide.parent.mkdir()
-    assert verdict_of(slide) is None
-    reviews = ReviewFile(tmp_path)
-    reviews.add(Review("a/b.svs", "disagree", "look again"))
-    assert reviews.write_waiting() == []
-    found = verdict_of(slide)
-    assert found is not None
-    assert (found.decision, found.note) == ("disagree", "look again")
-
-
-def test_names_get_their_ending() -> None:
-    png = next(each for each in FORMATS if each.key == "png")
-    assert target_of(Path("x/a"), png) == Path("x/a.png")
-    assert target_of(Path("x/a.PNG"), png) == Path("x/a.PNG")
-    assert target_of(Path("x/a.v2"), png) == Path("x/a.v2.png")
-
-
-def test_every_control_says_what_it_does(viewer: Any, exports: ExportsWidget) -> None:
+def test_every_control_says_what_it_does(viewer: Any, exports: ExportWidget) -> None:
     controls = [
         *exports.buttons.values(),
         exports.over_slide,
@@ -209,14 +188,3 @@ def test_every_control_says_what_it_does(viewer: Any, exports: ExportsWidget) ->
         assert control.toolTip()
         assert control.accessibleName() or control.text()
         assert control.focusPolicy() & Qt.FocusPolicy.TabFocus
-
-
-def test_presenter_without_a_window() -> None:
-    """Nothing open, nothing offered; what to do is said."""
-    from napari_lrmil._viewer.docks.export.presenter import ExportsPresenter
-
-    shown: list[Any] = []
-    presenter = ExportsPresenter(SimpleNamespace(show_panel=shown.append), SimpleNamespace(), lambda _: True)  # type: ignore[arg-type]
-    presenter.refresh()
-    assert not shown[-1].can_export
-    assert shown[-1].hint == "Open and classify a slide first."

@@ -17,6 +17,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_lrmil._viewer.napari_canvas import NapariCanvas
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.background import QtBackground
 from napari_lrmil._viewer.window import Change
@@ -41,8 +42,10 @@ class DockedWidget(QWidget):
         super().__init__()
         self.viewer = viewer
         self.background = QtBackground()
+        self.canvas = NapariCanvas(viewer)
         self.controller: Controller | None = None
         self.ending = ExitStack()
+        self.ending.callback(self.canvas.close)
         self._pages = QStackedWidget()
         self._pages.addWidget(self._scrolled())
         self._pages.addWidget(self._lost_page())

@@ -1,0 +1,125 @@
+"""The words of a result, the same in the window, in reports, in tables and in files. No Qt, no torch."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from napari_lrmil.model.card import DEMONSTRATION_NOTE
+
+if TYPE_CHECKING:  # predict loads torch
+    from napari_lrmil.evidence import DeletionCurve
+    from napari_lrmil.predict import SlidePrediction
+
+NOT_FOR_DIAGNOSIS = "DEMONSTRATION ONLY – NOT FOR DIAGNOSIS"
+NOT_CLEARED_NOTE = "Not cleared as a medical device; not a diagnosis."
+ATTENTION_NOTE = "Attention shows what the model looked at, not that there is disease."
+
+_GAIN_THAT_COUNTS = 0.02
+"""Area between the curves of a bag whose tiles all say the same differs from 0 by less."""
+
+
+class Status(StrEnum):
+    """What must be read beside a label."""
+
+    OK = "ok"
+    """Nothing of the below."""
+    UNSURE = "unsure"
+    """Several classes remain possible, or none is probable enough."""
+    UNLIKE_TRAINING = "unlike training"
+    """The slide is farther from those of training than the model's limit."""
+    DEMONSTRATION = "demonstration"
+    """The model is made to show the program: not for diagnosis."""
+
+
+def status_of(prediction: SlidePrediction) -> tuple[Status, ...]:
+    """All that holds of a prediction, or `Status.OK` alone."""
+    holds = {
+        Status.UNSURE: prediction.unsure,
+        Status.UNLIKE_TRAINING: prediction.out_of_distribution,
+        Status.DEMONSTRATION: prediction.demonstration,
+    }
+    return tuple(status for status, true in holds.items() if true) or (Status.OK,)
+
+
+def use_note(*, demonstration: bool) -> str:
+    """What a result may be used for."""
+    return DEMONSTRATION_NOTE if demonstration else NOT_CLEARED_NOTE
+
+
+def percent_text(probability: float, *, decimals: int = 0) -> str:
+    """A probability in percent, never rounded to a certainty it doesn't claim."""
+    least = 10.0 ** -(decimals + 2)
+    if probability >= 1 or probability <= 0:
+        return "100 %" if probability >= 1 else "0 %"
+    if probability > 1 - least:
+        return f"> {_percent(1 - least, decimals)}"
+    if probability < least:
+        return f"< {_percent(least, decimals)}"
+    return _percent(probability, decimals)
+
+
+def _percent(share: float, decimals: int) -> str:
+    return f"{share:.{decimals}%}".replace("%", " %")
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as a reader says them."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min"
+
+
+def time_taken_text(seconds: float) -> str:
+    """How long a prediction took, short ones to a tenth of a second."""
+    return f"{seconds:.1f} s" if seconds < 10 else duration_text(seconds)
+
+
+def with_minus_sign(number: str) -> str:
+    """A number as text with the minus sign of print in place of the hyphen."""
+    return number.replace("-", "−")
+
+
+def set_text(prediction: SlidePrediction) -> str:
+    """The classes that are left at the bundle's coverage, in plain words."""
+    left, coverage = prediction.prediction_set, prediction.coverage
+    if left is None or coverage is None:
+        return "No set of classes: this model states none."
+    share = _percent(coverage, 0)
+    if not left:
+        return f"Unsure: no class is probable enough at {share}"
+    if len(left) == 1:
+        return f"Set at {share}: {{{left[0]}}}"
+    return f"Unsure: {', '.join(left[:-1])} or {left[-1]} at {share}"
+
+
+def distance_text(prediction: SlidePrediction) -> str:
+    """How far a slide is from those of training."""
+    if prediction.ood_score is None or prediction.ood_threshold is None:
+        return "Distance to the training slides: this model states none"
+    return f"Distance to the training slides: {prediction.ood_score:.3g} (warning above {prediction.ood_threshold:.3g})"
+
+
+def unlike_training_text(prediction: SlidePrediction) -> str:
+    """The warning that a slide is unlike those of training; empty where there is no reason to warn."""
+    if not prediction.out_of_distribution:
+        return ""
+    return (
+        "This slide looks unlike the training slides, by stain, scanner or tissue: don't rely on the result. "
+        f"{distance_text(prediction)}."
+    )
+
+
+def curve_text(curve: DeletionCurve) -> str:
+    """What a deletion curve says of the heatmap: whether the tiles that it names matter."""
+    gain = curve.area_gain
+    meaning = (
+        "these tiles carry the result"
+        if gain > _GAIN_THAT_COUNTS
+        else "no tile matters much more than another"
+        if gain > -_GAIN_THAT_COUNTS
+        else "these tiles matter less than tiles by chance: don't rely on the heatmap"
+    )
+    return f"Area gained over random: {with_minus_sign(f'{gain:+.2f}')}, {meaning}."

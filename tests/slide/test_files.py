@@ -1,0 +1,246 @@
+"""What belongs to a slide on disk: every part counts, nothing else does, and single files keep their keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from slide_files import smooth_pixels, write_pyramid
+
+from napari_lrmil.cache import ResultCache
+from napari_lrmil.slide import Slide
+from napari_lrmil.slide.files import (
+    fingerprint_of,
+    parts_of,
+    pixel_files,
+    slide_id_of,
+    stamp_of,
+    state_of,
+)
+from napari_lrmil.worklist import find_slides
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    return sorted(path.name for path in paths)
+
+
+@pytest.fixture
+def copied(shared_data: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A shared slide's folder, copied so that it may be changed."""
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(shared_data / name, tmp_path / Path(name).name))
+
+    return copy
+
+
+def write_ome(
+    path: Path, uuid: str, images: Sequence[Sequence[tuple[str, str]]], *, value: int = 0, own: bool = True
+) -> Path:
+    """An OME-TIFF whose XML gives the file and UUID of each plane of each image."""
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"'
+        + f' UUID="{uuid}">' * own
+        + ">" * (not own)
+    )
+    for number, planes in enumerate(images):
+        xml += (
+            f'<Image ID="Image:{number}"><Pixels ID="Pixels:{number}" DimensionOrder="XYCZT" Type="uint8" SizeX="128" '
+            f'SizeY="96" SizeC="3" SizeZ="{len(planes)}" SizeT="1"><Channel ID="Channel:{number}:0" SamplesPerPixel="3"/>'
+        )
+        for z, (file, of) in enumerate(planes):
+            xml += f'<TiffData IFD="0" FirstZ="{z}" PlaneCount="1"><UUID FileName="{file}">{of}</UUID></TiffData>'
+        xml += "</Pixels></Image>"
+    pixels = np.full((96, 128, 3), value, np.uint8)
+    tifffile.imwrite(
+        path, pixels, photometric="rgb", tile=(64, 64), description=xml + "</OME>", metadata=None
+    )
+    return path
+
+
+# --- parts ---
+
+
+def test_vms_names_hold_spaces_and_equals_signs(copied: Callable[[str], Path]) -> None:
+    """The slide opens, and opening, cache and list agree on its files."""
+    folder = copied("slides_repacked/vms")
+    index = folder / "cmu.vms"
+    with Slide(index) as slide:
+        before = slide.fingerprint()
+    text = index.read_text("latin-1")
+    for old, new in (("cmu_image.jpg", "my slide=1.jpg"), ("cmu_map.jpg", "map a = b.jpg")):
+        (folder / old).rename(folder / new)
+        text = text.replace(old, new)
+    index.write_text(text, "latin-1")
+    wanted = ["cmu.vms", "cmu_macro.jpg", "map a = b.jpg", "my slide=1.jpg"]
+    assert names(pixel_files(index)) == names(parts_of(index)) == wanted
+    with Slide(index) as slide:
+        # The sizes of all parts and the ends of the largest: the image, whatever it is called.
+        assert slide.fingerprint() == fingerprint_of([folder / name for name in wanted]) != before
+    known = state_of(index)
+    os.utime(folder / "my slide=1.jpg", (1e9, 1e9))
+    assert state_of(index) != known
+    assert names(find_slides(folder)) == ["cmu.vms"]
+
+
+def test_vms_values_that_are_empty_or_lead_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "in/b.jpg", "Layer"):
+        (tmp_path / name).write_bytes(b"x")
+    index = tmp_path / "in" / "s.VMS"
+    index.write_bytes(
+        b"[Virtual Microscope Specimen]\r\nEmpty=\r\nImageFile= b.jpg \r\nMapFile=../a.jpg\r\nX=..\\a.jpg\r\nLayer\r\n"
+    )
+    assert names(parts_of(index)) == ["b.jpg", "s.VMS"]
+
+
+@pytest.mark.parametrize(("folder", "slide", "part"), [
+    ("slides_repacked/mrxs", "cmu.mrxs", "cmu/Data0000.dat"),
+    ("slides_repacked/vms", "cmu.vms", "cmu_image.jpg"),
+    ("slides_real/CMU-1-Small-Region-dicom", "", "*.dcm"),
+])  # fmt: skip
+def test_every_part_counts(folder: str, slide: str, part: str, copied: Callable[[str], Path]) -> None:
+    root = copied(folder)
+    path = root / slide if slide else root
+    with Slide(path) as opened:
+        files, print_before = set(opened._backend.files), opened.fingerprint()
+    changed = sorted(root.glob(part))[0]
+    assert changed in files
+    assert set(parts_of(path)) == files
+    before = state_of(path), stamp_of(path)
+    stat = changed.stat()
+    os.utime(changed, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    assert state_of(path) != before[0]
+    assert stamp_of(path) != before[1]
+    with Slide(path) as opened:
+        assert opened.fingerprint() == print_before  # times don't make another slide
+
+
+def test_a_dicom_slide_among_others_keeps_its_stamp(shared_data: Path, copied: Callable[[str], Path]) -> None:
+    """Its files are those of its series; a new slide in the folder embeds nobody anew."""
+    folder = copied("slides_real/CMU-1-Small-Region-dicom")
+    one = sorted(folder.iterdir())[0]
+    with Slide(one) as slide:
+        fingerprint = slide.fingerprint()
+    stamp = stamp_of(one)
+    shutil.copy(shared_data / "slides_real" / "multiframe_camelyon_challenge_image.dcm", folder / "other.dcm")
+    assert stamp_of(one) == stamp
+    with Slide(one) as slide:
+        assert slide.fingerprint() == fingerprint
+
+
+def test_zarr_counts_its_metadata_and_coarsest_level(tmp_path: Path) -> None:
+    path = tmp_path / "slide.zarr"
+    for file in ("0/c/0", "1/c/0", "1/zarr.json"):
+        (path / file).parent.mkdir(parents=True, exist_ok=True)
+        (path / file).write_bytes(b"x")
+    datasets = [{"path": "0"}, {"path": "1"}]
+    document = {"attributes": {"ome": {"multiscales": [{"datasets": datasets}]}}}
+    (path / "zarr.json").write_text(json.dumps(document))
+    assert names(pixel_files(path)) == ["0", "zarr.json", "zarr.json"]
+    before = state_of(path)
+    os.utime(path / "0" / "c" / "0", (1e9, 1e9))
+    assert state_of(path) == before
+    os.utime(path / "1" / "c" / "0", (1e9, 1e9))
+    assert state_of(path) != before
+    (path / "zarr.json").unlink()
+    (path / ".zattrs").write_text(json.dumps({"multiscales": [{"datasets": datasets}]}))
+    assert names(pixel_files(path)) == [".zattrs", "0", "zarr.json"]
+    (path / ".zattrs").write_text("[")
+    assert names(pixel_files(path)) == [".zattrs"]
+
+
+def test_planes_of_an_ome_tiff_in_other_files_belong_to_it(tmp_path: Path) -> None:
+    planes = [("z0.ome.tif", "urn:uuid:0"), ("z 1.ome.tiff", "urn:uuid:1"), ("gone.ome.tif", "urn:uuid:2")]
+    other = [("other.ome.tif", "urn:uuid:9")]
+    first = write_ome(tmp_path / "z0.ome.tif", "urn:uuid:0", [planes, other], value=10)
+    second = write_ome(tmp_path / "z 1.ome.tiff", "urn:uuid:1", [planes, other], value=200)
+    alone = write_ome(tmp_path / "other.ome.tif", "urn:uuid:9", [planes, other])
+    assert names(parts_of(first)) == names(parts_of(second)) == ["z 1.ome.tiff", "z0.ome.tif"]
+    assert names(parts_of(alone)) == ["other.ome.tif"]  # another image of the same set
+    before = state_of(first), stamp_of(first), state_of(alone)
+    os.utime(second, (1e9, 1e9))
+    assert state_of(first) != before[0]
+    assert stamp_of(first) != before[1]
+    assert state_of(alone) == before[2]
+    # What is read lies in the file that was opened, so two files of a set are two slides.
+    with Slide(first) as one, Slide(second) as two:
+        assert one.read_region((5, 5), 0, (1, 1)).max() == 10
+        assert two.read_region((5, 5), 0, (1, 1)).min() == 200
+        assert one.fingerprint() != two.fingerprint()
+
+
+def test_a_renamed_copy_of_an_ome_tiff_has_no_other_part(tmp_path: Path) -> None:
+    planes = [("one.ome.tif", "urn:uuid:1")]
+    one = write_ome(tmp_path / "one.ome.tif", "urn:uuid:1", [planes])
+    copy = Path(shutil.copy(one, tmp_path / "copy.ome.tif"))
+    assert parts_of(copy) == (copy,)
+    unnamed = write_ome(tmp_path / "no.ome.tif", "", [[("no.ome.tif", "urn:uuid:1")]], own=False)
+    assert parts_of(unnamed) == (unnamed,)
+    plain = write_pyramid(tmp_path / "plain.ome.tif", smooth_pixels(128, 96), [(128, 96), (64, 48)], ome=True)
+    assert parts_of(plain) == (plain,)
+
+
+def test_a_companion_file_describes_the_planes(tmp_path: Path) -> None:
+    planes = [("a.ome.tif", "urn:uuid:a"), ("b.ome.tif", "urn:uuid:b")]
+    whole = write_ome(tmp_path / "whole.ome.tif", "urn:uuid:c", [planes])
+    with tifffile.TiffFile(whole) as tif:
+        assert tif.ome_metadata is not None
+        (tmp_path / "s.companion.ome").write_text(tif.ome_metadata)
+    whole.unlink()
+    for name in "ab":
+        xml = (
+            '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+            f'<BinaryOnly MetadataFile="s.companion.ome" UUID="urn:uuid:{name}"/></OME>'
+        )
+        tifffile.imwrite(
+            tmp_path / f"{name}.ome.tif", np.zeros((96, 128, 3), np.uint8), description=xml, metadata=None
+        )
+    assert names(parts_of(tmp_path / "a.ome.tif")) == ["a.ome.tif", "b.ome.tif", "s.companion.ome"]
+
+
+@pytest.mark.parametrize("content", [b"", b"II*\0", b"II*\0\x08\0\0\0\xff\xff", b"no tiff at all"])
+def test_an_ome_tiff_that_is_none_has_itself_alone(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    path.write_bytes(content)
+    assert parts_of(path) == (path,)
+    assert state_of(path) is not None
+
+
+# --- keys that users have ---
+
+
+def test_single_files_keep_state_and_stamp(tmp_path: Path) -> None:
+    """Written out: caches and embedding stores of earlier versions are found by these."""
+    path = tmp_path / "slide.svs"
+    path.write_bytes(b"12345")
+    os.utime(path, ns=(10**18, 10**18 + 7))
+    assert stamp_of(path) == f"5-{10**18 + 7}"
+    told = json.dumps([str(path.resolve()), [["slide.svs", 5, 10**18 + 7]]])
+    assert state_of(path) == hashlib.sha256(told.encode()).hexdigest()
+    assert fingerprint_of([path]) == hashlib.sha256(b"5" + b"12345" + b"12345").hexdigest()
+    assert state_of(tmp_path / "absent.svs") is None
+    with pytest.raises(FileNotFoundError):
+        stamp_of(tmp_path / "absent.svs")
+
+
+def test_a_link_is_known_by_what_it_leads_to(tmp_path: Path) -> None:
+    path = tmp_path / "slide.svs"
+    path.write_bytes(b"x")
+    (tmp_path / "link.svs").symlink_to(path)
+    assert state_of(tmp_path / "link.svs") == state_of(path)
+    cache = ResultCache(tmp_path / "cache")
+    cache.remember_fingerprint(path, "1" * 64)
+    assert cache.known_fingerprint(tmp_path / "link.svs") == "1" * 64
+
+
+def test_ids_are_names_without_endings(tmp_path: Path) -> None:
+    paths = ["a.b.svs", "a.ome.tiff", "c.v2", "d.ZARR", "e.dcm", "f.png", "g"]
+    assert [slide_id_of(Path(path)) for path in paths] == ["a.b", "a.ome", "c.v2", "d", "e", "f", "g"]
