@@ -277,6 +277,21 @@ def test_edit_in_the_list(viewer: Any, dock: AnnotationsWidget, qtbot: Any, smal
     assert dock.undo.isEnabled()
 
 
+def test_tools_follow_the_layer_list(
+    viewer: Any, dock: AnnotationsWidget, qtbot: Any, small_slide: Path
+) -> None:
+    open_slide(viewer, small_slide)
+    ready(qtbot, dock)
+    qtbot.mouseClick(dock.tools["rectangle"], LEFT)
+    (layer,) = [each for each in viewer.layers if ANNOTATIONS_KEY in each.metadata]
+    layer.mode = "add_ellipse"  # by napari's button or key
+    assert dock.tools["ellipse"].isChecked()
+    viewer.layers.selection.active = next(each for each in viewer.layers if each.name == "small")
+    assert dock.tools["pan"].isChecked()
+    viewer.layers.selection.active = layer
+    assert dock.tools["ellipse"].isChecked()
+
+
 def test_outlines_stay_as_thick_on_the_screen(
     viewer: Any, dock: AnnotationsWidget, qtbot: Any, small_slide: Path
 ) -> None:
