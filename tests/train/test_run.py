@@ -236,7 +236,7 @@ def test_the_bundle_serves_what_was_evaluated(finished: Path, cohort: Path) -> N
             )
             served = torch.cat(list(batches)).numpy()
         assert (served.astype(np.float16) == served).all()  # the numbers that the store can hold
-        np.testing.assert_allclose(served, bag, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(served, bag, rtol=2**-10, atol=2**-24)  # the next half, at most
 
 
 def test_the_bundle_says_where_it_comes_from(finished: Path) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from napari_lrmil.errors import ConfigError
+from napari_lrmil.model.bundle import stored_weights
 from napari_lrmil.model.encoder import Encoder, child_means
 from training.data.pairs import PairBatch, PairLoader, SlidePairs
 from training.data.store import EmbeddingStore
@@ -235,6 +236,8 @@ def distill_encoder(
         size=lambda batch: batch.n_pairs,
     )
     fit(model, task, section.recipe(seed), session)
+    # Rounded: what is evaluated is what a bundle serves.
+    student.vit.load_state_dict(stored_weights(student.vit.state_dict()))
 
 
 def pair_loader(

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from napari_lrmil.model.bundle import stored_weights
 from napari_lrmil.model.mil import MILModel, MILOutput, MILSpec, build_mil
 from training.data.bags import Bag, Bags
 from training.loop import Recipe, Session, Task, fit
@@ -112,6 +113,9 @@ def fit_head(
         names=lambda bag, losses: bag.name,
     )
     fit(model, task, recipe, session)
+    model.load_state_dict(
+        stored_weights(model.state_dict())
+    )  # rounded: what is evaluated is what a bundle serves
     return model
 
 
