@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from napari_lrmil.worklist.reviews import Verdict
+from napari_lrmil.worklist.reviews import Saved, Verdict
 
 
 class Status(StrEnum):
@@ -47,8 +47,8 @@ class WorklistItem:
     unsure, ood : bool
         More than one class is left, and out of the training's distribution.
     verdict : 'agree', 'disagree', 'unsure' or None
-    saving : bool
-        Whether verdict or note are not on the disk yet.
+    saved : Saved
+        Whether verdict and note are on the disk.
     note, error : str
     mpp : float or None
         µm per level-0 pixel where a table gives it.
@@ -68,7 +68,7 @@ class WorklistItem:
     unsure: bool = False
     ood: bool = False
     verdict: Verdict | None = None
-    saving: bool = False
+    saved: Saved = Saved.YES
     note: str = ""
     error: str = ""
     mpp: float | None = None

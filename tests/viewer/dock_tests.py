@@ -8,9 +8,18 @@ from typing import Any
 
 from qtpy.QtCore import QEvent, QPoint, QPointF, Qt, QThreadPool
 from qtpy.QtGui import QMouseEvent
-from qtpy.QtWidgets import QApplication, QWidget
+from qtpy.QtWidgets import (
+    QAbstractButton,
+    QAbstractSlider,
+    QAbstractSpinBox,
+    QApplication,
+    QComboBox,
+    QListWidget,
+    QWidget,
+)
 
 from napari_lrmil._viewer.layers import SLIDE_KEY
+from napari_lrmil._viewer.qt.background import thread_pool
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.slide import Slide
 
@@ -60,6 +69,22 @@ def drag_to(widget: QWidget, at: QPoint) -> None:
     QApplication.sendEvent(widget, event)
 
 
+def assert_controls_say_what_they_do(*parts: QWidget) -> None:
+    """Each control of these widgets can be reached by Tab, and has a tool tip and a name."""
+    kinds = (QAbstractButton, QComboBox, QAbstractSlider, QAbstractSpinBox, QListWidget)
+    found = [control for part in parts for kind in kinds for control in part.findChildren(kind)]
+    controls = [control for control in found if not _is_part_of_another(control)]
+    assert controls
+    for control in controls:
+        assert control.toolTip(), control
+        assert control.accessibleName() or getattr(control, "text", str)(), control
+        assert control.focusPolicy() & Qt.FocusPolicy.TabFocus, control
+
+
+def _is_part_of_another(control: QWidget) -> bool:
+    return control.objectName().startswith("qt_") or "ScrollBar" in type(control).__name__
+
+
 def delete_what_is_due() -> None:
     """What Qt does once its loop turns again; a loop inside a test doesn't."""
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
@@ -69,4 +94,5 @@ def delete_what_is_due() -> None:
 def end_threads() -> None:
     """All background work is done and no thread of ours is left, or the test fails."""
     assert QThreadPool.globalInstance().waitForDone(10_000)
+    assert thread_pool().waitForDone(10_000)
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lrmil")]

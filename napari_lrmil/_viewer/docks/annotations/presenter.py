@@ -107,8 +107,8 @@ class AnnotationsPresenter:
     @property
     def annotations(self) -> tuple[Annotation, ...]:
         """Of the current slide."""
-        now = self.current
-        return tuple(now.annotations.values()) if now is not None else ()
+        opened = self.current
+        return tuple(opened.annotations.values()) if opened is not None else ()
 
     def refresh(self, change: Change = Change.ALL) -> None:
         """Slides may have come, gone, been chosen, or got their pixel size; a model brings its classes."""
@@ -134,14 +134,14 @@ class AnnotationsPresenter:
 
     def camera_moved(self) -> None:
         """Keep outlines visible at every magnification."""
-        now = self.current
-        if now is not None:
-            now.layers.fit_edges()
+        opened = self.current
+        if opened is not None:
+            opened.layers.fit_edges()
 
     def _tool_changed(self) -> None:
         """Another layer may have been chosen, or another tool by napari's own keys and buttons."""
-        now = self.current
-        if now is not None and now.layers.tool != self._tool:
+        opened = self.current
+        if opened is not None and opened.layers.tool != self._tool:
             self._show()
 
     def _layer_removed(self, layer: Any) -> None:
@@ -163,12 +163,12 @@ class AnnotationsPresenter:
 
     def draw(self, tool: str) -> None:
         """Take a tool in hand: 'rectangle', 'ellipse', 'polygon' or 'point'; `PAN` puts it down."""
-        now = self.current
-        if now is None or now.store is None:
+        opened = self.current
+        if opened is None or opened.store is None:
             return
         if tool != PAN:
-            self._bring_back(now)
-        now.layers.take(tool)
+            self._bring_back(opened)
+        opened.layers.take(tool)
         self.camera_moved()
         self._show()
 
@@ -197,161 +197,163 @@ class AnnotationsPresenter:
 
     def delete(self, annotation_ids: Sequence[str]) -> None:
         """Delete annotations; `undo_delete` brings them back while the slide is open."""
-        now = self._current_as_drawn()
+        opened = self._current_as_drawn()
         gone = (
-            [now.annotations.pop(each) for each in annotation_ids if each in now.annotations] if now else []
+            [opened.annotations.pop(each) for each in annotation_ids if each in opened.annotations]
+            if opened
+            else []
         )
-        if now is not None and gone:
-            now.deleted.append(gone)
-            self._redraw(now)
-            self._changed(now)
+        if opened is not None and gone:
+            opened.deleted.append(gone)
+            self._redraw(opened)
+            self._changed(opened)
 
     def undo_delete(self) -> None:
         """Bring back what was deleted last."""
-        now = self._current_as_drawn()
-        if now is not None and now.deleted:
-            now.annotations.update({each.id: each for each in now.deleted.pop()})
-            self._redraw(now)
-            self._changed(now)
+        opened = self._current_as_drawn()
+        if opened is not None and opened.deleted:
+            opened.annotations.update({each.id: each for each in opened.deleted.pop()})
+            self._redraw(opened)
+            self._changed(opened)
 
     def jump_to(self, annotation_id: str) -> None:
         """Centre on an annotation, so far away that all of it is seen, and mark it."""
-        now = self.current
-        if now is None or annotation_id not in now.annotations:
+        opened = self.current
+        if opened is None or annotation_id not in opened.annotations:
             return
-        self._bring_back(now)
-        left, top, width, height = box_of(now.annotations[annotation_id])
-        mpp_x, mpp_y = now.slide.mpp_xy if now.slide.has_mpp else (1.0, 1.0)
+        self._bring_back(opened)
+        left, top, width, height = box_of(opened.annotations[annotation_id])
+        mpp_x, mpp_y = opened.slide.mpp_xy if opened.slide.has_mpp else (1.0, 1.0)
         area = Area(top * mpp_y, left * mpp_x, height * mpp_y, width * mpp_x)
         self._canvas.fit(area, share=_JUMP_SHARE, max_zoom=_MAX_JUMP_ZOOM)
-        now.layers.select(annotation_id)
+        opened.layers.select(annotation_id)
 
     # ---- exchange
 
     def import_file(self, path: Path, *, cropped: bool) -> None:
         """Add the annotations of a GeoJSON file, in the background."""
-        now = self.current
-        if now is None or now.store is None:
+        opened = self.current
+        if opened is None or opened.store is None:
             return
-        now.note, now.error = "Reading …", ""
+        opened.note, opened.error = "Reading …", ""
         self._background.start(
             "import",
-            files.import_geojson(path, now.slide.bounds_l0_xywh, cropped=cropped),
-            done=lambda found: self._imported(now, found),
-            failed=lambda text: self._failed(now, text),
+            files.import_geojson(path, opened.slide.bounds_l0_xywh, cropped=cropped),
+            done=lambda found: self._imported(opened, found),
+            failed=lambda text: self._failed(opened, text),
         )
         self._show()
 
     def export_file(self, path: Path, *, cropped: bool) -> None:
         """Write the slide's annotations as GeoJSON, in the background."""
-        now = self._current_as_drawn()
-        if now is None:
+        opened = self._current_as_drawn()
+        if opened is None:
             return
-        annotations = self._coloured(now)
+        annotations = self._coloured(opened)
 
         def written(_: Path) -> None:
-            now.note = f"{panels.counted(len(annotations))} exported to {path.name}."
+            opened.note = f"{panels.counted(len(annotations))} exported to {path.name}."
             self._show()
 
-        now.note, now.error = "", ""
+        opened.note, opened.error = "", ""
         self._background.start(
             "export",
-            files.export_geojson(path, annotations, now.slide.bounds_l0_xywh, cropped=cropped),
+            files.export_geojson(path, annotations, opened.slide.bounds_l0_xywh, cropped=cropped),
             done=written,
-            failed=lambda text: self._failed(now, text),
+            failed=lambda text: self._failed(opened, text),
         )
 
-    def _imported(self, now: SlideAnnotations, found: Sequence[Annotation]) -> None:
-        if self._open.get(now.slide) is not now:
+    def _imported(self, opened: SlideAnnotations, found: Sequence[Annotation]) -> None:
+        if self._open.get(opened.slide) is not opened:
             return
-        if now.edited:
-            self._read_edits(now)
-        there = {each.id: each for each in self._coloured(now)}
+        if opened.edited:
+            self._read_edits(opened)
+        there = {each.id: each for each in self._coloured(opened)}
         new = [each for each in found if each.id not in there or not alike(each, there[each.id])]
         same = len(found) - len(new)
-        if len(now.annotations) + len(new) > MAX_ANNOTATIONS:
-            now.note, now.error = "", panels.too_many(len(found), MAX_ANNOTATIONS)
+        if len(opened.annotations) + len(new) > MAX_ANNOTATIONS:
+            opened.note, opened.error = "", panels.too_many(len(found), MAX_ANNOTATIONS)
         else:
             for each in new:
-                added = replace(each, id=str(uuid.uuid4())) if each.id in now.annotations else each
-                now.annotations[added.id] = added
+                added = replace(each, id=str(uuid.uuid4())) if each.id in opened.annotations else each
+                opened.annotations[added.id] = added
             if new:
-                self._redraw(now)
-                self._changed(now)
-            now.note = panels.imported(new, same)
+                self._redraw(opened)
+                self._changed(opened)
+            opened.note = panels.imported(new, same)
         self._show()
 
-    def _failed(self, now: SlideAnnotations, text: str) -> None:
-        now.note, now.error = "", text
+    def _failed(self, opened: SlideAnnotations, text: str) -> None:
+        opened.note, opened.error = "", text
         self._show()
 
     # ---- a slide's annotations: found, read from the layers, drawn, kept
 
     def _enter(self, slide: Slide) -> None:
         def edited() -> None:
-            now.edited = True
+            opened.edited = True
             self._view.read_edits_soon()
 
         layers = AnnotationLayers(self._canvas, slide, on_edit=edited, on_tool=self._tool_changed)
-        now = self._open[slide] = SlideAnnotations(slide, layers)
+        opened = self._open[slide] = SlideAnnotations(slide, layers)
         self._background.start(
             f"load {id(slide)}",
             files.open_store(slide),
-            done=lambda found: self._loaded(now, *found),
-            failed=lambda text: self._failed(now, text),
+            done=lambda found: self._loaded(opened, *found),
+            failed=lambda text: self._failed(opened, text),
         )
 
-    def _loaded(self, now: SlideAnnotations, store: AnnotationStore, loaded: LoadedAnnotations) -> None:
-        if self._open.get(now.slide) is not now:
+    def _loaded(self, opened: SlideAnnotations, store: AnnotationStore, loaded: LoadedAnnotations) -> None:
+        if self._open.get(opened.slide) is not opened:
             return
-        now.store, now.note = store, loaded.note
-        now.annotations = {each.id: each for each in loaded.annotations}
-        if now.annotations:
-            self._redraw(now)
+        opened.store, opened.note = store, loaded.note
+        opened.annotations = {each.id: each for each in loaded.annotations}
+        if opened.annotations:
+            self._redraw(opened)
         self._show()
 
-    def _leave(self, now: SlideAnnotations) -> None:
-        self._read_edits(now)
-        if now.store is not None and now.saved != now.version:
+    def _leave(self, opened: SlideAnnotations) -> None:
+        self._read_edits(opened)
+        if opened.store is not None and opened.saved != opened.version:
             try:
-                # Here and now: the background may not come to it any more.
-                now.store.save(self._coloured(now), now.version)
+                # Here and opened: the background may not come to it any more.
+                opened.store.save(self._coloured(opened), opened.version)
             except AnnotationsError as error:
                 self._view.warn(str(error))
-        now.layers.remove()
+        opened.layers.remove()
 
     def _edit(self, annotation_ids: Sequence[str], change: Callable[[Annotation], Annotation]) -> None:
-        now = self._current_as_drawn()
-        if now is None:
+        opened = self._current_as_drawn()
+        if opened is None:
             return
         touched = False
         for annotation_id in annotation_ids:
-            before = now.annotations.get(annotation_id)
+            before = opened.annotations.get(annotation_id)
             if before is not None and (after := change(before)) != before:
-                now.annotations[annotation_id], touched = after, True
+                opened.annotations[annotation_id], touched = after, True
         if touched:
-            now.layers.label(now.layers.read(), now.annotations, self._look(now))
-            self._changed(now)
+            opened.layers.label(opened.layers.read(), opened.annotations, self._look(opened))
+            self._changed(opened)
 
     def _current_as_drawn(self) -> SlideAnnotations | None:
         """Those of the current slide, with the very last stroke."""
-        now = self.current
-        if now is not None and now.edited:
-            self._read_edits(now)
-        return now
+        opened = self.current
+        if opened is not None and opened.edited:
+            self._read_edits(opened)
+        return opened
 
-    def _read_edits(self, now: SlideAnnotations) -> None:
-        now.edited = False
-        if now.store is None or not now.layers.present():
+    def _read_edits(self, opened: SlideAnnotations) -> None:
+        opened.edited = False
+        if opened.store is None or not opened.layers.present():
             return
-        drawing = now.layers.drawing
+        drawing = opened.layers.drawing
         made: list[Annotation] = []
 
         def make(original: Annotation | None) -> Annotation:
             if original is not None and not drawing:
                 name, class_name = original.name, original.class_name
             else:
-                name = panels.next_name([*now.annotations.values(), *made])
+                name = panels.next_name([*opened.annotations.values(), *made])
                 class_name = self._new_class or None
             base = Annotation(
                 "points", (((0.0, 0.0),),), name=name, class_name=class_name, id=str(uuid.uuid4())
@@ -359,111 +361,112 @@ class AnnotationsPresenter:
             made.append(base)
             return base
 
-        edits = read_edits(now.annotations, now.drawn, now.layers.read(), make=make)
+        edits = read_edits(opened.annotations, opened.drawn, opened.layers.read(), make=make)
         if not edits.changed and not edits.without_extent:
             return
-        now.annotations = edits.annotations
+        opened.annotations = edits.annotations
         if edits.removed:
-            now.deleted.append(edits.removed)
-        now.layers.label(edits.pieces, now.annotations, self._look(now))
-        now.layers.drop(edits.without_extent)
-        now.drawn = as_drawn(piece for piece in edits.pieces if piece.annotation_id in now.annotations)
+            opened.deleted.append(edits.removed)
+        opened.layers.label(edits.pieces, opened.annotations, self._look(opened))
+        opened.layers.drop(edits.without_extent)
+        opened.drawn = as_drawn(piece for piece in edits.pieces if piece.annotation_id in opened.annotations)
         if edits.changed:
-            self._changed(now)
+            self._changed(opened)
 
-    def _bring_back(self, now: SlideAnnotations) -> None:
+    def _bring_back(self, opened: SlideAnnotations) -> None:
         """Draw annotations again whose layer was deleted."""
-        drawn = {annotation_id for annotation_id, _, _ in now.drawn}
-        if any(annotation_id not in drawn for annotation_id in now.annotations):
-            self._redraw(now)
+        drawn = {annotation_id for annotation_id, _, _ in opened.drawn}
+        if any(annotation_id not in drawn for annotation_id in opened.annotations):
+            self._redraw(opened)
 
-    def _redraw(self, now: SlideAnnotations) -> None:
+    def _redraw(self, opened: SlideAnnotations) -> None:
         chosen = self._canvas.chosen_layer()
-        now.layers.show(list(now.annotations.values()), self._look(now))
-        now.drawn = as_drawn(piece for each in now.annotations.values() for piece in pieces_of(each))
-        now.layers.set_visible(now is self.current)
+        opened.layers.show(list(opened.annotations.values()), self._look(opened))
+        opened.drawn = as_drawn(piece for each in opened.annotations.values() for piece in pieces_of(each))
+        opened.layers.set_visible(opened is self.current)
         self._canvas.choose_layer(chosen)
-        now.layers.fit_edges()
+        opened.layers.fit_edges()
 
-    def _changed(self, now: SlideAnnotations) -> None:
-        now.version += 1
-        now.note = ""
-        self._save(now)
+    def _changed(self, opened: SlideAnnotations) -> None:
+        opened.version += 1
+        opened.note = ""
+        self._save(opened)
         self._show()
 
-    def _save(self, now: SlideAnnotations) -> None:
-        if now.saving or now.store is None:
+    def _save(self, opened: SlideAnnotations) -> None:
+        if opened.saving or opened.store is None:
             return
-        version = now.version
+        version = opened.version
 
         def ended(*, error: str = "", note: str = "") -> None:
-            now.saving, now.error = False, error
+            opened.saving, opened.error = False, error
             if not error:
-                now.saved = version
-                now.note = note or now.note
-            if now.version != version and self._open.get(now.slide) is now:
-                self._save(now)
+                opened.saved = version
+                opened.note = note or opened.note
+            if opened.version != version and self._open.get(opened.slide) is opened:
+                self._save(opened)
             self._show()
 
-        now.saving = True
+        opened.saving = True
         self._background.start(
-            f"save {id(now.slide)}",
-            files.save(now.store, self._coloured(now), version),
+            f"save {id(opened.slide)}",
+            files.save(opened.store, self._coloured(opened), version),
             done=lambda note: ended(note=note),
             failed=lambda text: ended(error=text),
         )
 
     # ---- what is shown
 
-    def _names(self, now: SlideAnnotations) -> tuple[str, ...]:
+    def _names(self, opened: SlideAnnotations) -> tuple[str, ...]:
         bundle = self._controller.bundle if self._controller is not None else None
         model = bundle.info.class_names if bundle is not None else ()
-        names = panels.class_names(now.annotations.values(), model)
+        names = panels.class_names(opened.annotations.values(), model)
         return names if not self._new_class or self._new_class in names else (*names, self._new_class)
 
-    def _look(self, now: SlideAnnotations) -> Look:
-        colours = panels.class_colours(now.annotations.values(), self._names(now))
+    def _look(self, opened: SlideAnnotations) -> Look:
+        colours = panels.class_colours(opened.annotations.values(), self._names(opened))
         return lambda annotation: (
             annotation.name or annotation.class_name or "",
             colours.get(annotation.class_name or "", panels.UNCLASSED),
         )
 
-    def _coloured(self, now: SlideAnnotations) -> list[Annotation]:
+    def _coloured(self, opened: SlideAnnotations) -> list[Annotation]:
         """With the colours that are shown, so that QuPath shows the same."""
-        look = self._look(now)
+        look = self._look(opened)
         return [
             replace(each, class_color_rgb=look(each)[1]) if each.class_name else each
-            for each in now.annotations.values()
+            for each in opened.annotations.values()
         ]
 
     def _show(self) -> None:
-        now = self.current
-        if now is None:
+        opened = self.current
+        if opened is None:
             self._view.show_panel(AnnotationsPanel())
             return
-        look, self._tool = self._look(now), now.layers.tool
+        look, self._tool = self._look(opened), opened.layers.tool
         rows = tuple(
             AnnotationRow(
                 each.id,
                 each.name or "",
                 each.class_name or "",
                 look(each)[1],
-                panels.extent(each, now.slide),
+                panels.extent(each, opened.slide),
             )
-            for each in now.annotations.values()
+            for each in opened.annotations.values()
         )
-        whole = (0, 0, *now.slide.level_dimensions_xy[0])
+        whole = (0, 0, *opened.slide.level_dimensions_xy[0])
         self._view.show_panel(
             AnnotationsPanel(
                 has_slide=True,
-                ready=now.store is not None,
+                ready=opened.store is not None,
                 rows=rows,
-                classes=self._names(now),
+                classes=self._names(opened),
                 new_class=self._new_class,
                 tool=self._tool,
-                can_undo=bool(now.deleted),
-                bounded=now.slide.bounds_l0_xywh != whole,
-                status=now.note or panels.where_kept(now.store, len(rows), saving=now.saved != now.version),
-                error=now.error,
+                can_undo=bool(opened.deleted),
+                bounded=opened.slide.bounds_l0_xywh != whole,
+                status=opened.note
+                or panels.where_kept(opened.store, len(rows), saving=opened.saved != opened.version),
+                error=opened.error,
             )
         )
