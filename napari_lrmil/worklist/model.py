@@ -10,7 +10,7 @@ from pathlib import Path
 from napari_lrmil.cache import ResultCache, ResultSummary
 from napari_lrmil.errors import WorklistError
 from napari_lrmil.worklist.listing import ListedSlide, list_slides, natural
-from napari_lrmil.worklist.reviews import VERDICTS, Review, ReviewFile, Verdict
+from napari_lrmil.worklist.reviews import VERDICTS, Review, ReviewFile, Saved, Verdict
 
 
 class Status(StrEnum):
@@ -51,8 +51,8 @@ class WorklistItem:
     unsure, ood : bool
         More than one class is left, and out of the training's distribution.
     verdict : 'agree', 'disagree', 'unsure' or None
-    saving : bool
-        Whether verdict or note are not on the disk yet.
+    saved : Saved
+        Whether verdict and note are on the disk.
     note, error : str
     mpp : float or None
         µm per level-0 pixel where a table gives it.
@@ -72,7 +72,7 @@ class WorklistItem:
     unsure: bool = False
     ood: bool = False
     verdict: Verdict | None = None
-    saving: bool = False
+    saved: Saved = Saved.YES
     note: str = ""
     error: str = ""
     mpp: float | None = None
@@ -125,7 +125,7 @@ class Worklist:
         where = Path(path).absolute()
         slides = list_slides(where, recursive=recursive)
         alone = where.is_dir() and [slide.path for slide in slides] == [where]
-        return cls(slides, ReviewFile(where if where.is_dir() and not alone else where.parent))
+        return cls(slides, ReviewFile.of(where if where.is_dir() and not alone else where.parent))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -244,8 +244,8 @@ class Worklist:
     ) -> WorklistItem:
         """Take in what the reviewer says of a slide, in memory, at once.
 
-        The item is `saving` until `reviews.write_waiting` has brought it to the disk, which any thread may do, and
-        `verdicts_written` has been called here.
+        The item is `Saved.SAVING` until `reviews.write_waiting` has brought it to the disk, which any thread may do,
+        and `look_what_is_saved` has been called here.
 
         Parameters
         ----------
@@ -260,35 +260,23 @@ class Worklist:
         ------
         WorklistError
         """
-        if verdict is not None and verdict not in VERDICTS:
-            raise WorklistError(f"{verdict!r} is no verdict; there are {', '.join(VERDICTS)}")
-        item = self[path]
-        self.reviews.add(
-            Review(
-                slide=self.reviews.relative(path),
-                verdict=verdict,
-                note=item.note if note is None else note,
-                label_shown=item.label,
-                bundle_sha256=item.bundle_sha256,
-                fingerprint=item.fingerprint,
-                reviewer=reviewer,
-            )
-        )
-        return self._keep(self._reviewed(item))
+        self._note(path, verdict, note, reviewer)
+        return self._keep(self._reviewed(self[path]))
 
-    def verdicts_written(self) -> list[WorklistItem]:
-        """Take in what became of the verdicts that were `saving`; one that could not be kept is no longer there.
+    def look_what_is_saved(self) -> list[WorklistItem]:
+        """Look how far the verdicts are that were not on the disk.
 
         Returns
         -------
         list of WorklistItem
-            Those that are on the disk now, or are as they were before.
+            Those that are further than before, or could not be written.
         """
-        settled_now = []
-        for item in list(self):
-            if item.saving and not self.reviews.is_waiting(item.path):
-                settled_now.append(self._keep(self._reviewed(item)))
-        return settled_now
+        changed = []
+        for item in [item for item in self if item.saved is not Saved.YES]:
+            now = self._keep(self._reviewed(item))
+            if now != item:
+                changed.append(now)
+        return changed
 
     def set_verdict(
         self, path: Path, verdict: Verdict | None, note: str | None = None, *, reviewer: str = ""
@@ -300,18 +288,35 @@ class Worklist:
         WorklistError
             Where it can't be kept; nothing changes then.
         """
-        self.note_verdict(path, verdict, note, reviewer=reviewer)
-        errors = self.reviews.write_waiting()
-        self.verdicts_written()
-        if errors:
-            raise errors[-1]
-        return self[path]
+        review = self._note(path, verdict, note, reviewer)
+        try:
+            self.reviews.write_waiting()
+        except WorklistError:
+            self.reviews.take_back(review)
+            raise
+        return self._keep(self._reviewed(self[path]))
 
     def reload_reviews(self) -> None:
         """Read the verdicts again: another program may have added some."""
         self.reviews.reload()
         for item in list(self):
             self._keep(self._reviewed(item))
+
+    def _note(self, path: Path, verdict: Verdict | None, note: str | None, reviewer: str) -> Review:
+        if verdict is not None and verdict not in VERDICTS:
+            raise WorklistError(f"{verdict!r} is no verdict; there are {', '.join(VERDICTS)}")
+        item = self[path]
+        review = Review(
+            slide=self.reviews.relative(path),
+            verdict=verdict,
+            note=item.note if note is None else note,
+            label_shown=item.label,
+            bundle_sha256=item.bundle_sha256,
+            fingerprint=item.fingerprint,
+            reviewer=reviewer,
+        )
+        self.reviews.add(review)
+        return review
 
     def _reviewed(self, item: WorklistItem) -> WorklistItem:
         """With the verdict on this slide and the status that it gives; a verdict stops no work."""
@@ -320,16 +325,16 @@ class Worklist:
 
     def _with_review(self, item: WorklistItem) -> WorklistItem:
         """With the verdict on this slide, if its file is still the one that was judged."""
-        saving = self.reviews.is_waiting(item.path)  # asked first: one that fails just now is looked up again
+        saved = self.reviews.saved(item.path)  # asked first: one that is written just now is looked up again
         review = self.reviews.latest(item.path)
         if review is None or _differ(review.fingerprint, item.fingerprint):
-            return replace(item, verdict=None, note="", judged_label=None, saving=saving)
+            return replace(item, verdict=None, note="", judged_label=None, saved=saved)
         return replace(
             item,
             verdict=review.verdict,
             note=review.note,
             judged_label=review.label_shown,
-            saving=saving,
+            saved=saved,
         )
 
     def _keep(self, item: WorklistItem) -> WorklistItem:

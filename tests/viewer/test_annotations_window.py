@@ -235,10 +235,10 @@ def test_broken_import_and_replacing_are_told(
     assert "JSON" in dock.error.text()
     add(qtbot, dock, "rectangle", RECTANGLE)
     monkeypatch.setattr(module.QFileDialog, "getSaveFileName", lambda *_, **__: (str(broken), ""))
-    monkeypatch.setattr(module.QMessageBox, "question", lambda *_: QMessageBox.StandardButton.No)
+    monkeypatch.setattr(QMessageBox, "question", lambda *_: QMessageBox.StandardButton.No)
     qtbot.mouseClick(dock.export_button, LEFT)
     assert broken.read_text(encoding="utf-8") == "[1, 2"
-    monkeypatch.setattr(module.QMessageBox, "question", lambda *_: QMessageBox.StandardButton.Yes)
+    monkeypatch.setattr(QMessageBox, "question", lambda *_: QMessageBox.StandardButton.Yes)
     qtbot.mouseClick(dock.export_button, LEFT)
     qtbot.waitUntil(lambda: "exported" in dock.status.text(), timeout=10_000)
     assert len(json.loads(broken.read_text(encoding="utf-8"))["features"]) == 1

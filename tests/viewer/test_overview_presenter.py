@@ -36,7 +36,8 @@ class Dock:
         self.canvas.zoom, self.canvas.field = 0.5, Area(100.0, 200.0, 800.0, 1200.0)
         self.canvas.has_heatmap.return_value = False
         self.canvas.drawn_heatmap.return_value = None
-        self.presenter = OverviewPresenter(self.view, self.controller, self.canvas, self.background)
+        self.presenter = OverviewPresenter(self.view, self.canvas, self.background)
+        self.presenter.attach(self.controller)
         self.presenter.refresh()
 
     @property

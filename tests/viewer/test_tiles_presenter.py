@@ -55,7 +55,8 @@ class Dock:
         self.view, self.canvas, self.background = fake(TilesView), fake(Canvas), fake_background()
         self.controller = fake(Controller)
         self.controller.slide = self.controller.result = None
-        self.presenter = TilesPresenter(self.view, self.controller, self.canvas, self.background)
+        self.presenter = TilesPresenter(self.view, self.canvas, self.background)
+        self.presenter.attach(self.controller)
         self.presenter.refresh()
 
     def show(self, result: Any, slide: Any = None) -> None:

@@ -17,7 +17,6 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QHeaderView,
     QLabel,
-    QMessageBox,
     QPushButton,
     QStyledItemDelegate,
     QStyleOptionViewItem,
@@ -171,14 +170,7 @@ class AnnotationsWidget(DockedWidget):
         self.presenter.export_file(path, cropped=not self.uncropped.isChecked())
 
     def _may_replace(self, path: Path) -> bool:
-        answer = QMessageBox.question(
-            self,
-            "Replace?",
-            f"{path.name} is already there. Replace it?",
-            QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No,
-            QMessageBox.StandardButton.No,
-        )
-        return bool(answer == QMessageBox.StandardButton.Yes)
+        return parts.confirmed(self, "Replace?", f"{path.name} is already there. Replace it?")
 
     def _fill_classes(self, panel: AnnotationsPanel) -> None:
         combo = self.new_class

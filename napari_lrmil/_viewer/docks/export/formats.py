@@ -135,7 +135,7 @@ def verdict_of(slide_path: Path) -> Verdict | None:
 
     for folder in list(slide_path.absolute().parents)[:_FOLDERS_UP]:
         try:
-            review = ReviewFile(folder).latest(slide_path)
+            review = ReviewFile.of(folder).latest(slide_path)  # what waits to be written, too
         except WorklistError:
             continue
         if review is not None:

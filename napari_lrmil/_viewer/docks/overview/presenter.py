@@ -78,26 +78,28 @@ class OverviewPresenter:
     Parameters
     ----------
     view : OverviewView
-    controller : Controller
-        May be set to another one, which is followed then.
     canvas : Canvas
     background : Background
     """
 
-    def __init__(
-        self, view: OverviewView, controller: Controller, canvas: Canvas, background: Background
-    ) -> None:
-        self._view, self.controller, self._canvas, self._background = view, controller, canvas, background
+    _controller: Controller
+
+    def __init__(self, view: OverviewView, canvas: Canvas, background: Background) -> None:
+        self._view, self._canvas, self._background = view, canvas, background
         self._slide: Slide | None = None
         self._heatmap_shown = True
 
     # ---- what changed
 
+    def attach(self, controller: Controller) -> None:
+        """Follow this controller from now on. Comes before all else."""
+        self._controller = controller
+
     def refresh(self, change: Change = Change.ALL) -> None:
         """The slide, its pixel size, its colours or the heatmap may have changed."""
         if not change & _CONCERNS:
             return
-        self._slide = self.controller.slide
+        self._slide = self._controller.slide
         if change & (Change.SLIDE | Change.PIXELS):
             self._view.show_error("")
             self._view.show_picture(None, scanned_area(self._slide) if self._slide is not None else None)

@@ -14,7 +14,6 @@ from qtpy.QtWidgets import (
     QGridLayout,
     QHBoxLayout,
     QLabel,
-    QMessageBox,
     QPushButton,
     QVBoxLayout,
     QWidget,
@@ -28,7 +27,6 @@ from napari_lrmil._viewer.docks.overview.overview_map import OverviewMap, to_ima
 from napari_lrmil._viewer.docks.overview.panel import MASKED_NOTE, OverviewPanel
 from napari_lrmil._viewer.docks.overview.presenter import OverviewPresenter, Pixels
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import Change, Controller
 
 _THROTTLE_MS = 33
@@ -55,9 +53,7 @@ class OverviewWidget(DockedWidget):
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self.associated_buttons: dict[str, QPushButton] = {}
         self.associated_dialog: QDialog | None = None
-        self.presenter = OverviewPresenter(
-            self, dock_widget(napari_viewer).controller, self.canvas, self.background
-        )
+        self.presenter = OverviewPresenter(self, self.canvas, self.background)
         self._lay_out()
         self._connect()
         self.begin()
@@ -66,7 +62,7 @@ class OverviewWidget(DockedWidget):
 
     def attach(self, controller: Controller) -> None:
         """Follow this controller."""
-        self.presenter.controller = controller
+        self.presenter.attach(controller)
 
     def refresh(self, change: Change) -> None:
         """Show what is so now."""
@@ -107,14 +103,7 @@ class OverviewWidget(DockedWidget):
 
     def may_show_associated(self, question: str) -> bool:
         """Ask whether an image that can identify the patient may be shown."""
-        answer = QMessageBox.question(
-            self,
-            "Show an image that can identify the patient?",
-            question,
-            QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No,
-            QMessageBox.StandardButton.No,
-        )
-        return bool(answer == QMessageBox.StandardButton.Yes)
+        return parts.confirmed(self, "Show an image that can identify the patient?", question)
 
     def show_associated(self, name: str, pixels: Pixels) -> None:
         """Show an associated image in a window of its own; it is dropped when that closes."""
@@ -225,7 +214,7 @@ class OverviewWidget(DockedWidget):
         if facts == self._facts_shown:
             return
         self._facts_shown = facts
-        _empty(self._facts_grid)
+        parts.clear_layout(self._facts_grid)
         for row, (what, value) in enumerate(facts):
             title = QLabel(what)
             self._facts_grid.addWidget(title, row, 0, Qt.AlignmentFlag.AlignTop)
@@ -236,7 +225,7 @@ class OverviewWidget(DockedWidget):
         if names == self._names_shown:
             return
         self._names_shown = names
-        _empty(self._names_column)
+        parts.clear_layout(self._names_column)
         self.associated_buttons = {}
         for name in names:
             button = QPushButton(f"Show “{name}” …")
@@ -255,10 +244,3 @@ def _row(*widgets: QWidget, spacing: int = 6) -> QWidget:
     for widget in widgets:
         layout.addWidget(widget)
     return row
-
-
-def _empty(layout: Any) -> None:
-    while layout.count():
-        widget = layout.takeAt(0).widget()
-        widget.hide()  # and stays its parent's child: without one it could outlive the window
-        widget.deleteLater()

@@ -63,16 +63,14 @@ class TilesPresenter:
     Parameters
     ----------
     view : TilesView
-    controller : Controller
-        May be set to another one, which is followed then.
     canvas : Canvas
     background : Background
     """
 
-    def __init__(
-        self, view: TilesView, controller: Controller, canvas: Canvas, background: Background
-    ) -> None:
-        self._view, self.controller, self._canvas, self._background = view, controller, canvas, background
+    _controller: Controller
+
+    def __init__(self, view: TilesView, canvas: Canvas, background: Background) -> None:
+        self._view, self._canvas, self._background = view, canvas, background
         self._channel: str | None = None
         self._k = DEFAULT_K
         self._slide: Slide | None = None
@@ -83,6 +81,10 @@ class TilesPresenter:
         self._at: int | None = None
         self._images: dict[int, Pixels] = {}
 
+    def attach(self, controller: Controller) -> None:
+        """Follow this controller from now on. Comes before all else."""
+        self._controller = controller
+
     def refresh(self, change: Change = Change.ALL) -> None:
         """Slide, its colours or the result may have changed; nothing is done where they haven't."""
         if change & _CONCERNS:
@@ -90,8 +92,8 @@ class TilesPresenter:
 
     def choose_channel(self, index: int) -> None:
         """Rank by attention or by a class's contribution: the place in the panel's list."""
-        if self.controller.result is not None:
-            self._channel = channels_of(self.controller.result)[index]
+        if self._controller.result is not None:
+            self._channel = channels_of(self._controller.result)[index]
         self._update()
 
     def choose_k(self, k: int) -> None:
@@ -101,7 +103,7 @@ class TilesPresenter:
 
     def go_to(self, n: int) -> None:
         """Show a tile on the canvas, in the middle, with an outline."""
-        result = self.controller.result
+        result = self._controller.result
         if result is not None and n in self._tiles:
             self._at = self._tiles.index(n)
             area = _tile_area(result, n)
@@ -116,7 +118,7 @@ class TilesPresenter:
             self.go_to(self._tiles[(start + by) % len(self._tiles)])
 
     def _update(self) -> None:
-        slide, result = self.controller.slide, self.controller.result
+        slide, result = self._controller.slide, self._controller.result
         icc = slide is not None and slide.icc
         same_images = self._slide is slide and self._result is result and self._icc == icc
         panel = self._new_panel(slide, result)

@@ -22,7 +22,6 @@ from napari_lrmil._viewer.docks.tiles.panel import MAX_K, TileEntry, TilesPanel
 from napari_lrmil._viewer.docks.tiles.presenter import Pixels, TilesPresenter
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.section import Section
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import Change, Controller
 
 NEXT_KEY, PREVIOUS_KEY = "Alt-Right", "Alt-Left"
@@ -122,9 +121,7 @@ class TilesWidget(DockedWidget):
         self.top_title, self.bottom_title = (parts.wrapped_label(style=parts.HEADING_STYLE) for _ in range(2))
         self.top, self.bottom = TileList("Tiles that count most"), TileList("Tiles that count least")
         self.note = parts.wrapped_label()
-        self.presenter = TilesPresenter(
-            self, dock_widget(napari_viewer).controller, self.canvas, self.background
-        )
+        self.presenter = TilesPresenter(self, self.canvas, self.background)
         self._lay_out()
         self.setMinimumHeight(_LEAST_HEIGHT_PX)
         self._connect()
@@ -132,7 +129,7 @@ class TilesWidget(DockedWidget):
 
     def attach(self, controller: Controller) -> None:
         """Follow this controller from now on."""
-        self.presenter.controller = controller
+        self.presenter.attach(controller)
 
     def refresh(self, change: Change) -> None:
         """Slide or result may have changed."""

@@ -20,9 +20,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lrmil._viewer.docks.worklist import keys
-from napari_lrmil._viewer.docks.worklist.panel import WorklistPanel
-from napari_lrmil._viewer.docks.worklist.rows import Show
-from napari_lrmil._viewer.docks.worklist.saving import SavingPanel
+from napari_lrmil._viewer.docks.worklist.panel import SavingPanel, Show, WorklistPanel
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil.worklist import Order
 
