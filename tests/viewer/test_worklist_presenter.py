@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from napari_lrmil.batch import BatchEvent, Kind
 from napari_lrmil.cache import ResultSummary
 from napari_lrmil.model.hub import parse_hub_name
 from napari_lrmil.predict import PredictProgress
-from napari_lrmil.worklist import Order, Saved, Status, Worklist, WorklistItem
+from napari_lrmil.worklist import Order, Saved, Status, Worklist, WorklistItem, reviews
 
 SHA = "a" * 64
 
@@ -410,13 +411,9 @@ def test_a_note_that_didnt_change_is_not_written(stage: Stage) -> None:
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file can be written any more."""
-    import napari_lrmil.worklist.reviews as reviews
-
-    def full(path: Path, line: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(reviews, "_append_line", full)
+    """No line can be written whole any more."""
+    really = os.write
+    monkeypatch.setattr(reviews.os, "write", lambda handle, data: really(handle, data[:10]))
 
 
 def test_verdicts_that_cant_be_kept_say_so_and_are_tried_again_with_the_next(
@@ -616,11 +613,10 @@ def test_what_is_a_bundle(tmp_path: Path) -> None:
     assert bundle_folder(tmp_path / "bundle.json") == bundle_folder(tmp_path) == tmp_path
 
 
-def test_presenter_loads_no_qt_and_no_torch() -> None:
-    code = (
-        "import sys, napari_lrmil._viewer.docks.worklist.presenter, napari_lrmil._viewer.docks.classify.recall.presenter;"
-        "assert not {'qtpy', 'torch', 'napari'} & set(sys.modules)"
-    )
+def test_presenters_load_no_qt_and_no_torch() -> None:
+    docks = "napari_lrmil._viewer.docks"
+    modules = f"{docks}.worklist.presenter, {docks}.worklist.thumbnails, {docks}.classify.recall.presenter"
+    code = f"import sys, {modules}; assert not {{'qtpy', 'torch', 'napari'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
