@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -411,12 +413,11 @@ def test_a_note_that_didnt_change_is_not_written(stage: Stage) -> None:
 
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No file can be written any more."""
-    import napari_lrmil.worklist.reviews as reviews
 
-    def full(path: Path, line: bytes) -> None:
-        raise OSError(28, "No space left on device")
+    def full(handle: int, line: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(reviews, "_append_line", full)
+    monkeypatch.setattr(os, "write", full)
 
 
 def test_verdicts_that_cant_be_kept_say_so_and_are_tried_again_with_the_next(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QThreadPool, QTimer, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import QApplication, QInputDialog, QMessageBox
+from qtpy.QtWidgets import QApplication, QInputDialog, QLabel, QMessageBox
 from window_files import write_slide
 
 from napari_lrmil._viewer.docks.classify.panel import State
@@ -385,6 +385,31 @@ def test_stopping_a_batch(
     assert all(item.label for item in widget.presenter.panel().rows)
 
 
+def test_a_long_name_is_cut_in_its_middle(
+    viewer: Any, main: ClassifyWidget, widget: WorklistWidget, folder: Path, qtbot: Any
+) -> None:
+    """And shows what the dock has room for: names of one study often differ at their end alone."""
+    name = f"{'TCGA-' * 30}001"
+    os.rename(folder / "s0.tiff", folder / f"{name}.tiff")
+    open_list(qtbot, widget, folder)
+    widget.presenter.open_slide(folder / f"{name}.tiff")
+    about = widget.verdict.about
+    qtbot.waitUntil(lambda: about.text() == name, timeout=10_000)
+
+    def shown() -> str:
+        return QLabel.text(about)
+
+    assert widget.width() < 700  # a name widens no dock
+    assert shown().startswith("TCGA-")
+    assert shown().endswith("001")
+    assert "…" in shown()
+    assert about.fontMetrics().horizontalAdvance(shown()) <= about.width()
+    assert about.toolTip() == name
+    before = len(shown())
+    widget.window().resizeDocks([widget.parent()], [widget.width() + 150], Qt.Orientation.Horizontal)
+    qtbot.waitUntil(lambda: len(shown()) > before, timeout=10_000)
+
+
 def test_closing_the_dock_frees_its_keys_and_closing_the_main_dock_says_so(
     viewer: Any, main: ClassifyWidget, widget: WorklistWidget, folder: Path, qtbot: Any
 ) -> None:
@@ -402,16 +427,23 @@ def test_closing_the_dock_frees_its_keys_and_closing_the_main_dock_says_so(
     assert len(viewer.keymap) < bound
 
 
+@pytest.fixture
+def no_tiles_kept() -> Iterator[Callable[[], None]]:
+    """Switches the cache of tiles off for the rest of a test."""
+    cache = shared_cache()
+    before = cache.max_bytes
+    yield lambda: cache.resize(0)
+    cache.resize(before)
+
+
 @pytest.mark.slow
 def test_fifty_slides_leave_no_layers_and_no_memory(
-    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, no_tiles_kept: Callable[[], None]
 ) -> None:
     for number in range(5, 50):
         os.link(folder / f"s{number % 5}.tiff", folder / f"s{number}.tiff")
     open_list(qtbot, widget, folder)
-    monkeypatch.setattr(
-        shared_cache(), "_max_bytes", 0
-    )  # it would hold the tiles of all of them, up to its limit
+    no_tiles_kept()  # they would be those of all slides, up to the cache's limit
     sizes = []
     for number in range(50):
         widget.presenter.step(1)
