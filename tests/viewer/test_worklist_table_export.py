@@ -21,6 +21,7 @@ from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import Controller
 from napari_lrmil.cache import ResultCache, result_key, summarise
+from napari_lrmil.export.tables import folder_columns
 from napari_lrmil.model.bundle import load_info
 from napari_lrmil.worklist import Status, Worklist
 
@@ -85,6 +86,8 @@ def test_every_slide_of_the_list_has_a_row(tmp_path: Path, bundle_dir: Path) -> 
     assert presenter.panel().saving.can_save
     assert len(changes) == 6
     rows = rows_of(folder / "predictions.csv")
+    assert list(rows[0]) == folder_columns(info.class_names)  # as `lrmil predict --out` has them
+    assert [row["status"] for row in rows] == ["demonstration", "demonstration", "", "failed"]
     assert [row["slide"] for row in rows] == ["slide aaaaaaaa", "slide bbbbbbbb", "slide 3", "slide 4"]
     assert [row["label"] for row in rows] == ["lesion", "benign", "", ""]
     assert [row["p_lesion"] for row in rows] == ["0.8", "0.25", "", ""]

@@ -171,7 +171,8 @@ def _geojson(path: Path, source: Source, options: Options) -> Writing:
 
 
 def _tables(path: Path, source: Source, options: Options) -> Writing:
-    from napari_lrmil.export.tables import shown_name, write_prediction
+    from napari_lrmil.export.result import write_prediction
+    from napari_lrmil.export.tables import shown_name
 
     yield Step(0, 0, "writing the tables")
     name = shown_name(source.prediction, show_identifiers=options.show_identifiers)

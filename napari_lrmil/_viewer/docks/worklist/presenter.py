@@ -13,10 +13,11 @@ from napari_lrmil._viewer.background import Background, Steps, in_one_step
 from napari_lrmil._viewer.bundle_names import bundle_folder, is_bundle
 from napari_lrmil._viewer.docks.worklist.batch import FolderClassification
 from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel, is_shown
-from napari_lrmil._viewer.docks.worklist.saving import TABLE_NAME, TableSaving
+from napari_lrmil._viewer.docks.worklist.saving import TableSaving
 from napari_lrmil._viewer.docks.worklist.verdicts import VerdictWriter
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary, summarise
+from napari_lrmil.export.tables import PREDICTIONS_NAME
 from napari_lrmil.slide import Slide
 from napari_lrmil.worklist import Order, Verdict, Worklist, WorklistItem
 
@@ -244,7 +245,7 @@ class WorklistPresenter:
     @property
     def table_path(self) -> Path:
         """Where the list is saved if nobody says otherwise: beside its verdicts."""
-        return (self._list.reviews.folder if self._list is not None else Path()) / TABLE_NAME
+        return (self._list.reviews.folder if self._list is not None else Path()) / PREDICTIONS_NAME
 
     def save_table(self, path: Path, *, show_identifiers: bool) -> None:
         """Write every slide of the list, whatever the filter; whether a file may be replaced has been asked."""

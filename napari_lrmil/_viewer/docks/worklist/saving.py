@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_lrmil._viewer.background import Background, Steps
 from napari_lrmil._viewer.docks.worklist.panel import SavingPanel
 from napari_lrmil._viewer.model_imports import import_models
-from napari_lrmil.cache import ResultCache, ResultKeys
+from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary, summarise
 from napari_lrmil.export.tables import FolderRow, write_folder_table
 from napari_lrmil.worklist import Worklist, WorklistError, WorklistItem
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo
     from napari_lrmil.predict import SlidePrediction
 
-TABLE_NAME = "predictions.csv"
 _SUFFIX = ".csv"
 _SAVE = "save table"
 
@@ -128,7 +127,12 @@ def table_steps(request: TableRequest) -> Steps[int, Path]:
     for number, item in enumerate(request.items):
         yield number
         rows.append(_row_of(item, _result_of(item, request, cache, keys)))
-    return write_folder_table(path, rows, show_identifiers=request.show_identifiers)
+    return write_folder_table(
+        path,
+        rows,
+        class_names=request.info.class_names if request.info is not None else (),
+        show_identifiers=request.show_identifiers,
+    )
 
 
 def _target_of(request: TableRequest) -> Path:
@@ -143,7 +147,7 @@ def _target_of(request: TableRequest) -> Path:
 
 def _result_of(
     item: WorklistItem, request: TableRequest, cache: ResultCache, keys: ResultKeys | None
-) -> SlidePrediction | None:
+) -> ResultSummary | None:
     info = request.info
     if info is None or keys is None:
         return None
@@ -151,24 +155,11 @@ def _result_of(
     if found is None:
         key = keys(item.mpp)
         found = cache.known_result(item.path, info.weights_sha256, key, slide_name=item.slide_id)
-    return _light(found) if found is not None else None
+    return summarise(found) if found is not None else None
 
 
-def _light(prediction: SlidePrediction) -> SlidePrediction:
-    """Without its values per tile: those of a thousand slides would fill the memory."""
-    import numpy as np
-
-    none = np.empty(0)
-    return replace(
-        prediction,
-        attention_scores=none,
-        attention_logits=none,
-        class_contributions=np.empty((0, len(prediction.class_names))),
-    )
-
-
-def _row_of(item: WorklistItem, prediction: SlidePrediction | None) -> FolderRow:
+def _row_of(item: WorklistItem, result: ResultSummary | None) -> FolderRow:
     verdict: str = item.verdict or ""
     if item.verdict_outdated:  # it isn't one on the label in this row
         verdict += f" (with {item.judged_label or 'no label'})"
-    return FolderRow(item.slide_id, prediction, verdict, item.note, item.error)
+    return FolderRow(item.slide_id, result, verdict, item.note, item.error)
