@@ -78,6 +78,7 @@ class FakePrediction:
     tiles: tuple[int, ...] = ()
     seconds: float = 1.0
     bundle_name: str = "b"
+    demonstration: bool = False
 
     @property
     def class_probabilities(self) -> Any:
