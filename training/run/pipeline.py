@@ -147,7 +147,7 @@ def check_tokens(context: Context, teacher: Encoder) -> None:
 def embed(
     context: Context, rows: Sequence[SlideRow], embedded: Embedded, weights: Path | str | None, *, hr: bool
 ) -> None:
-    """Steps 1 and 4: embed in these processes, or on the cluster, what isn't done.
+    """Embed (steps 1 and 4) in these processes, or on the cluster, what isn't done.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def _random_heads(context: Context, splits: Sequence[Split]) -> list[Head]:
 
 
 def train_teacher(context: Context, split: Split, steps: Steps, embed_dim: int) -> None:
-    """Step 2: train the teacher's head on a fold's HR bags, and keep what it says of every training slide."""
+    """Train (step 2) the teacher's head on a fold's HR bags, and keep what it says of every training slide."""
     store = context.hr_store()
     train = context.bags(store, split.train, share=_TRAIN_SHARE)
     model = fit_head(
@@ -214,7 +214,7 @@ def train_teacher(context: Context, split: Split, steps: Steps, embed_dim: int) 
 
 
 def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Encoder) -> None:
-    """Step 3, stage 1: train f' on pairs of tiles, unless it is done."""
+    """Train (step 3, stage 1) f' on pairs of tiles, unless it is done."""
     step = steps.stage1(plan)
 
     def train() -> None:
@@ -266,7 +266,7 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
 
 
 def train_head(context: Context, head: Head, steps: Steps) -> None:
-    """Step 5, stage 2: train a head on LR bags, with or without the teacher's words."""
+    """Train (step 5, stage 2) a head on LR bags, with or without the teacher's words."""
     config, split, method = context.config, head.split, head.method
     folder, store = context.run_dir.fold(split.fold), head.embedded.store
     extra_loss = None
@@ -325,7 +325,7 @@ def _evaluate(
 
 
 def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
-    """Step 6: ask a head about the fold's test slides, unless that was done, and read its answer."""
+    """Ask (step 6) a head about the fold's test slides, unless that was done, and read its answer."""
     split, method, store = head.split, head.method, head.embedded.store
     trained = steps.teacher(split) if method == TEACHER else steps.head(split, method, store)
     folder = context.run_dir.fold(split.fold)
@@ -348,7 +348,7 @@ def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
 
 
 def evaluate_shortcut(context: Context, split: Split, steps: Steps, method: Method) -> Predictions:
-    """Step 6: what a baseline says of the fold's test slides."""
+    """Ask (step 6) a baseline about the fold's test slides."""
     folder = context.run_dir.fold(split.fold)
 
     def ask() -> None:
@@ -472,7 +472,7 @@ def _table(results: Mapping[str, MethodResult]) -> Table:
 
 
 def _shown(value: float | list[float | None] | None, how: str) -> str:
-    """A number, or one with its interval."""
+    """Write a number, or one with its interval."""
     if value is None:
         return ""
     if not isinstance(value, list):
