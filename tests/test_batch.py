@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil import batch
+from napari_lrmil import predict
 from napari_lrmil.batch import (
     BatchEvent,
     ClusterError,
@@ -175,14 +175,14 @@ def test_errors_stay_with_their_slide(
     folder: Path, bundle: ModelBundle, cache: ResultCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "s0.tif").write_bytes(b"no slide")
-    really = batch.local._steps
+    really = predict.predict_slide
 
-    def failing(slide: Slide, *rest: Any) -> Any:
+    def failing(slide: Slide, *rest: Any, **options: Any) -> Any:
         if slide.name == "s1":
             raise RuntimeError("out of memory")
-        return really(slide, *rest)
+        return really(slide, *rest, **options)
 
-    monkeypatch.setattr(local, "_steps", failing)
+    monkeypatch.setattr(predict, "predict_slide", failing)
     items = [*list_slides(folder), ListedSlide(folder / "absent.svs", "absent")]
     events = list(classify(items, bundle, cache=cache, device=CPU))
     assert [(name, kind) for name, kind, _ in ends(events)] == [
