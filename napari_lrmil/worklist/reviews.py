@@ -12,16 +12,16 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 from weakref import WeakValueDictionary
 
 import platformdirs
 
-from napari_lrmil.worklist.errors import WorklistError
+from napari_lrmil.errors import WorklistError
 
 REVIEW_NAME = "lrmil-review.jsonl"
 FORMAT, VERSION = "lrmil-review", 1
@@ -296,18 +296,37 @@ class _NewerLineError(ValueError):
 
 
 def _parsed(raw: bytes) -> Review:
-    line: Any = json.loads(raw)
+    line: dict[str, object] = json.loads(raw)
     if line["format"] != FORMAT:
         raise ValueError("something else")
-    if line["version"] > VERSION:
-        raise _NewerLineError(f"has version {line['version']}, newer than this program's {VERSION},")
-    review = Review(**{field.name: line[field.name] for field in fields(Review) if field.name in line})
-    if review.verdict is not None and review.verdict not in VERDICTS:
+    version = line["version"]
+    if not isinstance(version, int):
+        raise TypeError("no version")
+    if version > VERSION:
+        raise _NewerLineError(f"has version {version}, newer than this program's {VERSION},")
+    verdict = next((known for known in VERDICTS if known == line["verdict"]), None)
+    if verdict is None and line["verdict"] is not None:
         raise ValueError("no verdict")
-    texts = (review.slide, review.note, review.reviewer, review.time)
-    if not all(isinstance(text, str) for text in texts):
+    return Review(
+        slide=_text(line["slide"]),
+        verdict=verdict,
+        note=_text(line.get("note", "")),
+        label_shown=_text_or_none(line.get("label_shown")),
+        bundle_sha256=_text_or_none(line.get("bundle_sha256")),
+        fingerprint=_text_or_none(line.get("fingerprint")),
+        reviewer=_text(line.get("reviewer", "")),
+        time=_text(line.get("time", "")),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
         raise TypeError("no text")
-    return review
+    return value
+
+
+def _text_or_none(value: object) -> str | None:
+    return None if value is None else _text(value)
 
 
 def _append_line(path: Path, line: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from unittest.mock import call, create_autospec
 
 import pytest
 from fakes import Job, all_started, fake, fake_background, run_all, started
+from made_predictions import make_prediction
 from psygnal import Signal
 
 from napari_lrmil._viewer.bundle_names import bundle_folder, hub_name, is_bundle
@@ -27,8 +29,8 @@ from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.batch import BatchEvent, Kind
 from napari_lrmil.cache import ResultSummary
 from napari_lrmil.model.hub import parse_hub_name
-from napari_lrmil.predict import PredictProgress
-from napari_lrmil.worklist import Order, Saved, Status, Worklist, WorklistItem
+from napari_lrmil.predict import PredictProgress, SlidePrediction
+from napari_lrmil.worklist import Order, Saved, Status, Worklist, WorklistItem, reviews
 
 SHA = "a" * 64
 
@@ -62,27 +64,9 @@ class FakeSlide:
         self.name = path.stem
 
 
-@dataclass(eq=False)
-class FakePrediction:
-    """As much of a prediction as `summarise` reads."""
-
-    label: str = "lesion"
-    bundle_sha256: str = SHA
-    slide_fingerprint: str = "f" * 64
-    class_names: tuple[str, ...] = ("benign", "lesion")
-    prediction_set: Any = None
-    unsure: bool = False
-    out_of_distribution: bool = False
-    ood_score: Any = None
-    tiles: tuple[int, ...] = ()
-    seconds: float = 1.0
-    bundle_name: str = "b"
-
-    @property
-    def class_probabilities(self) -> Any:
-        import numpy as np
-
-        return np.array([0.2, 0.8])
+def prediction_of_it() -> SlidePrediction:
+    """Lesion, 80 %, by the model in use."""
+    return make_prediction(0.8, bundle_sha256=SHA)
 
 
 class Signals:
@@ -410,13 +394,9 @@ def test_a_note_that_didnt_change_is_not_written(stage: Stage) -> None:
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file can be written any more."""
-    import napari_lrmil.worklist.reviews as reviews
-
-    def full(path: Path, line: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(reviews, "_append_line", full)
+    """No line can be written whole any more."""
+    really = os.write
+    monkeypatch.setattr(reviews.os, "write", lambda handle, data: really(handle, data[:10]))
 
 
 def test_verdicts_that_cant_be_kept_say_so_and_are_tried_again_with_the_next(
@@ -518,7 +498,7 @@ def test_batch(stage: Stage) -> None:
     stage.now[0] = 10.0
     happened(BatchEvent(Kind.PROGRESS, stage.path("s1"), progress=PredictProgress(5, 10, 10.0)))
     assert stage.panel.batch.text == "0 of 3 classified, 50 s left"  # half a slide took 10 s
-    prediction: Any = FakePrediction()
+    prediction = prediction_of_it()
     happened(BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=prediction))
     happened(BatchEvent(Kind.FAILED, stage.path("s3"), error="no tissue"))
     stage.now[0] = 20.0
@@ -534,7 +514,7 @@ def test_cancelled_batch_leaves_nothing_waiting_and_hears_nothing_more(stage: St
     happened = stage.job("classify").progress
     stage.presenter.cancel()
     assert {item.status for item in stage.panel.rows} == {Status.NEW}
-    happened(BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=FakePrediction()))  # type: ignore[arg-type]
+    happened(BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=prediction_of_it()))
     assert all(item.label is None for item in stage.panel.rows)
     assert stage.panel.batch.text.startswith("Stopped: 0 of 4")
     assert stage.panel.batch.can_start
@@ -550,14 +530,14 @@ def test_batch_that_fails_as_a_whole_says_why(stage: Stage) -> None:
 def test_batch_result_of_the_open_slide_shows(stage: Stage) -> None:
     stage.presenter.open_slide(stage.path("s1"))
     stage.presenter.classify_all()
-    prediction = FakePrediction()
-    stage.job("classify").progress(BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=prediction))  # type: ignore[arg-type]
+    prediction = prediction_of_it()
+    stage.job("classify").progress(BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=prediction))
     stage.controller.show_result.assert_called_once_with(stage.controller.slide, prediction)
 
 
 def test_result_of_the_main_dock_shows_in_the_row(stage: Stage) -> None:
     stage.presenter.open_slide(stage.path("s1"))
-    stage.controller.results[stage.controller.slide] = FakePrediction()
+    stage.controller.results[stage.controller.slide] = prediction_of_it()
     stage.controller.changed.emit(Change.ALL)
     item = next(item for item in stage.panel.rows if item.slide_id == "s1")
     assert (item.label, item.probability) == ("lesion", 0.8)
@@ -616,11 +596,10 @@ def test_what_is_a_bundle(tmp_path: Path) -> None:
     assert bundle_folder(tmp_path / "bundle.json") == bundle_folder(tmp_path) == tmp_path
 
 
-def test_presenter_loads_no_qt_and_no_torch() -> None:
-    code = (
-        "import sys, napari_lrmil._viewer.docks.worklist.presenter, napari_lrmil._viewer.docks.classify.recall.presenter;"
-        "assert not {'qtpy', 'torch', 'napari'} & set(sys.modules)"
-    )
+def test_presenters_load_no_qt_and_no_torch() -> None:
+    docks = "napari_lrmil._viewer.docks"
+    modules = f"{docks}.worklist.presenter, {docks}.worklist.thumbnails, {docks}.classify.recall.presenter"
+    code = f"import sys, {modules}; assert not {{'qtpy', 'torch', 'napari'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -655,7 +634,7 @@ def test_a_result_of_before_is_shown_and_not_kept_again() -> None:
     _, controller, jobs = recall_stage()
     ((slide, sha, found),) = jobs.asked
     assert sha == SHA
-    prediction = FakePrediction()
+    prediction = prediction_of_it()
     found(prediction)
     assert controller.results[slide] is prediction
     controller.changed.emit(Change.ALL)
@@ -667,7 +646,7 @@ def test_a_new_result_is_kept_once_with_the_pixel_size_that_was_given() -> None:
     _, controller, jobs = recall_stage()
     assert controller.slide is not None
     controller.slide.mpp_override = 0.25
-    prediction = FakePrediction()
+    prediction = prediction_of_it()
     controller.results[controller.slide] = prediction
     controller.changed.emit(Change.ALL)
     controller.changed.emit(Change.ALL)
@@ -678,7 +657,7 @@ def test_a_new_result_is_kept_once_with_the_pixel_size_that_was_given() -> None:
 def test_what_is_found_too_late_changes_nothing(meanwhile: str) -> None:
     _, controller, jobs = recall_stage()
     ((slide, _, found),) = jobs.asked
-    own = FakePrediction()
+    own = prediction_of_it()
     if meanwhile == "another model":
         controller.bundle = bundle("b" * 64)
     elif meanwhile == "closed":
@@ -688,7 +667,7 @@ def test_what_is_found_too_late_changes_nothing(meanwhile: str) -> None:
     elif meanwhile == "classified":
         controller.results[slide] = own
     controller.changed.emit(Change.ALL)
-    found(None if meanwhile == "absent" else FakePrediction())
+    found(None if meanwhile == "absent" else prediction_of_it())
     assert controller.results.get(slide) is (own if meanwhile == "classified" else None)
 
 

@@ -11,13 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QThreadPool, QTimer, QUrl
+from dock_tests import end_threads
+from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import QApplication, QInputDialog, QMessageBox
+from qtpy.QtWidgets import QApplication, QInputDialog, QLabel, QMessageBox
 from window_files import write_slide
 
 from napari_lrmil._viewer.docks.classify.panel import State
@@ -343,7 +345,7 @@ def test_closing_the_window_amid_a_batch_leaves_nothing_and_the_next_start_goes_
     assert widget.presenter.panel().batch.running
     done = {item.slide_id for item in widget.presenter.panel().rows if item.label}
     viewer.close()
-    assert QThreadPool.globalInstance().waitForDone(10_000)
+    end_threads()
     open_files = [
         os.readlink(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd") if _there(each)
     ]
@@ -385,6 +387,31 @@ def test_stopping_a_batch(
     assert all(item.label for item in widget.presenter.panel().rows)
 
 
+def test_a_long_name_is_cut_in_its_middle(
+    viewer: Any, main: ClassifyWidget, widget: WorklistWidget, folder: Path, qtbot: Any
+) -> None:
+    """And shows what the dock has room for: names of one study often differ at their end alone."""
+    name = f"{'TCGA-' * 30}001"
+    os.rename(folder / "s0.tiff", folder / f"{name}.tiff")
+    open_list(qtbot, widget, folder)
+    widget.presenter.open_slide(folder / f"{name}.tiff")
+    about = widget.verdict.about
+    qtbot.waitUntil(lambda: about.text() == name, timeout=10_000)
+
+    def shown() -> str:
+        return QLabel.text(about)
+
+    assert widget.width() < 700  # a name widens no dock
+    assert shown().startswith("TCGA-")
+    assert shown().endswith("001")
+    assert "…" in shown()
+    assert about.fontMetrics().horizontalAdvance(shown()) <= about.width()
+    assert about.toolTip() == name
+    before = len(shown())
+    widget.window().resizeDocks([widget.parent()], [widget.width() + 150], Qt.Orientation.Horizontal)
+    qtbot.waitUntil(lambda: len(shown()) > before, timeout=10_000)
+
+
 def test_closing_the_dock_frees_its_keys_and_closing_the_main_dock_says_so(
     viewer: Any, main: ClassifyWidget, widget: WorklistWidget, folder: Path, qtbot: Any
 ) -> None:
@@ -404,14 +431,13 @@ def test_closing_the_dock_frees_its_keys_and_closing_the_main_dock_says_so(
 
 @pytest.mark.slow
 def test_fifty_slides_leave_no_layers_and_no_memory(
-    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, request: pytest.FixtureRequest
 ) -> None:
     for number in range(5, 50):
         os.link(folder / f"s{number % 5}.tiff", folder / f"s{number}.tiff")
     open_list(qtbot, widget, folder)
-    monkeypatch.setattr(
-        shared_cache(), "_max_bytes", 0
-    )  # it would hold the tiles of all of them, up to its limit
+    request.addfinalizer(partial(shared_cache().resize, shared_cache().max_bytes))
+    shared_cache().resize(0)  # it would hold the tiles of all of them, up to its limit
     sizes = []
     for number in range(50):
         widget.presenter.step(1)
@@ -704,6 +730,57 @@ def test_closing_while_the_lock_stays_keeps_verdicts_elsewhere_and_says_so(
     assert "verdicts are kept in" in reports[0]
     assert (folder / "lrmil-review.jsonl").read_text() == ""
     assert Worklist.open(folder)[folder / "s0.tiff"].verdict == "agree"
+
+
+QUITTING = """
+import sys
+from pathlib import Path
+
+import napari
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QApplication
+
+from napari_lrmil._viewer.docks.worklist import worklist_dock
+
+folder = Path(sys.argv[1])
+viewer = napari.Viewer()
+presenter = worklist_dock(viewer).presenter
+presenter.open_list(folder)
+
+
+def judge():
+    if presenter.worklist is None:
+        QTimer.singleShot(20, judge)
+        return
+    presenter.open_slide(folder / "s0.tiff")
+    presenter.judge("disagree")
+    presenter.write_note(folder / "s0.tiff", "as the program ends")
+    print("quitting", flush=True)
+    QApplication.instance().quit()
+
+
+QTimer.singleShot(0, judge)
+napari.run()
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_quitting_waits_for_verdicts(folder: Path) -> None:
+    """A program of its own that ends while another one holds the file."""
+    with held_by_another_program(folder) as release:
+        program = subprocess.Popen(
+            [sys.executable, "-c", QUITTING, str(folder)], stdout=subprocess.PIPE, text=True
+        )
+        assert program.stdout is not None
+        with program.stdout:
+            assert "quitting\n" in iter(program.stdout.readline, "")
+            release()
+            assert "ended\n" in program.stdout.read()
+        assert program.wait(60) == 0
+    assert lines_on_disk(folder) == [
+        ("s0.tiff", "disagree", ""), ("s0.tiff", "disagree", "as the program ends")
+    ]  # fmt: skip
 
 
 def test_a_folder_that_cant_be_written_says_where_verdicts_are(

@@ -26,17 +26,18 @@ from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import choose_level, iter_tiles
 from training.checkpoint import Files
 from training.cohort import MASK_DOWNSAMPLE
+from training.cohort.localisation import tile_lesion_fractions
 from training.config import load_config
-from training.data.table import SlideRow, Split
-from training.loop import fit
+from training.data.splits import Split
+from training.data.table import SlideRow
+from training.loop import Recipe, Session, Task, fit
+from training.methods import TEACHER
 from training.metrics import Interval, auc, bootstrap_over_patients
-from training.pipeline import labelled_of, load_mil
 from training.progress import Reporter
-from training.run import Prepared, prepare
-from training.stages.context import Context
-from training.stages.embed_tiles import embed_slides, jobs_for
-from training.stages.evaluate import predict_test
-from training.stages.teacher_mil import train_teacher
+from training.run.context import Context
+from training.run.pipeline import Embedded, Head, evaluate_head, train_teacher
+from training.run.prepare import Prepared, prepare
+from training.stages.embed_tiles import embed_slides
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.toml"
 LR_EPOCHS = 24
@@ -80,7 +81,7 @@ def measure(cohort_dir: Path, reporter: Reporter) -> dict[str, Interval]:
         row.slide_id: _low_tiles(context, cohort_dir, row) for row in (*split.train, *split.val, *split.test)
     }
     for part in ("train", "val", "test"):  # before the minutes that the teacher takes
-        _check_tiles(part, [low[row.slide_id] for row in getattr(split, part)])
+        check_enough_tiles(part, [low[row.slide_id] for row in getattr(split, part)])
     results = {
         "colour only, mean RGB (slide)": _colour(context, split, low, with_std=False),
         "colour and contrast, mean and std of RGB (slide)": _colour(context, split, low, with_std=True),
@@ -95,7 +96,14 @@ def measure(cohort_dir: Path, reporter: Reporter) -> dict[str, Interval]:
     return results
 
 
-def _check_tiles(part: str, slides: list[LowTiles]) -> None:
+def check_enough_tiles(part: str, slides: list[LowTiles]) -> None:
+    """Refuse a part of the split whose tiles can't train or test the ceiling.
+
+    Raises
+    ------
+    ConfigError
+        Where it has too few tiles that are clear, or none of a class.
+    """
     _, labels, _ = _clear_tiles(slides)
     n_lesion = int((labels == 1).sum())
     if not 0 < n_lesion < len(labels) or len(labels) < _BATCH:
@@ -113,16 +121,12 @@ def _low_tiles(context: Context, cohort_dir: Path, row: SlideRow) -> LowTiles:
         level = choose_level(slide.level_mpps, grid.spec.mpp)
         pixels = np.concatenate(list(iter_tiles(slide, grid, level, places, batch_size=64)))
     mask = np.asarray(Image.open(cohort_dir / "masks" / f"{row.slide_id}.png")) > 0
-    edge = grid.tile_l0_xy[0] / MASK_DOWNSAMPLE
-    fractions = [
-        mask[round(r * edge) : round((r + 1) * edge), round(c * edge) : round((c + 1) * edge)].mean()
-        for r, c in places
-    ]
-    return LowTiles(row, pixels, np.asarray(fractions))
+    fractions = tile_lesion_fractions(mask, tiles.lr_places, grid.tile_l0_xy[0] / MASK_DOWNSAMPLE)
+    return LowTiles(row, pixels, fractions)
 
 
 def _colour(context: Context, split: Split, low: dict[str, LowTiles], *, with_std: bool) -> Interval:
-    """Mean, spread, least and largest over a bag's tiles of their colours, and logistic regression on these."""
+    """Measure logistic regression on mean, spread, least and largest of the colours of a bag's tiles."""
 
     def bag(row: SlideRow) -> NDArray[np.float64]:
         pixels = low[row.slide_id].tiles.astype(np.float64)
@@ -138,25 +142,21 @@ def _colour(context: Context, split: Split, low: dict[str, LowTiles], *, with_st
     model.fit([bag(row) for row in train], [context.class_names.index(row.label or "") for row in train])
     scores = model.predict_proba([bag(row) for row in split.test])
     labels = np.asarray([context.class_names.index(row.label or "") for row in split.test], np.int64)
-    return _interval(labels, scores[:, 1], [row.patient_id for row in split.test])
+    return auc_interval(labels, scores[:, 1], [row.patient_id for row in split.test])
 
 
 def _teacher(prepared: Prepared) -> Interval:
-    context, split, keys = prepared.context, prepared.splits[0], prepared.keys
+    context, split, steps = prepared.context, prepared.splits[0], prepared.steps
     encoder, store = context.teacher_encoder(), context.hr_store()
-    jobs = jobs_for(context, context.tiles_of(labelled_of(split)), store, hr=True)
-    embed_slides(context, jobs, encoder, "Embedding HR tiles")
-    key = keys.teacher(split)
-    train_teacher(context, split, embed_dim=encoder.embed_dim, key=key)
-    model = load_mil(context, encoder.embed_dim, split, "teacher_hr")
-    test = predict_test(
-        context, split, "teacher_hr", model, store, hr=True, key=keys.test(split, key, hr=True)
-    )
-    return _interval(test.labels, test.probabilities[:, 1], test.patients)
+    jobs = context.jobs(split.labelled, store, hr=True)
+    embed_slides(jobs, encoder, context.runtime, context.reporter, "Embedding HR tiles")
+    train_teacher(context, split, steps, encoder.embed_dim)
+    test = evaluate_head(context, steps, Head(split, TEACHER, Embedded(encoder, store)))
+    return auc_interval(test.labels, test.probabilities[:, 1], list(test.patients))
 
 
 def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interval:
-    """A fresh encoder told tile by tile where the lesions are; tiles that are partly lesion are left out."""
+    """Train a fresh encoder that is told where the lesions are; tiles that are partly lesion are left out."""
     tiles, labels, _ = _clear_tiles([low[row.slide_id] for row in split.train])
     val_tiles, val_labels, _ = _clear_tiles([low[row.slide_id] for row in split.val])
     test_tiles, test_labels, patients = _clear_tiles([low[row.slide_id] for row in split.test])
@@ -186,27 +186,22 @@ def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interv
             parts = [torch.softmax(logits(part), dim=1)[:, 1].cpu() for part in np.array_split(pixels, 8)]
         return torch.cat(parts).double().numpy()
 
-    fit(
-        model,
-        fabric=context.runtime.head_fabric,
-        epochs=LR_EPOCHS,
+    task = Task(
         batches=batches,
         steps_per_epoch=len(tiles) // _BATCH,
-        loss_of=lambda _, batch: {
+        losses=lambda _, batch: {
             "loss": F.cross_entropy(logits(batch[0]), batch[1].to(context.device), weight=weight)
         },
-        names_of=lambda batch, losses: "a batch of LR tiles",
         validate=lambda: {"val_auc": _tile_auc(val_labels, scores(val_tiles))},
         score=lambda metrics: (metrics["val_auc"],),
-        learning_rate=1e-3,
-        weight_decay=0.02,
-        seed=context.config.run.seed,
-        warmup=True,
-        files=Files(metrics_csv=context.run_dir.path("ceiling.csv")),
-        reporter=context.reporter,
-        description="LR ceiling",
+        names=lambda batch, losses: "a batch of LR tiles",
     )
-    return _interval(test_labels, scores(test_tiles), patients)
+    recipe = Recipe(
+        epochs=LR_EPOCHS, learning_rate=1e-3, weight_decay=0.02, seed=context.config.run.seed, warmup=True
+    )
+    files = Files(metrics_csv=context.run_dir.root / "ceiling.csv")
+    fit(model, task, recipe, Session(context.runtime.head_fabric, files, context.reporter, "LR ceiling"))
+    return auc_interval(test_labels, scores(test_tiles), patients)
 
 
 def _clear_tiles(slides: list[LowTiles]) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
@@ -223,7 +218,14 @@ def _tile_auc(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
     return auc(labels, np.stack([1 - scores, scores], axis=1))
 
 
-def _interval(labels: NDArray[np.int64], scores: NDArray[np.float64], patients: list[str]) -> Interval:
+def auc_interval(labels: NDArray[np.int64], scores: NDArray[np.float64], patients: list[str]) -> Interval:
+    """Return the AUC of scores for class 1 with its interval, patients resampled.
+
+    Raises
+    ------
+    ConfigError
+        Where the slides are too few for it.
+    """
     try:
         return bootstrap_over_patients(
             lambda drawn: _tile_auc(labels[drawn], scores[drawn]),

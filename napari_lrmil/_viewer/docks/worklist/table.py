@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QAbstractTableModel, QModelIndex, QSize, Qt, Signal
-from qtpy.QtGui import QColor, QFont, QImage, QKeyEvent, QPainter, QPixmap
+from qtpy.QtGui import QColor, QFont, QImage, QKeyEvent, QPainter, QPixmap, QResizeEvent, QShowEvent
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView
 from superqt.utils import QSignalDebouncer
 
@@ -43,13 +42,13 @@ class WorklistModel(QAbstractTableModel):
         """Slide and verdict."""
         return 0 if parent.isValid() else len(HEADINGS)
 
-    def headerData(self, section: int, orientation: Qt.Orientation, role: int = 0) -> Any:
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = 0) -> str | None:
         """Headings of the columns."""
         if orientation == Qt.Orientation.Horizontal and role == Qt.ItemDataRole.DisplayRole:
             return HEADINGS[section]
         return None
 
-    def data(self, index: QModelIndex, role: int = 0) -> Any:
+    def data(self, index: QModelIndex, role: int = 0) -> str | QPixmap | QFont | None:
         """What a cell shows."""
         item, column = self.items[index.row()], index.column()
         if role == Qt.ItemDataRole.DisplayRole:
@@ -203,14 +202,14 @@ class WorklistTable(QTableView):
         else:
             super().keyPressEvent(event)
 
-    def resizeEvent(self, event: Any) -> None:
+    def resizeEvent(self, event: QResizeEvent) -> None:
         """More rows may be in sight; the chosen one stays so."""
         super().resizeEvent(event)
         if self.currentIndex().isValid():
             self.scrollTo(self.currentIndex())
         self._moved()
 
-    def showEvent(self, event: Any) -> None:
+    def showEvent(self, event: QShowEvent) -> None:
         """Rows come into sight."""
         super().showEvent(event)
         self._moved()

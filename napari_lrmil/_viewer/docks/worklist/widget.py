@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QKeyEvent, QShowEvent
@@ -35,6 +36,8 @@ from napari_lrmil.worklist.listing import TABLE_SUFFIXES
 if TYPE_CHECKING:
     from napari_lrmil._viewer.window import Controller
     from napari_lrmil.model.bundle import BundleInfo
+
+P = ParamSpec("P")
 
 DOCK_NAME = "LRMIL: worklist"
 _CONTROLS = "layer controls"
@@ -180,7 +183,8 @@ class WorklistWidget(DockedWidget):
         self.table_file.save_clicked.connect(self._save_table)
         DropTarget(self, _can_drop, presenter.dropped)
 
-    def _act(self, action: Any, *args: Any, **options: Any) -> None:
+    def _act(self, action: Callable[P, None], *args: P.args, **options: P.kwargs) -> None:
+        """Do something, and show what came of it without waiting for the next tick."""
         action(*args, **options)
         self.show_now()
 
