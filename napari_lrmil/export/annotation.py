@@ -6,7 +6,7 @@ import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Vertex = tuple[float, float]
 Ring = tuple[Vertex, ...]
@@ -63,9 +63,9 @@ class Annotation:
     object_type: str = "annotation"
     locked: bool = False
     measurements: Mapping[str, float] = field(default_factory=dict)
-    properties: Mapping[str, Any] = field(default_factory=dict)
-    geometry_extras: Mapping[str, Any] = field(default_factory=dict)
-    feature_extras: Mapping[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, object] = field(default_factory=dict)
+    geometry_extras: Mapping[str, object] = field(default_factory=dict)
+    feature_extras: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
