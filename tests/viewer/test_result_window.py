@@ -16,8 +16,8 @@ from qtpy.QtWidgets import QAbstractButton, QAbstractSlider, QAbstractSpinBox, Q
 from window_files import write_slide
 
 from napari_lrmil._viewer import open_slide_with_result
-from napari_lrmil._viewer.docks.classify.card import CardDialog
 from napari_lrmil._viewer.docks.classify.evidence import NO_TILE
+from napari_lrmil._viewer.docks.classify.sections import CardDialog
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.tiles import GalleryDock
 from napari_lrmil._viewer.docks.tiles import widget as gallery_module
@@ -395,7 +395,7 @@ def test_closing_while_images_are_read_ends_the_reading(
     viewer.window.remove_dock_widget(docked)
     qtbot.waitUntil(lambda: QThreadPool.globalInstance().activeThreadCount() == 0, timeout=10_000)
     assert not marks(viewer)
-    widget.controller.refresh()  # nobody listens any more who is gone
+    widget.controller.set_heatmap(visible=False)  # nobody listens any more who is gone
 
 
 def test_a_slide_closed_while_images_are_read_is_no_error(

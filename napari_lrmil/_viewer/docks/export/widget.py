@@ -15,7 +15,6 @@ from napari_lrmil._viewer.docks.export.formats import FORMATS, Format, Options
 from napari_lrmil._viewer.docks.export.panel import ExportPanel
 from napari_lrmil._viewer.docks.export.presenter import ExportPresenter
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import Change, Controller
 
 
@@ -42,7 +41,7 @@ class ExportWidget(DockedWidget):
         self.open_folder = QPushButton("Open the folder")
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self._folder = Path()
-        self.presenter = ExportPresenter(self, dock_widget(napari_viewer).controller, self.background)
+        self.presenter = ExportPresenter(self, self.main_controller(), self.background)
         self._lay_out()
         self._connect()
         self.begin()

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from napari_lrmil._viewer.docks.classify.evidence import channel_titles, channels_of, tile_text, value_text
 from napari_lrmil._viewer.docks.tiles.close_up import Pixels, close_up_text
 from napari_lrmil._viewer.docks.tiles.ranking import ranked_tiles
-from napari_lrmil.heatmap import ATTENTION, channel_values
+from napari_lrmil.heatmap import ATTENTION, channel_titles, channel_values, channels_of, tile_text, value_text
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:
