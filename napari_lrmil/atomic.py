@@ -1,19 +1,31 @@
-"""Files that are whole or absent: written beside their place, then moved there."""
+"""Write a file or a folder whole or not at all: beside its place, then moved there.
+
+A process that is killed meanwhile leaves what was there before, or nothing, and a hidden scratch beside it.
+"""
 
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
+import shutil
+import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_TRIES = 20
+_RACES = (errno.ENOTEMPTY, errno.EEXIST)
+"""What the losers of a race get; on Windows, who moves a folder that another one reads is refused access."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A scratch path beside `path` that takes its place when the block ends well, else vanishes."""
+    """Give a scratch file beside `path` that takes its place when the block ends well, else vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     os.close(handle)
@@ -28,8 +40,49 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give a scratch folder beside `path` that takes its place when the block ends well, else vanishes.
+
+    What was there before stays until then, and where the last step fails. Several processes may do so at once: the last
+    one's folder stays, and each is whole. For a moment between two folders there may be none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.parent / f".writing-{path.name[:100]}-{uuid.uuid4().hex[:12]}"
+    scratch.mkdir()
+    try:
+        yield scratch
+        _put_folder(scratch, path)
+    finally:
+        _delete(scratch)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder at once for everyone who looks by its name; then piece by piece. Absent is fine."""
+    gone = path.parent / f".writing-gone-{uuid.uuid4().hex[:12]}"
+    try:
+        os.replace(path, gone)
+    except FileNotFoundError:
+        return
+    _delete(gone)
+
+
+def remove_stale_scratch(folder: Path, *, older_than_s: float) -> None:
+    """Delete what killed processes left in a folder that is ours alone: hidden entries that nobody has touched for long."""
+    oldest = time.time() - older_than_s
+    try:
+        hidden = [entry for entry in os.scandir(folder) if entry.name.startswith(".")]
+    except OSError:
+        return
+    for entry in hidden:
+        # Its process may just have finished with it.
+        with suppress(OSError):
+            if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                _delete(Path(entry.path))
+
+
 def write_text(path: Path, text: str) -> None:
-    """A text file, the same bytes on every system."""
+    """Write a text file, the same bytes on every system."""
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8", newline="\n")
 
@@ -41,3 +94,39 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object
     writer.writerow(columns)
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def _put_folder(scratch: Path, path: Path) -> None:
+    old = scratch.with_name(f"{scratch.name}-old")
+    for attempt in range(_TRIES):
+        # A folder can't be moved over another one that holds files.
+        moved = False
+        try:
+            with suppress(FileNotFoundError):
+                os.replace(path, old)
+                moved = True
+            os.replace(scratch, path)
+            return
+        except BaseException as error:
+            if moved and not path.exists():
+                with suppress(OSError):
+                    os.replace(old, path)
+            if attempt == _TRIES - 1 or not _is_race(error):
+                raise
+        finally:
+            _delete(old)
+        time.sleep(0.01 * attempt)
+
+
+def _is_race(error: BaseException) -> bool:
+    if sys.platform == "win32" and isinstance(error, PermissionError):
+        return True
+    return isinstance(error, OSError) and error.errno in _RACES
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

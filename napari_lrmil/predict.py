@@ -16,9 +16,7 @@ from napari_lrmil.errors import SlideError
 from napari_lrmil.evidence import DeletionCurve, explain
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
 from napari_lrmil.model.encoder import Encoder
-from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, iter_tiles, make_tile_grid
-from napari_lrmil.slide.tiles import tissue_tiles_of
-from napari_lrmil.slide.tissue import tissue_mask
+from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, find_tiles, iter_tiles
 
 
 class PredictProgress(NamedTuple):
@@ -154,19 +152,18 @@ def embed_tiles(
 
 
 def student_tiles(slide: Slide, info: BundleInfo) -> TileSet:
-    """The tiles of a slide that a bundle reads: the same ones as in its training.
-
-    There one mask serves both nested grids, which sets its pixel size; so it does here.
+    """The tiles of a slide that a bundle reads: the same ones as in its training, see `find_tiles`.
 
     Raises
     ------
     NoTissueError, UnknownMppError, SlideError
     """
-    spec = TileSpec(info.tiles.tile_px, info.tiles.mpp)
-    grid = make_tile_grid(bounds_l0_xywh=slide.bounds_l0_xywh, mpp_xy=slide.mpp_xy, spec=spec)
-    ratio = max(1, round(info.tiles.mpp / info.teacher_mpp))
-    mask = tissue_mask(slide, grid, divisible_by=ratio)
-    return tissue_tiles_of(slide, grid, mask, min_tissue=info.tiles.min_tissue)
+    return find_tiles(
+        slide,
+        TileSpec(info.tiles.tile_px, info.tiles.mpp),
+        min_tissue=info.tiles.min_tissue,
+        ratio=max(1, round(info.tiles.mpp / info.teacher_mpp)),
+    )
 
 
 def predict_slide(

@@ -66,7 +66,7 @@ def make_files(root: Path) -> Files:
         late=folder / "case-08.tiff",
         reports=reports,
     )
-    _write_regions(files.large, large)
+    _draw_annotations(files.large, large)
     _write_without_mpp(files.without_mpp, _draw(11, "benign"))
     for number, label, share in (
         (1, "lesion", 0.1),
@@ -156,7 +156,7 @@ def _write_without_mpp(path: Path, slide: GeneratedSlide) -> None:
             )
 
 
-def _write_regions(path: Path, slide: GeneratedSlide) -> None:
+def _draw_annotations(path: Path, slide: GeneratedSlide) -> None:
     """Write outlines round the two largest lesions, a box and two marks, named as a reviewer might."""
     regions, count = ndimage.label(ndimage.binary_dilation(slide.lesion_mask, iterations=6))
     sizes = ndimage.sum_labels(np.ones_like(regions), regions, range(1, count + 1))

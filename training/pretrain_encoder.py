@@ -21,7 +21,7 @@ from rich.markup import escape
 from torch import Tensor, nn
 
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
-from napari_lrmil.slide import Slide, TileSpec, find_tissue_tiles, iter_tiles
+from napari_lrmil.slide import Slide, TileSpec, find_tiles, iter_tiles
 from napari_lrmil.terminal import errors_as_messages
 from training.checkpoint import Files
 from training.cohort import TILE_ATTRIBUTES, CohortConfig, generate_cohort, read_truth, tile_truth
@@ -53,7 +53,7 @@ def load_examples(slide_paths: list[Path], spec: TileSpec, reporter: Reporter) -
     attributes: list[NDArray[np.float32]] = []
     for path in reporter.track(slide_paths, "Reading tiles", len(slide_paths)):
         with Slide(path) as slide:
-            found = find_tissue_tiles(slide, spec, min_tissue=0.25)
+            found = find_tiles(slide, spec, min_tissue=0.25)
             tiles.extend(iter_tiles(slide, found.grid, found.level, found.places, batch_size=256))
         truth = read_truth(path.parents[1] / "truth" / f"{path.stem}.safetensors")
         values = tile_truth(truth, origins_l0_xy=found.corners_l0_xy, tile_l0_px=found.grid.tile_l0_xy[0])

@@ -15,8 +15,7 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from napari_lrmil.slide import Slide, choose_level, iter_tiles
-from napari_lrmil.slide.tissue import tissue_mask
+from napari_lrmil.slide import Slide, find_tiles, iter_tiles
 from training.data.tile_index import SlideTiles, TileGeometry
 from training.metrics import auc
 
@@ -66,14 +65,13 @@ def slide_shortcuts(
     ------
     SlideError
     """
-    grid = geometry.lr_grid(slide)
-    mask = tissue_mask(slide, grid, divisible_by=geometry.ratio)
-    grid_mm2 = float(np.prod(grid.shape_yx)) * (grid.spec.tile_um / 1000) ** 2
-    level = choose_level(slide.level_mpps, grid.spec.mpp)
+    found = find_tiles(slide, geometry.lr_spec, min_tissue=geometry.min_tissue, ratio=geometry.ratio)
+    grid = found.grid
+    grid_mm2 = found.tissue_fraction.size * (grid.spec.tile_um / 1000) ** 2
     places = [(float(row), float(col)) for row, col in tiles.lr_places]
     # Whole numbers: no rounding however many pixels there are.
     count, total, total_squared = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
-    for batch in iter_tiles(slide, grid, level, places, batch_size=batch_size, threads=threads):
+    for batch in iter_tiles(slide, grid, found.level, places, batch_size=batch_size, threads=threads):
         pixels = batch.reshape(-1, 3).astype(np.int64)
         count += len(pixels)
         total += pixels.sum(axis=0)
@@ -81,7 +79,7 @@ def slide_shortcuts(
     mean = total / count
     return ShortcutFeatures(
         tissue_fraction=len(tiles.lr_places) / float(np.prod(tiles.lr_shape_yx)),
-        tissue_mm2=float(mask.mean()) * grid_mm2,
+        tissue_mm2=float(found.tissue_fraction.mean(dtype=np.float64)) * grid_mm2,
         rgb_mean=mean,
         rgb_std=np.sqrt(np.maximum(total_squared / count - np.square(mean), 0)),
     )

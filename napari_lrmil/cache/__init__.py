@@ -1,12 +1,12 @@
 """Results kept on disk: opening a slide again shows them at once. Loads no torch until one is asked for."""
 
-from napari_lrmil.cache.keys import ResultKeys
-from napari_lrmil.cache.room import DEFAULT_LIMIT_BYTES
+from napari_lrmil.cache.limit import DEFAULT_LIMIT_BYTES
 from napari_lrmil.cache.store import (
     CACHE_DIR_VARIABLE,
     CacheError,
     CacheSize,
     ResultCache,
+    ResultKeys,
     default_cache_root,
     result_key,
 )

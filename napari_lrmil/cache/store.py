@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
 
-from napari_lrmil.atomic import replacing, write_text
+from napari_lrmil.atomic import remove_folder, replacing, replacing_folder, write_text
 from napari_lrmil.cache.codec import Arrays, flatten, restore
-from napari_lrmil.cache.files import remove_folder, replacing_folder
-from napari_lrmil.cache.room import JSON_NAME, RESULTS, THUMBNAILS, Room, entries, is_result, touch
+from napari_lrmil.cache.limit import JSON_NAME, RESULTS, THUMBNAILS, SizeLimit, entries, is_result, mark_used
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide.files import state_of
@@ -27,7 +26,8 @@ RESULT_FORMAT = 1
 CACHE_DIR_VARIABLE = "LRMIL_CACHE_DIR"
 
 ARRAYS_NAME = "arrays.safetensors"
-_SEEN = "seen"
+_FINGERPRINTS = "seen"
+"""Folder of the fingerprints of slides that were here before, by the state of their files."""
 _FORMAT = "lrmil-result"
 
 IDENTIFIERS = ("slide_name",)
@@ -69,6 +69,20 @@ def result_key(info: BundleInfo, *, mpp: float | None = None) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+class ResultKeys:
+    """`result_key` of one bundle, worked out once for each mpp."""
+
+    def __init__(self, info: BundleInfo) -> None:
+        self._info = info
+        self._keys: dict[float | None, str] = {}
+
+    def __call__(self, mpp: float | None) -> str:
+        """Return `result_key` for a given mpp."""
+        if mpp not in self._keys:
+            self._keys[mpp] = result_key(self._info, mpp=mpp)
+        return self._keys[mpp]
+
+
 class ResultCache:
     """Predictions and thumbnails below one folder, least recently used ones leaving first.
 
@@ -84,7 +98,7 @@ class ResultCache:
 
     def __init__(self, root: str | Path | None = None, *, limit_bytes: int | None = None) -> None:
         self.root = default_cache_root() if root is None else Path(root)
-        self._room = Room(self.root, limit_bytes)
+        self._limit = SizeLimit(self.root, limit_bytes)
 
     def set_limit(self, limit_bytes: int) -> None:
         """Store the limit with the cache, so that window and command line keep to the same one.
@@ -96,7 +110,7 @@ class ResultCache:
         if limit_bytes < 0:
             raise CacheError(f"a cache can't be limited to {limit_bytes} bytes")
         try:
-            self._room.set_limit(limit_bytes)
+            self._limit.set_limit(limit_bytes)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -130,7 +144,7 @@ class ResultCache:
             result = restore(SlidePrediction, document["prediction"], load(blob), slide_name=slide_name)
         except (OSError, ValueError, LookupError, TypeError, SafetensorError):
             return None
-        touch(entry / JSON_NAME)
+        mark_used(entry / JSON_NAME)
         assert isinstance(result, SlidePrediction)
         return result
 
@@ -170,7 +184,7 @@ class ResultCache:
                 (scratch / JSON_NAME).write_text(text, encoding="utf-8", newline="\n")
         except OSError as error:
             raise self._unwritable(error) from error
-        self._room.make(kept=entry, added_bytes=len(blob) + len(text))
+        self._limit.enforce(keep=entry, added_bytes=len(blob) + len(text))
 
     def known_fingerprint(self, slide_path: Path) -> str | None:
         """The fingerprint of a slide that was here before and hasn't been touched since; the slide isn't opened."""
@@ -178,7 +192,7 @@ class ResultCache:
         if state is None:
             return None
         try:
-            found = self._seen(state).read_text(encoding="ascii").strip()
+            found = self._fingerprint(state).read_text(encoding="ascii").strip()
         except (OSError, ValueError):
             return None
         return found if len(found) == 64 else None
@@ -203,7 +217,7 @@ class ResultCache:
         if state is None or self.known_fingerprint(slide_path) == fingerprint:
             return
         try:
-            write_text(self._seen(state), fingerprint + "\n")
+            write_text(self._fingerprint(state), fingerprint + "\n")
         except OSError:
             return
 
@@ -214,7 +228,7 @@ class ResultCache:
             data = path.read_bytes()
         except OSError:
             return None
-        touch(path)
+        mark_used(path)
         return data
 
     def write_thumbnail(self, fingerprint: str, edge_px: int, data: bytes) -> None:
@@ -225,23 +239,23 @@ class ResultCache:
                 scratch.write_bytes(data)
         except OSError:
             return
-        self._room.make(kept=path, added_bytes=len(data))
+        self._limit.enforce(keep=path, added_bytes=len(data))
 
     def size(self) -> CacheSize:
         """What is kept."""
         found = list(entries(self.root))
         n_results = sum(is_result(path) for _, _, path in found)
         total = sum(n_bytes for _, n_bytes, _ in found)
-        return CacheSize(n_results, len(found) - n_results, total, self._room.limit_bytes)
+        return CacheSize(n_results, len(found) - n_results, total, self._limit.limit_bytes)
 
     def clear(self) -> None:
         """Delete results, thumbnails and known fingerprints; the limit, and files of others, stay."""
-        for name in (RESULTS, THUMBNAILS, _SEEN):
+        for name in (RESULTS, THUMBNAILS, _FINGERPRINTS):
             try:
                 remove_folder(self.root / name)
             except OSError as error:
                 raise self._unwritable(error) from error
-        self._room.forget()
+        self._limit.measure_again()
 
     def _entry(self, fingerprint: str, bundle_sha256: str, tiles_key: str) -> Path:
         name = f"{fingerprint}-{bundle_sha256[:12]}-{tiles_key[:12]}"
@@ -250,8 +264,8 @@ class ResultCache:
     def _thumbnail(self, fingerprint: str, edge_px: int) -> Path:
         return self.root / THUMBNAILS / fingerprint[:2] / f"{fingerprint}-{edge_px}.jpg"
 
-    def _seen(self, state: str) -> Path:
-        return self.root / _SEEN / state[:2] / state
+    def _fingerprint(self, state: str) -> Path:
+        return self.root / _FINGERPRINTS / state[:2] / state
 
     def _unwritable(self, error: OSError) -> CacheError:
         return CacheError(

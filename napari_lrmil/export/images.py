@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +10,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from napari_lrmil import __version__
-from napari_lrmil.atomic import replacing
+from napari_lrmil.atomic import replacing, replacing_folder
 from napari_lrmil.export.errors import ExportError
 from napari_lrmil.export.painting import (
     OVERLAY_OPACITY,
@@ -152,13 +149,8 @@ def write_heatmap_zarr(path: str | Path, prediction: SlidePrediction, *, overwri
             raise ExportError(f"{path.name} is already there. Choose another name, or replace it.")
         if not (path / "zarr.json").is_file():
             raise ExportError(f"{path.name} is there and is no OME-Zarr, so it is not replaced.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
-        fresh = Path(scratch) / "new"
-        _write_zarr(fresh, prediction)
-        if path.exists():
-            os.replace(path, Path(scratch) / "old")
-        os.replace(fresh, path)
+    with replacing_folder(path) as scratch:
+        _write_zarr(scratch, prediction)
     return path
 
 
@@ -167,20 +159,16 @@ def _write_zarr(folder: Path, prediction: SlidePrediction) -> None:
 
     channels = (ATTENTION, *prediction.class_names)
     pixels = np.stack([grid_values(prediction, channel) for channel in channels])
-    try:
-        group = zarr.create_group(folder, zarr_format=3, attributes=_attributes(prediction, channels))
-        array = group.create_array(
-            "0",
-            shape=pixels.shape,
-            dtype=pixels.dtype,
-            chunks=(1, *(min(512, length) for length in pixels.shape[1:])),
-            fill_value=float("nan"),
-            dimension_names=("c", "y", "x"),
-        )
-        array[:] = pixels
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    group = zarr.create_group(folder, zarr_format=3, attributes=_attributes(prediction, channels))
+    array = group.create_array(
+        "0",
+        shape=pixels.shape,
+        dtype=pixels.dtype,
+        chunks=(1, *(min(512, length) for length in pixels.shape[1:])),
+        fill_value=float("nan"),
+        dimension_names=("c", "y", "x"),
+    )
+    array[:] = pixels
 
 
 def _attributes(prediction: SlidePrediction, channels: tuple[str, ...]) -> dict[str, Any]:

@@ -161,32 +161,14 @@ def overlay(
     return Image.alpha_composite(picture.convert("RGBA"), Image.fromarray(colours, "RGBA"))
 
 
-def size_within(area_l0_xywh: Area, mpp_xy: tuple[float, float], max_px: int) -> tuple[int, int]:
-    """Width and height in px with the true proportions, the longer side `max_px`."""
-    width_um, height_um = area_l0_xywh[2] * mpp_xy[0], area_l0_xywh[3] * mpp_xy[1]
-    um_per_px = max(width_um, height_um) / max_px
-    return max(1, round(width_um / um_per_px)), max(1, round(height_um / um_per_px))
-
-
 def thumbnail(slide: Slide, *, max_px: int) -> Image.Image:
     """The scanned area, its longer side `max_px` (less where level 0 has less). Never a stored image.
 
     A thumbnail in the file may show the label.
     """
-    from napari_lrmil.slide.picture import coarse_level
-    from napari_lrmil.slide.resample import read_area
+    from napari_lrmil.slide.picture import overview
 
-    left, top, width, height = slide.bounds_l0_xywh
-    size = size_within((left, top, width, height), slide.mpp_xy, min(max_px, max(width, height)))
-    wanted = max(width / size[0], height / size[1])
-    pixels = read_area(
-        slide,
-        level=coarse_level(slide, wanted),
-        corner_l0_xy=(left, top),
-        size_l0_xy=(width, height),
-        out_px_xy=size,
-    )
-    return Image.fromarray(pixels)
+    return Image.fromarray(overview(slide, max_px))
 
 
 def nice_length(limit: float) -> float:

@@ -38,7 +38,7 @@ FINGERPRINT_NOTE = (
 )
 
 _THUMBNAIL_PX = 900
-_TILE_MPP, _TILE_MAX_PX = 0.5, 768
+_TILE_MAX_PX = 768
 
 
 class ReportProgress(NamedTuple):
@@ -179,24 +179,12 @@ def _mark(
 
 
 def _tile_jpeg(prediction: SlidePrediction, slide: Slide, index: int) -> tuple[bytes, float]:
-    """A tile finer than the model read it, at `_TILE_MPP` where the slide and the page's weight allow it."""
-    from napari_lrmil.slide.geometry import choose_level
-    from napari_lrmil.slide.resample import read_area
+    """A tile finer than the model read it, where the slide and the page's weight allow it."""
+    from napari_lrmil.slide.picture import close_up
 
     tiles = prediction.tiles
-    finest = min(slide.level_mpps)
-    mpp = max(finest, _TILE_MPP, tiles.grid.spec.tile_um / _TILE_MAX_PX)
-    mpp = min(mpp, tiles.grid.spec.mpp)
-    px = max(1, round(tiles.grid.spec.tile_um / mpp))
-    pixels = read_area(
-        slide,
-        level=choose_level(slide.level_mpps, max(mpp, finest)),
-        corner_l0_xy=tiles.grid.corner_l0_xy(int(tiles.rows[index]), int(tiles.cols[index])),
-        size_l0_xy=tiles.grid.tile_l0_xy,
-        out_px_xy=(px, px),
-        keep_tiles=False,
-    )
-    return _jpeg(Image.fromarray(pixels)), tiles.grid.spec.tile_um / px
+    pixels = close_up(slide, tiles.grid, int(tiles.rows[index]), int(tiles.cols[index]), max_px=_TILE_MAX_PX)
+    return _jpeg(Image.fromarray(pixels)), tiles.grid.spec.tile_um / len(pixels)
 
 
 def _jpeg(picture: Image.Image) -> bytes:

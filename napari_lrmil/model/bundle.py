@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from napari_lrmil.atomic import replacing_folder
 from napari_lrmil.errors import BundleError
 from napari_lrmil.model.card import render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
@@ -137,9 +135,7 @@ def save_bundle(
     target = Path(bundle_dir)
     if target.exists() and not (target / JSON_NAME).is_file() and not _is_empty_dir(target):
         raise BundleError(f"{target} exists and is not a model bundle; it is left as it is")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with replacing_folder(target) as scratch:
         tensors = {f"encoder.{name}": value for name, value in encoder.vit.state_dict().items()}
         tensors |= {f"mil.{name}": value for name, value in mil.state_dict().items()}
         halves = {
@@ -163,25 +159,8 @@ def save_bundle(
         text = info.model_dump_json(indent=2, exclude={"trust"} if trust is None else None)
         (scratch / JSON_NAME).write_text(text + "\n", encoding="utf-8")
         (scratch / CARD_NAME).write_text(render_card(json.loads(info.model_dump_json())), encoding="utf-8")
-        # Scratch folders and safetensors files are made for their owner's eyes alone.
-        scratch.chmod(0o755)
+        # Files of safetensors are made for their owner's eyes alone.
         (scratch / WEIGHTS_NAME).chmod(0o644)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-            try:
-                os.replace(target, old / target.name)
-                os.replace(scratch, target)
-            except BaseException:
-                if not target.exists():
-                    os.replace(old / target.name, target)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(scratch, target)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
     return info
 
 

@@ -260,6 +260,11 @@ class Slide:
                 self._reads_under_way -= 1
                 self._state.notify_all()
 
+    @property
+    def closed(self) -> bool:
+        """Whether reads raise SlideError by now."""
+        return self._closed
+
     def close(self) -> None:
         """Close the file once the reads under way are done; later reads raise SlideError."""
         with self._state:
@@ -297,6 +302,6 @@ def _reopened(path: str, mpp: float | None, backend: str, icc: bool) -> Slide:
     key = (path, mpp, backend, icc)
     with _copies_lock:
         slide = _copies.get(key)
-        if slide is None or slide._closed:
+        if slide is None or slide.closed:
             slide = _copies[key] = Slide(path, mpp=mpp, backend=backend, icc=icc)
         return slide

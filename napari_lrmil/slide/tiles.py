@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +53,36 @@ class TileSet:
         return self.grid.corners_l0_xy(self.rows, self.cols)
 
 
-def find_tissue_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float) -> TileSet:
-    """Tiles of `spec` of which at least the share `min_tissue` is tissue.
+class NestedTiles(NamedTuple):
+    """Tiles with tissue of two nested grids: each LR tile holds `ratio` x `ratio` places of the HR grid."""
+
+    lr: TileSet
+    hr: TileSet
+
+
+def tile_grid(slide: Slide, spec: TileSpec) -> TileGrid:
+    """The grid of `spec` over the scanned area of a slide.
+
+    Raises
+    ------
+    UnknownMppError
+    """
+    return make_tile_grid(bounds_l0_xywh=slide.bounds_l0_xywh, mpp_xy=slide.mpp_xy, spec=spec)
+
+
+def find_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int = 1) -> TileSet:
+    """The tiles of a slide that a model reads: the one rule, for training and serving.
+
+    Parameters
+    ----------
+    slide : Slide
+    spec : TileSpec
+        Of the model that serves (LR).
+    min_tissue : float
+        Share of a tile that must be tissue.
+    ratio : int
+        mpp_lr / mpp_hr of its training, 1 where there is one grid. One mask serves both grids there, and this sets the
+        size of its pixels: with another ratio, another tile may just be tissue enough.
 
     Raises
     ------
@@ -61,13 +90,31 @@ def find_tissue_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float) -> Til
         Where there is none.
     UnknownMppError
     SlideError
+        Where the slide is too coarse, or can't be read.
     """
-    grid = make_tile_grid(bounds_l0_xywh=slide.bounds_l0_xywh, mpp_xy=slide.mpp_xy, spec=spec)
-    return tissue_tiles_of(slide, grid, tissue_mask(slide, grid), min_tissue=min_tissue)
+    grid = tile_grid(slide, spec)
+    choose_level(slide.level_mpps, spec.mpp)  # before the mask, which takes longer
+    return _with_tissue(slide, grid, tissue_mask(slide, grid, divisible_by=ratio), min_tissue)
 
 
-def tissue_tiles_of(slide: Slide, grid: TileGrid, mask: NDArray[np.bool_], *, min_tissue: float) -> TileSet:
-    """As `find_tissue_tiles`, for a grid and mask already at hand (one mask serves nested grids)."""
+def find_nested_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int) -> NestedTiles:
+    """`find_tiles`, and by the same mask the tiles of the HR grid, for training.
+
+    Raises
+    ------
+    NoTissueError, UnknownMppError, SlideError
+        As `find_tiles` does, and where the slide is too coarse for the HR grid.
+    """
+    grid = tile_grid(slide, spec)
+    hr_grid = grid.subdivide(ratio)
+    choose_level(slide.level_mpps, hr_grid.spec.mpp)
+    mask = tissue_mask(slide, grid, divisible_by=ratio)
+    return NestedTiles(
+        _with_tissue(slide, grid, mask, min_tissue), _with_tissue(slide, hr_grid, mask, min_tissue)
+    )
+
+
+def _with_tissue(slide: Slide, grid: TileGrid, mask: NDArray[np.bool_], min_tissue: float) -> TileSet:
     level = choose_level(slide.level_mpps, grid.spec.mpp)
     fractions = tissue_fractions(mask, grid.shape_yx)
     rows, cols = np.nonzero(fractions >= max(min_tissue, 1e-6))

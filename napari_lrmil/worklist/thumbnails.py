@@ -1,4 +1,4 @@
-"""Small pictures of slides from their coarse levels. Label and macro images are never looked at."""
+"""Small pictures of slides, kept in the cache as JPEG."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from napari_lrmil.cache import ResultCache
-from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
-from napari_lrmil.slide.picture import coarse_level, level_pixels, scanned_area
+from napari_lrmil.slide.picture import overview
 
 MAX_LEVEL_PX = 2**27
 """Pixels that the coarsest level may have. A larger one means minutes of decoding for a stamp."""
-_STRIP_PX = 2**24
 _QUALITY = 88
 
 
@@ -43,8 +41,6 @@ def thumbnail(
         Where the slide can't be read, or has no level that is coarse enough.
     """
     path = Path(slide_path)
-    if edge_px < 1:
-        raise ValueError(f"a thumbnail needs edge_px >= 1, got {edge_px}")
     fingerprint = cache.known_fingerprint(path) if cache else None
     if cache and fingerprint:
         kept = _decoded(cache.read_thumbnail(fingerprint, edge_px))
@@ -57,7 +53,7 @@ def thumbnail(
             kept = _decoded(cache.read_thumbnail(fingerprint, edge_px))
             if kept is not None:
                 return kept
-        pixels = _read(slide, edge_px)
+        pixels = overview(slide, edge_px, max_level_px=MAX_LEVEL_PX)
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "JPEG", quality=_QUALITY)
     if cache and fingerprint:
@@ -65,16 +61,6 @@ def thumbnail(
     decoded = _decoded(data.getvalue())
     assert decoded is not None
     return decoded  # the same the first time as from the cache
-
-
-def _read(slide: Slide, edge_px: int) -> NDArray[np.uint8]:
-    _, _, width, height = slide.bounds_l0_xywh
-    scale = max(1.0, max(width, height) / edge_px)
-    out_x, out_y = (max(1, round(side / scale)) for side in (width, height))
-    level = coarse_level(slide, scale)
-    if level_pixels(slide, level) > MAX_LEVEL_PX:
-        raise SlideError(f"{slide.path.name} has no level that is coarse enough for a thumbnail")
-    return scanned_area(slide, level=level, out_px_xy=(out_x, out_y), strip_px=_STRIP_PX, keep_tiles=False)
 
 
 def _decoded(data: bytes | None) -> NDArray[np.uint8] | None:

@@ -96,7 +96,8 @@ class TestClosing:
 
     def test_with_closes(self, slide_path: Path) -> None:
         with Slide(slide_path) as slide:
-            pass
+            assert not slide.closed
+        assert slide.closed
         with pytest.raises(SlideError, match=r"slide\.svs is closed"):
             slide.read_region((0, 0), 0, (10, 10))
 

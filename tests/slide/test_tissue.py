@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from slide_files import smooth_pixels, write_pyramid
 
-from napari_lrmil.errors import NoTissueError
-from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_tissue_tiles, make_tile_grid
+from napari_lrmil.errors import NoTissueError, SlideError
+from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_nested_tiles, find_tiles, make_tile_grid
 from napari_lrmil.slide.tissue import tissue_fractions, tissue_mask
 
 SPEC = TileSpec(128, 2.0)
@@ -120,7 +120,7 @@ def test_empty_glass_holds_none(tmp_path: Path, glass: tuple[int, int, int]) -> 
     mask, _ = _mask_of(_draw_pen(_glass(glass), PENS["blue"], 0.9), tmp_path)
     assert not mask.any()
     with Slide(tmp_path / "slide.tiff") as slide, pytest.raises(NoTissueError, match="no tissue found"):
-        find_tissue_tiles(slide, SPEC, min_tissue=0.1)
+        find_tiles(slide, SPEC, min_tissue=0.1)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +169,34 @@ def test_mask_nests_in_subdivided_grids(shared_data: Path) -> None:
         np.testing.assert_allclose(fine.reshape(rows, 4, cols, 4).mean(axis=(1, 3)), coarse, atol=1e-6)
         with pytest.raises(ValueError, match="doesn't divide"):
             tissue_fractions(mask, (rows, cols + 100))
+
+
+@pytest.mark.parametrize("ratio", [2, 3, 4])
+def test_one_rule_finds_the_tiles_of_one_grid_and_of_two(shared_data: Path, ratio: int) -> None:
+    """The model that serves reads one grid, its training two: with the ratio of the two, the tiles are the same."""
+    spec = TileSpec(72, 2.0)
+    with Slide(shared_data / "slides_real/CMU-1-Small-Region.svs") as slide:
+        alone = find_tiles(slide, spec, min_tissue=0.5, ratio=ratio)
+        lr, hr = find_nested_tiles(slide, spec, min_tissue=0.5, ratio=ratio)
+    np.testing.assert_array_equal(lr.rows, alone.rows)
+    np.testing.assert_array_equal(lr.cols, alone.cols)
+    np.testing.assert_array_equal(lr.tissue_fraction, alone.tissue_fraction)
+    assert (lr.grid, lr.level) == (alone.grid, alone.level)
+    assert hr.grid == lr.grid.subdivide(ratio)
+    rows, cols = lr.grid.shape_yx
+    fine = hr.tissue_fraction.reshape(rows, ratio, cols, ratio).mean(axis=(1, 3))
+    np.testing.assert_allclose(fine, lr.tissue_fraction, atol=1e-6)
+    assert 0 < len(lr) < rows * cols
+
+
+def test_a_slide_too_coarse_for_hr_still_serves(tmp_path: Path) -> None:
+    pixels = np.full((512, 512, 3), 243, np.uint8)
+    pixels[128:384, 128:384] = (180, 90, 160)
+    path = write_pyramid(tmp_path / "coarse.tif", pixels, [(512, 512)], mpp=2.0)
+    with Slide(path) as slide:
+        assert len(find_tiles(slide, TileSpec(64, 2.0), min_tissue=0.5, ratio=4)) > 0
+        with pytest.raises(SlideError, match=r"0\.5 µm/px is needed"):
+            find_nested_tiles(slide, TileSpec(64, 2.0), min_tissue=0.5, ratio=4)
 
 
 def test_mask_of_a_40_000_px_slide_takes_less_than_a_second(tmp_path: Path) -> None:

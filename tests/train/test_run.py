@@ -32,8 +32,8 @@ from typer.testing import CliRunner
 
 from napari_lrmil import cli
 from napari_lrmil.errors import ConfigError, EncoderError
-from napari_lrmil.model.bundle import load_bundle
-from napari_lrmil.predict import predict_slide, run_to_end
+from napari_lrmil.model.bundle import load_bundle, load_info
+from napari_lrmil.predict import predict_slide, run_to_end, student_tiles
 from napari_lrmil.slide import Slide
 from training import pipeline
 from training.config import load_config
@@ -244,6 +244,24 @@ def test_lrmil_predict_takes_the_bundle(finished: Path, cohort: Path, tmp_path: 
     assert done.exit_code == 0, done.output
     told = json.loads((tmp_path / "out" / f"{Path(slide).stem}.json").read_text())
     assert told["label"] in ("benign", "lesion")
+
+
+def test_the_bundle_reads_the_tiles_that_training_stored(finished: Path, cohort: Path) -> None:
+    """Of every slide: the same places, and as many embeddings of them in the store."""
+    info = load_info(finished / "run" / "fold0" / "bundle")
+    context = prepared(finished, cohort).context
+    assert len(context.tiles) == 15
+    stored = [EmbeddingStore(path.parent) for path in (finished / "run").rglob("store.json")]
+    for slide_id, item in context.tiles.items():
+        with context.geometry.open(item.row) as slide:
+            served = student_tiles(slide, info)
+        np.testing.assert_array_equal(item.lr_places, np.stack([served.rows, served.cols], axis=1))
+        assert item.lr_shape_yx == served.grid.shape_yx
+        counts = {store.n_tiles(slide_id) for store in stored if store.has(slide_id)}
+        wanted = (
+            {len(item.hr_places)} if item.row.label is None else {len(item.lr_places), len(item.hr_places)}
+        )
+        assert counts == wanted, slide_id  # LR tiles of unlabelled slides train no head
 
 
 def test_nothing_pickled_lies_in_the_run(finished: Path) -> None:

@@ -324,7 +324,7 @@ def test_a_killed_writer_leaves_nothing_that_is_seen(tmp_path: Path) -> None:
         process.wait()
     store = EmbeddingStore(tmp_path)
     (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".writing-s-")
+    assert left.name.startswith(".writing-s.zarr-")
     assert not store.has("s")
     store.prepare()
     assert left.exists()  # somebody may be writing there

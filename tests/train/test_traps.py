@@ -22,6 +22,7 @@ from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import MILOutput, build_mil
 from napari_lrmil.slide import Slide
+from napari_lrmil.slide import tiles as slide_tiles
 from training.config import MILSection
 from training.mil_fit import mil_spec
 from training.runtime import Runtime
@@ -49,7 +50,7 @@ class Slowed:
 
 
 PARTS: dict[str, tuple[Any, str]] = {
-    "tissue": (predict, "tissue_mask"),
+    "tissue": (slide_tiles, "tissue_mask"),
     "reading": (Slide, "read_region"),
     "embedding": (Encoder, "forward"),
     "head": (predict, "explain"),

@@ -43,7 +43,7 @@ def no_slide_left_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(Slide, "__init__", recording)
     yield
-    left = [slide for slide in opened if not slide._closed]
+    left = [slide for slide in opened if not slide.closed]
     for slide in left:
         slide.close()
     assert not left, f"left open: {left}"

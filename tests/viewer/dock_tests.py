@@ -8,7 +8,15 @@ from typing import Any
 
 from qtpy.QtCore import QEvent, QPoint, QPointF, Qt, QThreadPool
 from qtpy.QtGui import QMouseEvent
-from qtpy.QtWidgets import QApplication, QWidget
+from qtpy.QtWidgets import (
+    QAbstractButton,
+    QAbstractSlider,
+    QAbstractSpinBox,
+    QApplication,
+    QComboBox,
+    QListWidget,
+    QWidget,
+)
 
 from napari_lrmil._viewer.layers import SLIDE_KEY
 from napari_lrmil._viewer.session import dock_widget
@@ -58,6 +66,22 @@ def drag_to(widget: QWidget, at: QPoint) -> None:
         Qt.KeyboardModifier.NoModifier,
     )
     QApplication.sendEvent(widget, event)
+
+
+def assert_controls_say_what_they_do(*parts: QWidget) -> None:
+    """Each control of these widgets can be reached by Tab, and has a tool tip and a name."""
+    kinds = (QAbstractButton, QComboBox, QAbstractSlider, QAbstractSpinBox, QListWidget)
+    found = [control for part in parts for kind in kinds for control in part.findChildren(kind)]
+    controls = [control for control in found if not _is_part_of_another(control)]
+    assert controls
+    for control in controls:
+        assert control.toolTip(), control
+        assert control.accessibleName() or getattr(control, "text", str)(), control
+        assert control.focusPolicy() & Qt.FocusPolicy.TabFocus, control
+
+
+def _is_part_of_another(control: QWidget) -> bool:
+    return control.objectName().startswith("qt_") or "ScrollBar" in type(control).__name__
 
 
 def delete_what_is_due() -> None:

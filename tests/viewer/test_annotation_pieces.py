@@ -1,28 +1,23 @@
-"""Regions as napari holds them and as files keep them, without a window."""
+"""Annotations as the pieces that napari draws, and back; their classes and colours."""
 
 from __future__ import annotations
-
-import errno
-import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_lrmil._viewer.docks.annotations import classes, store
+from napari_lrmil._viewer.docks.annotations import panel
 from napari_lrmil._viewer.docks.annotations.pieces import (
     Piece,
     alike,
     annotation_of,
     area_l0_px2,
+    as_drawn,
     box_of,
     pieces_of,
+    read_edits,
 )
-from napari_lrmil._viewer.docks.annotations.store import RegionsError, RegionStore
-from napari_lrmil._viewer.docks.annotations.sync import as_drawn, what_changed
 from napari_lrmil.export.annotation import Annotation
 
 SQUARE = ((0.0, 0.0), (10.0, 0.0), (10.0, 10.0), (0.0, 10.0))
@@ -33,7 +28,6 @@ SHAPES = (
     Annotation("line", (((0, 0), (5, 5), (9, 1)), ((1, 1), (2, 2)))),
     Annotation("points", (((3, 4), (5, 6)),)),
 )
-BOUNDS = (1000, 2000, 5000, 4000)
 
 
 @pytest.mark.parametrize("annotation", SHAPES)
@@ -78,7 +72,7 @@ def test_area_is_less_its_holes() -> None:
     assert area_l0_px2(SHAPES[3]) == 0
 
 
-def test_shape_without_extent_is_no_region() -> None:
+def test_shape_without_extent_is_no_annotation() -> None:
     dot = np.zeros((4, 2))
     assert annotation_of([Piece("a", "rectangle", 0, -1, dot)], None) is None
     assert annotation_of([], None) is None
@@ -88,16 +82,16 @@ def new(original: Annotation | None) -> Annotation:
     return Annotation("points", (((0, 0),),), name=None if original is None else original.name, id="new")
 
 
-def test_untouched_regions_keep_every_digit() -> None:
+def test_untouched_annotations_keep_every_digit() -> None:
     """napari holds single precision; what wasn't moved isn't rounded by it."""
     fine = Annotation("polygon", (((123456.123, 1.001), (123460.777, 2.003), (123458.5, 9.009)),), id="a")
     drawn = as_drawn(pieces_of(fine))
     held = [
         piece._replace(vertices_l0_yx=piece.vertices_l0_yx.astype(np.float32)) for piece in pieces_of(fine)
     ]
-    change = what_changed({"a": fine}, drawn, held, make=new)
-    assert not change.changed
-    assert change.annotations["a"] is fine
+    edits = read_edits({"a": fine}, drawn, held, make=new)
+    assert not edits.changed
+    assert edits.annotations["a"] is fine
 
 
 def test_moved_pasted_drawn_and_deleted() -> None:
@@ -109,20 +103,20 @@ def test_moved_pasted_drawn_and_deleted() -> None:
     drawn = as_drawn([*pieces_of(first), *pieces_of(second)])
     (piece,) = pieces_of(first)
     moved = piece._replace(vertices_l0_yx=piece.vertices_l0_yx + 5)
-    change = what_changed(annotations, drawn, [moved, piece], make=new)  # b deleted, a moved and pasted
-    assert change.removed == [second]
-    assert box_of(change.annotations["a"]) == (5, 5, 10, 10)
-    assert change.annotations["new"].name == "A"
-    assert [each.region_id for each in change.pieces] == ["a", "new"]
+    edits = read_edits(annotations, drawn, [moved, piece], make=new)  # b deleted, a moved and pasted
+    assert edits.removed == [second]
+    assert box_of(edits.annotations["a"]) == (5, 5, 10, 10)
+    assert edits.annotations["new"].name == "A"
+    assert [each.annotation_id for each in edits.pieces] == ["a", "new"]
     stray = Piece("", "rectangle", 0, -1, np.zeros((4, 2)))
-    fresh = what_changed({}, {}, [piece._replace(region_id="")], make=new)
+    fresh = read_edits({}, {}, [piece._replace(annotation_id="")], make=new)
     assert list(fresh.annotations) == ["new"]
-    assert what_changed({}, {}, [stray], make=new).strays == [0]
+    assert read_edits({}, {}, [stray], make=new).without_extent == [0]
 
 
-def test_regions_of_a_deleted_layer_stay() -> None:
+def test_annotations_of_a_deleted_layer_stay() -> None:
     first = Annotation("polygon", (SQUARE,), id="a")
-    assert not what_changed({"a": first}, {}, [], make=new).changed
+    assert not read_edits({"a": first}, {}, [], make=new).changed
 
 
 def test_alike_forgives_rounding_only() -> None:
@@ -136,83 +130,7 @@ def test_alike_forgives_rounding_only() -> None:
 def test_class_colours() -> None:
     stated = Annotation("points", (((0, 0),),), class_name="Tumour", class_color_rgb=(1, 2, 3))
     other = Annotation("points", (((0, 0),),), class_name="Fat")
-    names = classes.class_names([stated, other], ["benign"])
+    names = panel.class_names([stated, other], ["benign"])
     assert names == ("benign", "Tumour", "Fat")
-    colours = classes.class_colours([stated, other], names)
-    assert colours == {"Tumour": (1, 2, 3), "benign": classes.PALETTE[0], "Fat": classes.PALETTE[1]}
-
-
-@pytest.fixture
-def slide_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(store.DATA_DIR_VARIABLE, str(tmp_path / "data"))
-    (tmp_path / "slides").mkdir()
-    return tmp_path / "slides" / "a.svs"
-
-
-def test_store_writes_beside_the_slide(slide_path: Path) -> None:
-    regions = RegionStore(slide_path, "f" * 64, BOUNDS)
-    assert regions.save([]) == ""
-    assert list(slide_path.parent.iterdir()) == []  # nothing to keep, no file
-    regions.save(SHAPES)
-    file = slide_path.with_name("a.svs.lrmil-annotations.geojson")
-    assert list(slide_path.parent.iterdir()) == [file]
-    first = json.loads(file.read_text(encoding="utf-8"))["features"][0]
-    assert first["geometry"]["coordinates"][0][0] == [-1000, -2000]  # QuPath counts from the bounds
-    found = RegionStore(slide_path, "f" * 64, BOUNDS).load()
-    assert found.annotations == list(SHAPES)
-    assert found.note == ""
-    regions.save([])
-    assert RegionStore(slide_path, "f" * 64, BOUNDS).load().annotations == []
-
-
-def test_store_in_a_read_only_folder(slide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = store.write_annotations
-
-    def refusing(path: Path, *arguments: object, **options: object) -> Path:
-        if path.parent == slide_path.parent:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return write(path, *arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(store, "write_annotations", refusing)
-    regions = RegionStore(slide_path, "f" * 64, BOUNDS)
-    assert "read-only" in regions.save(SHAPES)
-    renamed = slide_path.with_name("renamed.svs")  # the fingerprint finds it again
-    found = RegionStore(renamed, "f" * 64, BOUNDS).load()
-    assert found.annotations == list(SHAPES)
-    assert "read-only" in found.note
-
-
-def test_store_says_when_the_disk_is_full(slide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    regions = RegionStore(slide_path, "f" * 64, BOUNDS)
-    regions.save(SHAPES[:1])
-
-    def full(*_: object, **__: object) -> Path:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(store, "write_annotations", full)
-    with pytest.raises(RegionsError, match=r"No space left.*Free some space"):
-        regions.save(SHAPES)
-    monkeypatch.undo()
-    assert len(RegionStore(slide_path, "f" * 64, BOUNDS).load().annotations) == 1
-
-
-@pytest.mark.parametrize("content", ["{ half a fi", None])
-def test_store_never_overwrites_what_it_did_not_write(slide_path: Path, content: str | None) -> None:
-    """Neither a damaged file, nor one that another program changed since it was read."""
-    regions = RegionStore(slide_path, "f" * 64, BOUNDS)
-    if content is None:
-        regions.save(SHAPES[:1])
-        other = RegionStore(slide_path, "f" * 64, BOUNDS)
-        other.load()
-        other.save(SHAPES[:2])
-    else:
-        regions.beside.write_text(content, encoding="utf-8")
-        found = regions.load()
-        assert found.annotations == []
-        assert "can't be read" in found.note
-    before = regions.beside.read_bytes()
-    note = regions.save(SHAPES[2:])
-    (kept,) = slide_path.parent.glob("*.kept-*")
-    assert kept.name in note
-    assert kept.read_bytes() == before
-    assert regions.load().annotations == list(SHAPES[2:])
+    colours = panel.class_colours([stated, other], names)
+    assert colours == {"Tumour": (1, 2, 3), "benign": panel.PALETTE[0], "Fat": panel.PALETTE[1]}

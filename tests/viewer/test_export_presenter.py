@@ -33,7 +33,8 @@ class Dock:
         slide = SimpleNamespace(path=folder / "slide.tiff")
         self.controller.slide, self.controller.slides = slide, (slide,)
         self.controller.result, self.controller.bundle = make_prediction(), None
-        self.presenter = ExportPresenter(self.view, self.controller, self.background)
+        self.presenter = ExportPresenter(self.view, self.background)
+        self.presenter.attach(self.controller)
         self.presenter.refresh()
 
     @property

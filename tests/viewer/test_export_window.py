@@ -102,7 +102,7 @@ def test_replacing_is_asked_and_the_slide_is_safe(
         asked.append(text)
         return answers[min(len(asked), 2) - 1]
 
-    monkeypatch.setattr(module.QMessageBox, "question", question)
+    monkeypatch.setattr(QMessageBox, "question", question)
     choose(monkeypatch, target)
     qtbot.mouseClick(exports.buttons["geojson"], LEFT)
     assert target.read_text() == "mine"

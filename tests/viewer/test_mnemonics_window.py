@@ -24,7 +24,7 @@ def letter(text: str) -> str:
 def test_no_letter_is_taken_twice(viewer: Any) -> None:
     docks = [dock_widget(viewer), worklist_dock(viewer)]
     docks += [viewer.window.add_plugin_dock_widget("napari-lrmil", name)[1] for name in MORE_DOCKS]
-    texts = [action.text() for action in viewer.window._qt_window.menuBar().actions()]
+    texts = [action.text() for action in docks[0].window().menuBar().actions()]
     for dock in docks:
         texts += [button.text() for button in dock.findChildren(QAbstractButton)]
         texts += [label.text() for label in dock.findChildren(QLabel) if label.buddy() is not None]

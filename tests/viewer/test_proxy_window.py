@@ -45,7 +45,7 @@ def test_every_dock_works_through_the_proxy(
         assert main.controller.state is State.RUNNING
         viewer.layers.clear()  # what a person does who has seen enough
         assert main.controller.slide is None
-        assert slide._closed
+        assert slide.closed
 
 
 @pytest.mark.slow
@@ -67,5 +67,5 @@ def test_the_worklist_goes_through_a_folder_behind_the_proxy(
     first = main.controller.slide
     worklist.presenter.classify_all()
     worklist.presenter.step(1)
-    assert first._closed  # one slide at a time, so that memory stays flat
+    assert first.closed  # one slide at a time, so that memory stays flat
     assert len(viewer.layers) >= 1

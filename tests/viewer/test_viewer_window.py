@@ -304,7 +304,7 @@ def test_closing_while_running_ends_thread_and_slide(
     slide = slide_of(viewer.layers[0])
     viewer.close()
     qtbot.waitUntil(lambda: QThreadPool.globalInstance().activeThreadCount() == 0, timeout=5_000)
-    assert slide._closed
+    assert slide.closed
 
 
 _CLOSED_BY_THE_USER = """

@@ -7,15 +7,11 @@ machine left in half is seen, and embedded anew.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
-import time
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
-from napari_lrmil.atomic import write_text
+from napari_lrmil.atomic import remove_stale_scratch, replacing_folder, write_text
 from napari_lrmil.errors import LRMILError
 
 CHUNK_TILES = 1024
@@ -106,8 +102,7 @@ class EmbeddingStore:
         ------
         StoreError
         """
-        scratch = self.root / f".writing-{slide_id}-{uuid.uuid4().hex[:8]}"
-        try:
+        with replacing_folder(self._place(slide_id)) as scratch:
             group = zarr.open_group(scratch, mode="w")
             yield lambda name, shape: ArrayWriter(group, scratch, slide_id, name, shape)
             files = {
@@ -120,9 +115,6 @@ class EmbeddingStore:
             }
             manifest = {"stamp": stamp, "files": files, "checksums": checksums}
             write_text(scratch / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-            _put(scratch, self._place(slide_id))
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def read(
         self, slide_id: str, name: str = "embedding", *, dtype: type[np.floating] = np.float32
@@ -155,28 +147,11 @@ class EmbeddingStore:
         place = self.root / "store.json"
         if not place.exists():
             write_text(place, json.dumps(dict(self.spec), indent=2) + "\n")
-        for scratch in self.root.glob(".writing-*"):
-            # Another run may be writing there: only what nobody has touched for long is given up.
-            if time.time() - scratch.stat().st_mtime > _SCRATCH_SECONDS:
-                shutil.rmtree(scratch, ignore_errors=True)
+        # Another run may be writing there: only what nobody has touched for long is given up.
+        remove_stale_scratch(self.root, older_than_s=_SCRATCH_SECONDS)
 
     def _place(self, slide_id: str) -> Path:
         return self.root / f"{slide_id}.zarr"
-
-
-def _put(scratch: Path, place: Path) -> None:
-    """Move a folder to its place; another run may be doing the same."""
-    old = scratch.with_name(f"{scratch.name}-old")
-    while True:
-        with suppress(FileNotFoundError):
-            place.rename(old)
-        shutil.rmtree(old, ignore_errors=True)
-        try:
-            scratch.rename(place)
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
 
 
 class ArrayWriter:

@@ -14,10 +14,8 @@ from rich.markup import escape
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, SlideError, UnknownMppError
-from napari_lrmil.slide import Slide, TileGrid, TileSpec, choose_level, make_tile_grid
+from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_nested_tiles, tile_grid
 from napari_lrmil.slide.files import stamp_of
-from napari_lrmil.slide.tiles import tissue_tiles_of
-from napari_lrmil.slide.tissue import tissue_mask
 from training.config import content_hash
 from training.data.table import SlideRow
 from training.progress import Reporter
@@ -68,7 +66,7 @@ class TileGeometry:
 
     def lr_grid(self, slide: Slide) -> TileGrid:
         """The grid of LR tiles; `subdivide(ratio)` makes the HR one."""
-        return make_tile_grid(bounds_l0_xywh=slide.bounds_l0_xywh, mpp_xy=slide.mpp_xy, spec=self.lr_spec)
+        return tile_grid(slide, self.lr_spec)
 
 
 def index_slides(
@@ -155,12 +153,9 @@ def _remembered(row: SlideRow, geometry: TileGeometry, known: Path | None) -> Sl
 def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:
     try:
         with geometry.open(row) as slide:
-            grid = geometry.lr_grid(slide)
-            hr_grid = grid.subdivide(geometry.ratio)
-            choose_level(slide.level_mpps, hr_grid.spec.mpp)
-            mask = tissue_mask(slide, grid, divisible_by=geometry.ratio)
-            lr = tissue_tiles_of(slide, grid, mask, min_tissue=geometry.min_tissue)
-            hr = tissue_tiles_of(slide, hr_grid, mask, min_tissue=geometry.min_tissue)
+            lr, hr = find_nested_tiles(
+                slide, geometry.lr_spec, min_tissue=geometry.min_tissue, ratio=geometry.ratio
+            )
     except UnknownMppError:
         return (
             "its µm/px is unknown; fill the column 'mpp' of the table, or set data.mpp for all such slides "
@@ -169,5 +164,5 @@ def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:
     except SlideError as error:
         return str(error)
     return SlideTiles(
-        row, grid.shape_yx, np.stack([lr.rows, lr.cols], axis=1), np.stack([hr.rows, hr.cols], axis=1)
+        row, lr.grid.shape_yx, np.stack([lr.rows, lr.cols], axis=1), np.stack([hr.rows, hr.cols], axis=1)
     )

@@ -8,6 +8,8 @@ from qtpy.QtWidgets import (
     QGridLayout,
     QHBoxLayout,
     QLabel,
+    QLayout,
+    QMessageBox,
     QProgressBar,
     QSizePolicy,
     QStyle,
@@ -102,6 +104,20 @@ def fill_combo(combo: QComboBox, entries: tuple[str, ...], index: int) -> None:
     combo.blockSignals(False)
 
 
+def confirmed(parent: QWidget, title: str, question: str) -> bool:
+    """Ask; no is what Enter says."""
+    yes, no = QMessageBox.StandardButton.Yes, QMessageBox.StandardButton.No
+    return bool(QMessageBox.question(parent, title, question, yes | no, no) == yes)
+
+
+def clear_layout(layout: QLayout) -> None:
+    """Take all widgets out, and drop them."""
+    while (item := layout.takeAt(0)) is not None:
+        widget = item.widget()
+        widget.hide()  # and stays its parent's child: without one it could outlive the window
+        widget.deleteLater()
+
+
 class ClassBars(QWidget):
     """One row a class: name, bar and percentage."""
 
@@ -117,10 +133,7 @@ class ClassBars(QWidget):
         if classes == self._shown:
             return
         self._shown = classes
-        while self._grid.count():
-            widget = self._grid.takeAt(0).widget()
-            widget.hide()
-            widget.deleteLater()
+        clear_layout(self._grid)
         for row, (name, probability) in enumerate(classes):
             percent = percent_text(probability)
             title = wrapped_label(name)

@@ -1,1 +1,1 @@
-"""Regions drawn on a slide: named, classed, kept beside it, exchanged with QuPath."""
+"""Annotations drawn on a slide: named, classed, kept beside it, exchanged with QuPath."""

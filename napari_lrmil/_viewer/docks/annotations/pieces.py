@@ -1,4 +1,4 @@
-"""Annotations as what napari draws, and back. No Qt, no napari.
+"""Annotations as the shapes and points that napari draws, and back after the user's edits. No Qt, no napari.
 
 napari knows no polygon with holes or of several parts, so every outline, hole, line and point is a piece of
 its own, and pieces of one annotation carry its id. Coordinates are level-0 pixels, in napari's order (y, x):
@@ -8,7 +8,7 @@ napari keeps them in single precision, which at 100,000 px is exact to 0.004 px;
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -18,12 +18,17 @@ from numpy.typing import NDArray
 from napari_lrmil.export.annotation import Annotation, Ring
 
 PieceKind = Literal["rectangle", "ellipse", "polygon", "path", "point"]
+PieceKey = tuple[str, int, int]
+"""Id of the annotation, number of its part, number of the part's hole or `OUTLINE`."""
 
 OUTLINE = -1
 """``Piece.hole`` of what isn't a hole."""
 ELLIPSE_VERTICES = 128
 """Divisible by 4, so that the outline touches its box; the area is 0.04 % too small."""
 _IS_ELLIPSE = "isEllipse"
+
+Drawn = Mapping[PieceKey, tuple[PieceKind, NDArray[np.float32]]]
+"""Kind and vertices of each piece as they were drawn last, in napari's single precision."""
 
 
 class Piece(NamedTuple):
@@ -32,16 +37,16 @@ class Piece(NamedTuple):
     `vertices_l0_yx` is (N, 2); of an ellipse the four corners of its box, as napari has it.
     """
 
-    region_id: str
+    annotation_id: str
     kind: PieceKind
     part: int
     hole: int
     vertices_l0_yx: NDArray[np.float64]
 
     @property
-    def key(self) -> tuple[str, int, int]:
+    def key(self) -> PieceKey:
         """What tells it from the others."""
-        return (self.region_id, self.part, self.hole)
+        return (self.annotation_id, self.part, self.hole)
 
 
 def pieces_of(annotation: Annotation) -> list[Piece]:
@@ -86,14 +91,13 @@ def annotation_of(pieces: Sequence[Piece], base: Annotation | None) -> Annotatio
     kinds = {piece.kind for piece in ordered}
     extras = dict(base.geometry_extras) if base is not None else {}
     extras.pop(_IS_ELLIPSE, None)
-    common = base if base is not None else None
-    region_id = ordered[0].region_id
+    annotation_id = ordered[0].annotation_id
     if kinds == {"point"}:
         rings = (tuple(vertex for piece in ordered for vertex in _ring(piece.vertices_l0_yx)),)
-        return _made(common, region_id, "points", rings, (), extras)
+        return _made(base, annotation_id, "points", rings, (), extras)
     if kinds == {"path"}:
         lines = tuple(ring for piece in ordered if len(ring := _ring(piece.vertices_l0_yx)) >= 2)
-        return _made(common, region_id, "line", lines, (), extras) if lines else None
+        return _made(base, annotation_id, "line", lines, (), extras) if lines else None
     outlines, holes = [], []
     for outline in (piece for piece in ordered if piece.hole == OUTLINE):
         vertices = outline.vertices_l0_yx
@@ -114,7 +118,104 @@ def annotation_of(pieces: Sequence[Piece], base: Annotation | None) -> Annotatio
         holes.append(tuple(inner))
     if not outlines:
         return None
-    return _made(common, region_id, "polygon", tuple(outlines), tuple(holes), extras)
+    return _made(base, annotation_id, "polygon", tuple(outlines), tuple(holes), extras)
+
+
+class Edits(NamedTuple):
+    """The annotations after what the user did in the layers.
+
+    `pieces` are the layers' in their order, each with the annotation it now belongs to; `without_extent` are the
+    places in it of shapes that are no annotation, such as a rectangle of a click.
+    """
+
+    annotations: dict[str, Annotation]
+    pieces: list[Piece]
+    without_extent: list[int]
+    removed: list[Annotation]
+    changed: bool
+
+
+def as_drawn(pieces: Iterable[Piece]) -> dict[PieceKey, tuple[PieceKind, NDArray[np.float32]]]:
+    """What `read_edits` compares with next time."""
+    return {piece.key: (piece.kind, piece.vertices_l0_yx.astype(np.float32)) for piece in pieces}
+
+
+def read_edits(
+    annotations: Mapping[str, Annotation],
+    drawn: Drawn,
+    pieces: Sequence[Piece],
+    *,
+    make: Callable[[Annotation | None], Annotation],
+) -> Edits:
+    """Compare annotations with what the layers hold now.
+
+    An annotation that wasn't touched stays the same object, to the last digit: napari rounds what it is given.
+
+    Parameters
+    ----------
+    annotations : mapping of id to Annotation
+    drawn : mapping
+        See `as_drawn`. An annotation with no entry isn't in any layer, and is left alone.
+    pieces : sequence of Piece
+        What the layers hold.
+    make : callable
+        A new annotation, whose shape doesn't matter, for something drawn (None) or pasted (its original): new id,
+        name, class.
+    """
+    made: dict[str, Annotation] = {}
+    assigned, groups = _assign(annotations, drawn, pieces, made, make)
+    drawn_keys: dict[str, set[PieceKey]] = {}
+    for key in drawn:
+        drawn_keys.setdefault(key[0], set()).add(key)
+    after: dict[str, Annotation] = {}
+    removed: list[Annotation] = []
+    for annotation_id, annotation in annotations.items():
+        keys, now = drawn_keys.get(annotation_id), groups.get(annotation_id, [])
+        if keys is None or _untouched(keys, drawn, now):
+            after[annotation_id] = annotation
+        elif (rebuilt := annotation_of(now, annotation)) is not None:
+            after[annotation_id] = rebuilt
+        else:
+            removed.append(annotation)
+    for annotation_id, base in made.items():
+        built = annotation_of(groups[annotation_id], base)
+        if built is not None:
+            after[annotation_id] = built
+    without_extent = [at for at, piece in enumerate(assigned) if piece.annotation_id not in after]
+    same = after.keys() == annotations.keys() and all(after[key] is annotations[key] for key in after)
+    return Edits(after, assigned, without_extent, removed, not same)
+
+
+def _assign(
+    annotations: Mapping[str, Annotation],
+    drawn: Drawn,
+    pieces: Sequence[Piece],
+    made: dict[str, Annotation],
+    make: Callable[[Annotation | None], Annotation],
+) -> tuple[list[Piece], dict[str, list[Piece]]]:
+    """Give each piece its annotation; new ones are put into `made`. Returns pieces, in order and by annotation."""
+    assigned: list[Piece] = []
+    groups: dict[str, list[Piece]] = {}
+    met: set[PieceKey] = set()
+    copy_ids: dict[str, str] = {}
+    for piece in pieces:
+        original_id = piece.annotation_id
+        if original_id not in annotations:
+            base = make(None)
+            made[base.id] = base
+            piece = Piece(base.id, piece.kind, 0, OUTLINE, piece.vertices_l0_yx)
+        elif piece.key in met or piece.key not in drawn:  # pasted: pieces of one annotation are one again
+            copy_id = copy_ids.get(original_id)
+            if copy_id is None or any(each.key[1:] == piece.key[1:] for each in groups[copy_id]):
+                base = make(annotations[original_id])
+                made[base.id] = base
+                copy_id = copy_ids[original_id] = base.id
+            piece = piece._replace(annotation_id=copy_id)
+        else:
+            met.add(piece.key)
+        assigned.append(piece)
+        groups.setdefault(piece.annotation_id, []).append(piece)
+    return assigned, groups
 
 
 def box_of(annotation: Annotation) -> tuple[float, float, float, float]:
@@ -145,18 +246,28 @@ def alike(one: Annotation, other: Annotation) -> bool:
     )
 
 
+def _untouched(keys: set[PieceKey], drawn: Drawn, now: Sequence[Piece]) -> bool:
+    if {piece.key for piece in now} != keys:
+        return False
+    return all(
+        drawn[piece.key][0] == piece.kind
+        and np.array_equal(drawn[piece.key][1], piece.vertices_l0_yx.astype(np.float32))
+        for piece in now
+    )
+
+
 def _made(
     base: Annotation | None,
-    region_id: str,
+    annotation_id: str,
     kind: Literal["polygon", "line", "points"],
     rings: tuple[Ring, ...],
     holes: tuple[tuple[Ring, ...], ...],
     extras: dict[str, object],
 ) -> Annotation:
     if base is None:
-        return Annotation(kind, rings, holes, id=region_id, geometry_extras=extras)
+        return Annotation(kind, rings, holes, id=annotation_id, geometry_extras=extras)
     return replace(
-        base, kind=kind, rings_l0_xy=rings, holes_l0_xy=holes, id=region_id, geometry_extras=extras
+        base, kind=kind, rings_l0_xy=rings, holes_l0_xy=holes, id=annotation_id, geometry_extras=extras
     )
 
 

@@ -1,6 +1,7 @@
-"""Where regions are kept: a GeoJSON file beside the slide, written whole after each change. No Qt.
+"""The file that keeps a slide's annotations: GeoJSON beside it, written whole after each change. No Qt.
 
-The file is an ordinary export (see docs/exports.md), so QuPath opens it as it is.
+The file is an ordinary export (see docs/exports.md), so QuPath opens it as it is. The jobs at the end are what the
+dock does with files behind the window.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import platformdirs
 
@@ -19,6 +20,10 @@ from napari_lrmil.errors import LRMILError
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.errors import GeoJSONError
 from napari_lrmil.export.geojson import read_annotations, write_annotations
+
+if TYPE_CHECKING:
+    from napari_lrmil._viewer.background import Steps
+    from napari_lrmil.slide import Slide
 
 SUFFIX = ".lrmil-annotations.geojson"
 DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
@@ -28,19 +33,19 @@ Bounds = tuple[int, int, int, int]
 _Stamp = tuple[int, int] | None
 
 
-class RegionsError(LRMILError):
-    """Regions can't be kept."""
+class AnnotationsError(LRMILError):
+    """Annotations can't be kept."""
 
 
-class Loaded(NamedTuple):
-    """Regions of a slide, and what the user should know of the file."""
+class LoadedAnnotations(NamedTuple):
+    """Annotations of a slide, and what the user should know of the file."""
 
     annotations: list[Annotation]
     note: str = ""
 
 
-class RegionStore:
-    """The file of one slide's regions. Its methods may be called from any thread.
+class AnnotationStore:
+    """The file of one slide's annotations. Its methods may be called from any thread.
 
     Where the folder can't be written, a file in the user's data folder takes its place, found again by the
     slide's fingerprint. A file that is damaged, or that another program has changed meanwhile, is never
@@ -64,28 +69,36 @@ class RegionStore:
         self.fallback = root / "annotations" / f"{fingerprint}.geojson"
         self.where = self.beside
         self._bounds = bounds_l0_xywh
-        self._seen: dict[Path, _Stamp] = {}
+        self._own: dict[Path, _Stamp] = {}
+        self._version = 0
         self._lock = threading.Lock()
 
-    def load(self) -> Loaded:
+    def load(self) -> LoadedAnnotations:
         """What is there: beside the slide, or in its place; the newer one where both are."""
         with self._lock:
             there = [path for path in (self.beside, self.fallback) if _stamp(path) is not None]
-            self._seen = {path: _stamp(path) for path in there}
+            self._own = {path: _stamp(path) for path in there}
             notes = []
             for path in sorted(there, key=lambda each: _stamp(each) or (0, 0), reverse=True):
                 try:
                     found = read_annotations(path, bounds_l0_xywh=self._bounds)
                 except GeoJSONError as error:
-                    self._seen[path] = None  # so that it is set aside, not overwritten
+                    self._own[path] = None  # so that it is set aside, not overwritten
                     notes.append(f"{path.name} can't be read ({error}). It is kept under another name.")
                     continue
                 self.where = path
-                return Loaded(found, " ".join([*notes, *self._place_note()]))
-            return Loaded([], " ".join(notes))
+                return LoadedAnnotations(found, " ".join([*notes, *self._place_note()]))
+            return LoadedAnnotations([], " ".join(notes))
 
-    def save(self, annotations: Sequence[Annotation]) -> str:
+    def save(self, annotations: Sequence[Annotation], version: int) -> str:
         """Keep these, whole or not at all.
+
+        Parameters
+        ----------
+        annotations : sequence of Annotation
+        version : int
+            Counts the changes since `load`. One that comes late, when it or a newer one is already kept, is left
+            out: it may have waited for a thread while the slide was closed.
 
         Returns
         -------
@@ -94,22 +107,29 @@ class RegionStore:
 
         Raises
         ------
-        RegionsError
+        AnnotationsError
             Where they can be kept nowhere.
         """
         with self._lock:
-            if not annotations and _stamp(self.beside) is None and _stamp(self.fallback) is None:
+            if version <= self._version:
                 return ""
+            note = self._save(annotations)
+            self._version = version
+            return note
+
+    def _save(self, annotations: Sequence[Annotation]) -> str:
+        if not annotations and _stamp(self.beside) is None and _stamp(self.fallback) is None:
+            return ""
+        try:
+            note = self._write(self.beside, annotations)
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise _not_kept(error) from error
             try:
-                note = self._write(self.beside, annotations)
-            except OSError as error:
-                if error.errno not in _READ_ONLY:
-                    raise _unkept(error) from error
-                try:
-                    note = self._write(self.fallback, annotations)
-                except OSError as also:
-                    raise _unkept(also) from error
-            return " ".join([*([note] if note else []), *self._place_note()])
+                note = self._write(self.fallback, annotations)
+            except OSError as also:
+                raise _not_kept(also) from error
+        return " ".join([*([note] if note else []), *self._place_note()])
 
     def _place_note(self) -> list[str]:
         if self.where != self.fallback:
@@ -120,18 +140,49 @@ class RegionStore:
         ]
 
     def _write(self, path: Path, annotations: Sequence[Annotation]) -> str:
-        note = ""
         now = _stamp(path)
-        if now is not None and now != self._seen.get(path):
-            kept = path.with_name(f"{path.name}.kept-{time.strftime('%Y%m%d-%H%M%S')}")
+        kept = _free_name(path) if now is not None and now != self._own.get(path) else None
+        if kept is not None:
             os.replace(path, kept)
-            note = (
-                f"Another program had changed {path.name}, or it was damaged; its content is in {kept.name}."
-            )
-        write_annotations(path, annotations, bounds_l0_xywh=self._bounds)
-        self._seen[path] = _stamp(path)
+        try:
+            write_annotations(path, annotations, bounds_l0_xywh=self._bounds)
+        except OSError:
+            if kept is not None:
+                os.replace(kept, path)  # or it would look as if nothing had ever been drawn
+            raise
+        self._own[path] = _stamp(path)
         self.where = path
-        return note
+        if kept is None:
+            return ""
+        return f"Another program had changed {path.name}, or it was damaged; its content is in {kept.name}."
+
+
+def open_store(slide: Slide) -> Steps[None, tuple[AnnotationStore, LoadedAnnotations]]:
+    """Find the annotations that were kept of a slide."""
+    yield None
+    store = AnnotationStore(slide.path, slide.fingerprint(), slide.bounds_l0_xywh)
+    yield None
+    return store, store.load()
+
+
+def save(store: AnnotationStore, annotations: Sequence[Annotation], version: int) -> Steps[None, str]:
+    """Keep annotations; see `AnnotationStore.save`."""
+    yield None
+    return store.save(annotations, version)
+
+
+def import_geojson(path: Path, bounds_l0_xywh: Bounds, *, cropped: bool) -> Steps[None, list[Annotation]]:
+    """Read the annotations, and nothing else, of a GeoJSON file."""
+    yield None
+    return read_annotations(path, bounds_l0_xywh=bounds_l0_xywh, cropped=cropped, object_types={"annotation"})
+
+
+def export_geojson(
+    path: Path, annotations: Sequence[Annotation], bounds_l0_xywh: Bounds, *, cropped: bool
+) -> Steps[None, Path]:
+    """Write annotations as GeoJSON."""
+    yield None
+    return write_annotations(path, annotations, bounds_l0_xywh=bounds_l0_xywh, cropped=cropped)
 
 
 def _stamp(path: Path) -> _Stamp:
@@ -142,8 +193,18 @@ def _stamp(path: Path) -> _Stamp:
     return (state.st_mtime_ns, state.st_size)
 
 
-def _unkept(error: OSError) -> RegionsError:
-    return RegionsError(
+def _free_name(path: Path) -> Path:
+    """A name to set a file aside under, which no other file has."""
+    first = path.with_name(f"{path.name}.kept-{time.strftime('%Y%m%d-%H%M%S')}")
+    kept, count = first, 1
+    while kept.exists():
+        count += 1
+        kept = first.with_name(f"{first.name}-{count}")
+    return kept
+
+
+def _not_kept(error: OSError) -> AnnotationsError:
+    return AnnotationsError(
         f"The regions could not be kept ({error.strerror or error}). Free some space or make the folder writable, "
         "then change anything; or export them elsewhere."
     )

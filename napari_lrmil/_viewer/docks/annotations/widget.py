@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import QTimer
+from napari.utils.notifications import show_warning
+from qtpy.QtCore import QModelIndex, Qt, Signal
+from qtpy.QtGui import QColor, QIcon, QKeyEvent, QPixmap
 from qtpy.QtWidgets import (
+    QAbstractItemView,
     QCheckBox,
     QComboBox,
     QFileDialog,
     QGridLayout,
     QHBoxLayout,
+    QHeaderView,
     QLabel,
-    QMessageBox,
     QPushButton,
+    QStyledItemDelegate,
+    QStyleOptionViewItem,
+    QTableWidget,
+    QTableWidgetItem,
     QWidget,
 )
+from superqt.utils import qdebounced, qthrottled
 
-from napari_lrmil._viewer.background import Steps
-from napari_lrmil._viewer.docks.annotations.presenter import RegionsPresenter
-from napari_lrmil._viewer.docks.annotations.table import RegionTable
-from napari_lrmil._viewer.docks.annotations.wording import RegionsPanel
+from napari_lrmil._viewer.docks.annotations.panel import PAN, RGB, AnnotationRow, AnnotationsPanel
+from napari_lrmil._viewer.docks.annotations.presenter import AnnotationsPresenter
 from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.window import Change, Controller
 
+NAME, CLASS, EXTENT = range(3)
+"""Columns of the list."""
 _SOON_MS, _THROTTLE_MS = 0, 120
+_ID_ROLE = Qt.ItemDataRole.UserRole
 _LEAST_WIDTH_PX = 320  # three columns and three buttons a row
 _OPEN_FILTER = "Annotations (*.geojson *.json *.zip *.gz);;All files (*)"
 _SAVE_FILTER = "GeoJSON (*.geojson)"
@@ -37,12 +45,12 @@ _TOOLS = (
     ("ellipse", "&Ellipse", "Draw an ellipse: press, drag, let go"),
     ("polygon", "Pol&ygon", "Draw a polygon: a click a corner; double click, Enter or Escape ends it"),
     ("point", "Po&int", "Mark points: a click each"),
-    ("pan", "&Move view", "Put the tool down: drag moves the view again (Escape ends a polygon first)"),
+    (PAN, "&Move view", "Put the tool down: drag moves the view again (Escape ends a polygon first)"),
 )
 
 
 class AnnotationsWidget(DockedWidget):
-    """Draw, name and class regions; they save themselves beside the slide.
+    """Draw, name and class annotations; they save themselves beside the slide.
 
     Parameters
     ----------
@@ -56,7 +64,7 @@ class AnnotationsWidget(DockedWidget):
         self.setMinimumWidth(_LEAST_WIDTH_PX)
         self.tools = {tool: QPushButton(text) for tool, text, _ in _TOOLS}
         self.new_class = QComboBox()
-        self.table = RegionTable()
+        self.table = AnnotationTable()
         self.go_to = QPushButton("&Go to")
         self.delete = QPushButton("Delete")
         self.undo = QPushButton("Un&do")
@@ -67,8 +75,11 @@ class AnnotationsWidget(DockedWidget):
         self.hint = parts.wrapped_label("Open a slide to draw on it.", style=parts.HINT_STYLE)
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self._lay_out()
-        self._soon, self._throttle = QTimer(self), QTimer(self)
-        self.presenter = RegionsPresenter(napari_viewer, self, self._run)
+        self.presenter = AnnotationsPresenter(self, self.canvas, self.background)
+        self._read_edits = qdebounced(self.presenter.read_edits, timeout=_SOON_MS, parent=self)
+        self._camera_moved = qthrottled(
+            self.presenter.camera_moved, timeout=_THROTTLE_MS, leading=False, parent=self
+        )
         self._connect()
         self.begin()
 
@@ -78,13 +89,17 @@ class AnnotationsWidget(DockedWidget):
 
     def refresh(self, change: Change) -> None:
         """Show what is so now."""
-        self.presenter.refresh()
+        self.presenter.refresh(change)
 
-    def schedule(self) -> None:
+    def read_edits_soon(self) -> None:
         """Take over what was drawn, once napari is done with it."""
-        self._soon.start()
+        self._read_edits()
 
-    def show_panel(self, panel: RegionsPanel) -> None:
+    def warn(self, text: str) -> None:
+        """In the window, which outlives the dock."""
+        show_warning(text)
+
+    def show_panel(self, panel: AnnotationsPanel) -> None:
         """Show a panel."""
         self.hint.setVisible(not panel.has_slide)
         for tool, button in self.tools.items():
@@ -101,29 +116,16 @@ class AnnotationsWidget(DockedWidget):
         parts.show_text(self.status, panel.status)
         parts.show_text(self.error, panel.error)
 
-    def _run(
-        self, name: str, steps: Steps[Any, Any], done: Callable[[Any], None], failed: Callable[[str], None]
-    ) -> None:
-        self.background.start(name, steps, done=done, failed=failed)
-
     def _connect(self) -> None:
-        presenter, camera = self.presenter, self.viewer.scene.camera
-        for timer, wait_ms, then in (
-            (self._soon, _SOON_MS, presenter.sync),
-            (self._throttle, _THROTTLE_MS, presenter.camera_moved),
-        ):
-            timer.setSingleShot(True)
-            timer.setInterval(wait_ms)
-            timer.timeout.connect(then)
-        camera.events.zoom.connect(self._zoomed)
-        self.ending.callback(camera.events.zoom.disconnect, self._zoomed)
+        presenter = self.presenter
+        self.canvas.camera_moved.connect(self._camera_moved)
         self.ending.callback(presenter.shutdown)
         for tool, button in self.tools.items():
             button.clicked.connect(lambda _=False, tool=tool: presenter.draw(tool))
         self.new_class.activated.connect(lambda _: self._choose_class())
         self.new_class.lineEdit().editingFinished.connect(self._choose_class)
         self.table.renamed.connect(presenter.rename)
-        self.table.classed.connect(lambda region_id, name: presenter.set_class([region_id], name))
+        self.table.classed.connect(lambda annotation_id, name: presenter.set_class([annotation_id], name))
         self.table.jump_wanted.connect(presenter.jump_to)
         self.table.delete_wanted.connect(self._delete)
         self.go_to.clicked.connect(lambda: self._go_to())
@@ -131,10 +133,6 @@ class AnnotationsWidget(DockedWidget):
         self.undo.clicked.connect(lambda: presenter.undo_delete())
         self.import_button.clicked.connect(lambda: self._import())
         self.export_button.clicked.connect(lambda: self._export())
-
-    def _zoomed(self, event: Any = None) -> None:
-        if not self._throttle.isActive():
-            self._throttle.start()
 
     def _choose_class(self) -> None:
         self.presenter.choose_class(self.new_class.currentText())
@@ -172,16 +170,9 @@ class AnnotationsWidget(DockedWidget):
         self.presenter.export_file(path, cropped=not self.uncropped.isChecked())
 
     def _may_replace(self, path: Path) -> bool:
-        answer = QMessageBox.question(
-            self,
-            "Replace?",
-            f"{path.name} is already there. Replace it?",
-            QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No,
-            QMessageBox.StandardButton.No,
-        )
-        return bool(answer == QMessageBox.StandardButton.Yes)
+        return parts.confirmed(self, "Replace?", f"{path.name} is already there. Replace it?")
 
-    def _fill_classes(self, panel: RegionsPanel) -> None:
+    def _fill_classes(self, panel: AnnotationsPanel) -> None:
         combo = self.new_class
         combo.setEnabled(panel.ready)
         if combo.hasFocus() or combo.lineEdit().hasFocus():
@@ -240,6 +231,115 @@ class AnnotationsWidget(DockedWidget):
             button.setAccessibleName(button.toolTip())
 
 
+class AnnotationTable(QTableWidget):
+    """The list: one row an annotation; name and class can be edited in place."""
+
+    renamed = Signal(str, str)
+    classed = Signal(str, str)
+    jump_wanted = Signal(str)
+    delete_wanted = Signal()
+
+    def __init__(self) -> None:
+        super().__init__(0, 3)
+        self._shown: tuple[AnnotationRow, ...] = ()
+        self.classes: tuple[str, ...] = ()
+        self.setHorizontalHeaderLabels(["Name", "Class", "Area"])
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setEditTriggers(
+            QAbstractItemView.EditTrigger.EditKeyPressed | QAbstractItemView.EditTrigger.SelectedClicked
+        )
+        self.verticalHeader().hide()
+        header = self.horizontalHeader()
+        header.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(CLASS, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(EXTENT, QHeaderView.ResizeMode.ResizeToContents)
+        self.setTabKeyNavigation(False)  # Tab goes on to the buttons
+        self.setItemDelegateForColumn(CLASS, _ClassDelegate(self))
+        self.setMinimumHeight(160)
+        self.setAccessibleName("Regions")
+        self.setToolTip("Enter or double click: go there. F2: rename, or change the class. Delete: delete.")
+        self.itemChanged.connect(self._item_changed)
+        self.itemDoubleClicked.connect(lambda item: self.jump_wanted.emit(item.data(_ID_ROLE)))
+
+    def show_rows(self, rows: tuple[AnnotationRow, ...], classes: tuple[str, ...]) -> None:
+        """Show these; what was selected stays so."""
+        self.classes = classes
+        if rows == self._shown:
+            return
+        self._shown = rows
+        selected, current = set(self.selected_ids()), self._current_id()
+        self.blockSignals(True)
+        self.setRowCount(len(rows))
+        for at, row in enumerate(rows):
+            for column, text in ((NAME, row.name), (CLASS, row.class_name), (EXTENT, row.extent)):
+                item = QTableWidgetItem(text)
+                item.setData(_ID_ROLE, row.annotation_id)
+                item.setToolTip(text)
+                if column == CLASS:
+                    item.setIcon(_swatch(row.colour))
+                if column == EXTENT:
+                    item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEditable)
+                self.setItem(at, column, item)
+        self.clearSelection()
+        mode = self.selectionMode()
+        self.setSelectionMode(QAbstractItemView.SelectionMode.MultiSelection)
+        for at, row in enumerate(rows):
+            if row.annotation_id in selected:
+                self.selectRow(at)
+        self.setSelectionMode(mode)
+        self.blockSignals(False)
+        for at, row in enumerate(rows):
+            if row.annotation_id == current and row.annotation_id in selected and len(selected) == 1:
+                self.setCurrentCell(at, max(0, self.currentColumn()))
+
+    def selected_ids(self) -> list[str]:
+        """Ids of the selected annotations, top to bottom."""
+        rows = sorted({index.row() for index in self.selectedIndexes()})
+        return [self.item(row, NAME).data(_ID_ROLE) for row in rows if self.item(row, NAME) is not None]
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """Enter goes to the annotation, Delete deletes it."""
+        editing = self.state() == QAbstractItemView.State.EditingState
+        if not editing and event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            annotation_id = self._current_id()
+            if annotation_id:
+                self.jump_wanted.emit(annotation_id)
+        elif not editing and event.key() in (Qt.Key.Key_Delete, Qt.Key.Key_Backspace):
+            self.delete_wanted.emit()
+        else:
+            super().keyPressEvent(event)
+
+    def _current_id(self) -> str:
+        item = self.item(self.currentRow(), NAME)
+        return str(item.data(_ID_ROLE)) if item is not None else ""
+
+    def _item_changed(self, item: QTableWidgetItem) -> None:
+        # The presenter's answer, or nothing where it changes nothing, must not find the old rows "shown".
+        self._shown = ()
+        signal = self.renamed if item.column() == NAME else self.classed
+        signal.emit(item.data(_ID_ROLE), item.text())
+
+
+class _ClassDelegate(QStyledItemDelegate):
+    """Offers the classes there are, and takes a new one."""
+
+    def __init__(self, table: AnnotationTable) -> None:
+        super().__init__(table)
+        self._table = table
+
+    def createEditor(self, parent: QWidget, option: QStyleOptionViewItem, index: QModelIndex) -> QWidget:
+        combo = QComboBox(parent)
+        combo.setEditable(True)
+        combo.addItems(["", *self._table.classes])
+        return combo
+
+    def setEditorData(self, editor: QWidget, index: QModelIndex) -> None:
+        editor.setCurrentText(index.data(Qt.ItemDataRole.EditRole) or "")
+
+    def setModelData(self, editor: QWidget, model: Any, index: QModelIndex) -> None:
+        model.setData(index, editor.currentText(), Qt.ItemDataRole.EditRole)
+
+
 def _row(*widgets: QWidget) -> QWidget:
     row = QWidget()
     layout = QHBoxLayout(row)
@@ -247,3 +347,9 @@ def _row(*widgets: QWidget) -> QWidget:
     for widget in widgets:
         layout.addWidget(widget)
     return row
+
+
+def _swatch(colour: RGB) -> QIcon:
+    pixmap = QPixmap(12, 12)
+    pixmap.fill(QColor(*colour))
+    return QIcon(pixmap)

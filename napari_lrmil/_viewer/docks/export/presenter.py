@@ -53,28 +53,32 @@ class ExportPresenter:
     Parameters
     ----------
     view : ExportView
-    controller : Controller
-        May be set to another one, which is followed then; an export under way goes on.
     background : Background
     """
 
-    def __init__(self, view: ExportView, controller: Controller, background: Background) -> None:
-        self._view, self.controller, self._background = view, controller, background
+    _controller: Controller
+
+    def __init__(self, view: ExportView, background: Background) -> None:
+        self._view, self._background = view, background
         self._slide: Slide | None = None
         self._export: _Export | None = None
         self._success, self._folder, self._error = "", "", ""
+
+    def attach(self, controller: Controller) -> None:
+        """Follow this controller from now on; an export under way goes on. Comes before all else."""
+        self._controller = controller
 
     def refresh(self, change: Change = Change.ALL) -> None:
         """Slide, result or model may have changed. The export of a slide that is gone ends."""
         if not change & _CONCERNS:
             return
-        slide = self.controller.slide
+        slide = self._controller.slide
         if slide is not self._slide:
             self._success, self._folder = "", ""
             if self._export is None:
                 self._error = ""
         self._slide = slide
-        if self._export is not None and self._export.slide not in self.controller.slides:
+        if self._export is not None and self._export.slide not in self._controller.slides:
             self.cancel()
         self._show()
 
@@ -120,7 +124,7 @@ class ExportPresenter:
 
     @property
     def _source(self) -> Source | None:
-        controller = self.controller
+        controller = self._controller
         if controller.slide is None or controller.result is None:
             return None
         bundle = controller.bundle
@@ -156,7 +160,7 @@ class ExportPresenter:
     def _panel_at_rest(self) -> ExportPanel:
         source = self._source
         if source is None:
-            hint = panels.NO_SLIDE if self.controller.slide is None else panels.NO_RESULT
+            hint = panels.NO_SLIDE if self._controller.slide is None else panels.NO_RESULT
         else:
             hint = panels.NO_MODEL if source.info is None else ""
         return ExportPanel(

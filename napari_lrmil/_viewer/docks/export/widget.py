@@ -8,7 +8,7 @@ from typing import Any
 
 from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
-from qtpy.QtWidgets import QCheckBox, QFileDialog, QMessageBox, QProgressBar, QPushButton
+from qtpy.QtWidgets import QCheckBox, QFileDialog, QProgressBar, QPushButton
 
 from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.export.formats import FORMATS, Format, Options
@@ -41,14 +41,14 @@ class ExportWidget(DockedWidget):
         self.open_folder = QPushButton("Open the folder")
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self._folder = Path()
-        self.presenter = ExportPresenter(self, self.main_controller(), self.background)
+        self.presenter = ExportPresenter(self, self.background)
         self._lay_out()
         self._connect()
         self.begin()
 
     def attach(self, controller: Controller) -> None:
         """Follow this controller."""
-        self.presenter.controller = controller
+        self.presenter.attach(controller)
 
     def refresh(self, change: Change) -> None:
         """Show what is so now."""
@@ -86,14 +86,7 @@ class ExportWidget(DockedWidget):
 
     def may_replace(self, question: str) -> bool:
         """Ask whether files may be replaced."""
-        answer = QMessageBox.question(
-            self,
-            "Replace?",
-            question,
-            QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No,
-            QMessageBox.StandardButton.No,
-        )
-        return bool(answer == QMessageBox.StandardButton.Yes)
+        return parts.confirmed(self, "Replace?", question)
 
     def _connect(self) -> None:
         for each in FORMATS:

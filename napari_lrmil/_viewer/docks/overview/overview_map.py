@@ -10,8 +10,8 @@ from qtpy.QtCore import QPointF, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
-from napari_lrmil._viewer.docks.overview.field import Area, Fit
-from napari_lrmil._viewer.docks.overview.picture import Overlay
+from napari_lrmil._viewer.canvas import Area, DrawnHeatmap
+from napari_lrmil._viewer.docks.overview.field import Fit
 
 _FIELD_PEN, _FIELD_HALO = QColor("#0072B2"), QColor("white")
 _LEAST_FIELD_PX = 8.0
@@ -55,11 +55,11 @@ class OverviewMap(QWidget):
         self._fit_height()
         self.update()
 
-    def show_overlay(self, overlay: Overlay | None) -> None:
+    def show_heatmap(self, heatmap: DrawnHeatmap | None) -> None:
         """Show a heatmap over it."""
         self._heat = None
-        if overlay is not None:
-            self._heat = (to_image(overlay.rgba, QImage.Format.Format_RGBA8888), overlay.area)
+        if heatmap is not None:
+            self._heat = (to_image(heatmap.rgba, QImage.Format.Format_RGBA8888), heatmap.area)
         self.update()
 
     def show_field(self, field: Area | None) -> None:

@@ -1,228 +1,209 @@
-"""What the overview shows and does: picture, field, magnification, facts, associated images. No Qt."""
+"""What the overview dock does: it shows where one is on the slide, moves and magnifies. No Qt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil._viewer.docks.overview import field as fields
-from napari_lrmil._viewer.docks.overview.facts import slide_facts
-from napari_lrmil._viewer.docks.overview.field import Area
-from napari_lrmil._viewer.docks.overview.picture import (
-    Overlay,
-    associated_steps,
-    heatmap_overlay,
-    overview_steps,
-)
-from napari_lrmil._viewer.layers import HEATMAP_KEY
+from napari_lrmil._viewer.background import in_one_step
+from napari_lrmil._viewer.canvas import magnification_of, zoom_of
+from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, magnification_text, scanned_area
+from napari_lrmil._viewer.docks.overview.panel import OverviewPanel, confirmation_text, overview_panel
+from napari_lrmil._viewer.window import Change
+from napari_lrmil.slide import picture
 
 if TYPE_CHECKING:
-    from napari_lrmil._viewer.background import Steps
+    from napari_lrmil._viewer.background import Background, Steps
+    from napari_lrmil._viewer.canvas import Area, Canvas, DrawnHeatmap
     from napari_lrmil._viewer.window import Controller
     from napari_lrmil.slide import Slide
 
+MAP_EDGE_PX = 640
+_STRIP_PX = 2**22
+_MAX_LEVEL_PX = 2**28
+"""Of a level without a coarser one: more can't be decoded in seconds."""
+_GREY = 225
+_CONCERNS = Change.SLIDE | Change.PIXELS | Change.RESULT
 _STEP = 0.5
 """Of the field, by an arrow key."""
+_WHOLE = 0.95
+"""Of the canvas, that the whole slide fills."""
+
+Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class OverviewPanel:
-    """What the dock says in words."""
-
-    has_slide: bool = False
-    can_magnify: bool = False
-    facts: tuple[tuple[str, str], ...] = ()
-    associated: tuple[str, ...] = ()
-    heatmap_shown: bool = True
-    has_heatmap: bool = False
-
-
-class View(Protocol):
+class OverviewView(Protocol):
     """The dock."""
 
-    def show_panel(self, panel: OverviewPanel) -> None: ...
-    def show_picture(self, pixels: NDArray[Any] | None, area: Area | None) -> None: ...
-    def show_overlay(self, overlay: Overlay | None) -> None: ...
-    def show_field(self, field: Area | None, magnification: str) -> None: ...
-    def show_associated(self, name: str, pixels: NDArray[Any]) -> None: ...
-    def show_error(self, text: str) -> None: ...
-    def schedule(self) -> None: ...
+    def show_panel(self, panel: OverviewPanel) -> None:
+        """Show words and switches."""
+        ...
+
+    def show_picture(self, pixels: Pixels | None, area: Area | None) -> None:
+        """Show the slide on the map: where it lies, and its pixels once they are read. Neither without a slide."""
+        ...
+
+    def show_heatmap(self, heatmap: DrawnHeatmap | None) -> None:
+        """Show a heatmap on the map."""
+        ...
+
+    def show_field(self, field: Area | None, magnification: str) -> None:
+        """Show what the canvas shows, and how much is magnified; the text is empty where that isn't known."""
+        ...
+
+    def may_show_associated(self, question: str) -> bool:
+        """Ask whether an image that can identify the patient may be shown."""
+        ...
+
+    def show_associated(self, name: str, pixels: Pixels) -> None:
+        """Show an associated image in a window of its own, until there is no slide."""
+        ...
+
+    def show_error(self, text: str) -> None:
+        """Say what went wrong; nothing where empty."""
+        ...
 
 
-Run = Callable[[str, "Steps[Any, Any]", Callable[[Any], None]], None]
-"""Runs steps in the background: (name, steps, done). Errors go to ``View.show_error``."""
-
-
-class Orientation:
+class OverviewPresenter:
     """The state behind the overview dock.
 
     Parameters
     ----------
-    viewer : napari.Viewer
-        Only its layers, camera and canvas size are used.
-    view : View
-    run : callable
+    view : OverviewView
+    canvas : Canvas
+    background : Background
     """
 
-    def __init__(self, viewer: Any, view: View, run: Run) -> None:
-        self._viewer, self._view, self._run = viewer, view, run
-        self._controller: Controller | None = None
+    _controller: Controller
+
+    def __init__(self, view: OverviewView, canvas: Canvas, background: Background) -> None:
+        self._view, self._canvas, self._background = view, canvas, background
         self._slide: Slide | None = None
-        self._placed: tuple[Any, ...] = ()
-        self._overlay_of: Any = None
-        self._overlay_stale = False
         self._heatmap_shown = True
 
+    # ---- what changed
+
     def attach(self, controller: Controller) -> None:
-        """Follow this controller's slide from now on."""
+        """Follow this controller from now on. Comes before all else."""
         self._controller = controller
 
-    @property
-    def has_slide(self) -> bool:
-        """Whether one is open."""
-        return self._controller is not None and self._controller.slide is not None
-
-    @property
-    def um_per_px(self) -> float | None:
-        """Of a device-independent pixel of the canvas; None where the slide's pixel size isn't known."""
-        slide = self._slide
-        return 1 / self._camera.zoom if slide is not None and slide.has_mpp else None
-
-    def refresh(self) -> None:
+    def refresh(self, change: Change = Change.ALL) -> None:
         """The slide, its pixel size, its colours or the heatmap may have changed."""
-        slide = self._controller.slide if self._controller is not None else None
-        self._slide = slide
-        placed = () if slide is None else (slide, slide.has_mpp and slide.mpp_xy, slide.icc)
-        if placed != self._placed:
-            self._placed = placed
-            self._view.show_error("")
-            self._view.show_picture(None, fields.scanned_area(slide) if slide is not None else None)
-            if slide is not None:
-                self._run("overview", overview_steps(slide), lambda pixels: self._pictured(placed, pixels))
-        self._refresh_overlay()
-        self._view.show_panel(self._panel())
-        self.show_field()
-
-    def show_field(self) -> None:
-        """The camera moved, or the canvas got another size."""
-        if self._overlay_stale:
-            self._refresh_overlay()
-        if self._slide is None:
-            self._view.show_field(None, "")
+        if not change & _CONCERNS:
             return
-        self._view.show_field(self._field, fields.magnification_text(self.um_per_px))
+        self._slide = self._controller.slide
+        if change & (Change.SLIDE | Change.PIXELS):
+            self._view.show_error("")
+            self._view.show_picture(None, scanned_area(self._slide) if self._slide is not None else None)
+            if self._slide is not None:
+                self._read_picture(self._slide)
+        self.heatmap_changed()
+        self.field_changed()
+
+    def heatmap_changed(self) -> None:
+        """The heatmap came, went, or is drawn in other colours."""
+        slide, heatmap = self._slide, None
+        if slide is not None and self._heatmap_shown:
+            heatmap = self._canvas.drawn_heatmap(slide)
+        self._view.show_heatmap(heatmap)
+        has_heatmap = slide is not None and self._canvas.has_heatmap(slide)
+        self._view.show_panel(
+            overview_panel(slide, has_heatmap=has_heatmap, heatmap_shown=self._heatmap_shown)
+        )
+
+    def field_changed(self) -> None:
+        """The camera moved, or the canvas got another size."""
+        field = self._canvas.field if self._slide is not None else None
+        text = magnification_text(self._um_per_px)
+        self._canvas.show_magnification(text)
+        self._view.show_field(field, text)
+
+    # ---- what the user does
 
     def magnify(self, magnification: float) -> None:
         """Show this magnification; the middle of the field stays where it is."""
-        if self.um_per_px is not None:
-            self._camera.zoom = fields.zoom_of(magnification)
+        if self._um_per_px is not None:
+            self._canvas.go_to(self._canvas.field.center_yx, zoom=zoom_of(magnification))
 
     def magnify_by_step(self, steps: int) -> None:
-        """To the next preset up or down."""
-        if self.um_per_px is None:
+        """To the next preset up or down; from the lowest on to the whole slide."""
+        if self._um_per_px is None:
             return
-        now = fields.magnification_of(self.um_per_px)
+        now = magnification_of(self._um_per_px)
         if steps > 0:
-            above = [each for each in fields.MAGNIFICATIONS if each > now * 1.01]
-            self.magnify(above[0] if above else fields.MAGNIFICATIONS[-1])
+            above = [each for each in MAGNIFICATIONS if each > now * 1.01]
+            self.magnify(above[0] if above else MAGNIFICATIONS[-1])
         else:
-            below = [each for each in fields.MAGNIFICATIONS if each < now * 0.99]
+            below = [each for each in MAGNIFICATIONS if each < now * 0.99]
             self.magnify(below[-1]) if below else self.whole_slide()
 
     def centre_on(self, world_yx: tuple[float, float]) -> None:
         """Move the field there, within the slide."""
         if self._slide is None:
             return
-        area = fields.scanned_area(self._slide)
+        area = scanned_area(self._slide)
         y = min(max(world_yx[0], area.top), area.top + area.height)
         x = min(max(world_yx[1], area.left), area.left + area.width)
-        self._camera.center = (*self._camera.center[:-2], y, x)
+        self._canvas.go_to((y, x))
 
     def move(self, down: int, right: int) -> None:
         """By half a field."""
-        field = self._field
+        field = self._canvas.field
         y, x = field.center_yx
         self.centre_on((y + down * _STEP * field.height, x + right * _STEP * field.width))
 
     def whole_slide(self) -> None:
         """Fit the slide's scanned area into the canvas."""
-        if self._slide is None:
-            return
-        area = fields.scanned_area(self._slide)
-        height, width = (max(1.0, float(px)) for px in self._viewer.canvas.size)
-        self._camera.zoom = 0.95 * min(height / area.height, width / area.width)
-        self._camera.center = (*self._camera.center[:-2], *area.center_yx)
+        if self._slide is not None:
+            self._canvas.fit(scanned_area(self._slide), share=_WHOLE)
 
     def toggle_heatmap(self, shown: bool) -> None:
         """Over the map; the canvas has a switch of its own."""
         self._heatmap_shown = shown
-        self._overlay_stale = True
-        self._refresh_overlay()
-        self._view.show_panel(self._panel())
+        self.heatmap_changed()
 
-    def show_associated(self, name: str) -> None:
-        """Read and show a label, macro or thumbnail image; the view has asked whether it may."""
+    def choose_associated(self, name: str) -> None:
+        """Read and show a label, macro or thumbnail image, once somebody has confirmed that it may be seen."""
         slide = self._slide
-        if slide is not None:
-            self._run(
-                "associated",
-                associated_steps(slide, name),
-                lambda pixels: self._view.show_associated(name, pixels) if self._slide is slide else None,
-            )
+        if slide is None or not self._view.may_show_associated(confirmation_text(name)):
+            return
+
+        def read(pixels: Pixels) -> None:
+            if self._slide is slide:
+                self._view.show_associated(name, pixels)
+
+        steps = in_one_step(partial(slide.read_associated, name))
+        self._background.start("associated", steps, done=read, failed=partial(self._failed, slide))
+
+    # ---- inside
 
     @property
-    def _camera(self) -> Any:
-        return self._viewer.scene.camera
+    def _um_per_px(self) -> float | None:
+        """Of a device-independent pixel of the canvas; None where the slide's pixel size isn't known."""
+        return 1 / self._canvas.zoom if self._slide is not None and self._slide.has_mpp else None
 
-    @property
-    def _field(self) -> Area:
-        y, x = (float(each) for each in self._camera.center[-2:])
-        height, width = (float(each) for each in self._viewer.canvas.size)
-        return fields.field_of((y, x), float(self._camera.zoom), (height, width))
+    def _read_picture(self, slide: Slide) -> None:
+        icc = slide.icc
 
-    def _pictured(self, placed: tuple[Any, ...], pixels: NDArray[Any]) -> None:
-        if placed == self._placed and self._slide is not None:
-            self._view.show_picture(pixels, fields.scanned_area(self._slide))
+        def read(pixels: Pixels) -> None:
+            if self._slide is slide and slide.icc == icc:
+                self._view.show_picture(pixels, scanned_area(slide))
 
-    def _refresh_overlay(self) -> None:
-        layer = self._heatmap_layer()
-        if layer != self._overlay_of:  # equal, not the same: napari wraps what it hands to plugins
-            self._overlay_of = layer
-            self._overlay_stale = True
-            if layer is not None:
-                for event in (layer.events.colormap, layer.events.contrast_limits, layer.events.opacity):
-                    event.connect(self._heatmap_changed)
-                layer.events.data.connect(self._heatmap_changed)
-        if self._overlay_stale:
-            self._overlay_stale = False
-            wanted = self._slide is not None and layer is not None and self._heatmap_shown
-            self._view.show_overlay(
-                heatmap_overlay(self._viewer, self._slide) if wanted and self._slide else None
-            )
-
-    def _heatmap_changed(self, event: Any = None) -> None:
-        self._overlay_stale = True
-        self._view.schedule()
-
-    def _heatmap_layer(self) -> Any:
-        slide = self._slide
-        if slide is None:
-            return None
-        found = [layer for layer in self._viewer.layers if layer.metadata.get(HEATMAP_KEY) is slide]
-        return found[-1] if found else None
-
-    def _panel(self) -> OverviewPanel:
-        slide = self._slide
-        if slide is None:
-            return OverviewPanel(heatmap_shown=self._heatmap_shown)
-        return OverviewPanel(
-            has_slide=True,
-            can_magnify=slide.has_mpp,
-            facts=slide_facts(slide),
-            associated=slide.associated_images,
-            heatmap_shown=self._heatmap_shown,
-            has_heatmap=self._overlay_of is not None,
+        self._background.start(
+            "overview", overview_steps(slide), done=read, failed=partial(self._failed, slide)
         )
+
+    def _failed(self, slide: Slide, text: str) -> None:
+        if self._slide is slide:  # a slide that was closed meanwhile is no error
+            self._view.show_error(text)
+
+
+def overview_steps(slide: Slide) -> Steps[None, Pixels]:
+    """The picture of the map, (height, width, 3); grey where too many pixels would have to be read."""
+    if picture.overview_level_px(slide, MAP_EDGE_PX) > _MAX_LEVEL_PX:
+        width, height = picture.overview_size_xy(slide, MAP_EDGE_PX)
+        return np.full((height, width, 3), _GREY, np.uint8)
+    return (yield from picture.overview_steps(slide, MAP_EDGE_PX, strip_px=_STRIP_PX))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from napari.components.overlays import TextOverlay
-from numpy.typing import NDArray
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import Qt
 from qtpy.QtGui import QImage, QPixmap
 from qtpy.QtWidgets import (
     QCheckBox,
@@ -15,24 +14,22 @@ from qtpy.QtWidgets import (
     QGridLayout,
     QHBoxLayout,
     QLabel,
-    QMessageBox,
     QPushButton,
     QVBoxLayout,
     QWidget,
 )
+from superqt.utils import QSignalThrottler
 
-from napari_lrmil._viewer.background import Steps
+from napari_lrmil._viewer.canvas import UM_PER_PX_AT_1X, Area, DrawnHeatmap
 from napari_lrmil._viewer.docks.dock import DockedWidget
-from napari_lrmil._viewer.docks.overview.facts import MASKED_NOTE, confirmation_text
-from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, UM_PER_PX_AT_1X, Area
+from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS
 from napari_lrmil._viewer.docks.overview.overview_map import OverviewMap, to_image
-from napari_lrmil._viewer.docks.overview.picture import Overlay
-from napari_lrmil._viewer.docks.overview.presenter import Orientation, OverviewPanel
+from napari_lrmil._viewer.docks.overview.panel import MASKED_NOTE, OverviewPanel
+from napari_lrmil._viewer.docks.overview.presenter import OverviewPresenter, Pixels
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.window import Change, Controller
 
 _THROTTLE_MS = 33
-_OVERLAY = "lrmil_magnification"
 _ASSOCIATED_MAX_PX = 700
 
 
@@ -56,12 +53,8 @@ class OverviewWidget(DockedWidget):
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self.associated_buttons: dict[str, QPushButton] = {}
         self.associated_dialog: QDialog | None = None
-        self.presenter = Orientation(napari_viewer, self, self._run)
+        self.presenter = OverviewPresenter(self, self.canvas, self.background)
         self._lay_out()
-        self._throttle = QTimer(self)
-        self._throttle.setSingleShot(True)
-        self._throttle.setInterval(_THROTTLE_MS)
-        self._throttle.timeout.connect(self.presenter.show_field)
         self._connect()
         self.begin()
 
@@ -73,12 +66,7 @@ class OverviewWidget(DockedWidget):
 
     def refresh(self, change: Change) -> None:
         """Show what is so now."""
-        self.presenter.refresh()
-
-    def schedule(self) -> None:
-        """Show the field soon, once for all the events of a movement."""
-        if not self._throttle.isActive():
-            self._throttle.start()
+        self.presenter.refresh(change)
 
     def show_panel(self, panel: OverviewPanel) -> None:
         """Show words and switches."""
@@ -86,43 +74,38 @@ class OverviewWidget(DockedWidget):
             button.setEnabled(panel.can_magnify)
         self.whole.setEnabled(panel.has_slide)
         self.map.setEnabled(panel.has_slide)
-        self.hint.setVisible(not panel.has_slide or not panel.can_magnify)
-        self.hint.setText(
-            "Enter the slide's µm/px in the panel “LRMIL: classify slide” to see magnifications."
-            if panel.has_slide
-            else "Open a slide to see where you are on it."
-        )
+        parts.show_text(self.hint, panel.hint)
         self.heatmap.setVisible(panel.has_heatmap)
         self.heatmap.setChecked(panel.heatmap_shown)
         self.facts_heading.setVisible(panel.has_slide)
         self.masked.setVisible(panel.has_slide)
         self._show_facts(panel.facts)
-        self._show_names(panel.associated if panel.has_slide else ())
+        self._show_names(panel.associated)
 
-    def show_picture(self, pixels: NDArray[Any] | None, area: Area | None) -> None:
+    def show_picture(self, pixels: Pixels | None, area: Area | None) -> None:
         """Show the slide on the map."""
         self.map.show_picture(pixels, area)
         if area is None and self.associated_dialog is not None:
             self.associated_dialog.close()
 
-    def show_overlay(self, overlay: Overlay | None) -> None:
+    def show_heatmap(self, heatmap: DrawnHeatmap | None) -> None:
         """Show a heatmap on the map."""
-        self.map.show_overlay(overlay)
+        self.map.show_heatmap(heatmap)
 
     def show_field(self, field: Area | None, magnification: str) -> None:
-        """Show the field on the map, and the magnification here and on the canvas."""
+        """Show the field on the map, and the magnification."""
         self.map.show_field(field)
         self.magnification.setText(magnification or "–")
-        overlay = self.viewer.canvas.overlays.get(_OVERLAY)
-        if overlay is not None and overlay.text != magnification:
-            overlay.text = magnification
-            overlay.visible = bool(magnification)
 
     def show_error(self, text: str) -> None:
         """Say what went wrong."""
         parts.show_text(self.error, text)
 
-    def show_associated(self, name: str, pixels: NDArray[Any]) -> None:
+    def may_show_associated(self, question: str) -> bool:
+        """Ask whether an image that can identify the patient may be shown."""
+        return parts.confirmed(self, "Show an image that can identify the patient?", question)
+
+    def show_associated(self, name: str, pixels: Pixels) -> None:
         """Show an associated image in a window of its own; it is dropped when that closes."""
         if self.associated_dialog is not None:
             self.associated_dialog.close()
@@ -152,46 +135,32 @@ class OverviewWidget(DockedWidget):
 
     # ---- inside
 
-    def _run(self, name: str, steps: Steps[Any, Any], done: Callable[[Any], None]) -> None:
-        self.background.start(name, steps, done=done, failed=self._failed)
-
-    def _failed(self, text: str) -> None:
-        if self.presenter.has_slide:  # a slide that was closed meanwhile is no error
-            self.show_error(text)
-
     def _associated_closed(self, *_: object) -> None:
         self.associated_dialog = None
 
-    def _ask_associated(self, name: str) -> None:
-        answer = QMessageBox.question(
-            self,
-            "Show an image that can identify the patient?",
-            confirmation_text(name),
-            QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No,
-            QMessageBox.StandardButton.No,
-        )
-        if answer == QMessageBox.StandardButton.Yes:
-            self.presenter.show_associated(name)
-
     def _connect(self) -> None:
-        presenter, viewer, ending = self.presenter, self.viewer, self.ending
+        presenter, canvas = self.presenter, self.canvas
         self.map.place_chosen.connect(lambda y, x: presenter.centre_on((y, x)))
         self.map.moved.connect(presenter.move)
         self.map.zoomed.connect(presenter.magnify_by_step)
         self.map.whole_wanted.connect(presenter.whole_slide)
         self.whole.clicked.connect(lambda: presenter.whole_slide())
         self.heatmap.clicked.connect(presenter.toggle_heatmap)
-        camera, canvas = viewer.scene.camera, viewer.canvas
-        for event in (camera.events.center, camera.events.zoom, canvas.events.size):
-            event.connect(self.schedule)
-            ending.callback(event.disconnect, self.schedule)
-        canvas.overlays[_OVERLAY] = TextOverlay(position="bottom_left", font_size=11, box=True)
-        ending.callback(canvas.overlays.pop, _OVERLAY, None)
         for number, (value, button) in enumerate(self.presets.items(), start=1):
             button.clicked.connect(lambda _=False, value=value: presenter.magnify(value))
-            key = f"Control-{number}"
-            viewer.bind_key(key, lambda _, value=value: presenter.magnify(value), overwrite=True)
-            ending.callback(viewer.bind_key, key, None)
+            canvas.bind_key(f"Control-{number}", partial(presenter.magnify, value))
+        # A movement or a slider sends events by the hundred: what they are about is shown soon, once for all.
+        canvas.camera_moved.connect(self._soon(presenter.field_changed))
+        heatmap_changed = self._soon(presenter.heatmap_changed)
+        canvas.heatmap_changed.connect(heatmap_changed)
+        canvas.layers_changed.connect(heatmap_changed)
+
+    def _soon(self, show: Callable[[], None]) -> Callable[[], None]:
+        throttler = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
+        throttler.setTimeout(_THROTTLE_MS)
+        throttler.triggered.connect(show)
+        self.ending.callback(throttler.cancel)
+        return throttler.throttle
 
     def _lay_out(self) -> None:
         column = self.column
@@ -245,7 +214,7 @@ class OverviewWidget(DockedWidget):
         if facts == self._facts_shown:
             return
         self._facts_shown = facts
-        _empty(self._facts_grid)
+        parts.clear_layout(self._facts_grid)
         for row, (what, value) in enumerate(facts):
             title = QLabel(what)
             self._facts_grid.addWidget(title, row, 0, Qt.AlignmentFlag.AlignTop)
@@ -256,13 +225,13 @@ class OverviewWidget(DockedWidget):
         if names == self._names_shown:
             return
         self._names_shown = names
-        _empty(self._names_column)
+        parts.clear_layout(self._names_column)
         self.associated_buttons = {}
         for name in names:
             button = QPushButton(f"Show “{name}” …")
             button.setToolTip("It can show the patient's identity; you are asked before it is read")
             button.setAccessibleName(f"Show the image {name}")
-            button.clicked.connect(lambda _=False, name=name: self._ask_associated(name))
+            button.clicked.connect(lambda _=False, name=name: self.presenter.choose_associated(name))
             self.associated_buttons[name] = button
             self._names_column.addWidget(button)
 
@@ -275,10 +244,3 @@ def _row(*widgets: QWidget, spacing: int = 6) -> QWidget:
     for widget in widgets:
         layout.addWidget(widget)
     return row
-
-
-def _empty(layout: Any) -> None:
-    while layout.count():
-        widget = layout.takeAt(0).widget()
-        widget.hide()  # and stays its parent's child: without one it could outlive the window
-        widget.deleteLater()

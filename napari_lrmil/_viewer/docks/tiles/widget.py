@@ -1,9 +1,9 @@
-"""The gallery's dock."""
+"""The dock "LRMIL: tiles": the tiles that count most and least, at higher power."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QColor, QIcon, QImage, QKeyEvent, QPixmap, QResizeEvent
@@ -18,20 +18,13 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lrmil._viewer.docks.dock import DockedWidget
-from napari_lrmil._viewer.docks.tiles.close_up import Pixels, close_ups
-from napari_lrmil._viewer.docks.tiles.presenter import MAX_K, GalleryPanel, GalleryPresenter, TileEntry
-from napari_lrmil._viewer.docks.tiles.stage import TileStage
+from napari_lrmil._viewer.docks.tiles.panel import MAX_K, TileEntry, TilesPanel
+from napari_lrmil._viewer.docks.tiles.presenter import Pixels, TilesPresenter
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.section import Section
-from napari_lrmil._viewer.window import Change
-from napari_lrmil.slide import Slide
-
-if TYPE_CHECKING:
-    from napari_lrmil._viewer.window import Controller
-    from napari_lrmil.predict import SlidePrediction
+from napari_lrmil._viewer.window import Change, Controller
 
 NEXT_KEY, PREVIOUS_KEY = "Alt-Right", "Alt-Left"
-_JOB = "close-ups"
 _LEAST_PX, _START_PX, _MOST_PX = 64, 112, 512
 _SIDE_BY_SIDE_PX, _LEAST_HEIGHT_PX = 560, 260
 _NUMBER = Qt.ItemDataRole.UserRole
@@ -95,7 +88,7 @@ class TileList(QListWidget):
         super().keyPressEvent(event)
 
 
-class GalleryDock(DockedWidget):
+class TilesWidget(DockedWidget):
     """Tiles that count most and least for the result, at higher power.
 
     Parameters
@@ -107,8 +100,6 @@ class GalleryDock(DockedWidget):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
         self.setObjectName("lrmil_gallery")
-        self._stage = TileStage(napari_viewer)
-        self._presenter: GalleryPresenter | None = None
         self.channel = parts.narrow_combo(
             tool_tip="Rank the tiles by attention, or by what each does to the probability of a class",
             name="Rank tiles by",
@@ -130,6 +121,7 @@ class GalleryDock(DockedWidget):
         self.top_title, self.bottom_title = (parts.wrapped_label(style=parts.HEADING_STYLE) for _ in range(2))
         self.top, self.bottom = TileList("Tiles that count most"), TileList("Tiles that count least")
         self.note = parts.wrapped_label()
+        self.presenter = TilesPresenter(self, self.canvas, self.background)
         self._lay_out()
         self.setMinimumHeight(_LEAST_HEIGHT_PX)
         self._connect()
@@ -137,16 +129,14 @@ class GalleryDock(DockedWidget):
 
     def attach(self, controller: Controller) -> None:
         """Follow this controller from now on."""
-        self._presenter = GalleryPresenter(self, self._stage, controller, self._read)
+        self.presenter.attach(controller)
 
     def refresh(self, change: Change) -> None:
         """Slide or result may have changed."""
-        if self._presenter is not None:
-            self._presenter.refresh()
+        self.presenter.refresh(change)
 
-    def show_gallery(self, panel: GalleryPanel) -> None:
+    def show_panel(self, panel: TilesPanel) -> None:
         """Show tiles, or what to do to get some."""
-        self.background.cancel(_JOB)
         self._content.setVisible(not panel.hint)
         parts.show_text(self.hint, panel.hint)
         parts.show_text(self.error, "")
@@ -190,20 +180,6 @@ class GalleryDock(DockedWidget):
         wide = self.width() > max(_SIDE_BY_SIDE_PX, 1.3 * self.height())
         self._halves.setOrientation(Qt.Orientation.Horizontal if wide else Qt.Orientation.Vertical)
 
-    def _read(self, slide: Slide, result: SlidePrediction, numbers: Sequence[int]) -> None:
-        presenter = self._presenter
-        assert presenter is not None
-        self.background.start(
-            _JOB,
-            close_ups(slide, result, numbers),
-            progressed=lambda read: presenter.image_read(*read),
-            failed=presenter.reading_failed,
-        )
-
-    def _step(self, by: int) -> None:
-        if self._presenter is not None and self.controller is not None:
-            self._presenter.step(by)
-
     def _lay_out(self) -> None:
         content = Section()
         content.add_field("Rank &by", self.channel)
@@ -225,16 +201,16 @@ class GalleryDock(DockedWidget):
         self.column.addStretch(0)
 
     def _connect(self) -> None:
-        self.channel.activated.connect(
-            lambda index: self._presenter.choose_channel(index) if self._presenter is not None else None
-        )
-        self.k.valueChanged.connect(
-            lambda k: self._presenter.choose_k(k) if self._presenter is not None else None
-        )
+        presenter = self.presenter
+        self.channel.activated.connect(presenter.choose_channel)
+        self.k.valueChanged.connect(presenter.choose_k)
         for tiles in (self.top, self.bottom):
             self.size_px.valueChanged.connect(tiles.show_size)
-            tiles.wanted.connect(lambda n: self._presenter.go_to(n) if self._presenter is not None else None)
+            tiles.wanted.connect(presenter.go_to)
         for key, by in ((NEXT_KEY, 1), (PREVIOUS_KEY, -1)):
-            self.viewer.bind_key(key, lambda _, by=by: self._step(by), overwrite=True)
-            self.ending.callback(self.viewer.bind_key, key, None)
-        self.ending.callback(self._stage.clear)
+            self.canvas.bind_key(key, partial(self._step, by))
+        self.ending.callback(self.canvas.clear_tile_mark)
+
+    def _step(self, by: int) -> None:
+        if self.controller is not None:  # its dock was closed
+            self.presenter.step(by)

@@ -1,18 +1,49 @@
-"""What the metadata panel says of a slide, and what it keeps back. No Qt."""
+"""What the overview dock says, as plain values: the facts of a slide, and what is kept back. No Qt."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from napari_lrmil.slide import Slide
 
+NO_SLIDE = "Open a slide to see where you are on it."
+NO_MPP = "Enter the slide's µm/px in the panel “LRMIL: classify slide” to see magnifications."
 MASKED_NOTE = (
     "Not shown, since it can say who the patient is: file name and folder, barcode and label, the scanner's "
     "free text, date and serial numbers."
 )
 
 _VENDOR_UNKNOWN = ("", "tiff", "generic-tiff", None)
+
+
+@dataclass(frozen=True)
+class OverviewPanel:
+    """Words and switches; `hint` says what to do where something is missing."""
+
+    hint: str = NO_SLIDE
+    has_slide: bool = False
+    can_magnify: bool = False
+    facts: tuple[tuple[str, str], ...] = ()
+    associated: tuple[str, ...] = ()
+    heatmap_shown: bool = True
+    has_heatmap: bool = False
+
+
+def overview_panel(slide: Slide | None, *, has_heatmap: bool, heatmap_shown: bool) -> OverviewPanel:
+    """Of a slide, or of none."""
+    if slide is None:
+        return OverviewPanel(heatmap_shown=heatmap_shown)
+    return OverviewPanel(
+        hint="" if slide.has_mpp else NO_MPP,
+        has_slide=True,
+        can_magnify=slide.has_mpp,
+        facts=slide_facts(slide),
+        associated=slide.associated_images,
+        heatmap_shown=heatmap_shown,
+        has_heatmap=has_heatmap,
+    )
 
 
 def slide_facts(slide: Slide) -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,4 @@
-"""What lies in a cache, and making room in it: the least recently used leave first."""
+"""How much a cache may hold: what lies in it, and deleting the least recently used when it is full."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from napari_lrmil.atomic import write_text
-from napari_lrmil.cache.files import remove_folder, remove_stale_scratch
+from napari_lrmil.atomic import remove_folder, remove_stale_scratch, write_text
 
 DEFAULT_LIMIT_BYTES = 2 * 10**9
 LIMIT_NAME = "limit.json"
@@ -18,11 +17,13 @@ JSON_NAME = "prediction.json"
 """Its time of change is the last use of the result beside it."""
 
 _KEEP_SHARE = 0.9
-"""Of the limit that stays when room is made, so that not every new result makes some."""
+"""Of the limit that stays when something is deleted, so that not every new result deletes some."""
+_STALE_S = 24 * 3600.0
+"""Scratch this old was left by a process that was killed."""
 
 
-class Room:
-    """The limit of a cache folder, and what keeps to it. Threads may share it.
+class SizeLimit:
+    """The limit of a cache folder, and keeping to it. Threads may share it.
 
     Parameters
     ----------
@@ -51,16 +52,16 @@ class Room:
         """Store the limit in the folder, and keep to it from now on."""
         write_text(self._root / LIMIT_NAME, json.dumps({"limit_bytes": limit_bytes}) + "\n")
         self._limit_bytes = None
-        self.forget()
-        self.make(kept=None, added_bytes=0)
+        self.measure_again()
+        self.enforce(keep=None, added_bytes=0)
 
-    def forget(self) -> None:
-        """Look again at the next call of `make`."""
+    def measure_again(self) -> None:
+        """Have the next call of `enforce` look what lies in the folder."""
         with self._lock:
             self._total_bytes = None
 
-    def make(self, *, kept: Path | None, added_bytes: int) -> None:
-        """Keep to the limit after `added_bytes` came; `kept` stays in any case.
+    def enforce(self, *, keep: Path | None, added_bytes: int) -> None:
+        """Delete what is too much after `added_bytes` came; `keep` stays in any case.
 
         The folder is walked at first, then only when it is full.
         """
@@ -71,25 +72,27 @@ class Room:
                 if self._total_bytes <= limit:
                     return
             for kind in (RESULTS, THUMBNAILS):
-                for shelf in listed(self._root / kind):
-                    remove_stale_scratch(shelf)
+                for shelf in visible_in(self._root / kind):
+                    remove_stale_scratch(shelf, older_than_s=_STALE_S)
             found = sorted(entries(self._root))
             total = sum(n_bytes for _, n_bytes, _ in found)
             for _, n_bytes, path in found if total > limit else []:
                 if total <= limit * _KEEP_SHARE:
                     break
-                if path != kept and _removed(path):
+                if path != keep and _removed(path):
                     total -= n_bytes
             self._total_bytes = total
 
 
 def entries(root: Path) -> Iterator[tuple[float, int, Path]]:
-    """(last use, bytes, path) of each result and thumbnail."""
+    """Yield (last use, bytes, path) of each result and thumbnail."""
     for kind in (RESULTS, THUMBNAILS):
-        for shelf in listed(root / kind):
-            for path in listed(shelf):
+        for shelf in visible_in(root / kind):
+            for path in visible_in(shelf):
                 try:
-                    stats = {file.name: file.stat() for file in (listed(path) if kind == RESULTS else [path])}
+                    stats = {
+                        file.name: file.stat() for file in (visible_in(path) if kind == RESULTS else [path])
+                    }
                 except OSError:  # another process took it away meanwhile
                     continue
                 used = stats.get(JSON_NAME if kind == RESULTS else path.name)
@@ -102,16 +105,16 @@ def is_result(path: Path) -> bool:
     return path.parent.parent.name == RESULTS
 
 
-def touch(path: Path) -> None:
-    """Used just now."""
+def mark_used(path: Path) -> None:
+    """Note that an entry was used just now."""
     try:
         os.utime(path)
     except OSError:  # somebody else's cache: read-only is fine
         return
 
 
-def listed(folder: Path) -> list[Path]:
-    """What lies in a folder, scratch left out; nothing where it is absent."""
+def visible_in(folder: Path) -> list[Path]:
+    """Return what lies in a folder, by name, scratch left out; nothing where it is absent."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:

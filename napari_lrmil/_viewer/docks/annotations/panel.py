@@ -1,4 +1,4 @@
-"""What the annotations dock shows, as plain values, and the wording of it. No Qt."""
+"""What the annotations dock shows, as plain values: its rows, classes, colours and words. No Qt."""
 
 from __future__ import annotations
 
@@ -7,19 +7,36 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from napari_lrmil._viewer.docks.annotations.classes import RGB
 from napari_lrmil._viewer.docks.annotations.pieces import area_l0_px2
 from napari_lrmil.export.annotation import Annotation
 
 if TYPE_CHECKING:
-    from napari_lrmil._viewer.docks.annotations.store import RegionStore
+    from napari_lrmil._viewer.docks.annotations.store import AnnotationStore
     from napari_lrmil.slide import Slide
 
 
-class RegionRow(NamedTuple):
-    """A region in the table."""
+RGB = tuple[int, int, int]
 
-    region_id: str
+PALETTE: tuple[RGB, ...] = (
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (230, 159, 0),
+    (86, 180, 233),
+    (240, 228, 66),
+    (204, 121, 167),
+)
+"""Okabe and Ito's: told apart by colour-blind eyes. Those that H&E leaves free come first, its pink last."""
+PAN = "pan"
+"""The tool that moves the view: none that draws is in hand."""
+UNCLASSED: RGB = (60, 60, 60)
+"""Of annotations without a class."""
+
+
+class AnnotationRow(NamedTuple):
+    """An annotation in the list."""
+
+    annotation_id: str
     name: str
     class_name: str
     colour: RGB
@@ -27,19 +44,40 @@ class RegionRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RegionsPanel:
+class AnnotationsPanel:
     """Everything the dock shows. `tool` is 'rectangle', 'ellipse', 'polygon', 'point' or 'pan'."""
 
     has_slide: bool = False
     ready: bool = False
-    rows: tuple[RegionRow, ...] = ()
+    rows: tuple[AnnotationRow, ...] = ()
     classes: tuple[str, ...] = ()
     new_class: str = ""
-    tool: str = "pan"
+    tool: str = PAN
     can_undo: bool = False
     bounded: bool = False
     status: str = ""
     error: str = ""
+
+
+def class_names(annotations: Iterable[Annotation], model_classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes to offer: those of the model, then others in the order of their first annotation."""
+    used = (annotation.class_name for annotation in annotations if annotation.class_name)
+    return tuple(dict.fromkeys((*model_classes, *used)))
+
+
+def class_colours(annotations: Iterable[Annotation], names: Sequence[str]) -> dict[str, RGB]:
+    """A colour for each class: the file's own where it states one, else the first that is free."""
+    stated: dict[str, RGB] = {}
+    for annotation in annotations:
+        if annotation.class_name and annotation.class_color_rgb is not None:
+            stated.setdefault(annotation.class_name, annotation.class_color_rgb)
+    free = [colour for colour in PALETTE if colour not in stated.values()] or list(PALETTE)
+    colours, taken = dict(stated), 0
+    for name in names:
+        if name not in colours:
+            colours[name] = free[taken % len(free)]
+            taken += 1
+    return colours
 
 
 def next_name(annotations: Iterable[Annotation]) -> str:
@@ -72,8 +110,8 @@ def counted(count: int) -> str:
     return "1 region" if count == 1 else f"{count:,} regions"
 
 
-def kept(store: RegionStore | None, count: int, *, saving: bool) -> str:
-    """Where regions are kept."""
+def where_kept(store: AnnotationStore | None, count: int, *, saving: bool) -> str:
+    """Where the annotations are kept, or what to do first."""
     if store is None:
         return "Looking for regions kept earlier …"
     if saving:

@@ -1,28 +1,22 @@
-"""Magnification, field and facts, without a window."""
+"""Magnification, the map's geometry and the facts of a slide, without a window."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_lrmil._viewer.docks.overview.facts import MASKED_NOTE, slide_facts
+from napari_lrmil._viewer.canvas import Area, magnification_of, zoom_of
 from napari_lrmil._viewer.docks.overview.field import (
     MAGNIFICATIONS,
-    Area,
     Fit,
-    field_of,
-    magnification_of,
     magnification_text,
     scanned_area,
-    zoom_of,
 )
-from napari_lrmil._viewer.docks.overview.picture import EDGE_PX, associated_steps, overview_steps
-from napari_lrmil.errors import SlideError
+from napari_lrmil._viewer.docks.overview.panel import MASKED_NOTE, slide_facts
 from napari_lrmil.slide import Slide
 
 
@@ -39,10 +33,6 @@ def test_10x_is_1_um_a_pixel() -> None:
 )
 def test_magnification_text(um_per_px: float | None, text: str) -> None:
     assert magnification_text(um_per_px) == text
-
-
-def test_field_of_the_canvas() -> None:
-    assert field_of((100, 200), 2.0, (400, 600)) == Area(0, 50, 200, 300)
 
 
 @given(
@@ -89,25 +79,3 @@ def test_facts_of_bounds_and_unknown_mpp(shared_file: Callable[[str], Path], sli
         assert facts["Pixel size"] == "not stated"
         assert "Scanned area" not in facts
         assert scanned_area(slide) == (0, 0, 1920, 2560)
-
-
-def test_overview_is_the_slide_small(small_slide: Path) -> None:
-    with Slide(small_slide) as slide:
-        steps = overview_steps(slide)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as stop:
-                picture = stop.value
-                break
-        whole = slide.read_region((0, 0), 1, slide.level_dimensions_xy[1])
-    assert picture.shape == (480, EDGE_PX, 3)
-    assert np.abs(picture.astype(int) - whole.astype(int)).mean() < 2
-
-
-def test_associated_image_that_is_not_there(small_slide: Path) -> None:
-    with Slide(small_slide) as slide:
-        steps = associated_steps(slide, "label")
-        next(steps)
-        with pytest.raises(SlideError, match="label"):
-            next(steps)

@@ -13,7 +13,6 @@ from made_predictions import make_prediction
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QMessageBox, QWidget
 
-from napari_lrmil._viewer.docks.overview import widget as module
 from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS
 from napari_lrmil._viewer.docks.overview.widget import OverviewWidget
 from napari_lrmil._viewer.session import dock_widget
@@ -191,12 +190,12 @@ def test_associated_images_only_on_request(
 
         return question
 
-    monkeypatch.setattr(module.QMessageBox, "question", answer(QMessageBox.StandardButton.No))
+    monkeypatch.setattr(QMessageBox, "question", answer(QMessageBox.StandardButton.No))
     qtbot.mouseClick(overview.associated_buttons[name], LEFT)
     settled(qtbot, viewer)
     assert "patient" in asked[0]
     assert read == []
-    monkeypatch.setattr(module.QMessageBox, "question", answer(QMessageBox.StandardButton.Yes))
+    monkeypatch.setattr(QMessageBox, "question", answer(QMessageBox.StandardButton.Yes))
     qtbot.mouseClick(overview.associated_buttons[name], LEFT)
     qtbot.waitUntil(lambda: overview.associated_dialog is not None, timeout=10_000)
     assert read == [name]

@@ -1,0 +1,101 @@
+"""What the tiles dock shows, as plain values: which tiles, in which order, in which words. No Qt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_lrmil._viewer.canvas import magnification_of
+from napari_lrmil.heatmap import ATTENTION, channel_titles, channel_values, channels_of, tile_text, value_text
+from napari_lrmil.slide.picture import close_up_mpp
+
+if TYPE_CHECKING:
+    from napari_lrmil.predict import SlidePrediction
+    from napari_lrmil.slide import Slide
+
+DEFAULT_K, MAX_K = 6, 24
+"""How many tiles of each kind."""
+CLOSE_UP_MAX_PX = 640
+NO_SLIDE = "Open a slide and classify it: its tiles that count most and least appear here."
+NO_RESULT = (
+    "Classify this slide (panel “LRMIL: classify slide”): its tiles that count most and least appear here."
+)
+
+
+@dataclass(frozen=True)
+class TileEntry:
+    """One tile: its number in the prediction, its value, and all about it."""
+
+    n: int
+    caption: str
+    tool_tip: str
+
+
+@dataclass(frozen=True)
+class TilesPanel:
+    """Everything the dock shows but the images; `hint` says what to do where there is nothing."""
+
+    hint: str = ""
+    channels: tuple[str, ...] = ()
+    channel_index: int = -1
+    k: int = DEFAULT_K
+    top_title: str = ""
+    top: tuple[TileEntry, ...] = ()
+    bottom_title: str = ""
+    bottom: tuple[TileEntry, ...] = ()
+    note: str = ""
+
+
+def tiles_panel(slide: Slide, result: SlidePrediction, channel: str, k: int) -> TilesPanel:
+    """The k tiles of highest and of lowest value in a channel of the result."""
+    values = channel_values(result, channel)
+    top, bottom = ranked_tiles(values, k)
+
+    def entries(numbers: list[int]) -> tuple[TileEntry, ...]:
+        return tuple(
+            TileEntry(
+                n,
+                value_text(float(values[n]), channel),
+                f"{tile_text(result, n)}\nClick or press Enter to go there",
+            )
+            for n in numbers
+        )
+
+    attention = channel == ATTENTION
+    return TilesPanel(
+        channels=channel_titles(result),
+        channel_index=channels_of(result).index(channel),
+        k=k,
+        top_title="Most attention" if attention else f"Most for {channel}",
+        top=entries(top),
+        bottom_title="Least attention" if attention else f"Least for {channel}, or against it",
+        bottom=entries(bottom),
+        note=_close_up_text(slide, result),
+    )
+
+
+def ranked_tiles(values: NDArray[np.float64], k: int) -> tuple[list[int], list[int]]:
+    """The k tiles of highest value, highest first, and the k of lowest, lowest first.
+
+    None is in both: of fewer than 2 k tiles the larger half counts as high. Ties keep the order of the tiles.
+
+    Parameters
+    ----------
+    values : (N,) array
+    k : int
+    """
+    order = np.argsort(-values, kind="stable")
+    n_top = min(k, (len(order) + 1) // 2)
+    n_bottom = min(k, len(order) - n_top)
+    return order[:n_top].tolist(), order[len(order) - n_bottom :][::-1].tolist()
+
+
+def _close_up_text(slide: Slide, result: SlidePrediction) -> str:
+    mpp = close_up_mpp(slide, result.tiles.grid, max_px=CLOSE_UP_MAX_PX)
+    return (
+        f"Shown at {mpp:.2g} µm/px ({magnification_of(mpp):.2g}×); "
+        f"the model reads {result.tiles.grid.spec.mpp:.2g} µm/px."
+    )
