@@ -1,4 +1,4 @@
-"""A drawn region of a slide, whatever file it came from."""
+"""What was drawn on a slide, whatever file it came from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _new_id() -> str:
 
 @dataclass(frozen=True)
 class Annotation:
-    """A region, a line or some points on a slide.
+    """An area, a line or some points drawn on a slide.
 
     Attributes
     ----------

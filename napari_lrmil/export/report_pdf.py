@@ -165,7 +165,7 @@ class _Sheet:
 
     def _result(self, x: float, top: float, width: float, height: float) -> float:
         content, canvas, floor = self.content, self.canvas, top - height
-        y = self.text(content.verdict_line, x, top, width, 30, size=14, bold=True) - 4
+        y = self.text(content.result_line, x, top, width, 30, size=14, bold=True) - 4
         for warning in content.warnings:
             bottom = self.text(f"⚠ {warning}", x + 6, y, width - 6, 48, size=8, bold=True, color=_AMBER)
             canvas.setFillColor(_AMBER)
