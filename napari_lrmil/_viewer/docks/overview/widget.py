@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from qtpy.QtCore import Qt
-from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtGui import QPixmap
 from qtpy.QtWidgets import (
     QCheckBox,
     QDialog,
@@ -23,7 +23,7 @@ from superqt.utils import QSignalThrottler
 from napari_lrmil._viewer.canvas import Area, DrawnHeatmap
 from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, UM_PER_PX_AT_1X
-from napari_lrmil._viewer.docks.overview.overview_map import OverviewMap, to_image
+from napari_lrmil._viewer.docks.overview.overview_map import OverviewMap
 from napari_lrmil._viewer.docks.overview.panel import MASKED_NOTE, OverviewPanel
 from napari_lrmil._viewer.docks.overview.presenter import OverviewPresenter, Pixels
 from napari_lrmil._viewer.qt import parts
@@ -113,7 +113,7 @@ class OverviewWidget(DockedWidget):
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.setWindowTitle(f"{name} – can show the patient's identity")
         picture = QLabel()
-        image = QPixmap.fromImage(to_image(pixels, QImage.Format.Format_RGB888))
+        image = QPixmap.fromImage(parts.to_image(pixels))
         if max(image.width(), image.height()) > _ASSOCIATED_MAX_PX:
             image = image.scaled(
                 _ASSOCIATED_MAX_PX,

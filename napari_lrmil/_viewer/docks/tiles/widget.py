@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from qtpy.QtCore import QSize, Qt, Signal
-from qtpy.QtGui import QColor, QIcon, QImage, QKeyEvent, QPixmap, QResizeEvent
+from qtpy.QtGui import QColor, QIcon, QKeyEvent, QPixmap, QResizeEvent
 from qtpy.QtWidgets import (
     QListView,
     QListWidget,
@@ -152,9 +152,7 @@ class TilesWidget(DockedWidget):
 
     def show_image(self, n: int, pixels: Pixels) -> None:
         """Show a tile's image."""
-        height, width, _ = pixels.shape
-        image = QImage(pixels.tobytes(), width, height, 3 * width, QImage.Format.Format_RGB888)
-        pixmap = QPixmap.fromImage(image)
+        pixmap = QPixmap.fromImage(parts.to_image(pixels))
         icon = QIcon(pixmap)
         icon.addPixmap(pixmap, QIcon.Mode.Selected)  # the chosen tile keeps its stain: Qt would tint it
         for tiles in (self.top, self.bottom):
