@@ -1,4 +1,4 @@
-"""The worklist's presenter, kept results and settings against mocks: every transition, no window."""
+"""The worklist's presenter against mocks: every transition, no window."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from typing import Any
 import pytest
 from psygnal import Signal
 
-from napari_lrmil._viewer.bundle_names import bundle_folder, hub_name, is_bundle
-from napari_lrmil._viewer.docks.classify.panel import State
-from napari_lrmil._viewer.docks.classify.recall import Recall
 from napari_lrmil._viewer.docks.worklist.panel import ListState, Pace
 from napari_lrmil._viewer.docks.worklist.presenter import Presenter
 from napari_lrmil._viewer.docks.worklist.rows import Show, cells, tool_tip
-from napari_lrmil._viewer.settings import Settings
-from napari_lrmil._viewer.window import Change
+from napari_lrmil._viewer.models import bundle_folder, hub_name, is_bundle
+from napari_lrmil._viewer.window import Change, State
 from napari_lrmil.batch import BatchEvent, Kind
 from napari_lrmil.cache import ResultSummary
 from napari_lrmil.model.hub import parse_hub_name
@@ -491,103 +488,7 @@ def test_what_is_a_bundle(tmp_path: Path) -> None:
 
 def test_presenter_loads_no_qt_and_no_torch() -> None:
     code = (
-        "import sys, napari_lrmil._viewer.docks.worklist.presenter, napari_lrmil._viewer.docks.classify.recall.presenter;"
+        "import sys, napari_lrmil._viewer.docks.worklist.presenter, napari_lrmil._viewer.docks.classify.kept_results;"
         "assert not {'qtpy', 'torch', 'napari'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# ---- results from before
-
-
-@dataclass
-class FakeRecallJobs:
-    asked: list[Any] = field(default_factory=list)
-    kept: list[Any] = field(default_factory=list)
-    limits: list[int] = field(default_factory=list)
-
-    def look_up(self, slide: Any, info: Any, found: Any) -> None:
-        self.asked.append((slide, info.weights_sha256, found))
-
-    def keep(self, slide_path: Path, prediction: Any, info: Any, mpp: float | None) -> None:
-        self.kept.append((slide_path, prediction, mpp))
-
-    def limit_cache(self, n_bytes: int) -> None:
-        self.limits.append(n_bytes)
-
-
-def recall_stage(settings: Settings = Settings()) -> tuple[Recall, FakeController, FakeRecallJobs]:  # noqa: B008
-    slide = FakeSlide(Path("/s/a.svs"))
-    controller, jobs = FakeController([slide], slide, bundle()), FakeRecallJobs()
-    recall = Recall(controller, jobs, settings)  # type: ignore[arg-type]
-    controller.changed.emit(Change.ALL)
-    return recall, controller, jobs
-
-
-def test_a_result_of_before_is_shown_and_not_kept_again() -> None:
-    _, controller, jobs = recall_stage()
-    ((slide, sha, found),) = jobs.asked
-    assert sha == SHA
-    prediction = FakePrediction()
-    found(prediction)
-    assert controller.results[slide] is prediction
-    controller.changed.emit(Change.ALL)
-    assert len(jobs.asked) == 1
-    assert jobs.kept == []
-
-
-def test_a_new_result_is_kept_once_with_the_pixel_size_that_was_given() -> None:
-    _, controller, jobs = recall_stage()
-    assert controller.slide is not None
-    controller.slide.mpp_override = 0.25
-    prediction = FakePrediction()
-    controller.results[controller.slide] = prediction
-    controller.changed.emit(Change.ALL)
-    controller.changed.emit(Change.ALL)
-    assert jobs.kept == [(Path("/s/a.svs"), prediction, 0.25)]
-
-
-@pytest.mark.parametrize("meanwhile", ["another model", "closed", "running", "classified", "absent"])
-def test_what_is_found_too_late_changes_nothing(meanwhile: str) -> None:
-    _, controller, jobs = recall_stage()
-    ((slide, _, found),) = jobs.asked
-    own = FakePrediction()
-    if meanwhile == "another model":
-        controller.bundle = bundle("b" * 64)
-    elif meanwhile == "closed":
-        controller.slides, controller.slide = [], None
-    elif meanwhile == "running":
-        controller.running_slide = slide
-    elif meanwhile == "classified":
-        controller.results[slide] = own
-    controller.changed.emit(Change.ALL)
-    found(None if meanwhile == "absent" else FakePrediction())
-    assert controller.results.get(slide) is (own if meanwhile == "classified" else None)
-
-
-def test_another_model_or_pixel_size_is_looked_up_anew() -> None:
-    _, controller, jobs = recall_stage()
-    controller.bundle = bundle("b" * 64)
-    controller.changed.emit(Change.ALL)
-    assert controller.slide is not None
-    controller.slide.mpp_override = 0.5
-    controller.changed.emit(Change.ALL)
-    assert [sha for _, sha, _ in jobs.asked] == [SHA, "b" * 64, "b" * 64]
-
-
-def test_settings_are_followed() -> None:
-    recall, controller, jobs = recall_stage(Settings(show_cached_results=False, device="cuda", cache_gb=3.0))
-    assert jobs.asked == []
-    assert controller.device == "cuda:0"
-    assert jobs.limits == [3_000_000_000]
-    recall.change_settings(Settings(device="cpu", cache_gb=1.5, heatmap_opacity=0.4))
-    assert len(jobs.asked) == 1
-    assert controller.device == "cpu"
-    assert jobs.limits[-1] == 1_500_000_000
-    assert controller.opacities == [0.4]
-
-
-def test_a_device_that_isnt_there_leaves_the_choice() -> None:
-    _, controller, jobs = recall_stage(Settings(device="mps"))
-    assert controller.device == "auto"
-    assert jobs.limits == []  # a limit set from the command line stays

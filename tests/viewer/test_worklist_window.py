@@ -14,12 +14,12 @@ from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QApplication, QInputDialog
 from window_files import write_slide
 
-from napari_lrmil._viewer.docks.classify.panel import State
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.worklist import WorklistWidget, worklist_dock
 from napari_lrmil._viewer.docks.worklist.rows import Show
 from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
 from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.window import State
 from napari_lrmil.cache import ResultCache
 from napari_lrmil.slide.cache import shared_cache
 from napari_lrmil.worklist import Order, Status, Worklist

@@ -23,6 +23,7 @@ from napari_lrmil._viewer.qt.background import QtBackground
 from napari_lrmil._viewer.window import Change
 
 if TYPE_CHECKING:
+    from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
     from napari_lrmil._viewer.window import Controller
 
 _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 260, 200
@@ -74,16 +75,23 @@ class DockedWidget(QWidget):
         self.link()
 
     def link(self) -> None:
-        """Find the main dock, or dock it again, and follow its controller."""
-        from napari_lrmil._viewer.session import dock_widget
-
-        main = dock_widget(self.viewer)
+        """Follow the controller of the main dock, which is docked again where it was closed."""
+        main = self._main_dock()
         main.destroyed.connect(self._lost)
         self.controller = main.controller
         main.controller.changed.connect(self.refresh)
         self._pages.setCurrentIndex(0)
         self.attach(main.controller)
         self.refresh(Change.ALL)
+
+    def main_controller(self) -> Controller:
+        """The controller of the main dock, which is docked where it isn't there."""
+        return self._main_dock().controller
+
+    def _main_dock(self) -> ClassifyWidget:
+        from napari_lrmil._viewer.session import dock_widget  # it knows all docks
+
+        return dock_widget(self.viewer)
 
     def event(self, event: QEvent) -> bool:
         """End when the dock is closed: napari takes the widget out of it then, and drops it."""

@@ -13,6 +13,8 @@ from superqt.utils import GeneratorWorker
 
 from napari_lrmil._viewer.background import Background, P, R, Steps, error_text, ignore, is_foreseen
 
+_THREADS = 8
+
 
 class _Worker(GeneratorWorker[Any, Any, None]):
     """Steps in a thread; quitting closes them there, so that they tidy up behind them."""
@@ -45,6 +47,9 @@ class QtBackground(Background):
     """Jobs of one dock; `shutdown` ends them with it."""
 
     def __init__(self) -> None:
+        # By default as many as cores; a classification and a batch would keep two cores' other jobs waiting.
+        pool = QThreadPool.globalInstance()
+        pool.setMaxThreadCount(max(pool.maxThreadCount(), _THREADS))
         self._current: dict[str, _Worker] = {}
         self._alive: set[_Worker] = set()
         self._closed = False

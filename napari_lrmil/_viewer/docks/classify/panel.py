@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_lrmil._viewer.docks.classify.result import ResultPanel
+from napari_lrmil._viewer.models import DEMO_BUNDLE
+from napari_lrmil._viewer.window import State
 from napari_lrmil.slide import Slide
 from napari_lrmil.wording import duration_text
 
@@ -17,20 +18,6 @@ if TYPE_CHECKING:
     from napari_lrmil.predict import PredictProgress
 
 DEMO_BUNDLE_NAME = "Demonstration model"
-
-
-class State(StrEnum):
-    """Where the user is."""
-
-    NO_SLIDE = "no slide"
-    NEEDS_MPP = "needs mpp"
-    LOADING_BUNDLE = "loading bundle"
-    NO_BUNDLE = "no bundle"
-    READY = "ready"
-    RUNNING = "running"
-    DONE = "done"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -90,6 +77,11 @@ def slide_facts(slide: Slide) -> str:
     return " · ".join(facts)
 
 
+def bundle_name(bundle_path: str) -> str:
+    """A model in the list."""
+    return DEMO_BUNDLE_NAME if bundle_path == DEMO_BUNDLE else Path(bundle_path).name
+
+
 def bundle_facts(info: BundleInfo) -> str:
     """The model card in three lines: classes, what is read, encoder."""
     return (
@@ -106,36 +98,3 @@ def progress_text(slide_name: str, progress: PredictProgress | None) -> str:
     text = f"{slide_name}: {progress.tiles_done:,} of {progress.tiles_total:,} tiles"
     left = progress.seconds_left
     return text if left is None else f"{text}, {duration_text(left)} left"
-
-
-def with_slides(panel: Panel, slides: tuple[Slide, ...], slide: Slide | None) -> Panel:
-    """The panel with the open slides, and the current one."""
-    return replace(
-        panel,
-        slide_names=tuple(each.name for each in slides),
-        slide_index=slides.index(slide) if slide in slides else -1,
-        slide_facts=slide_facts(slide) if slide is not None else "",
-        icc_available=slide is not None and slide.has_icc_profile,
-        icc_applied=slide is not None and slide.icc,
-    )
-
-
-def with_models(panel: Panel, paths: list[str], path: str, info: BundleInfo | None) -> Panel:
-    """The panel with the models known, and the one in use."""
-    return replace(
-        panel,
-        bundle_names=tuple(DEMO_BUNDLE_NAME if each == "demo" else Path(each).name for each in paths),
-        bundle_index=paths.index(path) if path else -1,
-        bundle_facts=bundle_facts(info) if info is not None else "",
-        bundle_is_demonstration=info.demonstration if info is not None else False,
-        card_available=info is not None,
-    )
-
-
-def with_run(panel: Panel, slide_name: str, progress: PredictProgress | None) -> Panel:
-    """The panel of a classification under way."""
-    return replace(
-        panel,
-        progress=(0, 0) if progress is None else progress[:2],
-        progress_text=progress_text(slide_name, progress),
-    )

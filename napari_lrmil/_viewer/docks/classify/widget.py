@@ -6,22 +6,28 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from napari.utils.notifications import show_warning
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication, QFileDialog, QInputDialog, QScrollArea, QVBoxLayout, QWidget
 
-from napari_lrmil._viewer.bundle_names import bundle_folder, hub_name, is_bundle
-from napari_lrmil._viewer.docks.classify.card import CardDialog
-from napari_lrmil._viewer.docks.classify.evidence_section import EvidenceSection
+from napari_lrmil._viewer.docks.classify.kept_results import KeptResults
 from napari_lrmil._viewer.docks.classify.panel import Panel
-from napari_lrmil._viewer.docks.classify.recall.attach import attach_recall
-from napari_lrmil._viewer.docks.classify.result_section import ResultSection
-from napari_lrmil._viewer.docks.classify.sections import ModelSection, RunSection, SlideSection
+from napari_lrmil._viewer.docks.classify.presenter import ClassifyPresenter
+from napari_lrmil._viewer.docks.classify.sections import (
+    CardDialog,
+    EvidenceSection,
+    ModelSection,
+    ResultSection,
+    RunSection,
+    SlideSection,
+)
+from napari_lrmil._viewer.models import DEMO_BUNDLE, bundle_folder, hub_name, is_bundle
 from napari_lrmil._viewer.napari_canvas import NapariCanvas
+from napari_lrmil._viewer.qt.background import QtBackground
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
-from napari_lrmil._viewer.settings import read_settings
-from napari_lrmil._viewer.window import DEMO_BUNDLE, Controller
-from napari_lrmil._viewer.worker import QtJobs
+from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
+from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
@@ -46,20 +52,22 @@ class ClassifyWidget(QWidget):
         self.result_section = ResultSection()
         self.evidence_section = EvidenceSection()
         self._lay_out()
-        canvas, jobs = NapariCanvas(napari_viewer), QtJobs()
-        self.controller = Controller(self, canvas, jobs)
-        jobs.controller = self.controller
-        self._end = partial(_end, self.controller, canvas, jobs, attach_recall(self.controller, canvas))
+        canvas, background, settings = NapariCanvas(napari_viewer), QtBackground(), read_settings()
+        self.controller = Controller(canvas, background, settings)
+        self.presenter = ClassifyPresenter(self, self.controller, canvas)
+        self.kept_results = KeptResults(self.controller, background, settings, show_warning)
+        unfollow_settings = follow_settings(self._apply_settings)
+        self._end = partial(_end, self.controller, canvas, background, unfollow_settings)
         self.destroyed.connect(self._end)
         QApplication.instance().aboutToQuit.connect(self._application_quits)
         self._connect()
-        canvas.layers_changed.connect(self.controller.slides_changed)
-        canvas.hovered.connect(self.controller.hovered)
+        canvas.layers_changed.connect(self.controller.layers_changed)
         if canvas.slides():
             canvas.show_scale_bar()
-        self.controller.slides_changed()
+        self.controller.layers_changed()
+        self.presenter.refresh(Change.ALL)
         DropTarget(self, is_bundle, lambda path: self.controller.load_bundle(str(bundle_folder(path))))
-        bundle = read_settings().default_bundle
+        bundle = settings.default_bundle
         if bundle and (bundle != DEMO_BUNDLE or DEMO_BUNDLE_DIR.exists()):
             self.controller.load_bundle(bundle)
 
@@ -91,6 +99,10 @@ class ClassifyWidget(QWidget):
 
     def _application_quits(self) -> None:
         self._end()
+
+    def _apply_settings(self, settings: Settings) -> None:
+        self.controller.apply_settings(settings)
+        self.kept_results.apply_settings(settings)
 
     def _lay_out(self) -> None:
         inner = QWidget()
@@ -126,10 +138,10 @@ class ClassifyWidget(QWidget):
         evidence = self.evidence_section
         evidence.heatmap_toggled.connect(lambda shown: controller.set_heatmap(visible=shown))
         evidence.opacity_moved.connect(lambda value: controller.set_heatmap(opacity=value))
-        evidence.chosen.connect(lambda choice: controller.choose_evidence(**choice))
+        evidence.chosen.connect(lambda choice: self.presenter.choose_evidence(**choice))
 
     def _show_card(self) -> None:
-        CardDialog(self.controller.card, self).show()
+        CardDialog(self.presenter.card, self).show()
 
     def _browse_slide(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, "Open a slide", "", f"{_FILE_FILTER};;All files (*)")
@@ -154,15 +166,15 @@ class ClassifyWidget(QWidget):
 def _end(
     controller: Controller,
     canvas: NapariCanvas,
-    jobs: QtJobs,
-    end_recall: Callable[[], None],
+    background: QtBackground,
+    unfollow_settings: Callable[[], None],
     *_: object,
     clear_text: bool = False,
 ) -> None:
     # A function of its own, not a method: Qt calls it when the widget is already gone.
     controller.shutdown()
-    end_recall()
+    unfollow_settings()
     if clear_text:  # a label must not outlive the dock that would take it off another slide
         canvas.show_text("")
     canvas.close()
-    jobs.shutdown()
+    background.shutdown()

@@ -10,18 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari_lrmil._viewer.canvas import Area
+from napari_lrmil.slide.geometry import UM_PER_PX_AT_1X, magnification_of
 
 if TYPE_CHECKING:
     from napari_lrmil.slide import Slide
 
-UM_PER_PX_AT_1X = 10.0
 MAGNIFICATIONS = (1, 2, 5, 10, 20, 40)
 """The presets; Ctrl+1 to Ctrl+6."""
-
-
-def magnification_of(um_per_px: float) -> float:
-    """The objective that shows `um_per_px`."""
-    return UM_PER_PX_AT_1X / um_per_px
 
 
 def zoom_of(magnification: float) -> float:

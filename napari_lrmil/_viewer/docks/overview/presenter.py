@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from napari_lrmil._viewer.background import in_one_step
 from napari_lrmil._viewer.docks.overview.field import (
     MAGNIFICATIONS,
-    magnification_of,
     magnification_text,
     scanned_area,
     zoom_of,
@@ -19,6 +18,7 @@ from napari_lrmil._viewer.docks.overview.field import (
 from napari_lrmil._viewer.docks.overview.panel import OverviewPanel, confirmation_text, overview_panel
 from napari_lrmil._viewer.window import Change
 from napari_lrmil.slide import picture
+from napari_lrmil.slide.geometry import magnification_of
 
 if TYPE_CHECKING:
     from napari_lrmil._viewer.background import Background, Steps

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil._viewer.background import Background, in_one_step
 from napari_lrmil._viewer.docks.worklist.saving import TableRequest, table_steps
-from napari_lrmil._viewer.model_imports import import_models
+from napari_lrmil._viewer.models import import_models
 from napari_lrmil.batch import BatchEvent, classify
 from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary
 from napari_lrmil.worklist import Worklist, WorklistItem

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_lrmil._viewer.bundle_names import bundle_folder, is_bundle
 from napari_lrmil._viewer.docks.worklist.arranged import Arranged
 from napari_lrmil._viewer.docks.worklist.batching import Batching
 from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
 from napari_lrmil._viewer.docks.worklist.protocols import BatchJobs, Found, ListJobs
 from napari_lrmil._viewer.docks.worklist.rows import Show
+from napari_lrmil._viewer.models import bundle_folder, is_bundle
 from napari_lrmil._viewer.window import Controller
 from napari_lrmil.cache import summarise
 from napari_lrmil.slide import Slide

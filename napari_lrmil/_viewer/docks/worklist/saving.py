@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from napari_lrmil._viewer.model_imports import import_models
+from napari_lrmil._viewer.models import import_models
 from napari_lrmil.cache import ResultCache, ResultKeys
 from napari_lrmil.export.tables import FolderRow, write_folder_table
 from napari_lrmil.worklist import Worklist, WorklistError, WorklistItem

@@ -10,7 +10,6 @@ from qtpy.QtGui import QKeyEvent, QShowEvent
 from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QSizePolicy
 
 from napari_lrmil._viewer.background import in_one_step
-from napari_lrmil._viewer.bundle_names import is_bundle
 from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.worklist import keys
 from napari_lrmil._viewer.docks.worklist.collecting import SparedCollection
@@ -27,6 +26,7 @@ from napari_lrmil._viewer.docks.worklist.sections import (
 )
 from napari_lrmil._viewer.docks.worklist.table import WorklistModel, WorklistTable
 from napari_lrmil._viewer.docks.worklist.thumbs import Thumbnail, Thumbnails
+from napari_lrmil._viewer.models import is_bundle
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.settings import read_settings
