@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import (
@@ -23,21 +23,34 @@ from napari_lrmil._viewer.qt.background import QtBackground
 from napari_lrmil._viewer.window import Change
 
 if TYPE_CHECKING:
-    from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
     from napari_lrmil._viewer.window import Controller
 
 _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 260, 200
 
 
+class Presenter(Protocol):
+    """What happens in a dock."""
+
+    def attach(self, controller: Controller) -> None:
+        """Follow this controller from now on; it may be another one than before."""
+        ...
+
+    def refresh(self, change: Change) -> None:
+        """Something of the controller has changed; after `attach`, all of it."""
+        ...
+
+
 class DockedWidget(QWidget):
     """A dock that follows the main dock's controller.
 
-    A subclass fills `column`, calls `begin` last, and implements `attach` and `refresh`.
+    A subclass fills `column`, and calls `begin` last.
 
     Parameters
     ----------
     viewer : napari.Viewer
     """
+
+    _presenter: Presenter
 
     def __init__(self, viewer: Any) -> None:
         super().__init__()
@@ -57,16 +70,9 @@ class DockedWidget(QWidget):
         # Otherwise napari puts a stretch under it, which takes half the dock's height.
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
 
-    def attach(self, controller: Controller) -> None:
-        """Take what is needed from the controller; it may be another one than before."""
-        raise NotImplementedError
-
-    def refresh(self, change: Change) -> None:
-        """Something of the controller has changed; the first time, all of it."""
-        raise NotImplementedError
-
-    def begin(self) -> None:
-        """Follow the controller, and tidy up at the end whichever way it comes."""
+    def begin(self, presenter: Presenter) -> None:
+        """Have the presenter follow the controller, and tidy up at the end whichever way it comes."""
+        self._presenter = presenter
         ending = self.ending
         ending.callback(self.background.shutdown)
         ending.callback(self._unfollow)
@@ -76,22 +82,15 @@ class DockedWidget(QWidget):
 
     def link(self) -> None:
         """Follow the controller of the main dock, which is docked again where it was closed."""
-        main = self._main_dock()
-        main.destroyed.connect(self._lost)
-        self.controller = main.controller
-        main.controller.changed.connect(self.refresh)
-        self._pages.setCurrentIndex(0)
-        self.attach(main.controller)
-        self.refresh(Change.ALL)
-
-    def main_controller(self) -> Controller:
-        """The controller of the main dock, which is docked where it isn't there."""
-        return self._main_dock().controller
-
-    def _main_dock(self) -> ClassifyWidget:
         from napari_lrmil._viewer.session import dock_widget  # it knows all docks
 
-        return dock_widget(self.viewer)
+        main = dock_widget(self.viewer)
+        main.destroyed.connect(self._lost)
+        self.controller = main.controller
+        main.controller.changed.connect(self._presenter.refresh)
+        self._pages.setCurrentIndex(0)
+        self._presenter.attach(main.controller)
+        self._presenter.refresh(Change.ALL)
 
     def event(self, event: QEvent) -> bool:
         """End when the dock is closed: napari takes the widget out of it then, and drops it."""
@@ -102,7 +101,7 @@ class DockedWidget(QWidget):
 
     def _unfollow(self) -> None:
         if self.controller is not None:
-            self.controller.changed.disconnect(self.refresh, missing_ok=True)
+            self.controller.changed.disconnect(self._presenter.refresh, missing_ok=True)
 
     def _application_quits(self) -> None:
         self.ending.close()

@@ -27,7 +27,6 @@ from napari_lrmil._viewer.docks.overview.overview_map import OverviewMap
 from napari_lrmil._viewer.docks.overview.panel import MASKED_NOTE, OverviewPanel
 from napari_lrmil._viewer.docks.overview.presenter import OverviewPresenter, Pixels
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.slide.geometry import UM_PER_PX_AT_1X
 
 _THROTTLE_MS = 33
@@ -57,17 +56,9 @@ class OverviewWidget(DockedWidget):
         self.presenter = OverviewPresenter(self, self.canvas, self.background)
         self._lay_out()
         self._connect()
-        self.begin()
+        self.begin(self.presenter)
 
     # ---- the presenter's view
-
-    def attach(self, controller: Controller) -> None:
-        """Follow this controller."""
-        self.presenter.attach(controller)
-
-    def refresh(self, change: Change) -> None:
-        """Show what is so now."""
-        self.presenter.refresh(change)
 
     def show_panel(self, panel: OverviewPanel) -> None:
         """Show words and switches."""

@@ -22,7 +22,6 @@ from napari_lrmil._viewer.docks.tiles.panel import MAX_K, TileEntry, TilesPanel
 from napari_lrmil._viewer.docks.tiles.presenter import Pixels, TilesPresenter
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.section import Section
-from napari_lrmil._viewer.window import Change, Controller
 
 NEXT_KEY, PREVIOUS_KEY = "Alt-Right", "Alt-Left"
 _LEAST_PX, _START_PX, _MOST_PX = 64, 112, 512
@@ -125,15 +124,7 @@ class TilesWidget(DockedWidget):
         self._lay_out()
         self.setMinimumHeight(_LEAST_HEIGHT_PX)
         self._connect()
-        self.begin()
-
-    def attach(self, controller: Controller) -> None:
-        """Follow this controller from now on."""
-        self.presenter.attach(controller)
-
-    def refresh(self, change: Change) -> None:
-        """Slide or result may have changed."""
-        self.presenter.refresh(change)
+        self.begin(self.presenter)
 
     def show_panel(self, panel: TilesPanel) -> None:
         """Show tiles, or what to do to get some."""
