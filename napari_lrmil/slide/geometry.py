@@ -19,8 +19,6 @@ from napari_lrmil.errors import SlideError
 
 LEVEL_TOLERANCE = 0.02
 """How much coarser than wanted a level may be and still serve: scanners' nominal mpp differ by about 1 %."""
-UM_PER_PX_AT_1X = 10.0
-"""The field's convention: an objective of 10x shows 1 µm a pixel."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +146,6 @@ def l0_to_level(position_l0: float, downsample: float) -> int:
     position by half a level-0 pixel at most, which is less than half a pixel of a coarser level.
     """
     return round(position_l0 / downsample)
-
-
-def magnification_of(um_per_px: float) -> float:
-    """The objective that shows pixels of this size."""
-    return UM_PER_PX_AT_1X / um_per_px
 
 
 def children_of(rows: NDArray[np.integer], cols: NDArray[np.integer], ratio: int) -> NDArray[np.int64]:

@@ -20,14 +20,13 @@ from qtpy.QtWidgets import (
 )
 from superqt.utils import QSignalThrottler
 
-from napari_lrmil._viewer.canvas import Area, DrawnHeatmap
+from napari_lrmil._viewer.canvas import UM_PER_PX_AT_1X, Area, DrawnHeatmap
 from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS
 from napari_lrmil._viewer.docks.overview.overview_map import OverviewMap
 from napari_lrmil._viewer.docks.overview.panel import MASKED_NOTE, OverviewPanel
 from napari_lrmil._viewer.docks.overview.presenter import OverviewPresenter, Pixels
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil.slide.geometry import UM_PER_PX_AT_1X
 
 _THROTTLE_MS = 33
 _ASSOCIATED_MAX_PX = 700

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_lrmil._viewer.canvas import magnification_of
 from napari_lrmil.heatmap import ATTENTION, channel_titles, channel_values, channels_of, tile_text, value_text
-from napari_lrmil.slide.geometry import magnification_of
 from napari_lrmil.slide.picture import close_up_mpp
 
 if TYPE_CHECKING:
