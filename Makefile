@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # A real screen where there is one; else a virtual one. Tests always take the virtual one: they click and type.
 XVFB := xvfb-run -a -s "-screen 0 1600x1200x24"
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check schema lock clean
 
 demo: $(VENV)/.ready
 	$(PY) -m training.cohort demo/cohort --seed $(DEMO_SEED)
@@ -34,6 +34,10 @@ check: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml requirements/lock-$(QT).txt scripts/setup.sh
 	scripts/setup.sh $(VENV) $(QT)
 	touch $@
+
+# Write docs/result.schema.json anew, after a change of the result's JSON document.
+schema: $(VENV)/.ready
+	$(PY) scripts/result_schema.py
 
 # Resolve anew within pyproject's bounds and write what came out.
 lock:

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_lrmil.model.mil import MILOutput, MILSpec, build_mil
-from training.config import MILSection, Stage2Section
 from training.data.bags import parents_in_bag
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles
 from training.losses import attention_kl, bag_kl, guided_attention, hard_instance_loss
+from training.stages.distill_slides import Stage2Section
+from training.stages.heads import MILSection
 
 EMBED_DIM, RATIO, N_CLASSES = 768, 4, 2
 TARGET = 1.3

@@ -23,15 +23,15 @@ from PIL import Image
 from benchmarks.memory import peak_bytes
 from napari_lrmil.memory import give_large_blocks_back
 from training.checkpoint import Files
-from training.config import MILSection
 from training.data.bags import Bags
 from training.data.pairs import PairLoader, SlidePairs
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles, TileGeometry
-from training.mil_fit import bag_outputs, fit_mil
+from training.loop import Session
 from training.progress import Reporter
 from training.runtime import Runtime
+from training.stages.heads import MILSection, bag_outputs, fit_head
 
 LAYERS = 3
 RATIO = 4
@@ -92,18 +92,14 @@ def main() -> None:
         started = time.perf_counter()
         train = Bags(store, rows[:cut], ("a", "b"), cache_bytes=0.75 * share)
         val = Bags(store, rows[cut:], ("a", "b"), cache_bytes=0.25 * share)
-        model = fit_mil(
+        files = Files(root / "m.csv", checkpoint=root / "m.safetensors", checkpoint_seconds=0)
+        section = MILSection(epochs=options.epochs)
+        model = fit_head(
             train,
             val,
-            embed_dim=options.dim,
-            n_classes=2,
-            config=MILSection(epochs=options.epochs),
-            extra_loss=None,
-            seed=0,
-            fabric=runtime.head_fabric,
-            files=Files(root / "m.csv", checkpoint=root / "m.safetensors", checkpoint_seconds=0),
-            reporter=Reporter(),
-            description="Teacher MIL",
+            section.spec(options.dim, 2),
+            section.recipe(seed=0),
+            Session(runtime.head_fabric, files, Reporter(), "Teacher MIL"),
         )
         said = [output.attention_scores for output in bag_outputs(model, train, runtime.device)]
         print(

@@ -31,5 +31,9 @@ class DeviceError(LRMILError):
     """The wanted compute device isn't there."""
 
 
+class WorklistError(LRMILError):
+    """A folder or slide table can't be listed, or a verdict can't be kept."""
+
+
 class ConfigError(LRMILError):
     """A training configuration or slide table is wrong."""

@@ -128,7 +128,7 @@ def embed_tiles(
     batch_size: int,
     threads: int = 2,
 ) -> Iterator[torch.Tensor]:
-    """Embeddings (B, D) of tiles, batch by batch, on `device`.
+    """Yield the embeddings (B, D) of tiles, batch by batch, on `device`: float32 that float16 can hold.
 
     The one path from pixels to embeddings at inference; training embeds through the same function.
 
@@ -148,7 +148,9 @@ def embed_tiles(
         # The yield stays outside: inference mode would hold in the caller too.
         with torch.inference_mode():
             embeddings = encoder(encoder.preprocess(torch.from_numpy(tiles).to(device))).embedding
-        yield embeddings
+            # Halves are what training stores: the head learned, was evaluated and was calibrated on these numbers.
+            halves = embeddings.half().float()
+        yield halves
 
 
 def student_tiles(slide: Slide, info: BundleInfo) -> TileSet:

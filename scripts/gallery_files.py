@@ -22,7 +22,7 @@ from training.cohort.writer import write_slide
 from training.data.bags import Bags
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
-from training.trust_fit import fit_trust
+from training.stages.fit_trust import fit_trust
 
 SEED = 77
 SIZE_PX, LARGE_PX = (2048, 1536), (6144, 4608)

@@ -25,8 +25,9 @@ from napari_lrmil import __version__, batch, cli
 from napari_lrmil.batch import BatchEvent
 from napari_lrmil.cache import ResultCache, result_key
 from napari_lrmil.cli import console
-from napari_lrmil.export import tables
-from napari_lrmil.export.tables import TILE_COLUMNS
+from napari_lrmil.export import result as result_files
+from napari_lrmil.export.result import read_prediction, tile_columns
+from napari_lrmil.export.tables import folder_columns
 from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.model.card import DEMONSTRATION_NOTE
 from napari_lrmil.predict import predict_slide, run_to_end
@@ -55,7 +56,7 @@ def message(result: Result) -> str:
 def read_tiles(path: Path) -> list[dict[str, float]]:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        assert tuple(reader.fieldnames or ()) == TILE_COLUMNS
+        assert reader.fieldnames == tile_columns(("benign", "lesion"))
         return [{key: float(value) for key, value in row.items()} for row in reader]
 
 
@@ -88,6 +89,9 @@ def test_files_hold_the_prediction(slide: Path, tiny_bundle: Path, tmp_path: Pat
     assert told["bundle"] == {"name": "Tiny", "weights_sha256": model.info.weights_sha256}
     assert (told["read_level"], told["read_level_mpp"], told["slide_mpp_xy"]) == (1, 2.0, [0.5, 0.5])
     assert told["tiles"]["count"] == len(expected.tiles)
+    assert (told["status"], told["version"]) == (["demonstration"], __version__)
+    again = read_prediction(tmp_path / "out" / "one.json")
+    np.testing.assert_array_equal(again.class_contributions, expected.class_contributions)
     rows = read_tiles(tmp_path / "out" / "one.csv")
     assert len(rows) == len(expected.tiles)
     assert [row["attention_score"] for row in rows] == pytest.approx(expected.attention_scores, rel=1e-6)
@@ -151,14 +155,14 @@ def test_an_interrupted_overwrite_leaves_no_json_beside_another_table(
 ) -> None:
     args = ("predict", slide, "--bundle", tiny_bundle, "--out", tmp_path / "out")
     assert lrmil(*args).exit_code == 0
-    write = tables.write_text
+    write = result_files.write_text
 
     def failing(path: Path, text: str) -> None:
         if path.suffix == ".json":
             raise KeyboardInterrupt
         write(path, text)
 
-    monkeypatch.setattr(tables, "write_text", failing)
+    monkeypatch.setattr(result_files, "write_text", failing)
     assert lrmil(*args, "--overwrite").exit_code != 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.csv", "predictions.csv"]
 
@@ -343,7 +347,8 @@ def test_tables_of_all_slides_and_of_errors(
     result = lrmil(*args)
     assert result.exit_code == 1
     assert "1 of 3 slides failed" in message(result)
-    first, second = read_csv(out / "predictions.csv")
+    first, failed, second = read_csv(out / "predictions.csv")
+    assert list(first) == folder_columns(("benign", "lesion"))
     told = json.loads((out / "case 1.json").read_text())
     assert (first["slide"], second["slide"]) == ("case 1", "case_2")
     assert first["label"] == told["label"]
@@ -351,7 +356,12 @@ def test_tables_of_all_slides_and_of_errors(
         told["class_probabilities"], abs=1e-5
     )
     assert int(first["tiles"]) == told["tiles"]["count"]
-    assert (first["unsure"], first["prediction_set"], first["ood"]) == ("", "", "")  # this bundle can't tell
+    assert first["status"] == "demonstration"
+    for name in ("unsure", "prediction_set", "coverage", "out_of_distribution", "ood_score", "ood_threshold"):
+        assert first[name] == ""  # this bundle can't tell
+    assert (first["bundle"], first["version"]) == ("Tiny", __version__)
+    assert (failed["slide"], failed["label"], failed["status"], failed["p_lesion"]) == ("b", "", "failed", "")
+    assert "not a slide" in failed["error"]
     with Slide(folder / "a.tif") as opened:
         assert first["fingerprint"] == opened.fingerprint()
     assert first["bundle_sha256"] == load_bundle(tiny_bundle).info.weights_sha256
@@ -374,8 +384,8 @@ def test_no_name_runs_as_a_formula_in_the_table(folder: Path, tiny_bundle: Path,
     table.write_text("path,slide_id\nslides/a.tif,=1+1\nslides/b.tif,-2\n")
     out = tmp_path / "out"
     assert lrmil("predict", table, "--bundle", tiny_bundle, "--out", out).exit_code == 1
-    (row,) = read_csv(out / "predictions.csv")
-    assert row["slide"] == "'=1+1"
+    row, failed = read_csv(out / "predictions.csv")
+    assert (row["slide"], failed["slide"]) == ("'=1+1", "'-2")
     assert (out / "=1+1.json").exists()
     (error,) = read_csv(out / "errors.csv")
     assert error["slide_id"] == "-2"  # as it was given: this table is run again
@@ -458,7 +468,7 @@ def test_a_full_disk_stops_with_a_message(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tables, "write_text", full)
+    monkeypatch.setattr(result_files, "write_text", full)
     result = lrmil("predict", folder, "--bundle", tiny_bundle, "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "can't take results (No space left on device)" in message(result)

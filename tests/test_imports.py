@@ -27,7 +27,7 @@ def loaded_by(statement: str) -> set[str]:
     "statement",
     [
         "import napari_lrmil.cli, napari_lrmil.predict, napari_lrmil.heatmap, napari_lrmil.export",
-        "import training.run",
+        "import training.run.cli",
     ],
 )
 def test_neither_qt_nor_napari_is_loaded(statement: str) -> None:

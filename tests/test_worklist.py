@@ -24,11 +24,13 @@ from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.worklist import (
     Order,
+    Saved,
     Status,
     Worklist,
     WorklistError,
     WorklistItem,
     find_slides,
+    list_slides,
     read_slide_table,
     reviews,
     thumbnail,
@@ -531,31 +533,40 @@ def test_the_list_goes_on_while_a_verdict_waits_for_the_disk(folder: Path) -> No
     one, two = folder / "s1.svs", folder / "s2.svs"
     worklist.set_verdict(two, "unsure")
     errors: list[WorklistError] = []
+
+    def write() -> None:
+        try:
+            worklist.reviews.write_waiting()
+        except WorklistError as error:
+            errors.append(error)
+
     with (folder / "lrmil-review.jsonl").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         noted = worklist.note_verdict(one, "agree", "at once")
-        assert (noted.verdict, noted.note, noted.saving, noted.status) == (
-            "agree", "at once", True, Status.REVIEWED
+        assert (noted.verdict, noted.note, noted.saved, noted.status) == (
+            "agree", "at once", Saved.SAVING, Status.REVIEWED
         )  # fmt: skip
-        writer = threading.Thread(target=lambda: errors.extend(worklist.reviews.write_waiting()))
+        writer = threading.Thread(target=write)
         writer.start()
         worklist.note_verdict(one, "disagree")
         # What the window does meanwhile: it reads, sorts, and looks for lines of other programs.
         worklist.reload_reviews()
-        assert (worklist[one].verdict, worklist[one].note, worklist[one].saving) == (
+        assert (worklist[one].verdict, worklist[one].note, worklist[one].saved) == (
             "disagree",
             "at once",
-            True,
+            Saved.SAVING,
         )
         assert worklist.set_result(one, summary()).verdict == "disagree"
         assert names(worklist.ordered(Order.NAME)) == ["s1.svs", "s2.svs", "s10.svs"]
-        assert worklist.verdicts_written() == []
+        assert worklist.look_what_is_saved() == []
+        # Whoever looks at the folder in this program sees what waits, as a report does.
+        assert Worklist.open(folder)[one].verdict == "disagree"
         assert [line["slide"] for line in lines_of(folder)] == ["s2.svs"]
         assert writer.is_alive()
     writer.join(20)
     assert errors == []
-    (written,) = worklist.verdicts_written()
-    assert (written.path, written.verdict, written.saving) == (one, "disagree", False)
+    (written,) = worklist.look_what_is_saved()
+    assert (written.path, written.verdict, written.saved) == (one, "disagree", Saved.YES)
     assert [line["verdict"] for line in lines_of(folder)] == ["unsure", "agree", "disagree"]
 
 
@@ -568,7 +579,10 @@ def test_threads_write_each_verdict_once_in_the_order_they_were_given(folder: Pa
 
     def write() -> None:
         while not done.is_set():
-            errors.extend(worklist.reviews.write_waiting())
+            try:
+                worklist.reviews.write_waiting()
+            except WorklistError as error:
+                errors.append(error)
 
     def read_again() -> None:
         while not done.is_set():
@@ -588,37 +602,63 @@ def test_threads_write_each_verdict_once_in_the_order_they_were_given(folder: Pa
         done.set()
         for thread in threads:
             thread.join(20)
-    assert worklist.reviews.write_waiting() + errors == []  # as the window does before it goes
+    worklist.reviews.write_waiting()  # as the window does before it goes
+    assert errors == []
     assert [line["note"] for line in lines_of(folder)] == [str(number) for number in range(200)]
 
 
-def test_a_verdict_that_cant_be_written_leaves_the_list_as_it_was(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_verdict_that_cant_be_written_is_not_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays as not saved, and the next try brings it along, in its order."""
     worklist = Worklist.open(folder)
     one, two = folder / "s1.svs", folder / "s2.svs"
-    worklist.set_verdict(one, "agree", "kept")
-    worklist.set_status(two, Status.FAILED, error="torn file")
-    worklist.note_verdict(one, "disagree", "lost")
-    worklist.note_verdict(two, "unsure")
+    worklist.set_verdict(one, "agree", "before")
+    worklist.note_verdict(one, "disagree", "again")
     really = os.write
     with monkeypatch.context() as full:
         full.setattr(reviews.os, "write", lambda handle, data: really(handle, data[:10]))
-        errors = worklist.reviews.write_waiting()
-    # The reviewer is elsewhere by then: each error says which slide it is about.
-    assert [str(error).partition(" could not be kept")[0] for error in errors] == [
-        "the verdict on s1.svs", "the verdict on s2.svs"
+        # The reviewer is elsewhere by then: the error says which slide it is about.
+        with pytest.raises(
+            WorklistError, match=r"^the verdict on s1.svs could not be kept .* Free some space"
+        ):
+            worklist.reviews.write_waiting()
+        assert [(item.path, item.verdict, item.saved) for item in worklist.look_what_is_saved()] == [
+            (one, "disagree", Saved.NO)
+        ]
+        assert worklist.note_verdict(two, "unsure").saved is Saved.SAVING
+        with pytest.raises(WorklistError, match=r"^the verdict on s1.svs"):
+            worklist.reviews.write_waiting()
+        worklist.look_what_is_saved()
+        assert (worklist[one].saved, worklist[two].saved) == (Saved.NO, Saved.NO)
+        with pytest.raises(WorklistError):
+            worklist.set_verdict(two, "agree")
+        assert (worklist[two].verdict, worklist[two].saved) == ("unsure", Saved.NO)  # nothing changes then
+    assert [line["note"] for line in lines_of(folder)] == ["before"]
+    worklist.reviews.write_waiting()
+    assert [item.saved for item in worklist.look_what_is_saved()] == [Saved.YES, Saved.YES]
+    assert [(line["slide"], line["verdict"]) for line in lines_of(folder)] == [
+        ("s1.svs", "agree"), ("s1.svs", "disagree"), ("s2.svs", "unsure")
     ]  # fmt: skip
-    assert worklist[one].saving
-    assert [item.path for item in worklist.verdicts_written()] == [one, two]
-    assert (worklist[one].verdict, worklist[one].note, worklist[one].saving) == ("agree", "kept", False)
-    assert (worklist[two].verdict, worklist[two].status, worklist[two].error) == (
-        None,
-        Status.FAILED,
-        "torn file",
-    )
-    assert worklist.reviews.write_waiting() == []  # nothing is tried again behind the reviewer's back
-    assert [line["note"] for line in lines_of(folder)] == ["kept"]
+    assert worklist.reviews.waiting == ()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_the_last_chance_is_the_users_data_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the program ends while another one holds the file."""
+    import fcntl
+
+    monkeypatch.setattr(reviews, "LOCK_WAIT_S", 0.1)
+    worklist = Worklist.open(folder)
+    one = folder / "s1.svs"
+    worklist.set_verdict(one, "agree")
+    time.sleep(0.01)
+    with (folder / "lrmil-review.jsonl").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        worklist.note_verdict(one, "disagree")
+        worklist.reviews.write_waiting(last_chance=True)
+    assert "could not be written to (another program holds it): verdicts are kept in" in worklist.reviews.note
+    assert [line["verdict"] for line in lines_of(folder)] == ["agree"]
+    again = Worklist(list_slides(folder), reviews.ReviewFile(folder))  # as another start of the program
+    assert again[one].verdict == "disagree"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import itertools
 import math
@@ -11,25 +10,109 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import LRMILError
 from training.checkpoint import Files, FitState
-from training.progress import Reporter
-from training.run_dir import save_tensors
+from training.files import save_tensors
+from training.progress import Advance, Reporter
 
 T = TypeVar("T")
 _MAX_NORM = 5.0
+"""Of the gradient; a longer one is shortened to it."""
 
 
 class TrainingDiverged(LRMILError):
     """A loss stopped being a number."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are fitted, with AdamW.
+
+    Attributes
+    ----------
+    epochs : int
+        At most.
+    learning_rate : float
+        Constant, or with `warmup` the peak of a cosine after 5 % of rising steps.
+    weight_decay : float
+    seed : int
+        What is random in an epoch depends on it and on the epoch alone.
+    accumulate : int
+        Batches a step; an epoch's last step has those that are left. They are held in memory together.
+    patience : int, optional
+        Epochs without a better score before stopping; None never stops early.
+    warmup : bool
+    """
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+    accumulate: int = 1
+    patience: int | None = None
+    warmup: bool = False
+
+
+@dataclass(frozen=True)
+class Task(Generic[T]):
+    """What is fitted: batches of type T, their loss, and what says how good the weights are.
+
+    Attributes
+    ----------
+    batches : callable
+        Epoch -> its batches.
+    steps_per_epoch : int
+        Batches of an epoch at most, for schedule and bar.
+    losses : callable
+        Model (as Fabric wraps it) and batch -> named losses; "loss" is minimised, all scalars are logged.
+    validate : callable
+        Metrics of the model as it is, in eval mode; the same on every process.
+    score : callable
+        Metrics -> tuple that is larger for better ones.
+    names : callable
+        Batch and losses -> the slides to name where the loss isn't a number.
+    size : callable
+        Batch -> its weight in the mean over a step's batches and over an epoch, for batches of unequal size. The same
+        on every process.
+    """
+
+    batches: Callable[[int], Iterable[T]]
+    steps_per_epoch: int
+    losses: Callable[[nn.Module, T], dict[str, Tensor]]
+    validate: Callable[[], dict[str, float]]
+    score: Callable[[dict[str, float]], tuple[float, ...]]
+    names: Callable[[T, dict[str, Tensor]], str]
+    size: Callable[[T], float] = lambda batch: 1.0
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a fit computes, where it writes, and to whom it speaks.
+
+    Attributes
+    ----------
+    fabric : Fabric
+        Device, precision and processes; with several each sees its share of every batch.
+    files : Files
+    reporter : Reporter
+    name : str
+        For the bar and for errors.
+    """
+
+    fabric: Fabric
+    files: Files
+    reporter: Reporter
+    name: str
 
 
 class FitResult(NamedTuple):
@@ -39,149 +122,141 @@ class FitResult(NamedTuple):
     history: list[dict[str, float]]
 
 
-def fit(
-    model: nn.Module,
-    *,
-    fabric: Fabric,
-    epochs: int,
-    batches: Callable[[int], Iterable[T]],
-    steps_per_epoch: int,
-    loss_of: Callable[[nn.Module, T], dict[str, Tensor]],
-    names_of: Callable[[T, dict[str, Tensor]], str],
-    validate: Callable[[], dict[str, float]],
-    score: Callable[[dict[str, float]], tuple[float, ...]],
-    learning_rate: float,
-    weight_decay: float,
-    seed: int,
-    accumulate: int = 1,
-    size_of: Callable[[T], float] = lambda batch: 1.0,
-    patience: int | None = None,
-    warmup: bool = False,
-    files: Files,
-    reporter: Reporter,
-    description: str,
-) -> FitResult:
+def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> FitResult:
     """Train `model` in place and leave it with the weights of its best epoch.
 
-    What is random in an epoch depends on `seed` and the epoch alone, so that a run which goes on from a checkpoint
-    ends where an uninterrupted one does.
-
-    Parameters
-    ----------
-    model : nn.Module
-    fabric : Fabric
-        Device, precision and processes; with several each sees its share of every batch.
-    epochs : int
-        At most.
-    batches : callable
-        Epoch -> its batches.
-    steps_per_epoch : int
-        Batches of an epoch at most, for schedule and bar.
-    loss_of : callable
-        Model (as Fabric wraps it) and batch -> named losses; "loss" is minimised, all scalars are logged.
-    names_of : callable
-        Batch and losses -> the slides to name where the loss isn't a number.
-    validate : callable
-        Metrics of the model as it is, in eval mode; the same on every process.
-    score : callable
-        Metrics -> tuple that is larger for better ones.
-    learning_rate : float
-        Constant, or with `warmup` the peak of a cosine after 5 % of rising steps.
-    weight_decay : float
-        Of AdamW.
-    seed : int
-    accumulate : int
-        Batches a step; an epoch's last step has those that are left. They are held in memory together.
-    size_of : callable
-        Batch -> its weight in the mean over a step's batches and over an epoch, for batches of unequal size.
-        The same on every process.
-    patience : int, optional
-        Epochs without a better score before stopping; None never stops early.
-    files : Files
-    reporter, description
-        For the bar.
+    A fit that goes on from a checkpoint ends where an uninterrupted one does.
 
     Raises
     ------
     TrainingDiverged
         Naming step and slides; the weights of the best epoch so far are back in the model and in `files.last_good`.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    wrapped, optimizer_ = fabric.setup(model, optimizer)
-    total = epochs * steps_per_epoch
-    total_steps = epochs * -(-steps_per_epoch // accumulate)
+    fabric, files = session.fabric, session.files
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    total_steps = recipe.epochs * -(-task.steps_per_epoch // recipe.accumulate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _cosine(step, total_steps) if warmup else 1.0
+        optimizer, lambda step: _warm_cosine(step, total_steps) if recipe.warmup else 1.0
     )
     state = FitState(model, optimizer, schedule, fabric)
-    if files.checkpoint is not None:
-        state.load(files)
-    broken = functools.partial(_diverged, state, files, description)
+    state.load(files)
+    trainer = _Trainer(task, state, session, wrapped, wrapped_optimizer)
     saved_at = time.monotonic()
-    with reporter.bar(description, total) as advance, _tensorboard(files, fabric, state.step) as log:
+    total = recipe.epochs * task.steps_per_epoch
+    with (
+        session.reporter.bar(session.name, total) as advance,
+        _tensorboard(files, fabric, state.step) as log,
+    ):
         if state.epoch:
-            advance(state.epoch * steps_per_epoch, note=f"went on after epoch {state.epoch - 1}")
-        while state.epoch < epochs:
-            if patience is not None and state.epoch - 1 - state.best_epoch >= patience:
-                break
-            torch.manual_seed(seed * 100_003 + state.epoch)
+            advance(state.epoch * task.steps_per_epoch, note=f"went on after epoch {state.epoch - 1}")
+        while state.epoch < recipe.epochs and not state.out_of_patience(recipe.patience):
+            torch.manual_seed(recipe.seed * 100_003 + state.epoch)
             model.train()
-            sums, count = _Sums(), 0
-            for group in _groups(batches(state.epoch), accumulate):
-                of_step, size = _Sums(), sum(size_of(batch) for batch in group)
-                told = []
-                for place, batch in enumerate(group, start=1):
-                    count += 1
-                    with fabric.no_backward_sync(wrapped, enabled=place < len(group)):
-                        losses = loss_of(wrapped, batch)
-                        if not torch.isfinite(losses["loss"]):
-                            raise broken("loss", losses["loss"].detach(), names_of(batch, losses), count)
-                        fabric.backward(losses["loss"] * (size_of(batch) / size))
-                    losses = {name: value.detach() for name, value in losses.items()}
-                    sums.add(losses, size_of(batch))
-                    of_step.add(losses, size_of(batch))
-                    told.append((batch, losses))
-                    advance()
-                norm = fabric.clip_gradients(
-                    wrapped, optimizer_, max_norm=_MAX_NORM, error_if_nonfinite=False
-                )
-                # A gradient scaler skips such steps by itself.
-                if norm is not None and not torch.isfinite(norm) and not _scales(fabric):
-                    names = dict.fromkeys(names_of(*one) for one in told)
-                    raise broken("gradient", norm, ", ".join(names), count)
-                optimizer_.step()
-                optimizer_.zero_grad(set_to_none=True)
-                schedule.step()
-                log("step/loss", of_step.mean("loss"), state.step)
-                log("step/learning_rate", schedule.get_last_lr()[0], state.step)
+            sums, n_batches = _Sums(), 0
+            for batches in _groups(task.batches(state.epoch), recipe.accumulate):
+                loss = trainer.step(batches, sums, n_batches, advance)
+                n_batches += len(batches)
+                log("step/loss", loss, state.step)
+                log("step/learning_rate", float(schedule.get_last_lr()[0]), state.step)
                 state.step += 1
             model.eval()
-            metrics = sums.means(fabric) | validate()
-            found = score(metrics)
-            if any(map(math.isnan, found)):  # it would compare as worse than anything, in silence
-                what = ", ".join(name for name, value in metrics.items() if math.isnan(value))
-                raise broken("validation", math.nan, f"{what} of the validation slides", count)
+            metrics = sums.means(fabric) | task.validate()
+            trainer.check_validation(metrics, n_batches)
             # At the epoch's last step: a run that goes on from this epoch's checkpoint purges all from its next step on.
             for name, value in metrics.items():
                 log(f"epoch/{name}", value, max(0, state.step - 1))
-            state.finish_epoch(metrics, found)
-            done = state.epoch >= epochs
+            state.finish_epoch(metrics, task.score(metrics))
             if fabric.global_rank == 0:
                 _write_history(files.metrics_csv, state.history)
-                if files.checkpoint and not done and time.monotonic() - saved_at >= files.checkpoint_seconds:
+                waited = time.monotonic() - saved_at >= files.checkpoint_seconds
+                if files.checkpoint is not None and waited and state.epoch < recipe.epochs:
                     state.save(files)
                     saved_at = time.monotonic()
             advance(
                 0, note=" ".join(f"{name} {metrics[name]:.3g}" for name in metrics if name.startswith("val"))
             )
-        if state.epoch < epochs:
-            left = total - state.epoch * steps_per_epoch
-            advance(left, note=f"stopped at epoch {state.epoch - 1}")
+        if state.epoch < recipe.epochs:
+            advance(total - state.epoch * task.steps_per_epoch, note=f"stopped at epoch {state.epoch - 1}")
     model.load_state_dict(state.best)
     model.eval()
     if fabric.global_rank == 0:
         _write_history(files.metrics_csv, state.history)
     return FitResult(state.best_epoch, state.history)
+
+
+class _Trainer(Generic[T]):
+    """Steps of a fit, and the errors that end it."""
+
+    def __init__(
+        self,
+        task: Task[T],
+        state: FitState,
+        session: Session,
+        wrapped: _FabricModule,
+        optimizer: _FabricOptimizer,
+    ) -> None:
+        self._task, self._state, self._session = task, state, session
+        self._wrapped, self._optimizer = wrapped, optimizer
+
+    def step(self, batches: list[T], sums: _Sums, n_before: int, advance: Advance) -> float:
+        """Update the weights once; returns the mean loss over the batches.
+
+        Parameters
+        ----------
+        batches : list of T
+        sums : _Sums
+            Of the epoch; gets their losses.
+        n_before : int
+            Batches of the epoch so far.
+        advance : Advance
+        """
+        task, fabric = self._task, self._session.fabric
+        of_step, size = _Sums(), sum(task.size(batch) for batch in batches)
+        seen = []
+        for place, batch in enumerate(batches, start=1):
+            share = task.size(batch)
+            with fabric.no_backward_sync(self._wrapped, enabled=place < len(batches)):
+                losses = task.losses(self._wrapped, batch)
+                if not torch.isfinite(losses["loss"]):
+                    names = task.names(batch, losses)
+                    raise self._diverged("loss", float(losses["loss"].detach()), names, n_before + place)
+                fabric.backward(losses["loss"] * (share / size))
+            losses = {name: value.detach() for name, value in losses.items()}
+            sums.add(losses, share)
+            of_step.add(losses, share)
+            seen.append((batch, losses))
+            advance()
+        norm = fabric.clip_gradients(
+            self._wrapped, self._optimizer, max_norm=_MAX_NORM, error_if_nonfinite=False
+        )
+        # A gradient scaler skips such steps by itself.
+        if norm is not None and not torch.isfinite(norm) and not _scales(fabric):
+            names = ", ".join(dict.fromkeys(task.names(*one) for one in seen))
+            raise self._diverged("gradient", float(norm), names, n_before + len(batches))
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._state.schedule.step()
+        return of_step.mean("loss")
+
+    def check_validation(self, metrics: dict[str, float], n_batches: int) -> None:
+        """Stop where the score isn't a number: it would compare as worse than anything, in silence."""
+        if any(map(math.isnan, self._task.score(metrics))):
+            what = ", ".join(name for name, value in metrics.items() if math.isnan(value))
+            raise self._diverged("validation", math.nan, f"{what} of the validation slides", n_batches)
+
+    def _diverged(self, what: str, value: float, names: str, step: int) -> TrainingDiverged:
+        """Return the error, once the best weights so far are back in the model and in a file."""
+        state, last_good = self._state, self._session.files.last_good
+        state.model.load_state_dict(state.best)
+        save_tensors(last_good, state.best)
+        kept = "the initial weights" if state.best_epoch < 0 else f"the weights of epoch {state.best_epoch}"
+        return TrainingDiverged(
+            f"{self._session.name}: the {what} is {value} at epoch {state.epoch}, step {step}, on {names}. Look at "
+            f"that slide, or try a smaller learning rate. Kept: {kept}, in {last_good}."
+        )
 
 
 class _Sums:
@@ -204,10 +279,12 @@ class _Sums:
 
     def means(self, fabric: Fabric) -> dict[str, float]:
         """Of all processes, by column."""
-        return {
-            f"train_{name}": float(fabric.all_reduce(value, reduce_op="mean")) / self._weight
-            for name, value in self._sums.items()
-        }
+        means = {}
+        for name, value in self._sums.items():
+            mean = fabric.all_reduce(value, reduce_op="mean")
+            assert isinstance(mean, Tensor)
+            means[f"train_{name}"] = float(mean) / self._weight
+        return means
 
 
 def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -220,20 +297,8 @@ def _scales(fabric: Fabric) -> bool:
     return getattr(fabric.strategy.precision, "scaler", None) is not None
 
 
-def _diverged(
-    state: FitState, files: Files, description: str, what: str, value: Tensor | float, names: str, step: int
-) -> TrainingDiverged:
-    """The error to raise, once the best weights so far are back in the model and in a file."""
-    state.model.load_state_dict(state.best)
-    save_tensors(files.last_good, state.best)
-    kept = "the initial weights" if state.best_epoch < 0 else f"the weights of epoch {state.best_epoch}"
-    return TrainingDiverged(
-        f"{description}: the {what} is {float(value)} at epoch {state.epoch}, step {step}, on {names}. Look at that "
-        f"slide, or try a smaller learning rate. Kept: {kept}, in {files.last_good}."
-    )
-
-
-def _cosine(step: int, total: int) -> float:
+def _warm_cosine(step: int, total: int) -> float:
+    """Return the factor of the peak: a rise over 5 % of the steps, then half a cosine down to 0."""
     warm = max(1, total // 20)
     if step < warm:
         return (step + 1) / warm

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from napari_lrmil.atomic import replacing_folder
 from training.cohort import CohortConfig, generate_slide
 from training.cohort.writer import write_slide
 
@@ -29,8 +30,8 @@ def main() -> None:
         seed_sequence = np.random.SeedSequence(SAMPLE_SEED, spawn_key=(number,))
         slide = generate_slide(config, seed_sequence=seed_sequence, label=label)
         write_slide(TARGET / "slides" / f"{label}.tiff", slide.rgb, jpeg_quality=80)
-    shutil.rmtree(TARGET / "bundle", ignore_errors=True)
-    shutil.copytree(BUNDLE, TARGET / "bundle")
+    with replacing_folder(TARGET / "bundle") as scratch:
+        shutil.copytree(BUNDLE, scratch, dirs_exist_ok=True)
     total = sum(path.stat().st_size for path in TARGET.rglob("*") if path.is_file())
     print(f"{TARGET}: {total / 1e6:.1f} MB")
 

@@ -25,9 +25,9 @@ from napari_lrmil.slide import Slide, TileSpec, find_tiles, iter_tiles
 from napari_lrmil.terminal import errors_as_messages
 from training.checkpoint import Files
 from training.cohort import TILE_ATTRIBUTES, CohortConfig, generate_cohort, read_truth, tile_truth
-from training.loop import fit
+from training.files import save_tensors
+from training.loop import Recipe, Session, Task, fit
 from training.progress import Reporter
-from training.run_dir import save_tensors
 from training.runtime import Runtime
 
 PRETRAINING_SEED = 900_001
@@ -127,24 +127,17 @@ def pretrain(
             ]
         return {"val_loss": float(np.mean(losses))}
 
-    fit(
-        model,
-        fabric=Runtime("cpu").head_fabric,
-        epochs=epochs,
+    task = Task(
         batches=batches,
         steps_per_epoch=len(train.tiles) // batch_size,
-        loss_of=loss_of,
-        names_of=lambda batch, losses: "a batch of generated tiles",
+        losses=loss_of,
         validate=validate,
         score=lambda metrics: (-metrics["val_loss"],),
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        seed=seed,
-        warmup=True,
-        files=Files(metrics_csv=metrics_csv),
-        reporter=reporter,
-        description="Pretraining",
+        names=lambda batch, losses: "a batch of generated tiles",
     )
+    recipe = Recipe(epochs=epochs, learning_rate=1e-3, weight_decay=0.05, seed=seed, warmup=True)
+    session = Session(Runtime("cpu").head_fabric, Files(metrics_csv=metrics_csv), reporter, "Pretraining")
+    fit(model, task, recipe, session)
     return encoder
 
 

@@ -49,7 +49,9 @@ class Reporter:
             task = progress.add_task(description, total=total, note="")
 
             def advance(n: int = 1, *, note: str = "") -> None:
-                progress.update(task, advance=n, **({"note": note} if note else {}))
+                progress.advance(task, n)
+                if note:
+                    progress.update(task, note=note)
 
             yield advance
 

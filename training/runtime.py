@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.device import resolve_device

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Collection, Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, NDArray[np.generic]]
+JSONValue: TypeAlias = "bool | int | float | str | list[JSONValue] | dict[str, JSONValue] | None"
 
 _PLAIN = (str, bool, int, float)
 
 
-def flatten(value: object, arrays: Arrays, *, name: str = "", leave_out: Collection[str] = ()) -> Any:
+def flatten(value: object, arrays: Arrays, *, name: str = "", leave_out: Collection[str] = ()) -> JSONValue:
     """A value as JSON can hold it; its arrays go into `arrays`, under dotted names.
 
     Parameters
@@ -39,7 +40,7 @@ def flatten(value: object, arrays: Arrays, *, name: str = "", leave_out: Collect
         arrays[name] = value if value.flags.c_contiguous else value.copy(order="C")
         return {"array": name}
     if isinstance(value, np.generic):
-        return value.item()
+        return flatten(value.item(), arrays, name=name)
     parts = _parts_of(value)
     if parts is not None:
         return {
@@ -54,7 +55,9 @@ def flatten(value: object, arrays: Arrays, *, name: str = "", leave_out: Collect
     raise TypeError(f"{name or 'the value'} is a {type(value).__name__}, which has no place in a result")
 
 
-def restore(hint: Any, value: Any, arrays: Mapping[str, NDArray[Any]], **filled: object) -> Any:
+def restore(
+    hint: object, value: JSONValue, arrays: Mapping[str, NDArray[np.generic]], **filled: object
+) -> object:
     """The value of type `hint` that `flatten` was given.
 
     Parameters
@@ -77,8 +80,10 @@ def restore(hint: Any, value: Any, arrays: Mapping[str, NDArray[Any]], **filled:
         (hint,) = (argument for argument in arguments if argument is not type(None))
         return restore(hint, value, arrays)
     if origin is np.ndarray or hint is np.ndarray:
-        return arrays[value["array"]]
+        return arrays[str(_dict(value)["array"])]
     if origin is tuple:
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is no list")
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(restore(kind, part, arrays) for kind, part in zip(kinds, value, strict=True))
     if origin is Literal:
@@ -91,17 +96,23 @@ def restore(hint: Any, value: Any, arrays: Mapping[str, NDArray[Any]], **filled:
         if type(value) is not hint:
             raise TypeError(f"{value!r} is no {hint.__name__}")
         return value
-    if dataclasses.is_dataclass(hint) or hasattr(hint, "_fields"):
-        hints = get_type_hints(hint)
-        unknown = set(value) - set(hints)
+    if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "_fields")):
+        hints, parts = get_type_hints(hint), _dict(value)
+        unknown = set(parts) - set(hints)
         if unknown:
             raise ValueError(f"{hint} has no {sorted(unknown)}")
-        made: Any = hint
-        return made(**{key: restore(hints[key], part, arrays) for key, part in value.items()}, **filled)
+        made: Callable[..., object] = hint
+        return made(**{key: restore(hints[key], part, arrays) for key, part in parts.items()}, **filled)
     raise TypeError(f"results hold nothing of type {hint}")
 
 
-def _parts_of(value: object) -> dict[str, Any] | None:
+def _dict(value: JSONValue) -> dict[str, JSONValue]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no JSON object")
+    return value
+
+
+def _parts_of(value: object) -> dict[str, object] | None:
     """Fields of a dataclass or NamedTuple by name; None for anything else."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

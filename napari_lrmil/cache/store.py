@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import platformdirs
 
 from napari_lrmil.atomic import remove_folder, replacing, replacing_folder, write_text
-from napari_lrmil.cache.codec import Arrays, flatten, restore
+from napari_lrmil.cache.codec import Arrays, JSONValue, flatten, restore
 from napari_lrmil.cache.limit import JSON_NAME, RESULTS, THUMBNAILS, SizeLimit, entries, is_result, mark_used
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError
@@ -173,7 +174,11 @@ class ResultCache:
         values = flatten(prediction, arrays, leave_out=IDENTIFIERS)
         blob = save(arrays)
         key = _key(prediction.slide_fingerprint, prediction.bundle_sha256, tiles_key)
-        body = {"prediction": values, "summary": flatten(summarise(prediction), {}), "key": key}
+        body: dict[str, JSONValue] = {
+            "prediction": values,
+            "summary": flatten(summarise(prediction), {}),
+            "key": key,
+        }
         body["arrays_sha256"] = _sha256(blob)
         head = {"format": _FORMAT, "format_version": RESULT_FORMAT, "body_sha256": _sha256(_canonical(body))}
         entry = self._entry(prediction.slide_fingerprint, prediction.bundle_sha256, tiles_key)
@@ -274,7 +279,7 @@ class ResultCache:
         )
 
     @staticmethod
-    def _document(entry: Path, fingerprint: str, bundle_sha256: str, tiles_key: str) -> dict[str, Any]:
+    def _document(entry: Path, fingerprint: str, bundle_sha256: str, tiles_key: str) -> dict[str, JSONValue]:
         """The JSON of an entry, checked.
 
         Raises
@@ -290,15 +295,15 @@ class ResultCache:
         # The folder's name holds parts of the hashes only.
         if document["key"] != _key(fingerprint, bundle_sha256, tiles_key):
             raise ValueError("the result of something else")
-        checked: dict[str, Any] = document
+        checked: dict[str, JSONValue] = document
         return checked
 
 
-def _key(fingerprint: str, bundle_sha256: str, tiles_key: str) -> dict[str, str]:
+def _key(fingerprint: str, bundle_sha256: str, tiles_key: str) -> dict[str, JSONValue]:
     return {"fingerprint": fingerprint, "bundle_sha256": bundle_sha256, "tiles_key": tiles_key}
 
 
-def _canonical(body: dict[str, Any]) -> bytes:
+def _canonical(body: Mapping[str, JSONValue]) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from napari_lrmil.wording import status_of
+
 if TYPE_CHECKING:
     from napari_lrmil.predict import SlidePrediction
 
@@ -28,6 +30,12 @@ class ResultSummary:
     seconds : float
         That the prediction took when it was made.
     fingerprint, bundle_name, bundle_sha256 : str
+    status : tuple of str
+        What must be read beside the label, see `napari_lrmil.wording.Status`; empty in summaries that an earlier version
+        kept, as are the following.
+    coverage, ood_threshold : float or None
+    version : str
+        Of the program that made the result.
     """
 
     label: str
@@ -43,6 +51,10 @@ class ResultSummary:
     fingerprint: str
     bundle_name: str
     bundle_sha256: str
+    status: tuple[str, ...] = ()
+    coverage: float | None = None
+    ood_threshold: float | None = None
+    version: str = ""
 
 
 def summarise(prediction: SlidePrediction) -> ResultSummary:
@@ -61,4 +73,8 @@ def summarise(prediction: SlidePrediction) -> ResultSummary:
         fingerprint=prediction.slide_fingerprint,
         bundle_name=prediction.bundle_name,
         bundle_sha256=prediction.bundle_sha256,
+        status=tuple(status.value for status in status_of(prediction)),
+        coverage=prediction.coverage,
+        ood_threshold=prediction.ood_threshold,
+        version=prediction.version,
     )

@@ -17,13 +17,13 @@ from napari_lrmil.cli.console import CacheDirOption, MppOption
 from napari_lrmil.cli.results import (
     ERRORS_NAME,
     MAX_ROWS,
-    PREDICTIONS_NAME,
     Outcome,
     make_folder,
     refuse_existing,
     unique_stems,
 )
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.export.tables import PREDICTIONS_NAME
 from napari_lrmil.terminal import errors_as_messages, print_error
 
 if TYPE_CHECKING:
@@ -189,9 +189,6 @@ def _begun(
 
 def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome, out: Path | None) -> None:
     """Show how far it is, write files as slides finish, and note how each slide went."""
-    from napari_lrmil.cache import summarise
-    from napari_lrmil.export import write_prediction
-
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     to_compute = len(outcome.stems)
     notes: set[str] = set()
@@ -210,15 +207,7 @@ def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome, out: Pa
             if task is not None:
                 progress.remove_task(task)
                 task = None
-            if event.prediction is not None:
-                if out is not None:
-                    try:
-                        write_prediction(event.prediction, out, stem=outcome.stems[event.path])
-                    except OSError as error:  # no slide after this one would fare better
-                        raise LRMILError(f"{out} can't take results ({error.strerror or error})") from error
-                outcome.done[event.path] = summarise(event.prediction)
-            else:
-                outcome.failed[event.path] = event.error
+            outcome.take(event, out)
             if event.note and event.note not in notes:
                 notes.add(event.note)
                 progress.console.print(
@@ -226,7 +215,6 @@ def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome, out: Pa
                 )
             if event.cached:
                 # Out of the count: what comes at once says nothing of the time left.
-                outcome.cached.add(event.path)
                 to_compute -= 1
                 progress.update(whole, total=to_compute)
             else:

@@ -12,12 +12,22 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import LRMILError, SlideError
+from napari_lrmil.export.tables import (
+    PREDICTIONS_NAME,
+    FolderRow,
+    csv_text,
+    spreadsheet_safe,
+    write_folder_table,
+)
+from napari_lrmil.wording import Status
 
 if TYPE_CHECKING:
+    from napari_lrmil.batch import BatchEvent
     from napari_lrmil.cache import ResultSummary
 
-PREDICTIONS_NAME, ERRORS_NAME = "predictions.csv", "errors.csv"
+ERRORS_NAME = "errors.csv"
 MAX_ROWS = 30
 """Slides that the screen shows one by one; more are a matter for the table."""
 
@@ -41,23 +51,42 @@ class Outcome:
     cached: set[Path] = field(default_factory=set)
     failed: dict[Path, str] = field(default_factory=dict)
 
+    def take(self, event: BatchEvent, out: Path | None) -> None:
+        """Note how a slide ended, and write its files where there is a folder for them.
+
+        Raises
+        ------
+        LRMILError
+            Where the folder can't take them: no slide after this one would fare better.
+        """
+        from napari_lrmil.cache import summarise
+        from napari_lrmil.export.errors import ExportError
+        from napari_lrmil.export.result import write_prediction
+
+        if event.prediction is None:
+            self.failed[event.path] = event.error
+            return
+        if out is not None:
+            try:
+                write_prediction(event.prediction, out, stem=self.stems[event.path])
+            except ExportError as error:
+                self.failed[event.path] = str(error)
+                return
+            except OSError as error:
+                raise LRMILError(f"{out} can't take results ({error.strerror or error})") from error
+        self.done[event.path] = summarise(event.prediction)
+        if event.cached:
+            self.cached.add(event.path)
+
     def write(self, out: Path, class_names: Sequence[str]) -> None:
         """``predictions.csv``, and ``errors.csv`` where a slide failed, each whole or not at all."""
-        from napari_lrmil.atomic import write_text
-        from napari_lrmil.export.tables import csv_text, spreadsheet_safe
-
-        columns = [
-            "slide",
-            "label",
-            *(spreadsheet_safe(f"p_{name}") for name in class_names),
-            "unsure",
-            "prediction_set",
-            "ood",
+        rows = [
+            FolderRow(stem, self.done.get(path), error=self.failed.get(path, ""))
+            for path, stem in self.stems.items()
+            if path in self.done or path in self.failed
         ]
-        columns += ["ood_score", "tiles", "seconds", "fingerprint", "bundle", "bundle_sha256"]
-        rows = [_row(stem, self.done[path]) for path, stem in self.stems.items() if path in self.done]
         try:
-            write_text(out / PREDICTIONS_NAME, csv_text(columns, rows))
+            write_folder_table(out / PREDICTIONS_NAME, rows, class_names=class_names, show_identifiers=True)
             if self.failed:
                 # A table that `lrmil predict` takes, to run the failed ones again: path and id stay as they are.
                 failures = [
@@ -77,10 +106,8 @@ class Outcome:
             if path not in self.done:
                 continue
             result = self.done[path]
-            marks = [
-                word for word, holds in (("unsure", result.unsure), ("unlike training", result.out_of_distribution))
-                if holds
-            ]  # fmt: skip
+            # That the model is a demonstration is said once, above the table.
+            marks = [mark for mark in result.status if mark not in (Status.OK, Status.DEMONSTRATION)]
             table.add_row(
                 escape(stem),
                 escape(result.label) + (f" [yellow]({', '.join(marks)})[/]" if marks else ""),
@@ -106,9 +133,7 @@ class Outcome:
 
 
 def unique_stems(slides: Iterable[tuple[Path, str]]) -> dict[Path, str]:
-    """A name for each slide's results.
-
-    Its id; with the ending, then with its folder's name before it, where two are the same.
+    """Return a name for each slide's results: its id, or where ids are the same, its file name, then with its folder's.
 
     Parameters
     ----------
@@ -117,7 +142,7 @@ def unique_stems(slides: Iterable[tuple[Path, str]]) -> dict[Path, str]:
     Raises
     ------
     SlideError
-        Where that parts them not.
+        Where two slides would still get the same name.
     """
     pairs = [(path, name.replace("/", "_").replace("\\", "_")) for path, name in slides]
     _refuse_same(sorted(path.name for path, count in Counter(path for path, _ in pairs).items() if count > 1))
@@ -140,7 +165,7 @@ def _refuse_same(names: list[str]) -> None:
 
 
 def refuse_existing(out: Path, stems: Iterable[str], overwrite: bool) -> None:
-    """Results are never replaced unasked.
+    """Refuse to replace the files of an earlier run unless asked to.
 
     Raises
     ------
@@ -167,35 +192,6 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LRMILError(f"{out} can't be the folder of the results: {error.strerror}") from error
-
-
-def _row(stem: str, result: ResultSummary) -> list[object]:
-    from napari_lrmil.export.tables import spreadsheet_safe
-
-    return [
-        spreadsheet_safe(stem),
-        spreadsheet_safe(result.label),
-        *(f"{value:.6g}" for value in result.class_probabilities),
-        *(
-            ("", "")
-            if result.prediction_set is None
-            else (_yes(result.unsure), spreadsheet_safe("|".join(result.prediction_set)))
-        ),
-        *(
-            ("", "")
-            if result.ood_score is None
-            else (_yes(result.out_of_distribution), f"{result.ood_score:.6g}")
-        ),
-        result.n_tiles,
-        f"{result.seconds:.2f}",
-        result.fingerprint,
-        spreadsheet_safe(result.bundle_name),
-        result.bundle_sha256,
-    ]
-
-
-def _yes(holds: bool) -> str:
-    return "yes" if holds else "no"
 
 
 def _count(marks: Iterable[bool]) -> str:

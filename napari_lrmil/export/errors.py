@@ -9,5 +9,9 @@ class ExportError(LRMILError):
     """A file can't be written as wanted."""
 
 
+class ResultFileError(LRMILError):
+    """The files of a result can't be read back."""
+
+
 class GeoJSONError(LRMILError):
     """A file of annotations can't be read."""

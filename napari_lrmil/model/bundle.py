@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from napari_lrmil.atomic import replacing_folder
 from napari_lrmil.errors import BundleError
@@ -102,6 +104,24 @@ class ModelBundle:
     trust: Trust | None = None
 
 
+def stored_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights as a bundle stores them, in float16; whole numbers stay as they are.
+
+    Training rounds what it has fitted by the same function, so that what it evaluates and calibrates is what a bundle
+    serves.
+
+    Raises
+    ------
+    BundleError
+        Where a weight doesn't fit float16.
+    """
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    broken = sorted(name for name, value in halves.items() if not bool(torch.isfinite(value).all()))
+    if broken:
+        raise BundleError(f"weights that aren't finite in float16: {', '.join(broken[:3])}")
+    return halves
+
+
 def save_bundle(
     bundle_dir: str | Path, *, info: BundleInfo, encoder: Encoder, mil: MILModel, trust: Trust | None = None
 ) -> BundleInfo:
@@ -138,13 +158,7 @@ def save_bundle(
     with replacing_folder(target) as scratch:
         tensors = {f"encoder.{name}": value for name, value in encoder.vit.state_dict().items()}
         tensors |= {f"mil.{name}": value for name, value in mil.state_dict().items()}
-        halves = {
-            name: (value.half() if value.is_floating_point() else value).contiguous().cpu()
-            for name, value in tensors.items()
-        }
-        broken = sorted(name for name, value in halves.items() if not bool(torch.isfinite(value).all()))
-        if broken:
-            raise BundleError(f"weights that aren't finite in float16: {', '.join(broken[:3])}")
+        halves = {name: value.contiguous().cpu() for name, value in stored_weights(tensors).items()}
         if trust is not None:
             halves |= {f"trust.{name}": value for name, value in trust.tensors().items()}
         save_file(halves, scratch / WEIGHTS_NAME)

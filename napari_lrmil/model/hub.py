@@ -1,20 +1,114 @@
-"""Bundles from the Hugging Face hub: ``hf-hub:owner/name[@revision][#sha256=...]``."""
+"""The Hugging Face hub: fetching files, and bundles by name: ``hf-hub:owner/name[@revision][#sha256=...]``.
+
+Nothing else talks to the hub. Its client is loaded where something is fetched: it takes a while, and most models are
+folders.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from napari_lrmil.errors import BundleError
+from napari_lrmil.errors import BundleError, LRMILError
 
 HUB_PREFIX = "hf-hub:"
 _FILES = ("bundle.json", "model.safetensors", "README.md")
+_NOT_HERE = "{repo} isn't here yet and the hub can't be reached. Connect once to download it, or give the folder of a bundle."
 _SYNTAX = re.compile(
     r"hf-hub:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@#\s]+))?(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
 )
+
+
+class HubProblem(Enum):
+    """Why the hub didn't give something."""
+
+    GATED = auto()
+    NO_REPOSITORY = auto()
+    NO_REVISION = auto()
+    NO_FILE = auto()
+    BAD_NAME = auto()
+    OFFLINE = auto()
+    """It isn't here, and HF_HUB_OFFLINE forbids to fetch it."""
+    NOT_HERE = auto()
+    """It isn't here, and the hub can't be reached."""
+    UNREACHABLE = auto()
+    """The connection failed on the way."""
+    REFUSED = auto()
+    FAILED = auto()
+
+
+class HubError(LRMILError):
+    """Something can't be fetched from the hub.
+
+    The `problem` says why, for callers that know the cure; the error of the hub's client is the cause (`__cause__`).
+    """
+
+    def __init__(self, repo_id: str, problem: HubProblem, error: Exception) -> None:
+        super().__init__(f"{repo_id} can't be downloaded from the hub ({error})")
+        self.problem = problem
+
+
+def fetch_file(repo_id: str, file: str, *, revision: str | None = None) -> Path:
+    """Return a file of a repository, downloaded where it isn't here yet.
+
+    Raises
+    ------
+    HubError
+    """
+    from huggingface_hub import hf_hub_download
+
+    return _fetched(repo_id, lambda: hf_hub_download(repo_id, file, revision=revision))
+
+
+def fetch_folder(repo_id: str, files: Sequence[str], *, revision: str | None = None) -> Path:
+    """Return a folder with those of `files` that a repository has, downloaded where they aren't here yet.
+
+    Raises
+    ------
+    HubError
+    """
+    from huggingface_hub import snapshot_download
+
+    return _fetched(
+        repo_id, lambda: snapshot_download(repo_id, revision=revision, allow_patterns=list(files))
+    )
+
+
+def _fetched(repo_id: str, download: Callable[[], str]) -> Path:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Its base is that of the errors of the connection too, such as a proxy's: requests' or httpx', by its version.
+    request_error: type[Exception] = HfHubHTTPError.__mro__[1]
+    try:
+        return Path(download())
+    except (request_error, OSError, ValueError) as error:
+        raise HubError(repo_id, _problem(error, request_error), error) from error
+
+
+def _problem(error: Exception, request_error: type[Exception]) -> HubProblem:
+    from huggingface_hub import constants, errors
+
+    kinds: tuple[tuple[type[Exception], HubProblem], ...] = (  # the first that fits
+        (errors.GatedRepoError, HubProblem.GATED),
+        (errors.RepositoryNotFoundError, HubProblem.NO_REPOSITORY),
+        (errors.RevisionNotFoundError, HubProblem.NO_REVISION),
+        (errors.HFValidationError, HubProblem.BAD_NAME),
+        (errors.LocalEntryNotFoundError, HubProblem.NOT_HERE),
+        (errors.EntryNotFoundError, HubProblem.NO_FILE),
+        (errors.HfHubHTTPError, HubProblem.REFUSED),
+        (ConnectionError, HubProblem.UNREACHABLE),
+        (TimeoutError, HubProblem.UNREACHABLE),
+        (request_error, HubProblem.UNREACHABLE),
+    )
+    found = next((problem for kind, problem in kinds if isinstance(error, kind)), HubProblem.FAILED)
+    if constants.HF_HUB_OFFLINE and found in (HubProblem.NOT_HERE, HubProblem.UNREACHABLE):
+        return HubProblem.OFFLINE
+    return found
 
 
 class HubName(NamedTuple):
@@ -91,40 +185,19 @@ def fetch_bundle(name: str) -> Path:
 
 
 def _downloaded(wanted: HubName) -> Path:
-    # Loaded here: it takes a while, and most bundles are folders.
-    from huggingface_hub import errors as hub_errors
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     repo = wanted.repo_id
-    # The base of the hub's own errors and of those of the connection, such as a proxy's.
-    http_error: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
     try:
-        return Path(snapshot_download(repo, revision=wanted.revision, allow_patterns=list(_FILES)))
-    except GatedRepoError as error:
-        raise BundleError(
-            f"{repo} is given on request: ask for it at https://huggingface.co/{repo}, then run: hf auth login"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise BundleError(
-            f"the hub has no {repo}, or it is private. Check the name; for a private one run: hf auth login"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise BundleError(
-            f"{repo} has no revision {wanted.revision!r}. See https://huggingface.co/{repo}/commits/main"
-        ) from error
-    except HFValidationError as error:
-        raise BundleError(f"{repo!r} can't be a name on the hub ({error})") from error
-    except LocalEntryNotFoundError as error:
-        raise BundleError(
-            f"{repo} isn't here yet and the hub can't be reached. Connect once to download it, or give the "
-            "folder of a bundle."
-        ) from error
-    except (http_error, OSError, ValueError) as error:
-        raise BundleError(f"{repo} can't be downloaded from the hub ({error}). Try again later.") from error
+        return fetch_folder(repo, _FILES, revision=wanted.revision)
+    except HubError as error:
+        message = {
+            HubProblem.GATED: f"{repo} is given on request: ask for it at https://huggingface.co/{repo}, then run: "
+            "hf auth login",
+            HubProblem.NO_REPOSITORY: f"the hub has no {repo}, or it is private. Check the name; for a private one "
+            "run: hf auth login",
+            HubProblem.NO_REVISION: f"{repo} has no revision {wanted.revision!r}. See "
+            f"https://huggingface.co/{repo}/commits/main",
+            HubProblem.BAD_NAME: f"{repo!r} can't be a name on the hub ({error.__cause__})",
+            HubProblem.NOT_HERE: _NOT_HERE.format(repo=repo),
+            HubProblem.OFFLINE: _NOT_HERE.format(repo=repo),
+        }.get(error.problem, f"{error}. Try again later.")
+        raise BundleError(message) from error.__cause__

@@ -7,10 +7,11 @@ import operator
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import EllipsisType
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from napari_lrmil.slide.backends.base import assemble
 from napari_lrmil.slide.cache import shared_cache
@@ -20,6 +21,8 @@ from napari_lrmil.slide.resample import read_area
 
 if TYPE_CHECKING:
     import dask.array as da
+
+_Key = slice | SupportsIndex | EllipsisType
 
 CHUNK_PX = 512
 """Edge of a chunk. 512 px were the fastest cold of those tried; smaller ones cost scheduling."""
@@ -182,12 +185,12 @@ class LevelArray:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: object) -> NDArray[np.uint8]:
+    def __getitem__(self, index: _Key | tuple[_Key, ...]) -> NDArray[np.uint8]:
         """Pixels of (rows, columns, channels), each a slice or an int; left out ones are whole."""
-        keys = list(index) if isinstance(index, tuple) else [index]
-        if Ellipsis in keys:
-            at = keys.index(Ellipsis)
-            keys[at : at + 1] = [slice(None)] * (4 - len(keys))
+        given = index if isinstance(index, tuple) else (index,)
+        keys: list[slice | SupportsIndex] = []
+        for key in given:
+            keys += [slice(None)] * (4 - len(given)) if isinstance(key, EllipsisType) else [key]
         keys += [slice(None)] * (3 - len(keys))
         (top, bottom), rows = _span(keys[0], self.shape[0])
         (left, right), cols = _span(keys[1], self.shape[1])
@@ -195,14 +198,14 @@ class LevelArray:
             pixels: NDArray[np.uint8] = np.empty((max(0, bottom - top), max(0, right - left), 3), np.uint8)
         else:
             pixels = self.read(left, top, right, bottom)
-        return np.asarray(pixels[rows, cols, keys[2]])  # type: ignore[index]
+        return np.asarray(pixels[rows, cols, keys[2]])
 
-    def __array__(self, dtype: object = None, copy: bool | None = None) -> NDArray[np.uint8]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[np.uint8]:
         """All of the level: meant for coarse ones."""
         if copy is False:
             raise ValueError("a level's pixels are read from the file, so they can't be had without a copy")
         pixels = self[:, :, :]
-        return pixels if dtype is None else pixels.astype(np.dtype(dtype))  # type: ignore[call-overload]
+        return pixels if dtype is None else pixels.astype(dtype)
 
     def read(self, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
         """Pixels (bottom - top, right - left, 3) of a rectangle; white outside the level.
@@ -283,12 +286,12 @@ def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return sums.astype(np.uint8)
 
 
-def _span(key: object, length: int) -> tuple[tuple[int, int], slice | int]:
+def _span(key: slice | SupportsIndex, length: int) -> tuple[tuple[int, int], slice | int]:
     """The whole range [first, last) that a key touches, and the key within it."""
     if isinstance(key, slice):
         first, last, step = key.indices(length)
         if step < 1:
             raise IndexError("a level can't be sliced backwards")
         return (first, last), slice(None, None, step)
-    place = range(length)[operator.index(key)]  # type: ignore[arg-type]
+    place = range(length)[operator.index(key)]
     return (place, place + 1), 0

@@ -1,10 +1,9 @@
 """Worklists: the slides of a folder or table, their results, and the reviewer's verdicts."""
 
-from napari_lrmil.worklist.errors import WorklistError
-from napari_lrmil.worklist.items import Order, Status, WorklistItem
+from napari_lrmil.errors import WorklistError
 from napari_lrmil.worklist.listing import ListedSlide, find_slides, list_slides, read_slide_table
-from napari_lrmil.worklist.model import Worklist
-from napari_lrmil.worklist.reviews import REVIEW_NAME, VERDICTS, Review, ReviewFile, Verdict
+from napari_lrmil.worklist.model import Order, Status, Worklist, WorklistItem
+from napari_lrmil.worklist.reviews import REVIEW_NAME, VERDICTS, Review, ReviewFile, Saved, Verdict
 from napari_lrmil.worklist.thumbnails import thumbnail
 
 __all__ = [
@@ -14,6 +13,7 @@ __all__ = [
     "Order",
     "Review",
     "ReviewFile",
+    "Saved",
     "Status",
     "Verdict",
     "Worklist",

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from napari_lrmil.errors import WorklistError
 from napari_lrmil.slide.files import (
     DICOM_SUFFIX,
     IMAGE_SUFFIXES,
@@ -19,7 +20,6 @@ from napari_lrmil.slide.files import (
     named_parts,
     slide_id_of,
 )
-from napari_lrmil.worklist.errors import WorklistError
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
 TABLE_COLUMNS = ("path", "slide_id", "mpp", "label")

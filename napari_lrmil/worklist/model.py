@@ -3,22 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 from napari_lrmil.cache import ResultCache, ResultSummary
-from napari_lrmil.worklist.errors import WorklistError
-from napari_lrmil.worklist.items import (
-    STATUS_RANK,
-    Order,
-    Status,
-    WorklistItem,
-    differ,
-    doubt_of,
-    settled,
-)
+from napari_lrmil.errors import WorklistError
 from napari_lrmil.worklist.listing import ListedSlide, list_slides, natural
-from napari_lrmil.worklist.reviews import VERDICTS, Review, ReviewFile, Verdict
+from napari_lrmil.worklist.reviews import VERDICTS, Review, ReviewFile, Saved, Verdict
+
+
+class Status(StrEnum):
+    """How far a slide is."""
+
+    NEW = "new"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    REVIEWED = "reviewed"
+
+
+class Order(StrEnum):
+    """How a worklist is sorted."""
+
+    UNSURE_FIRST = "unsure first"
+    NAME = "name"
+    STATUS = "status"
+
+
+_STATUS_RANK = {status: rank for rank, status in enumerate(
+    (Status.FAILED, Status.RUNNING, Status.QUEUED, Status.NEW, Status.DONE, Status.REVIEWED)
+)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WorklistItem:
+    """A slide of the list.
+
+    Attributes
+    ----------
+    path : Path
+    slide_id : str
+    status : Status
+    label, probability : str, float or None
+        The predicted class and its probability; None without a result.
+    unsure, ood : bool
+        More than one class is left, and out of the training's distribution.
+    verdict : 'agree', 'disagree', 'unsure' or None
+    saved : Saved
+        Whether verdict and note are on the disk.
+    note, error : str
+    mpp : float or None
+        µm per level-0 pixel where a table gives it.
+    known_label : str or None
+        The table's.
+    judged_label : str or None
+        The label that the verdict is about.
+    fingerprint, bundle_sha256 : str or None
+        Of the slide and of the bundle's weights, where known.
+    """
+
+    path: Path
+    slide_id: str
+    status: Status = Status.NEW
+    label: str | None = None
+    probability: float | None = None
+    unsure: bool = False
+    ood: bool = False
+    verdict: Verdict | None = None
+    saved: Saved = Saved.YES
+    note: str = ""
+    error: str = ""
+    mpp: float | None = None
+    known_label: str | None = None
+    judged_label: str | None = None
+    fingerprint: str | None = None
+    bundle_sha256: str | None = None
+
+    @property
+    def verdict_outdated(self) -> bool:
+        """Whether the verdict is about another label than the one predicted now."""
+        return self.verdict is not None and self.label is not None and self.judged_label != self.label
 
 
 class Worklist:
@@ -59,7 +125,7 @@ class Worklist:
         where = Path(path).absolute()
         slides = list_slides(where, recursive=recursive)
         alone = where.is_dir() and [slide.path for slide in slides] == [where]
-        return cls(slides, ReviewFile(where if where.is_dir() and not alone else where.parent))
+        return cls(slides, ReviewFile.of(where if where.is_dir() and not alone else where.parent))
 
     def __len__(self) -> int:
         return len(self._items)
@@ -81,9 +147,9 @@ class Worklist:
         slide, so that the list stays still under the reviewer's hands.
         """
         keys: dict[Order, Callable[[WorklistItem], tuple[float, ...]]] = {
-            Order.UNSURE_FIRST: doubt_of,
+            Order.UNSURE_FIRST: _doubt_of,
             Order.NAME: lambda item: (),
-            Order.STATUS: lambda item: (STATUS_RANK[item.status],),
+            Order.STATUS: lambda item: (_STATUS_RANK[item.status],),
         }
         key = keys[order]
         return sorted(self, key=lambda item: (key(item), natural(item.slide_id)))
@@ -125,7 +191,7 @@ class Worklist:
     def set_status(self, path: Path, status: Status, *, error: str = "") -> WorklistItem:
         """Queued, running, failed, or back to what result and verdict say (`Status.NEW`)."""
         item = replace(self[path], status=status, error=error)
-        return self._keep(settled(item) if status is Status.NEW else item)
+        return self._keep(_settled(item) if status is Status.NEW else item)
 
     def set_result(self, path: Path, result: ResultSummary) -> WorklistItem:
         """Take in a result."""
@@ -139,7 +205,7 @@ class Worklist:
             fingerprint=result.fingerprint,
             bundle_sha256=result.bundle_sha256,
         )
-        return self._keep(settled(self._with_review(item)))
+        return self._keep(_settled(self._with_review(item)))
 
     def load_results(
         self, cache: ResultCache, bundle_sha256: str, key_of: Callable[[float | None], str]
@@ -171,15 +237,15 @@ class Worklist:
             bare = replace(
                 item, label=None, probability=None, unsure=False, ood=False, error="", bundle_sha256=None
             )
-            self._keep(settled(bare))
+            self._keep(_settled(bare))
 
     def note_verdict(
         self, path: Path, verdict: Verdict | None, note: str | None = None, *, reviewer: str = ""
     ) -> WorklistItem:
         """Take in what the reviewer says of a slide, in memory, at once.
 
-        The item is `saving` until `reviews.write_waiting` has brought it to the disk, which any thread may do, and
-        `verdicts_written` has been called here.
+        The item is `Saved.SAVING` until `reviews.write_waiting` has brought it to the disk, which any thread may do,
+        and `look_what_is_saved` has been called here.
 
         Parameters
         ----------
@@ -194,35 +260,23 @@ class Worklist:
         ------
         WorklistError
         """
-        if verdict is not None and verdict not in VERDICTS:
-            raise WorklistError(f"{verdict!r} is no verdict; there are {', '.join(VERDICTS)}")
-        item = self[path]
-        self.reviews.add(
-            Review(
-                slide=self.reviews.relative(path),
-                verdict=verdict,
-                note=item.note if note is None else note,
-                label_shown=item.label,
-                bundle_sha256=item.bundle_sha256,
-                fingerprint=item.fingerprint,
-                reviewer=reviewer,
-            )
-        )
-        return self._keep(self._reviewed(item))
+        self._note(path, verdict, note, reviewer)
+        return self._keep(self._reviewed(self[path]))
 
-    def verdicts_written(self) -> list[WorklistItem]:
-        """Take in what became of the verdicts that were `saving`; one that could not be kept is no longer there.
+    def look_what_is_saved(self) -> list[WorklistItem]:
+        """Look how far the verdicts are that were not on the disk.
 
         Returns
         -------
         list of WorklistItem
-            Those that are on the disk now, or are as they were before.
+            Those that are further than before, or could not be written.
         """
-        settled_now = []
-        for item in list(self):
-            if item.saving and not self.reviews.is_waiting(item.path):
-                settled_now.append(self._keep(self._reviewed(item)))
-        return settled_now
+        changed = []
+        for item in [item for item in self if item.saved is not Saved.YES]:
+            now = self._keep(self._reviewed(item))
+            if now != item:
+                changed.append(now)
+        return changed
 
     def set_verdict(
         self, path: Path, verdict: Verdict | None, note: str | None = None, *, reviewer: str = ""
@@ -234,12 +288,13 @@ class Worklist:
         WorklistError
             Where it can't be kept; nothing changes then.
         """
-        self.note_verdict(path, verdict, note, reviewer=reviewer)
-        errors = self.reviews.write_waiting()
-        self.verdicts_written()
-        if errors:
-            raise errors[-1]
-        return self[path]
+        review = self._note(path, verdict, note, reviewer)
+        try:
+            self.reviews.write_waiting()
+        except WorklistError:
+            self.reviews.take_back(review)
+            raise
+        return self._keep(self._reviewed(self[path]))
 
     def reload_reviews(self) -> None:
         """Read the verdicts again: another program may have added some."""
@@ -247,25 +302,64 @@ class Worklist:
         for item in list(self):
             self._keep(self._reviewed(item))
 
+    def _note(self, path: Path, verdict: Verdict | None, note: str | None, reviewer: str) -> Review:
+        if verdict is not None and verdict not in VERDICTS:
+            raise WorklistError(f"{verdict!r} is no verdict; there are {', '.join(VERDICTS)}")
+        item = self[path]
+        review = Review(
+            slide=self.reviews.relative(path),
+            verdict=verdict,
+            note=item.note if note is None else note,
+            label_shown=item.label,
+            bundle_sha256=item.bundle_sha256,
+            fingerprint=item.fingerprint,
+            reviewer=reviewer,
+        )
+        self.reviews.add(review)
+        return review
+
     def _reviewed(self, item: WorklistItem) -> WorklistItem:
         """With the verdict on this slide and the status that it gives; a verdict stops no work."""
         reviewed = self._with_review(item)
-        return reviewed if item.status in (Status.QUEUED, Status.RUNNING) else settled(reviewed)
+        return reviewed if item.status in (Status.QUEUED, Status.RUNNING) else _settled(reviewed)
 
     def _with_review(self, item: WorklistItem) -> WorklistItem:
         """With the verdict on this slide, if its file is still the one that was judged."""
-        saving = self.reviews.is_waiting(item.path)  # asked first: one that fails just now is looked up again
+        saved = self.reviews.saved(item.path)  # asked first: one that is written just now is looked up again
         review = self.reviews.latest(item.path)
-        if review is None or differ(review.fingerprint, item.fingerprint):
-            return replace(item, verdict=None, note="", judged_label=None, saving=saving)
+        if review is None or _differ(review.fingerprint, item.fingerprint):
+            return replace(item, verdict=None, note="", judged_label=None, saved=saved)
         return replace(
             item,
             verdict=review.verdict,
             note=review.note,
             judged_label=review.label_shown,
-            saving=saving,
+            saved=saved,
         )
 
     def _keep(self, item: WorklistItem) -> WorklistItem:
         self._items[item.path] = item
         return item
+
+
+def _settled(item: WorklistItem) -> WorklistItem:
+    """With the status that result, error and verdict give. A verdict on another label isn't one on this."""
+    if item.verdict is not None and not item.verdict_outdated:
+        status = Status.REVIEWED
+    elif item.error:
+        status = Status.FAILED
+    else:
+        status = Status.NEW if item.label is None else Status.DONE
+    return replace(item, status=status)
+
+
+def _doubt_of(item: WorklistItem) -> tuple[float, ...]:
+    """Sorts what most needs a human first."""
+    if item.probability is None:
+        return (3, 0.0)
+    return (0 if item.unsure else 1 if item.ood else 2, item.probability)
+
+
+def _differ(known: str | None, now: str | None) -> bool:
+    """Whether both are known and not the same."""
+    return known is not None and now is not None and known != now

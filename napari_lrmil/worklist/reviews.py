@@ -12,14 +12,16 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+from weakref import WeakValueDictionary
 
 import platformdirs
 
-from napari_lrmil.worklist.errors import WorklistError
+from napari_lrmil.errors import WorklistError
 
 REVIEW_NAME = "lrmil-review.jsonl"
 FORMAT, VERSION = "lrmil-review", 1
@@ -27,6 +29,16 @@ DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
 
 Verdict = Literal["agree", "disagree", "unsure"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+class Saved(StrEnum):
+    """How far verdict and note of a slide are on their way to the disk."""
+
+    YES = "saved"
+    SAVING = "saving"
+    NO = "not saved"
+    """The last try failed; the next one brings it along."""
+
 
 LOCK_WAIT_S = 5.0
 """How long a writer waits for another program to let go of the file."""
@@ -74,11 +86,30 @@ class ReviewFile:
     noted, and no order of calls loses one. Until `write_waiting` has returned it is in memory alone: call it once
     more before the program ends.
 
+    Within a program take `of`, so that what waits to be written is known wherever the folder is looked at.
+
     Parameters
     ----------
     folder : Path
         Where the slides' paths start.
     """
+
+    @classmethod
+    def of(cls, folder: Path) -> ReviewFile:
+        """The one of this program for a folder, with what waits in it; what the disk holds is read again.
+
+        Raises
+        ------
+        WorklistError
+            Where a file is there that can't be read.
+        """
+        with _open_lock:
+            file = _open_files.get(folder)
+            if file is None:
+                file = _open_files[folder] = cls(folder)
+                return file
+        file.reload()
+        return file
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -93,6 +124,9 @@ class ReviewFile:
         self._kept: dict[str, Review] = {}
         self._written: list[Review] = []
         self._waiting: deque[Review] = deque()
+        self._n_refused = 0
+        """How many of those that wait, the first ones, could not be written at the last try."""
+        self._elsewhere_because = ""
         self.reload()
 
     def reload(self) -> None:
@@ -125,11 +159,20 @@ class ReviewFile:
             waiting = (review for review in reversed(self._waiting) if review.slide == slide)
             return next(waiting, self._kept.get(slide))
 
-    def is_waiting(self, slide_path: Path) -> bool:
-        """Whether a review of a slide is in memory alone."""
+    def saved(self, slide_path: Path) -> Saved:
+        """How far the latest review of a slide is."""
         slide = self.relative(slide_path)
         with self._memory:
-            return any(review.slide == slide for review in self._waiting)
+            refused = [review.slide == slide for review in self._waiting]
+        if not any(refused):
+            return Saved.YES
+        return Saved.NO if any(refused[: self._n_refused]) else Saved.SAVING
+
+    @property
+    def waiting(self) -> tuple[Review, ...]:
+        """Reviews that are in memory alone."""
+        with self._memory:
+            return tuple(self._waiting)
 
     def relative(self, slide_path: Path) -> str:
         """How the file names a slide: it stays right when slides and file move together."""
@@ -144,37 +187,49 @@ class ReviewFile:
         with self._memory:
             self._waiting.append(review)
 
-    def write_waiting(self) -> list[WorklistError]:
+    def take_back(self, review: Review) -> None:
+        """Forget a review that still waits to be written."""
+        with self._memory:
+            if review in self._waiting:
+                self._n_refused -= self._waiting.index(review) < self._n_refused
+                self._waiting.remove(review)
+
+    def write_waiting(self, *, last_chance: bool = False) -> None:
         """Write what was noted, in that order; when this returns it is on the disk.
 
         For a thread of its own: another program may hold the file for up to 5 s. Threads that call it at once write
         each review once.
 
-        Returns
-        -------
-        list of WorklistError
-            One for each review that could be kept nowhere; the review is forgotten then.
+        Parameters
+        ----------
+        last_chance : bool
+            Use the user's data folder whatever keeps the file beside the slides from being written: the program ends.
+
+        Raises
+        ------
+        WorklistError
+            At the first review that could not be kept. It and those after it wait for the next call.
         """
-        errors: list[WorklistError] = []
         with self._writing:
             while True:
                 with self._memory:
                     if not self._waiting:
-                        return errors
+                        return
                     review = self._waiting[0]
                 try:
-                    written = self._append(review)
-                except WorklistError as error:
-                    errors.append(error)
+                    written = self._append(review, last_chance=last_chance)
+                except WorklistError:
                     with self._memory:
-                        self._waiting.popleft()
-                    continue
+                        self._n_refused = len(self._waiting)
+                    raise
                 with self._memory:
-                    self._waiting.popleft()
+                    if self._waiting and self._waiting[0] is review:  # not taken back meanwhile
+                        self._waiting.popleft()
+                        self._n_refused = max(0, self._n_refused - 1)
                     self._written.append(written)
                     self._kept[written.slide] = written
 
-    def _append(self, review: Review) -> Review:
+    def _append(self, review: Review, *, last_chance: bool) -> Review:
         """Add a line to the file; the review with the time that it has there.
 
         Raises
@@ -190,7 +245,8 @@ class ReviewFile:
             _append_line(self.beside, line)
             self.where = self.beside
         except OSError as error:
-            if error.errno not in _READ_ONLY:
+            read_only = error.errno in _READ_ONLY
+            if not (read_only or last_chance):
                 raise _unkept(review.slide, self.beside, error) from error
             try:
                 self.fallback.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +254,9 @@ class ReviewFile:
             except OSError as also:
                 raise _unkept(review.slide, self.fallback, also) from error
             self.where = self.fallback
+            self._elsewhere_because = (
+                "is read-only" if read_only else f"could not be written to ({_reason(error)})"
+            )
         return written
 
     @property
@@ -207,8 +266,8 @@ class ReviewFile:
         if self.where == self.fallback:
             told.insert(
                 0,
-                f"{self.folder} is read-only: verdicts are kept in {self.fallback} instead, on this computer and "
-                "for this user alone.",
+                f"{self.folder} {self._elsewhere_because}: verdicts are kept in {self.fallback} instead, on this "
+                "computer and for this user alone.",
             )
         return " ".join(told)
 
@@ -237,18 +296,37 @@ class _NewerLineError(ValueError):
 
 
 def _parsed(raw: bytes) -> Review:
-    line: Any = json.loads(raw)
+    line: dict[str, object] = json.loads(raw)
     if line["format"] != FORMAT:
         raise ValueError("something else")
-    if line["version"] > VERSION:
-        raise _NewerLineError(f"has version {line['version']}, newer than this program's {VERSION},")
-    review = Review(**{field.name: line[field.name] for field in fields(Review) if field.name in line})
-    if review.verdict is not None and review.verdict not in VERDICTS:
+    version = line["version"]
+    if not isinstance(version, int):
+        raise TypeError("no version")
+    if version > VERSION:
+        raise _NewerLineError(f"has version {version}, newer than this program's {VERSION},")
+    verdict = next((known for known in VERDICTS if known == line["verdict"]), None)
+    if verdict is None and line["verdict"] is not None:
         raise ValueError("no verdict")
-    texts = (review.slide, review.note, review.reviewer, review.time)
-    if not all(isinstance(text, str) for text in texts):
+    return Review(
+        slide=_text(line["slide"]),
+        verdict=verdict,
+        note=_text(line.get("note", "")),
+        label_shown=_text_or_none(line.get("label_shown")),
+        bundle_sha256=_text_or_none(line.get("bundle_sha256")),
+        fingerprint=_text_or_none(line.get("fingerprint")),
+        reviewer=_text(line.get("reviewer", "")),
+        time=_text(line.get("time", "")),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
         raise TypeError("no text")
-    return review
+    return value
+
+
+def _text_or_none(value: object) -> str | None:
+    return None if value is None else _text(value)
 
 
 def _append_line(path: Path, line: bytes) -> None:
@@ -341,7 +419,17 @@ def _fallback(folder: Path) -> Path:
 
 
 def _unkept(slide: str, path: Path, error: OSError) -> WorklistError:
-    return WorklistError(
-        f"the verdict on {slide} could not be kept in {path} ({error.strerror or error}). Free some space or make "
-        "the folder writable, then give it again."
+    cure = (
+        "Close the other program."
+        if error.errno == errno.EBUSY
+        else "Free some space or make the folder writable."
     )
+    return WorklistError(f"the verdict on {slide} could not be kept in {path} ({_reason(error)}). {cure}")
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+_open_files: WeakValueDictionary[Path, ReviewFile] = WeakValueDictionary()
+_open_lock = threading.Lock()

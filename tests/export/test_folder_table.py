@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from napari_lrmil.export.tables import FolderRow, write_folder_table
+from napari_lrmil.cache import summarise
+from napari_lrmil.export.tables import FolderRow, folder_columns, write_folder_table
 from napari_lrmil.predict import SlidePrediction
 
 COLUMNS = [
-    *("slide", "label", "p_benign", "p_lesion", "unsure", "prediction_set", "out_of_distribution"),
-    *("ood_score", "tiles", "seconds", "verdict", "note", "error", "fingerprint", "bundle_sha256", "version"),
+    *("slide", "label", "status", "p_benign", "p_lesion", "unsure", "prediction_set", "coverage"),
+    *("out_of_distribution", "ood_score", "ood_threshold", "tiles", "seconds", "verdict", "note", "error"),
+    *("fingerprint", "bundle", "bundle_sha256", "version"),
 ]
 
 
@@ -30,37 +32,41 @@ def test_folder_table(leica_prediction: SlidePrediction, tmp_path: Path) -> None
         ood_score=3.5,
         ood_threshold=2.0,
         seconds=1.23456,
+        version="0.0.9",
     )
     rows = [
-        FolderRow("cmu_leica", leica_prediction, "agree", "sieht gut aus; µ ≥ –"),
-        FolderRow("other", certain, "disagree", "two\nlines, and a comma"),
+        FolderRow("cmu_leica", summarise(leica_prediction), "agree", "sieht gut aus; µ ≥ –"),
+        FolderRow("other", summarise(certain), "disagree", "two\nlines, and a comma"),
         FolderRow("broken", error="broken.svs can't be read"),
     ]
     path = write_folder_table(tmp_path / "predictions.csv", rows, show_identifiers=True)
     plain, strange, broken = rows_of(path)
-    assert list(plain) == COLUMNS
+    assert list(plain) == COLUMNS == folder_columns(("benign", "lesion"))
     assert plain["slide"] == leica_prediction.slide_name
-    assert plain["label"] == "benign"
+    assert (plain["label"], plain["status"]) == ("benign", "demonstration")
     assert float(plain["p_benign"]) == pytest.approx(leica_prediction.class_probabilities[0], rel=1e-5)
-    assert (plain["unsure"], plain["prediction_set"], plain["out_of_distribution"], plain["ood_score"]) == (
-        "",
-    ) * 4
+    assert {plain[name] for name in COLUMNS[5:11]} == {""}
     assert plain["note"] == "sieht gut aus; µ ≥ –"
     assert plain["fingerprint"] == leica_prediction.slide_fingerprint
     assert plain["tiles"] == str(len(leica_prediction.tiles))
     assert (strange["unsure"], strange["prediction_set"]) == ("true", "benign;lesion")
-    assert (strange["out_of_distribution"], strange["ood_score"]) == ("true", "3.5")
+    assert (strange["out_of_distribution"], strange["ood_score"], strange["ood_threshold"]) == (
+        *("true", "3.5", "2"),
+    )
+    assert (strange["status"], strange["coverage"]) == ("unsure;unlike training;demonstration", "0.9")
+    assert (strange["bundle"], strange["version"]) == (certain.bundle_name, "0.0.9")
     assert strange["seconds"] == "1.235"
     assert strange["note"] == "two\nlines, and a comma"
     assert broken["slide"] == "broken"
     assert broken["error"] == "broken.svs can't be read"
-    assert {broken[name] for name in COLUMNS[1:12]} == {""}
+    assert broken["status"] == "failed"
+    assert {broken[name] for name in (COLUMNS[1], *COLUMNS[3:15], *COLUMNS[16:])} == {""}
 
 
 def test_identifiers_stay_out_by_default(leica_prediction: SlidePrediction, tmp_path: Path) -> None:
     named = replace(leica_prediction, slide_name="MUSTERMANN_Erika_1950")
     rows = [
-        FolderRow("MUSTERMANN_Erika_1950", named, "agree"),
+        FolderRow("MUSTERMANN_Erika_1950", summarise(named), "agree"),
         FolderRow("MUSTERMANN_Hans", error="MUSTERMANN_Hans.svs can't be read"),
     ]
     path = write_folder_table(tmp_path / "predictions.csv", rows)
@@ -75,7 +81,7 @@ def test_identifiers_stay_out_by_default(leica_prediction: SlidePrediction, tmp_
 )
 def test_no_text_runs_as_a_formula(leica_prediction: SlidePrediction, tmp_path: Path, text: str) -> None:
     classes = replace(leica_prediction, slide_name=text, class_names=(text, "lesion"))
-    rows = [FolderRow(text, classes, text, text), FolderRow(text, error=text)]
+    rows = [FolderRow(text, summarise(classes), text, text), FolderRow(text, error=text)]
     path = write_folder_table(tmp_path / "predictions.csv", rows, show_identifiers=True)
     with path.open(encoding="utf-8", newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
@@ -89,9 +95,11 @@ def test_classes_of_several_bundles_and_an_empty_folder(
     leica_prediction: SlidePrediction, tmp_path: Path
 ) -> None:
     other = replace(leica_prediction, class_names=("lesion", "necrosis"))
-    path = write_folder_table(tmp_path / "p.csv", [FolderRow("a", leica_prediction), FolderRow("b", other)])
+    rows = [FolderRow("a", summarise(leica_prediction)), FolderRow("b", summarise(other))]
+    path = write_folder_table(tmp_path / "p.csv", rows)
     first, second = rows_of(path)
     assert [name for name in first if name.startswith("p_")] == ["p_benign", "p_lesion", "p_necrosis"]
     assert first["p_necrosis"] == second["p_benign"] == ""
     assert first["p_benign"] == second["p_lesion"] != ""
-    assert rows_of(write_folder_table(tmp_path / "empty.csv", [])) == []
+    path = write_folder_table(tmp_path / "empty.csv", [], class_names=("benign", "lesion"))
+    assert path.read_text(encoding="utf-8").splitlines() == [",".join(COLUMNS)]

@@ -347,7 +347,7 @@ def test_printed_html_is_one_page(
 
 
 def test_import_is_light() -> None:
-    modules = ("", ".geojson", ".images", ".slide_report", ".tables")
+    modules = ("", ".geojson", ".images", ".slide_report", ".tables", ".result")
     code = "import sys\n" + "\n".join(f"import napari_lrmil.export{name}" for name in modules)
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nprint(*sys.modules)"],

@@ -11,8 +11,8 @@ from napari_lrmil.errors import SlideError
 
 def main() -> None:
     rank, how, *args = sys.argv[1:]
-    from training import run
     from training.losses import layer_loss
+    from training.run import cli
     from training.stages import distill_tiles, embed_tiles
 
     def bad(*values: object, **options: object) -> int:
@@ -25,7 +25,7 @@ def main() -> None:
             distill_tiles.layer_loss = lambda *values: layer_loss(*values) * float("nan")
         else:
             embed_tiles.embed_slide = bad
-    run.app(args, prog_name="failing_rank")
+    cli.app(args, prog_name="failing_rank")
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    from training import run
+    from training.run import cli
 
     setattr(owner, name, deadly)
-    run.app(args, prog_name="killed_run")
+    cli.app(args, prog_name="killed_run")
 
 
 if __name__ == "__main__":

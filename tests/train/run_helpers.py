@@ -13,7 +13,7 @@ from rich.console import Console
 
 from training.config import load_config
 from training.progress import Reporter
-from training.run import run
+from training.run.cli import run
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("teacher_hr", "lr_scratch", "stage1_only", "stage2_only", "lrmil")

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from napari_lrmil.errors import ConfigError
-from training.config import RunConfig, content_hash, load_config
+from training.config import RunConfig, load_config
+from training.hashing import content_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,8 @@ import pytest
 
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import IMAGENET_MEAN, PRESETS, EncoderSpec
-from training.config import EncoderSection, RunConfig, load_config
+from training.config import RunConfig, load_config
+from training.encoders import EncoderSection
 
 MINIMAL = '[run]\nout_dir = "out"\n[data]\nslides = "slides.csv"\n[encoder]\n'
 

@@ -24,8 +24,7 @@ from training.import_features.files import FeatureError, find_feature_files, rea
 from training.import_features.matching import match_features
 from training.import_features.slides import embed_dim_of
 from training.progress import Reporter
-from training.run import prepare
-from training.stages.embed_tiles import jobs_for
+from training.run.prepare import prepare
 
 TILE = (100.0, 100.0)
 
@@ -306,7 +305,7 @@ def jobs_of(folder: Path, *words: str) -> list[Any]:
     config = load_config(folder / "config.toml", [*SETTINGS, *words])
     quiet = Reporter(Console(file=io.StringIO()))
     context = prepare(config, skip_bad=False, reporter=quiet).context
-    return jobs_for(context, list(context.tiles.values()), context.hr_store(), hr=True)
+    return context.jobs(context.rows, context.hr_store(), hr=True)
 
 
 def write_features(

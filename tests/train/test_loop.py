@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from napari_lrmil.atomic import replacing
 from napari_lrmil.errors import ConfigError
 from training.checkpoint import Files
-from training.config import MILSection
 from training.data.bags import Bag, Bags
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
-from training.loop import FitResult, TrainingDiverged, fit
-from training.mil_fit import bag_logits, fit_mil
+from training.files import load_tensors, write_json
+from training.loop import FitResult, Recipe, Session, Task, TrainingDiverged, fit
 from training.progress import Reporter
-from training.run_dir import RunDir, load_tensors, replacing, write_json
+from training.run.layout import RunDir
 from training.runtime import Runtime
+from training.stages.heads import MILSection, bag_logits, fit_head
 
 CPU = torch.device("cpu")
 FABRIC = Runtime("cpu").head_fabric
@@ -47,7 +49,7 @@ def run_fit(model: nn.Module, scores: list[float], tmp_path: Path, **options: An
     """A model that counts its steps in `w`, validated with given scores."""
     told = iter(scores)
 
-    def loss_of(wrapped: nn.Module, batch: int) -> dict[str, Tensor]:
+    def losses(wrapped: nn.Module, batch: int) -> dict[str, Tensor]:
         assert model.training
         return {"loss": -wrapped()}
 
@@ -55,23 +57,23 @@ def run_fit(model: nn.Module, scores: list[float], tmp_path: Path, **options: An
         assert not model.training
         return {"val": next(told)}
 
-    settings: dict[str, Any] = {
-        "fabric": FABRIC,
-        "epochs": len(scores),
-        "batches": lambda epoch: range(2),
-        "steps_per_epoch": 2,
-        "loss_of": loss_of,
-        "names_of": lambda batch, losses: f"batch {batch}",
-        "validate": validate,
-        "score": lambda metrics: (metrics["val"],),
-        "learning_rate": 0.1,
-        "weight_decay": 0.0,
-        "seed": 0,
-        "files": Files(metrics_csv=tmp_path / "metrics" / "fit.csv"),
-        "reporter": reporter(),
-        "description": "Fit",
-    }
-    return fit(model, **settings | options)
+    task: Task[Any] = Task(
+        batches=lambda epoch: range(2),
+        steps_per_epoch=2,
+        losses=losses,
+        validate=validate,
+        score=lambda metrics: (metrics["val"],),
+        names=lambda batch, losses: f"batch {batch}",
+    )
+    recipe = Recipe(epochs=len(scores), learning_rate=0.1, weight_decay=0.0, seed=0)
+    of_recipe = {name: options.pop(name) for name in ("accumulate", "patience", "warmup") if name in options}
+    files = Files(metrics_csv=tmp_path / "metrics" / "fit.csv")
+    return fit(
+        model,
+        replace(task, **options),
+        replace(recipe, **of_recipe),
+        Session(FABRIC, files, reporter(), "Fit"),
+    )
 
 
 def test_the_best_epochs_weights_stay(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_a_broken_loss_says_where_and_leaves_the_best_weights(tmp_path: Path) ->
     bags = [Bag("s1", torch.zeros(1, 1), 0), Bag("s2", torch.zeros(1, 1), 0)]
     steps = 0
 
-    def loss_of(wrapped: nn.Module, bag: Bag) -> dict[str, Tensor]:
+    def losses(wrapped: nn.Module, bag: Bag) -> dict[str, Tensor]:
         nonlocal steps
         steps += 1
         return {"loss": -wrapped() * (float("nan") if steps == 4 else 1.0)}
@@ -113,8 +115,8 @@ def test_a_broken_loss_says_where_and_leaves_the_best_weights(tmp_path: Path) ->
             [0.5, 0.6],
             tmp_path,
             batches=lambda epoch: bags,
-            loss_of=loss_of,
-            names_of=lambda bag, losses: bag.name,
+            losses=losses,
+            names=lambda bag, losses: bag.name,
         )
     assert model.w.item() == pytest.approx(0.2, rel=1e-3)
     kept = load_tensors(Files(tmp_path / "metrics" / "fit.csv").last_good)
@@ -128,7 +130,7 @@ def test_a_broken_gradient_says_so_before_it_reaches_a_weight(tmp_path: Path) ->
         TrainingDiverged,
         match=r"the gradient is (inf|nan) at epoch 0, step 1, on batch 0\..*the initial weights",
     ):
-        run_fit(model, [0.5], tmp_path, loss_of=lambda wrapped, batch: {"loss": wrapped().sqrt()})
+        run_fit(model, [0.5], tmp_path, losses=lambda wrapped, batch: {"loss": wrapped().sqrt()})
     assert model.w.item() == 0
 
 
@@ -139,7 +141,7 @@ def test_accumulated_batches_make_one_step_and_an_epochs_rest_makes_one_too(
     model = Model()
     seen: list[float] = []
 
-    def loss_of(wrapped: nn.Module, batch: int) -> dict[str, Tensor]:
+    def losses(wrapped: nn.Module, batch: int) -> dict[str, Tensor]:
         seen.append(model.w.item())
         return {"loss": -wrapped()}
 
@@ -149,7 +151,7 @@ def test_accumulated_batches_make_one_step_and_an_epochs_rest_makes_one_too(
         tmp_path,
         batches=lambda epoch: range(n_batches),
         steps_per_epoch=n_batches,
-        loss_of=loss_of,
+        losses=losses,
         accumulate=2,
     )
     steps_before = [
@@ -164,7 +166,7 @@ def test_accumulated_gradients_are_the_mean_of_their_batches_by_size(tmp_path: P
     model, slopes = Model(), []
     slope_and_size = [(6.0, 1), (2.0, 3), (4.0, 2)]
 
-    def loss_of(wrapped: nn.Module, batch: tuple[float, int]) -> dict[str, Tensor]:
+    def losses(wrapped: nn.Module, batch: tuple[float, int]) -> dict[str, Tensor]:
         return {"loss": batch[0] * (1 + wrapped() - wrapped().detach())}
 
     step = torch.optim.AdamW.step
@@ -180,11 +182,11 @@ def test_accumulated_gradients_are_the_mean_of_their_batches_by_size(tmp_path: P
             model,
             [0.1, 0.2],
             tmp_path,
-            loss_of=loss_of,
+            losses=losses,
             accumulate=2,
             batches=lambda epoch: slope_and_size,
             steps_per_epoch=3,
-            size_of=lambda batch: batch[1],
+            size=lambda batch: batch[1],
         )
     assert slopes == pytest.approx([(6 * 1 + 2 * 3) / 4, 4.0] * 2, rel=1e-4)
     expected = (6 * 1 + 2 * 3 + 4 * 2) / 6
@@ -203,7 +205,7 @@ def test_warm_up_rises_then_falls_to_zero(tmp_path: Path) -> None:
     model = Model()
     steps: list[float] = []
 
-    def loss_of(wrapped: nn.Module, batch: int) -> dict[str, Tensor]:
+    def losses(wrapped: nn.Module, batch: int) -> dict[str, Tensor]:
         steps.append(model.w.item())
         return {"loss": -wrapped()}
 
@@ -211,7 +213,7 @@ def test_warm_up_rises_then_falls_to_zero(tmp_path: Path) -> None:
         model,
         [float(epoch) for epoch in range(50)],
         tmp_path,
-        loss_of=loss_of,
+        losses=losses,
         warmup=True,
     )
     sizes = np.diff(steps)
@@ -237,19 +239,18 @@ def bags_of(folder: Path, n: int, seed: int) -> Bags:
     return Bags(store, rows, ("a", "b"))
 
 
-def head(tmp_path: Path, **options: Any) -> Any:
-    settings: dict[str, Any] = {
-        "embed_dim": 8,
-        "n_classes": 2,
-        "config": MILSection(hidden_dim=16, epochs=25, learning_rate=5e-3),
-        "extra_loss": None,
-        "seed": 0,
-        "fabric": FABRIC,
-        "files": Files(metrics_csv=tmp_path / "m.csv"),
-        "reporter": reporter(),
-        "description": "MIL",
-    }
-    return fit_mil(bags_of(tmp_path, 20, 0), bags_of(tmp_path, 10, 1), **settings | options)
+SECTION = MILSection(hidden_dim=16, epochs=25, learning_rate=5e-3)
+
+
+def head(tmp_path: Path, *, section: MILSection = SECTION, seed: int = 0, **options: Any) -> Any:
+    return fit_head(
+        bags_of(tmp_path, 20, 0),
+        bags_of(tmp_path, 10, 1),
+        section.spec(8, 2),
+        section.recipe(seed),
+        Session(FABRIC, Files(metrics_csv=tmp_path / "m.csv"), reporter(), "MIL"),
+        **options,
+    )
 
 
 def test_a_head_learns_and_the_seed_decides_it(tmp_path: Path, one_thread: None) -> None:
@@ -271,7 +272,7 @@ def test_extra_losses_are_added_and_read_bags_by_name(tmp_path: Path) -> None:
         seen.add(bag.name)
         return {"extra": output.attention_logits.square().mean()}
 
-    head(tmp_path, extra_loss=extra, config=MILSection(hidden_dim=4, epochs=2))
+    head(tmp_path, extra_loss=extra, section=MILSection(hidden_dim=4, epochs=2))
     assert seen == {f"s{index}" for index in range(20)}
     with (tmp_path / "m.csv").open(newline="") as file:
         row = next(csv.DictReader(file))

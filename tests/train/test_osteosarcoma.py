@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.slide import Slide, TileSpec, make_tile_grid
 from training.config import load_config
-from training.data.table import make_splits, read_table
+from training.data.splits import make_splits
+from training.data.table import read_table
 from training.progress import Reporter
 from training.studies import kfold_table
 from training.studies.localisation import tile_lesion_fractions

@@ -9,7 +9,7 @@ import pytest
 import torch
 from run_helpers import python, read_rows, write_config
 
-from training.run_dir import load_tensors
+from training.files import load_tensors
 
 pytestmark = pytest.mark.slow
 

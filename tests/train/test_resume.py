@@ -15,25 +15,26 @@ import pytest
 from run_helpers import child_environment, python, rerun, weights, write_config
 from typer.testing import CliRunner
 
-from training.run import app
-from training.run_dir import RunDir
+from training.run.cli import app
+from training.run.layout import RunDir
 
 pytestmark = pytest.mark.slow
 
 # Module, function (and what its arguments mention), which call, before or after it: one in the midst of each stage.
 KILLS = [
-    ("training.data.tile_index", "_examine_one", 7, "after"),
+    ("training.data.tile_index", "remembered", 7, "after"),
     ("training.data.store", "ArrayWriter.finish", 5, "after"),  # the third slide's first array
     ("training.checkpoint", "FitState.save:teacher_hr", 1, "after"),
-    ("training.stages.teacher_mil", "save_tensors:teacher_outputs", 1, "before"),
+    ("training.run.layout", "Folder.write_teacher_outputs", 1, "before"),
     ("training.checkpoint", "FitState.save:stage1", 1, "after"),
-    ("training.pipeline", "_finish:fold0/stage1", 1, "before"),
+    ("training.run.layout", "RunDir.mark_done:fold0/stage1", 1, "before"),
     ("training.stages.embed_tiles", "embed_slide", 4, "before"),  # student embeddings
     ("training.checkpoint", "FitState.save:stage2_only", 2, "after"),
     ("training.checkpoint", "FitState.save:lrmil", 1, "before"),
-    ("training.stages.evaluate", "_write:lr_scratch", 1, "before"),
+    ("training.run.layout", "Folder.write_predictions:lr_scratch", 1, "before"),
     ("training.stages.export", "save_bundle", 1, "before"),
-    ("training.stages.evaluate", "write_json:results", 1, "before"),
+    ("training.run.layout", "RunDir.write_kept_results", 1, "before"),
+    ("training.run.layout", "RunDir.write_results", 1, "before"),
 ]
 
 
@@ -80,7 +81,7 @@ def test_two_runs_in_one_directory_are_refused(cohort: Path, tmp_path: Path) -> 
     holder = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import sys, time; from pathlib import Path; from training.run_dir import RunDir\n"
+            "import sys, time; from pathlib import Path; from training.run.layout import RunDir\n"
             "with RunDir(Path(sys.argv[1])).locked():\n"
             "    print('held', flush=True); time.sleep(600)",
             str(tmp_path / "run"),

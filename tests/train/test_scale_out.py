@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import shutil
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +18,15 @@ from rich.console import Console
 from run_helpers import rerun, write_config
 
 from training.config import RunSection, load_config
-from training.pipeline import _embed
+from training.files import save_tensors
 from training.progress import Reporter
-from training.run import prepare
-from training.run_dir import save_tensors
-from training.scale_out import ClusterError
-from training.stages.context import Context
-from training.stages.embed_tiles import EncoderSource, embed_elsewhere, jobs_for
+from training.run.cli import run
+from training.run.context import Context
+from training.run.pipeline import Embedded, embed
+from training.run.prepare import prepare
+from training.stages import embed_tiles
+from training.stages.embed_on_cluster import ClusterError
+from training.stages.embed_tiles import EncoderSource, embed_elsewhere
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,12 +48,25 @@ def test_a_worker_takes_the_default_device(cohort: Path, tmp_path: Path, one_thr
     encoder, store = context.teacher_encoder(), context.hr_store()
     weights = tmp_path / "encoder.safetensors"
     save_tensors(weights, encoder.vit.state_dict())
-    job = jobs_for(context, list(context.tiles.values())[:1], store, hr=True)[0]
+    job = context.jobs(context.rows[:1], store, hr=True)[0]
     source = EncoderSource(
         encoder.spec.model_dump_json(), weights, "hash", RunSection(out_dir=tmp_path).device
     )
     assert embed_elsewhere(job, source) == len(job.places)
     assert job.is_done
+
+
+def stop_at_the_second_slide(mark: str) -> None:
+    """In a worker: say so in a file, and wait there to be killed."""
+    embed_slide, calls = embed_tiles.embed_slide, itertools.count(1)
+
+    def stopping(*values: Any, **options: Any) -> int:
+        if next(calls) == 2:
+            Path(mark).touch()
+            threading.Event().wait()
+        return embed_slide(*values, **options)
+
+    embed_tiles.embed_slide = stopping
 
 
 def test_a_dead_worker_loses_nothing_and_nothing_is_done_twice(
@@ -62,25 +79,30 @@ def test_a_dead_worker_loses_nothing_and_nothing_is_done_twice(
         Client(cluster, set_as_default=False) as client,
     ):
         context = context_of(tmp_path / "far", cohort, cluster.scheduler_address)
-        rows = [item.row for item in context.tiles.values()]
+        rows = context.rows
         store = context.hr_store()
-        pids = sorted(client.run(os.getpid).values())
-        stored_at_death: dict[str, int] = {}
+        pids = client.run(os.getpid)
+        address, pid = min(pids.items())
+        mark = tmp_path / "at-the-second-slide"
+        client.run(stop_at_the_second_slide, str(mark), workers=[address])
 
         def kill_one() -> None:
-            while len(list(store.root.glob("*.zarr/manifest.json"))) < 3:
-                time.sleep(0.002)
+            deadline = time.monotonic() + 120
+            while not mark.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             stored_at_death.update(
                 {path.parent.name: path.stat().st_ino for path in store.root.glob("*.zarr/manifest.json")}
             )
-            os.kill(pids[0], signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
+        stored_at_death: dict[str, int] = {}
         killer = threading.Thread(target=kill_one)
         killer.start()
-        _embed(context, rows, store, context.teacher_encoder(), None, hr=True)
+        embed(context, rows, Embedded(context.teacher_encoder(), store), None, hr=True)
         killer.join()
-        assert pids[0] not in client.run(os.getpid).values()
-    assert len(stored_at_death) < len(rows)
+        assert pid not in client.run(os.getpid).values()
+    assert 0 < len(stored_at_death) < len(rows)
     assert all(store.has(row.slide_id) for row in rows)
     # What was there when the worker died is what is there now: the same files, not like ones.
     for name, inode in stored_at_death.items():
@@ -97,19 +119,12 @@ def test_a_dead_worker_loses_nothing_and_nothing_is_done_twice(
 
 
 def test_no_scheduler_is_told(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training import scale_out
+    from training.stages import embed_on_cluster
 
-    monkeypatch.setattr(scale_out, "TIMEOUT", "1s")
+    monkeypatch.setattr(embed_on_cluster, "TIMEOUT", "1s")
     context = context_of(tmp_path, cohort, "tcp://127.0.0.1:9")
     with pytest.raises(ClusterError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
-        _embed(
-            context,
-            [item.row for item in context.tiles.values()],
-            context.hr_store(),
-            context.teacher_encoder(),
-            None,
-            hr=True,
-        )
+        embed(context, context.rows, Embedded(context.teacher_encoder(), context.hr_store()), None, hr=True)
 
 
 def test_a_run_on_a_cluster_ends_as_one_without(
@@ -120,7 +135,6 @@ def test_a_run_on_a_cluster_ends_as_one_without(
     from distributed import LocalCluster
 
     from training.config import load_config
-    from training.run import run
 
     write_config(tmp_path, cohort)
     with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:

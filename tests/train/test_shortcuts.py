@@ -15,7 +15,7 @@ from training.data.table import SlideRow, read_table
 from training.data.tile_index import SlideTiles, TileGeometry, index_slides
 from training.metrics import auc
 from training.progress import Reporter
-from training.shortcuts import STRENGTHS, ShortcutFeatures, shortcut_predictions, slide_shortcuts
+from training.stages.shortcuts import STRENGTHS, ShortcutFeatures, shortcut_predictions, slide_shortcuts
 
 PINK = (205, 140, 185)
 

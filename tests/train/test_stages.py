@@ -17,16 +17,19 @@ from run_helpers import absolute_rows, read_rows, write_config, write_rows
 
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import Encoder
-from napari_lrmil.model.mil import MILOutput
-from training.checkpoint import Files
+from napari_lrmil.model.mil import MILOutput, MILSpec
 from training.config import load_config
 from training.data.pairs import PairBatch
+from training.files import load_tensors
+from training.loop import Recipe, Session, Task
+from training.methods import BY_KEY, OURS
 from training.progress import Reporter
-from training.run import Prepared, prepare
-from training.run_dir import load_tensors
-from training.stages import distill_slides, distill_tiles
+from training.run import pipeline
+from training.run.pipeline import Embedded, Head, train_encoder
+from training.run.prepare import Prepared, prepare
+from training.stages import distill_tiles
 from training.stages.distill_tiles import Distiller
-from training.stages.embed_tiles import embed_slides, jobs_for
+from training.stages.embed_tiles import embed_slides
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +40,7 @@ class Stop(Exception):
 
 @pytest.fixture
 def prepared(copied: Callable[..., Path], cohort: Path) -> Callable[..., Prepared]:
-    """Context, splits and keys of a finished run, with other options."""
+    """Context, splits and steps of a finished run, with other options."""
 
     def make(*overrides: str) -> Prepared:
         folder = copied()
@@ -51,16 +54,18 @@ def prepared(copied: Callable[..., Path], cohort: Path) -> Callable[..., Prepare
 def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
     prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, weighting: str
 ) -> None:
-    context, (split,), _ = prepared("--stage1.lambda_layer", "0.5", "--stage1.lambda_attn", "3.0")
+    context, (split,), steps = prepared(
+        *("--stage1.lambda_layer", "0.5", "--stage1.lambda_attn", "3.0", "--stage1.weighting", weighting)
+    )
     teacher = context.teacher_encoder()
     checked = []
 
-    def looking(model: Distiller, **options: Any) -> None:
-        batch = next(iter(options["batches"](0)))
+    def looking(model: Distiller, task: Task[PairBatch], recipe: Recipe, session: Session) -> None:
+        batch = next(iter(task.batches(0)))
         model.eval()  # no dropout here, but batch norm in other encoders
         assert model.student is not teacher
         with torch.no_grad():
-            losses = options["loss_of"](model, batch)
+            losses = task.losses(model, batch)
             output = teacher(teacher.preprocess(batch.tiles), (0, 2))  # the student starts as the teacher
         layers, attentions = [], []
         for tile in range(len(batch.tiles)):
@@ -87,7 +92,7 @@ def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
         assert losses["per_tile"].tolist() == pytest.approx(per_tile, rel=1e-4)
         assert float(losses["loss"]) == pytest.approx(sum(per_tile) / len(per_tile), rel=1e-4)
         with torch.no_grad():
-            half = options["loss_of"](model, batch._replace(weight=0.5))  # a smaller share of a batch
+            half = task.losses(model, batch._replace(weight=0.5))  # a smaller share of a batch
         assert float(half["loss"]) == pytest.approx(0.5 * float(losses["loss"]), rel=1e-6)
         assert bool((batch.child_scores > 0).any()) == (weighting == "attention")
         checked.append(len(batch.tiles))
@@ -95,17 +100,7 @@ def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
 
     monkeypatch.setattr(distill_tiles, "fit", looking)
     with pytest.raises(Stop):
-        distill_tiles.distill_encoder(
-            context,
-            context.tiles_of(split.train),
-            context.tiles_of(split.val),
-            teacher,
-            out=context.run_dir.path("unused.safetensors"),
-            files=Files(metrics_csv=context.run_dir.path("unused.csv")),
-            teacher_outputs=context.run_dir.path("fold0", "teacher_outputs.safetensors")
-            if weighting == "attention"
-            else None,
-        )
+        train_encoder(context, steps.stage1_plan(split), steps, teacher)
     assert checked == [32]
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
@@ -122,27 +117,19 @@ def test_a_shared_encoder_sees_no_unlabelled_slide_of_a_patient_that_some_fold_h
     options = ["--data.n_folds", "3", "--stage1.slides", "unlabelled", "--run.out_dir", str(tmp_path / "run")]
     config = load_config(write_config(tmp_path, table), options)
     found = prepare(config, skip_bad=False, reporter=Reporter(Console(file=io.StringIO())))
-    plan = found.keys.stage1_plan(found.splits[0])
+    plan = found.steps.stage1_plan(found.splits[0])
     assert [row.slide_id for row in (*plan.train, *plan.val)] == [kept["slide_id"]]
 
 
 def test_stage1_trains_every_weight_of_the_student_and_none_of_the_teacher(
     prepared: Callable[..., Prepared],
 ) -> None:
-    context, (split,), _ = prepared("--stage1.epochs", "1")
+    context, (split,), steps = prepared("--stage1.epochs", "1")
     teacher = context.teacher_encoder()
     before = copy.deepcopy(teacher.state_dict())
-    out = context.run_dir.path("student.safetensors")
-    distill_tiles.distill_encoder(
-        context,
-        context.tiles_of(split.train),
-        context.tiles_of(split.val),
-        teacher,
-        out=out,
-        files=Files(metrics_csv=context.run_dir.path("student.csv")),
-        teacher_outputs=None,
-    )
-    student = context.student_encoder(out)
+    plan = steps.stage1_plan(split)
+    train_encoder(context, plan, steps, teacher)
+    student = context.student_encoder(steps.student_file(plan))
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     same = [name for name, value in student.named_parameters() if torch.equal(value, before[name])]
     assert same == []
@@ -158,22 +145,13 @@ STUDENT = (
 def test_a_smaller_student_learns_through_projections_that_are_not_kept(
     prepared: Callable[..., Prepared], layers: str
 ) -> None:
-    context, (split,), _ = prepared("--stage1.epochs", "2", "--stage1.layers", layers, *STUDENT)
+    context, (split,), steps = prepared("--stage1.epochs", "2", "--stage1.layers", layers, *STUDENT)
+    plan = steps.stage1_plan(split)
     if layers == "[]":  # a store of its own, which the finished run doesn't have
-        rows = (*split.train, *split.val)
-        jobs = jobs_for(context, context.tiles_of(rows), context.hr_store(), hr=True)
-        embed_slides(context, jobs, context.teacher_encoder(), "Embedding")
-    out = context.run_dir.path("student.safetensors")
-    metrics = context.run_dir.path("student.csv")
-    distill_tiles.distill_encoder(
-        context,
-        context.tiles_of(split.train),
-        context.tiles_of(split.val),
-        context.teacher_encoder(),
-        out=out,
-        files=Files(metrics_csv=metrics),
-        teacher_outputs=None,
-    )
+        jobs = context.jobs((*plan.train, *plan.val), context.hr_store(), hr=True)
+        embed_slides(jobs, context.teacher_encoder(), context.runtime, context.reporter, "Embedding")
+    train_encoder(context, plan, steps, context.teacher_encoder())
+    out, metrics = steps.student_file(plan), context.run_dir.fold(0).metrics("stage1")
     student = context.student_encoder(out)
     assert (student.embed_dim, student.depth) == (16, 2)
     assert load_tensors(out).keys() == Encoder(student.spec).vit.state_dict().keys()
@@ -213,38 +191,31 @@ def test_too_few_blocks_for_the_layers_are_told() -> None:
 def test_a_broken_loss_names_the_slides_whose_tiles_broke(per_tile: list[float], said: str) -> None:
     nothing = torch.zeros(4)
     batch = PairBatch(*[nothing] * 5, slide_ids=("a", "b", "a", "c"), weight=1.0, n_pairs=4)
-    assert distill_tiles._names_of(batch, {"per_tile": torch.tensor(per_tile)}) == said
+    assert distill_tiles.slides_of_broken_tiles(batch, {"per_tile": torch.tensor(per_tile)}) == said
 
 
 def test_stage2_adds_the_teachers_words_with_their_weights(
     prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context, (split,), keys = prepared(
+    context, (split,), steps = prepared(
         *("--stage2.l_ce", "0.7", "--stage2.l_bag", "2", "--stage2.l_soft", "3", "--stage2.l_hard", "5"),
         *("--stage2.temperature_bag", "2", "--stage2.temperature_attention", "0.5", "--stage2.k", "2"),
     )
     seen: dict[str, Any] = {}
 
-    def looking(train: Any, val: Any, **options: Any) -> None:
-        seen.update(options, train=train, val=val)
+    def looking(train: Any, val: Any, spec: MILSpec, *_: Any, **options: Any) -> None:
+        seen.update(options, train=train, val=val, spec=spec)
         raise Stop
 
-    monkeypatch.setattr(distill_slides, "fit_mil", looking)
+    monkeypatch.setattr(pipeline, "fit_head", looking)
+    student = Embedded(context.teacher_encoder(), steps.student_store(steps.stage1_plan(split)))
     with pytest.raises(Stop):
-        distill_slides.train_student(
-            context,
-            split,
-            method="lrmil",
-            store=keys.student_store(keys.stage1_plan(split)),
-            embed_dim=24,
-            distil=True,
-            key="",
-        )
-    assert seen["embed_dim"] == 24
+        pipeline.train_head(context, Head(split, OURS, student), steps)
+    assert seen["spec"].embed_dim == 24
     assert seen["ce_weight"] == 0.7
     assert [bag.name for bag in seen["train"]] == [row.slide_id for row in split.train]
     assert [bag.name for bag in seen["val"]] == [row.slide_id for row in split.val]
-    outputs = load_tensors(context.run_dir.path("fold0", "teacher_outputs.safetensors"))
+    outputs = load_tensors(context.run_dir.fold(0).teacher_outputs)
     torch.manual_seed(0)
     for bag in seen["train"][:3]:
         n = len(bag.instance_embeddings)
@@ -284,19 +255,18 @@ def test_stage2_adds_the_teachers_words_with_their_weights(
 def test_without_distillation_the_head_sees_labels_alone(
     prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context, (split,), _ = prepared("--stage2.l_ce", "0.7")
+    context, (split,), steps = prepared("--stage2.l_ce", "0.7")
     store = context.lr_store(context.encoder_hash)
     seen: dict[str, Any] = {}
 
-    def looking(train: Any, val: Any, **options: Any) -> None:
+    def looking(train: Any, *_: Any, **options: Any) -> None:
         seen.update(options, train=train)
         raise Stop
 
-    monkeypatch.setattr(distill_slides, "fit_mil", looking)
+    monkeypatch.setattr(pipeline, "fit_head", looking)
+    head = Head(split, BY_KEY["lr_scratch"], Embedded(context.teacher_encoder(), store))
     with pytest.raises(Stop):
-        distill_slides.train_student(
-            context, split, method="lr_scratch", store=store, embed_dim=24, distil=False, key=""
-        )
+        pipeline.train_head(context, head, steps)
     assert seen["extra_loss"] is None
     assert seen["ce_weight"] == 1.0
     assert len(seen["train"]) == len(split.train)

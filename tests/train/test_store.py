@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -352,15 +353,17 @@ def test_a_slow_writer_is_not_swept_away(tmp_path: Path) -> None:
     assert store.has("s")
 
 
-def write_often(root: Path, value: int) -> None:
+def write_often(root: Path, value: int, both_are_here: Barrier) -> None:
     for _ in range(40):
+        both_are_here.wait(120)
         EmbeddingStore(root).write("s", stamp="x", embedding=np.full((20, 3), value))
 
 
 def test_two_runs_may_embed_the_same_slide_at_once(tmp_path: Path) -> None:
     """Of a store that they share: one of them wins, and neither fails."""
     context = multiprocessing.get_context("spawn")
-    both = [context.Process(target=write_often, args=(tmp_path, value)) for value in (1, 2)]
+    barrier = context.Barrier(2)
+    both = [context.Process(target=write_often, args=(tmp_path, value, barrier)) for value in (1, 2)]
     for process in both:
         process.start()
     for process in both:

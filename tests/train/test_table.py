@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from napari_lrmil.errors import ConfigError
-from training.data.table import SlideRow, Split, class_names, make_splits, read_table
+from training.data.splits import Split, class_names, make_splits
+from training.data.table import SlideRow, read_table
 
 HEAD = "slide_id,path,patient_id,label"
 

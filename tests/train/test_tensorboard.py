@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from training.checkpoint import Files
-from training.loop import fit
+from training.loop import Recipe, Session, Task, fit
 from training.progress import Reporter
 from training.runtime import Runtime
 
@@ -74,29 +74,24 @@ def _fit(folder: Path, *, dies_in: int | None = None, rate: float = 0.1) -> None
                 raise _Stopped
             yield torch.full((1, 1), 1.0 + place)
 
-    def loss_of(wrapped: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    def losses(wrapped: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         return {"loss": (wrapped(batch) - 5).square().mean()}
 
     def validate() -> dict[str, float]:
         return {"val_loss": float(model.weight.detach().square())}
 
-    fit(
-        model,
-        fabric=Runtime("cpu").head_fabric,
-        epochs=4,
+    task = Task(
         batches=batches,
         steps_per_epoch=3,
-        loss_of=loss_of,
-        names_of=lambda batch, losses: "",
+        losses=losses,
         validate=validate,
         score=lambda metrics: (-metrics["val_loss"],),
-        learning_rate=rate,
-        weight_decay=0.0,
-        seed=0,
-        files=Files(folder / "m.csv", folder / "events", folder / "checkpoint.safetensors", "k", 0.0),
-        reporter=Reporter(Console(file=io.StringIO())),
-        description="Fit",
+        names=lambda batch, losses: "",
     )
+    files = Files(folder / "m.csv", folder / "events", folder / "checkpoint.safetensors", "k", 0.0)
+    reporter = Reporter(Console(file=io.StringIO()))
+    recipe = Recipe(epochs=4, learning_rate=rate, weight_decay=0.0, seed=0)
+    fit(model, task, recipe, Session(Runtime("cpu").head_fabric, files, reporter, "Fit"))
 
 
 def test_what_was_stopped_within_an_epoch_goes_on_in_the_same_curves(tmp_path: Path) -> None:

@@ -23,10 +23,9 @@ from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import MILOutput, build_mil
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide import tiles as slide_tiles
-from training.config import MILSection
-from training.mil_fit import mil_spec
 from training.runtime import Runtime
 from training.stages.distill_tiles import Distiller, DistillerOutput
+from training.stages.heads import MILSection
 
 CPU = torch.device("cpu")
 DELAY = 0.02
@@ -87,7 +86,7 @@ def test_the_benchmark_times_a_slide_from_file_to_label(
 def test_results_have_the_same_names_in_every_mode_and_wrapped_for_training() -> None:
     """What is unpacked by place, in whatever order, goes wrong in silence: both attentions have one shape."""
     torch.manual_seed(0)
-    head = build_mil(mil_spec(6, 2, MILSection(hidden_dim=4, dropout=0.0)))
+    head = build_mil(MILSection(hidden_dim=4, dropout=0.0).spec(6, 2))
     wrapped = Runtime("cpu").head_fabric.setup_module(head)
     bag = torch.randn(5, 6)
     for train in (True, False):

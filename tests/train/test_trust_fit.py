@@ -14,12 +14,12 @@ from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.model.mil import MILSpec, build_mil
 from napari_lrmil.predict import predict_slide, run_to_end
 from napari_lrmil.slide import Slide
-from training import trust_fit
 from training.data.bags import Bags
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
-from training.mil_fit import bag_logits
-from training.trust_fit import fit_gaussian, fit_trust, sample_tiles, trust_metrics
+from training.stages import fit_trust as trust_fit
+from training.stages.fit_trust import fit_gaussian, fit_trust, sample_tiles, trust_metrics
+from training.stages.heads import bag_logits
 
 DIM = 6
 

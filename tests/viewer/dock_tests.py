@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lrmil._viewer.layers import SLIDE_KEY
+from napari_lrmil._viewer.qt.background import thread_pool
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.slide import Slide
 
@@ -102,4 +103,5 @@ def delete_what_is_due() -> None:
 def end_threads() -> None:
     """All background work is done and no thread of ours is left, or the test fails."""
     assert QThreadPool.globalInstance().waitForDone(10_000)
+    assert thread_pool().waitForDone(10_000)
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lrmil")]

@@ -152,12 +152,20 @@ def test_what_is_found_too_late_changes_nothing(stage: Stage, meanwhile: str) ->
 
 
 def test_another_model_or_pixel_size_is_looked_up_anew(stage: Stage) -> None:
-    stage.load(another_model(stage.bundle))
+    other = another_model(stage.bundle)
+    stage.load(other)
     assert len(stage.jobs("look up")) == 2
+    run_all(stage.disk)
+    assert stage.controller.result is None
+    before = make_prediction(bundle_sha256="b" * 64, slide_fingerprint=stage.slide.fingerprint())
+    ResultCache().put(before, result_key(other.info, mpp=0.25))
     stage.slide.mpp_override = 0.25
     stage.canvas.layers_changed.emit()
     stage.canvas.layers_changed.emit()
     assert len(stage.jobs("look up")) == 3
+    run_all(stage.disk)
+    assert stage.controller.result is not None
+    assert stage.controller.result.bundle_sha256 == "b" * 64
 
 
 def test_a_damaged_slide_is_found_nothing_for(stage: Stage) -> None:
@@ -181,6 +189,7 @@ def test_settings_are_followed(slide: Slide, bundle: ModelBundle) -> None:
 def test_a_limit_set_from_the_command_line_stays(slide: Slide, bundle: ModelBundle) -> None:
     ResultCache().set_limit(7_000_000)
     stage = Stage(slide, bundle, Settings())
+    assert not stage.jobs("limit")
     run_all(stage.disk)
     assert ResultCache().size().limit_bytes == 7_000_000
 

@@ -11,9 +11,11 @@ import pytest
 from dock_tests import canvas_widget, delete_what_is_due, open_slide
 from made_predictions import make_prediction
 from qtpy.QtCore import QPoint, Qt
+from qtpy.QtGui import QImage
 from qtpy.QtWidgets import QMessageBox, QWidget
 
-from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS
+from napari_lrmil._viewer.canvas import Area
+from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, Fit
 from napari_lrmil._viewer.docks.overview.widget import OverviewWidget
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.slide import Slide
@@ -32,6 +34,21 @@ def overview(viewer: Any) -> OverviewWidget:
 
 def settled(qtbot: Any, viewer: Any) -> None:
     qtbot.wait(150)
+
+
+def painted(overview: OverviewWidget) -> Any:
+    """What the map shows: (height, width, 3) of the widget's pixels."""
+    image = overview.map.grab().toImage().convertToFormat(QImage.Format.Format_RGB888)
+    image = image.scaled(overview.map.size())
+    rows = np.frombuffer(image.constBits().asstring(image.sizeInBytes()), np.uint8)
+    return rows.reshape(image.height(), image.bytesPerLine())[:, : 3 * image.width()].reshape(
+        image.height(), image.width(), 3
+    )
+
+
+def wait_for_picture(qtbot: Any, overview: OverviewWidget) -> None:
+    """Without a slide the map is grey, with a rectangle at most."""
+    qtbot.waitUntil(lambda: len(np.unique(painted(overview).reshape(-1, 3), axis=0)) > 50, timeout=10_000)
 
 
 def test_presets_by_key_and_button_are_exact(
@@ -90,7 +107,7 @@ def test_unknown_mpp_has_no_magnification(
     dock_widget(viewer).controller.set_mpp(0.5)
     assert overview.presets[10].isEnabled()
     assert not overview.hint.isVisibleTo(overview)
-    qtbot.waitUntil(lambda: overview.map._picture is not None, timeout=10_000)
+    wait_for_picture(qtbot, overview)
 
 
 def test_map_moves_the_view_and_follows_it(
@@ -98,7 +115,7 @@ def test_map_moves_the_view_and_follows_it(
 ) -> None:
     """On a slide with bounds: the map shows what was scanned, and knows where that lies."""
     slide = open_slide(viewer, shared_file("slides_repacked/cmu_leica.scn"))
-    qtbot.waitUntil(lambda: overview.map._picture is not None, timeout=10_000)
+    wait_for_picture(qtbot, overview)
     left, top, width, height = slide.bounds_l0_xywh
     mpp_x, mpp_y = slide.mpp_xy
     overview.presets[20].click()
@@ -126,9 +143,9 @@ def test_map_moves_the_view_and_follows_it(
     assert viewer.scene.camera.center[-2:] == pytest.approx(expected)
     settled(qtbot, viewer)
     x, y, w, h = overview.map.field_px_xywh or (0, 0, 0, 0)
-    fit = overview.map._fit
-    assert fit is not None
-    area_x, area_y, area_w, area_h = fit.to_px_xywh(fit.area)
+    area = Area(top * mpp_y, left * mpp_x, height * mpp_y, width * mpp_x)
+    fit = Fit.of(area, (overview.map.width(), overview.map.height()))
+    area_x, area_y, area_w, area_h = fit.to_px_xywh(area)
     assert x <= area_x
     assert y <= area_y
     assert x + w >= area_x + area_w
@@ -152,17 +169,21 @@ def test_many_camera_events_paint_few_times(
 
 def test_heatmap_on_the_map(viewer: Any, overview: OverviewWidget, qtbot: Any, small_slide: Path) -> None:
     slide = open_slide(viewer, small_slide)
-    qtbot.waitUntil(lambda: overview.map._picture is not None, timeout=10_000)
+    wait_for_picture(qtbot, overview)
     assert not overview.heatmap.isVisibleTo(overview)
     dock_widget(viewer).controller.show_result(slide, make_prediction())
     assert overview.heatmap.isVisibleTo(overview)
-    heat = overview.map._heat
-    assert heat is not None
-    assert heat[1] == pytest.approx((0, 0, 2 * 128, 3 * 128))  # tiles of 128 µm
+    with_heatmap = painted(overview)
     overview.heatmap.click()
-    assert overview.map._heat is None
+    without = painted(overview)
+    ys, xs = np.nonzero((with_heatmap != without).any(-1))
+    fit = Fit.of(Area(0, 0, 960, 1280), (overview.map.width(), overview.map.height()))  # the slide in µm
+    left, top, width, height = fit.to_px_xywh(Area(0, 0, 2 * 128, 3 * 128))  # tiles of 128 µm
+    assert xs.min() >= left - 1
+    assert ys.min() >= top - 1
+    assert (xs.max() + 1, ys.max() + 1) == pytest.approx((left + width, top + height), abs=1.5)
     overview.heatmap.click()
-    assert overview.map._heat is not None
+    np.testing.assert_array_equal(painted(overview), with_heatmap)
 
 
 def test_associated_images_only_on_request(

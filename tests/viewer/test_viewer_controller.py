@@ -10,7 +10,7 @@ import pytest
 from fakes import Job, all_started, fake, fake_background, fake_canvas, fake_slide, started
 from made_predictions import make_prediction
 
-from napari_lrmil._viewer.docks.classify.panel import Panel
+from napari_lrmil._viewer.docks.classify.panel import ClassifyPanel
 from napari_lrmil._viewer.docks.classify.presenter import ClassifyPresenter, ClassifyView
 from napari_lrmil._viewer.models import LoadedModel, classification
 from napari_lrmil._viewer.settings import Settings
@@ -46,10 +46,10 @@ class Stage:
         self.presenter.refresh(Change.ALL)
 
     @property
-    def panel(self) -> Panel:
+    def panel(self) -> ClassifyPanel:
         """What the dock shows now."""
         panel = self.view.show_panel.call_args.args[0]
-        assert isinstance(panel, Panel)
+        assert isinstance(panel, ClassifyPanel)
         return panel
 
     @property

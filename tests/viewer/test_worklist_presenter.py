@@ -1,28 +1,32 @@
-"""The worklist's presenter against mocks: every transition, no window."""
+"""The worklist's presenter, kept results and settings against mocks: every transition, no window."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import call, create_autospec
 
 import pytest
-from psygnal import Signal
+from fakes import Job, all_started, fake, fake_background, run_all, started
+from made_predictions import make_prediction
 
-from napari_lrmil._viewer.docks.worklist.panel import ListState, Pace
-from napari_lrmil._viewer.docks.worklist.presenter import Presenter
-from napari_lrmil._viewer.docks.worklist.rows import Show, cells, tool_tip
+from napari_lrmil._viewer.docks.worklist import batch as batch_module
+from napari_lrmil._viewer.docks.worklist import presenter as presenter_module
+from napari_lrmil._viewer.docks.worklist.panel import ListState, Pace, Show, cells, tool_tip
+from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
 from napari_lrmil._viewer.models import bundle_folder, hub_name, is_bundle
-from napari_lrmil._viewer.window import Change, State
+from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.batch import BatchEvent, Kind
 from napari_lrmil.cache import ResultSummary
 from napari_lrmil.model.hub import parse_hub_name
-from napari_lrmil.predict import PredictProgress
-from napari_lrmil.worklist import Order, Status, Worklist, WorklistItem
+from napari_lrmil.predict import PredictProgress, SlidePrediction
+from napari_lrmil.worklist import Order, Saved, Status, Worklist, WorklistItem, reviews
 
 SHA = "a" * 64
 
@@ -56,119 +60,37 @@ class FakeSlide:
         self.name = path.stem
 
 
-@dataclass(eq=False)
-class FakePrediction:
-    """As much of a prediction as `summarise` reads."""
-
-    label: str = "lesion"
-    bundle_sha256: str = SHA
-    slide_fingerprint: str = "f" * 64
-    class_names: tuple[str, ...] = ("benign", "lesion")
-    prediction_set: Any = None
-    unsure: bool = False
-    out_of_distribution: bool = False
-    ood_score: Any = None
-    tiles: tuple[int, ...] = ()
-    seconds: float = 1.0
-    bundle_name: str = "b"
-
-    @property
-    def class_probabilities(self) -> Any:
-        import numpy as np
-
-        return np.array([0.2, 0.8])
+def prediction_of_it() -> SlidePrediction:
+    """Lesion, 80 %, by the model in use."""
+    return make_prediction(0.8, bundle_sha256=SHA)
 
 
-class Signals:
-    changed = Signal(Change)
+def controller_with(model: Any) -> Any:
+    """A controller that opens slides as the real one does, as far as the worklist asks."""
+    controller = fake(Controller)
+    controller.slides, controller.slide, controller.results = (), None, {}
+    controller.bundle, controller.device, controller.error = model, "auto", ""
+    controller.result = controller.running_slide = None
 
+    def replace_slide(path: Path, old: Any, *, mpp: float | None = None) -> None:
+        controller.error = "" if path.stem != "bad" else "bad is no slide"
+        if not controller.error:
+            controller.slide = FakeSlide(path, mpp)
+            controller.slides = (
+                *(slide for slide in controller.slides if slide not in old),
+                controller.slide,
+            )
+        controller.changed.emit(Change.SLIDES | Change.SLIDE)
 
-@dataclass
-class FakeController:
-    """What presenter and recall ask of the controller."""
-
-    slides: list[FakeSlide] = field(default_factory=list)
-    slide: FakeSlide | None = None
-    bundle: Any = None
-    device: str = "auto"
-    devices: tuple[str, ...] = ("auto", "cuda:0", "cuda:1", "cpu")
-    error: str = ""
-    state: State = State.READY
-    results: dict[Any, Any] = field(default_factory=dict)
-    running_slide: Any = None
-    loaded: list[str] = field(default_factory=list)
-    opacities: list[float] = field(default_factory=list)
-    signals: Signals = field(default_factory=Signals)
-
-    @property
-    def result(self) -> Any:
-        return self.results.get(self.slide)
-
-    @property
-    def changed(self) -> Any:
-        return self.signals.changed
-
-    def choose_slide(self, index: int) -> None:
-        self.slide = self.slides[index]
-
-    def choose_device(self, device: str) -> None:
-        self.device = device
-        self.changed.emit(Change.ALL)
-
-    def set_heatmap(self, *, opacity: float) -> None:
-        self.opacities.append(opacity)
-
-    def load_bundle(self, path: str) -> None:
-        self.loaded.append(path)
-
-    def replace_slide(self, path: Path, old: Any, *, mpp: float | None = None) -> None:
-        self.error = "" if path.stem != "bad" else "bad is no slide"
-        if not self.error:
-            self.slide = FakeSlide(path, mpp)
-            self.slides = [slide for slide in self.slides if slide not in old] + [self.slide]
-        self.changed.emit(Change.ALL)
-
-    def show_result(self, slide: FakeSlide, prediction: Any) -> None:
-        self.results[slide] = prediction
-        self.changed.emit(Change.ALL)
-
-
-@dataclass
-class FakeJobs:
-    """List, cache and batch; `calls` tells what was asked."""
-
-    calls: list[tuple[Any, ...]] = field(default_factory=list)
-    handlers: dict[str, Any] = field(default_factory=dict)
-
-    def open_list(self, path: Path, *, recursive: bool, done: Any, failed: Any) -> None:
-        self.calls.append(("open", path, recursive))
-        self.handlers.update(done=done, failed=failed)
-
-    def look_up(self, items: Sequence[WorklistItem], info: Any, found: Any) -> None:
-        self.calls.append(("look up", len(items), info.weights_sha256))
-
-    def classify(
-        self,
-        items: Sequence[WorklistItem],
-        bundle: Any,
-        device: str,
-        *,
-        happened: Any,
-        done: Any,
-        failed: Any,
-    ) -> None:
-        self.calls.append(("classify", [item.slide_id for item in items], device))
-        self.handlers.update(happened=happened, over=done, broke=failed)
-
-    def cancel_batch(self) -> None:
-        self.calls.append(("cancel",))
+    controller.replace_slide.side_effect = replace_slide
+    return controller
 
 
 @dataclass
 class Stage:
-    presenter: Presenter
-    controller: FakeController
-    jobs: FakeJobs
+    presenter: WorklistPresenter
+    controller: Any
+    background: Any
     folder: Path
     changes: list[int]
     now: list[float]
@@ -183,8 +105,26 @@ class Stage:
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.svs"
 
+    def item(self, name: str) -> WorklistItem:
+        assert self.presenter.worklist is not None
+        return self.presenter.worklist[self.path(name)]
+
     def found(self, **results: ResultSummary) -> None:
-        self.presenter.found([(self.path(name), result) for name, result in results.items()])
+        """The cache has results."""
+        self.job("look up").progress([(self.path(name), result) for name, result in results.items()])
+
+    def job(self, name: str) -> Job:
+        return started(self.background, name)
+
+    def looked_up(self) -> list[tuple[int, str]]:
+        """How many slides were looked up, for which model."""
+        calls: Any = presenter_module.look_up_steps
+        return [(len(items), info.weights_sha256) for items, info in (each.args for each in calls.mock_calls)]
+
+    def lines(self) -> list[tuple[str, str | None, str]]:
+        """What is on the disk."""
+        text = (self.folder / "lrmil-review.jsonl").read_text()
+        return [(line["slide"], line["verdict"], line["note"]) for line in map(json.loads, text.splitlines())]
 
 
 @pytest.fixture
@@ -195,18 +135,22 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     folder.mkdir()
     for name in ("s1", "s2", "s3", "s10"):
         (folder / f"{name}.svs").touch()
-    jobs, controller, changes, now = FakeJobs(), FakeController(bundle=bundle()), [0], [0.0]
-    presenter = Presenter(jobs, jobs, lambda: changes.append(0), reviewer=lambda: "Ada", clock=lambda: now[0])
-    controller.changed.connect(lambda _: presenter.controller_changed())
-    presenter.attach(controller)  # type: ignore[arg-type]
+    for module, name in ((presenter_module, "look_up_steps"), (batch_module, "classify_steps")):
+        steps = create_autospec(getattr(module, name), side_effect=lambda *_: (each for each in ()))
+        monkeypatch.setattr(module, name, steps)
+    background, controller, changes, now = fake_background(), controller_with(bundle()), [0], [0.0]
+    presenter = WorklistPresenter(background, reviewer=lambda: "Ada", clock=lambda: now[0])
+    presenter.changed.connect(lambda: changes.append(0))
+    controller.changed.connect(presenter.controller_changed)
+    presenter.attach(controller)
     presenter.open_list(folder)
     assert presenter.panel().state is ListState.LISTING
-    jobs.handlers["done"](Worklist.open(folder))
-    return Stage(presenter, controller, jobs, folder, changes, now)
+    started(background, "list").run()
+    return Stage(presenter, controller, background, folder, changes, now)
 
 
 def test_nothing_is_open_at_first() -> None:
-    presenter = Presenter(FakeJobs(), FakeJobs(), lambda: None)
+    presenter = WorklistPresenter(fake_background())
     panel = presenter.panel()
     assert panel.state is ListState.EMPTY
     assert "Open a folder" in panel.hint
@@ -217,7 +161,7 @@ def test_nothing_is_open_at_first() -> None:
 
 def test_a_folder_that_cant_be_listed_says_why_and_the_old_list_stays(stage: Stage) -> None:
     stage.presenter.open_list(Path("/nowhere"))
-    stage.jobs.handlers["failed"]("/nowhere holds no slides.")
+    stage.job("list").fail("/nowhere holds no slides.")
     assert stage.panel.error == "/nowhere holds no slides."
     assert stage.panel.state is ListState.LISTED
     assert stage.names() == ["s1", "s2", "s3", "s10"]
@@ -228,15 +172,15 @@ def test_only_the_last_folder_that_was_asked_for_is_shown(stage: Stage, tmp_path
     other.mkdir()
     (other / "x.svs").touch()
     stage.presenter.open_list(stage.folder)
-    late = stage.jobs.handlers["done"]
+    late = stage.job("list")
     stage.presenter.open_list(other)
-    stage.jobs.handlers["done"](Worklist.open(other))
-    late(Worklist.open(stage.folder))
+    stage.job("list").run()
+    late.run()
     assert stage.names() == ["x"]
 
 
 def test_results_are_looked_up_and_the_unsure_come_first(stage: Stage) -> None:
-    assert ("look up", 4, SHA) in stage.jobs.calls
+    assert stage.looked_up() == [(4, SHA)]
     stage.found(s1=summary(probability=0.99), s3=summary(unsure=True), s10=summary(out_of_distribution=True))
     assert stage.names() == ["s3", "s10", "s1", "s2"]
     stage.presenter.arrange(order=Order.NAME)
@@ -253,8 +197,8 @@ def test_another_model_forgets_results_and_stops_the_batch(stage: Stage) -> None
     stage.presenter.classify_all()
     stage.controller.bundle = bundle("b" * 64)
     stage.controller.changed.emit(Change.ALL)
-    assert ("cancel",) in stage.jobs.calls
-    assert ("look up", 4, "b" * 64) in stage.jobs.calls
+    stage.background.cancel.assert_called_once_with("classify")
+    assert stage.looked_up() == [(4, SHA), (4, "b" * 64)]
     assert {item.status for item in stage.panel.rows} == {Status.NEW}
 
 
@@ -305,7 +249,7 @@ def test_stepping_opens_and_replaces(stage: Stage) -> None:
 def test_a_slide_that_cant_be_opened_leaves_the_open_one(stage: Stage) -> None:
     (stage.folder / "bad.svs").touch()
     stage.presenter.open_list(stage.folder)
-    stage.jobs.handlers["done"](Worklist.open(stage.folder))
+    stage.job("list").run()
     stage.presenter.open_slide(stage.path("s1"))
     stage.presenter.open_slide(stage.path("bad"))
     assert stage.panel.error == "bad is no slide"
@@ -327,12 +271,18 @@ def test_stepping_goes_on_where_a_verdict_took_the_row_away(stage: Stage) -> Non
     assert stage.panel.open_path == stage.path("s2")
 
 
-def test_verdict_and_note_are_on_the_disk_at_once(stage: Stage) -> None:
+def test_verdict_and_note_are_shown_at_once_and_written_behind_the_window(stage: Stage) -> None:
     stage.found(s1=summary())
     stage.presenter.open_slide(stage.path("s1"))
     stage.presenter.judge("agree")
     stage.presenter.write_note(stage.path("s1"), "clear case")
+    assert (stage.panel.verdict, stage.panel.judged.note) == ("agree", "clear case")
     assert stage.panel.reviewed_text == "1 of 4 reviewed"
+    assert cells(stage.panel.judged)[1] == "✓ agree\nsaving …\nclear case"
+    assert not (stage.folder / "lrmil-review.jsonl").exists()
+    run_all(stage.background)
+    assert cells(stage.panel.judged)[1] == "✓ agree\nclear case"
+    assert stage.lines() == [("s1.svs", "agree", ""), ("s1.svs", "agree", "clear case")]
     again = Worklist.open(stage.folder)
     review = again.reviews.latest(stage.path("s1"))
     assert review is not None
@@ -345,8 +295,38 @@ def test_verdict_and_note_are_on_the_disk_at_once(stage: Stage) -> None:
         "Ada",
     )
     stage.presenter.judge(None)
+    assert cells(stage.panel.judged)[1] == "saving …\nclear case"
+    run_all(stage.background)
     assert Worklist.open(stage.folder)[stage.path("s1")].verdict is None
     assert stage.panel.reviewed_text == "0 of 4 reviewed"
+
+
+def test_verdicts_given_while_others_are_written_follow_in_their_order(stage: Stage) -> None:
+    stage.presenter.open_slide(stage.path("s1"))
+    stage.presenter.judge("agree")
+    first = stage.job("write verdicts")
+    stage.presenter.judge("disagree")
+    stage.presenter.open_slide(stage.path("s2"))
+    stage.presenter.judge("unsure")
+    assert all_started(stage.background, "write verdicts") == [first]  # one thread is enough
+    first.run()
+    run_all(stage.background)
+    assert stage.lines() == [("s1.svs", "agree", ""), ("s1.svs", "disagree", ""), ("s2.svs", "unsure", "")]
+    assert {item.saved for item in stage.panel.rows} == {Saved.YES}
+
+
+def test_a_verdict_given_just_as_the_others_are_done_is_written_too(stage: Stage) -> None:
+    stage.presenter.open_slide(stage.path("s1"))
+    stage.presenter.judge("agree")
+    job = stage.job("write verdicts")
+    assert list(job.steps) == [None]  # the thread is done, but the window hasn't heard of it yet
+    stage.presenter.judge("disagree")
+    job.finish()
+    assert stage.job("write verdicts") is not job
+    assert stage.item("s1").saved is Saved.SAVING
+    run_all(stage.background)
+    assert [verdict for _, verdict, _ in stage.lines()] == ["agree", "disagree"]
+    assert stage.item("s1").saved is Saved.YES
 
 
 def test_a_note_that_didnt_change_is_not_written(stage: Stage) -> None:
@@ -355,17 +335,83 @@ def test_a_note_that_didnt_change_is_not_written(stage: Stage) -> None:
     assert not (stage.folder / "lrmil-review.jsonl").exists()
 
 
-def test_verdicts_that_cant_be_kept_say_so(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    import napari_lrmil.worklist.reviews as reviews
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line can be written whole any more."""
+    really = os.write
+    monkeypatch.setattr(reviews.os, "write", lambda handle, data: really(handle, data[:10]))
 
-    def full(path: Path, line: bytes) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reviews, "_append_line", full)
+def test_verdicts_that_cant_be_kept_say_so_and_are_tried_again_with_the_next(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.presenter.open_slide(stage.path("s1"))
+    with monkeypatch.context() as disk:
+        full_disk(disk)
+        stage.presenter.judge("agree")
+        run_all(stage.background)
+    assert "The verdict on s1.svs could not be kept in" in stage.panel.error
+    assert "tried again with the next verdict" in stage.panel.error
+    assert stage.panel.verdict == "agree"
+    assert cells(stage.panel.judged)[1] == "✓ agree\nnot saved"
+    assert "Verdict and note: not saved" in tool_tip(stage.panel.judged)
+    stage.presenter.open_slide(stage.path("s2"))
+    assert "s1.svs could not be kept" in stage.panel.error  # going on to another slide hides it from nobody
+    stage.presenter.judge("unsure")
+    run_all(stage.background)
+    assert stage.panel.error == ""
+    assert {item.saved for item in stage.panel.rows} == {Saved.YES}
+    assert stage.lines() == [("s1.svs", "agree", ""), ("s2.svs", "unsure", "")]
+
+
+def test_verdicts_that_cant_be_kept_outlive_their_list(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x.svs").touch()
+    stage.presenter.open_slide(stage.path("s1"))
+    with monkeypatch.context() as disk:
+        full_disk(disk)
+        stage.presenter.judge("agree")
+        run_all(stage.background)
+        stage.presenter.open_list(other)
+        run_all(stage.background)
+    assert stage.names() == ["x"]
+    assert "s1.svs could not be kept" in stage.panel.error
+    stage.presenter.open_list(stage.folder)  # and back: the verdict is still there
+    run_all(stage.background)
+    assert (stage.item("s1").verdict, stage.item("s1").saved) == ("agree", Saved.NO)
+    assert stage.presenter.shutdown() == ""  # closing is the last try
+    assert stage.lines() == [("s1.svs", "agree", "")]
+
+
+def test_closing_writes_what_no_thread_has_begun(stage: Stage) -> None:
     stage.presenter.open_slide(stage.path("s1"))
     stage.presenter.judge("agree")
-    assert "could not be kept" in stage.panel.error
-    assert stage.panel.verdict is None
+    assert stage.presenter.shutdown() == ""
+    assert stage.lines() == [("s1.svs", "agree", "")]
+    stage.presenter.write_note(stage.path("s1"), "as the dock was hidden")
+    assert stage.lines()[1:] == [("s1.svs", "agree", "as the dock was hidden")]
+
+
+def test_closing_says_what_could_not_be_written(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.presenter.open_slide(stage.path("s1"))
+    with monkeypatch.context() as disk:
+        full_disk(disk)
+        stage.presenter.judge("agree")
+        stage.presenter.write_note(stage.path("s1"), "clear case")
+        report = stage.presenter.shutdown()
+    assert "could not be kept" in report
+    assert "No space left on device" in report
+    assert "These verdicts are not saved:\ns1.svs: agree\ns1.svs: agree clear case" in report
+
+
+def test_changes_that_dont_concern_the_list_are_passed_over(stage: Stage) -> None:
+    before = len(stage.changes)
+    stage.controller.changed.emit(Change.LOOK | Change.RUN | Change.PIXELS)
+    assert len(stage.changes) == before
+    stage.controller.changed.emit(Change.SLIDE | Change.RUN)
+    assert len(stage.changes) == before + 1
 
 
 def test_slides_opened_elsewhere_count_when_they_are_listed(stage: Stage) -> None:
@@ -380,33 +426,37 @@ def test_slides_opened_elsewhere_count_when_they_are_listed(stage: Stage) -> Non
 def test_batch(stage: Stage) -> None:
     stage.found(s2=summary())
     stage.presenter.classify_all()
-    assert ("classify", ["s1", "s3", "s10"], "auto") in stage.jobs.calls
+    calls: Any = batch_module.classify_steps
+    items, model, device = calls.call_args.args
+    assert ([item.slide_id for item in items], model, device) == (
+        ["s1", "s3", "s10"], stage.controller.bundle, "auto"
+    )  # fmt: skip
     statuses = {item.slide_id: item.status for item in stage.panel.rows}
     assert statuses == {"s1": "queued", "s3": "queued", "s10": "queued", "s2": "done"}
-    happened = stage.jobs.handlers["happened"]
+    happened = stage.job("classify").progress
     happened(BatchEvent(Kind.STARTED, stage.path("s1")))
     assert stage.presenter.worklist is not None
     assert stage.presenter.worklist[stage.path("s1")].status is Status.RUNNING
     stage.now[0] = 10.0
     happened(BatchEvent(Kind.PROGRESS, stage.path("s1"), progress=PredictProgress(5, 10, 10.0)))
     assert stage.panel.batch.text == "0 of 3 classified, 50 s left"  # half a slide took 10 s
-    prediction: Any = FakePrediction()
+    prediction = prediction_of_it()
     happened(BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=prediction))
     happened(BatchEvent(Kind.FAILED, stage.path("s3"), error="no tissue"))
     stage.now[0] = 20.0
     assert stage.panel.batch.text == "2 of 3 classified, 1 failed, 10 s left"
     assert "no tissue" in tool_tip(stage.presenter.worklist[stage.path("s3")])
-    stage.jobs.handlers["over"]()
+    stage.job("classify").finish()
     assert stage.panel.batch.text == "Done: 1 of 3 classified; 1 failed: point at them to see why."
     assert stage.presenter.worklist[stage.path("s10")].status is Status.NEW
 
 
 def test_cancelled_batch_leaves_nothing_waiting_and_hears_nothing_more(stage: Stage) -> None:
     stage.presenter.classify_all()
-    happened = stage.jobs.handlers["happened"]
+    happened = stage.job("classify").progress
     stage.presenter.cancel()
     assert {item.status for item in stage.panel.rows} == {Status.NEW}
-    happened(BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=FakePrediction()))  # type: ignore[arg-type]
+    happened(BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=prediction_of_it()))
     assert all(item.label is None for item in stage.panel.rows)
     assert stage.panel.batch.text.startswith("Stopped: 0 of 4")
     assert stage.panel.batch.can_start
@@ -414,7 +464,7 @@ def test_cancelled_batch_leaves_nothing_waiting_and_hears_nothing_more(stage: St
 
 def test_batch_that_fails_as_a_whole_says_why(stage: Stage) -> None:
     stage.presenter.classify_all()
-    stage.jobs.handlers["broke"]("the device isn't there")
+    stage.job("classify").fail("the device isn't there")
     assert stage.panel.batch.text == "the device isn't there"
     assert not stage.panel.batch.running
 
@@ -422,14 +472,14 @@ def test_batch_that_fails_as_a_whole_says_why(stage: Stage) -> None:
 def test_batch_result_of_the_open_slide_shows(stage: Stage) -> None:
     stage.presenter.open_slide(stage.path("s1"))
     stage.presenter.classify_all()
-    prediction = FakePrediction()
-    stage.jobs.handlers["happened"](BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=prediction))  # type: ignore[arg-type]
-    assert stage.controller.result is prediction
+    prediction = prediction_of_it()
+    stage.job("classify").progress(BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=prediction))
+    stage.controller.show_result.assert_called_once_with(stage.controller.slide, prediction)
 
 
 def test_result_of_the_main_dock_shows_in_the_row(stage: Stage) -> None:
     stage.presenter.open_slide(stage.path("s1"))
-    stage.controller.results[stage.controller.slide] = FakePrediction()
+    stage.controller.results[stage.controller.slide] = prediction_of_it()
     stage.controller.changed.emit(Change.ALL)
     item = next(item for item in stage.panel.rows if item.slide_id == "s1")
     assert (item.label, item.probability) == ("lesion", 0.8)
@@ -448,9 +498,11 @@ def test_dropped(stage: Stage, tmp_path: Path) -> None:
     (tmp_path / "model" / "bundle.json").touch()
     stage.presenter.dropped(tmp_path / "model")
     stage.presenter.dropped(tmp_path / "model" / "bundle.json")
-    assert stage.controller.loaded == [str(tmp_path / "model")] * 2
+    assert stage.controller.load_bundle.mock_calls == [call(str(tmp_path / "model"))] * 2
+    assert len(all_started(stage.background, "list")) == 1
     stage.presenter.dropped(tmp_path / "folder")
-    assert stage.jobs.calls[-1] == ("open", tmp_path / "folder", False)
+    run_all(stage.background)
+    assert stage.panel.folder == str(tmp_path / "folder")
 
 
 def test_pace() -> None:
@@ -486,9 +538,8 @@ def test_what_is_a_bundle(tmp_path: Path) -> None:
     assert bundle_folder(tmp_path / "bundle.json") == bundle_folder(tmp_path) == tmp_path
 
 
-def test_presenter_loads_no_qt_and_no_torch() -> None:
-    code = (
-        "import sys, napari_lrmil._viewer.docks.worklist.presenter, napari_lrmil._viewer.docks.classify.kept_results;"
-        "assert not {'qtpy', 'torch', 'napari'} & set(sys.modules)"
-    )
+def test_presenters_load_no_qt_and_no_torch() -> None:
+    docks = "napari_lrmil._viewer.docks"
+    modules = f"{docks}.worklist.presenter, {docks}.worklist.thumbnails, {docks}.classify.kept_results"
+    code = f"import sys, {modules}; assert not {{'qtpy', 'torch', 'napari'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,17 +10,20 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from fakes import all_started, fake, fake_background, started
 from made_predictions import make_prediction
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
 from window_files import write_slide
 
 from napari_lrmil._viewer.docks.worklist import WorklistWidget, worklist_dock
-from napari_lrmil._viewer.docks.worklist.saving import TableRequest, TableSaving, table_steps
+from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
 from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.window import Controller
 from napari_lrmil.cache import ResultCache, result_key, summarise
+from napari_lrmil.export.tables import folder_columns
 from napari_lrmil.model.bundle import load_info
-from napari_lrmil.worklist import Status, Worklist, WorklistError
+from napari_lrmil.worklist import Status, Worklist
 
 pytestmark = pytest.mark.usefixtures("alone")
 LEFT = Qt.MouseButton.LeftButton
@@ -40,28 +43,6 @@ class Opened(NamedTuple):
     """As much of a slide as is asked for."""
 
     path: Path
-
-
-class FakeJobs:
-    """Keeps what was asked for; `run` does it as a worker would."""
-
-    def __init__(self) -> None:
-        self.requests: list[TableRequest] = []
-        self.handlers: dict[str, Any] = {}
-
-    def save_table(self, request: TableRequest, **handlers: Any) -> None:
-        self.requests.append(request)
-        self.handlers = handlers
-
-    def run(self) -> None:
-        steps = table_steps(self.requests[-1])
-        try:
-            while True:
-                self.handlers["progressed"](next(steps))
-        except StopIteration as end:
-            self.handlers["done"](end.value)
-        except (WorklistError, OSError) as error:
-            self.handlers["failed"](str(error))
 
 
 def test_every_slide_of_the_list_has_a_row(tmp_path: Path, bundle_dir: Path) -> None:
@@ -85,21 +66,28 @@ def test_every_slide_of_the_list_has_a_row(tmp_path: Path, bundle_dir: Path) -> 
     worklist.set_result(paths["B"], summarise(cached))
     worklist.set_status(paths["D"], Status.FAILED, error="DAVIS_failed.svs can't be read")
     open_slides = {Opened(paths["A"]): shown, Opened(paths["C"]): foreign}
-    controller: Any = SimpleNamespace(bundle=SimpleNamespace(info=info), results=open_slides)
-    jobs, changes = FakeJobs(), list[int]()
-    saving = TableSaving(jobs, lambda: worklist, lambda: controller, lambda: changes.append(0))
-    assert saving.default_path == folder / "predictions.csv"
+    controller = fake(Controller)
+    controller.bundle, controller.results, controller.slide = SimpleNamespace(info=info), open_slides, None
+    background, changes = fake_background(), list[int]()
+    presenter = WorklistPresenter(background)
+    presenter.attach(controller)
+    presenter.open_list(folder)
+    started(background, "list").finish(worklist)
+    presenter.changed.connect(lambda: changes.append(0))
+    assert presenter.table_path == folder / "predictions.csv"
 
-    saving.save(saving.default_path, show_identifiers=False)
-    saving.save(saving.default_path, show_identifiers=True)  # one at a time: nothing happens
-    assert len(jobs.requests) == 1
-    assert not saving.panel().can_save
-    assert "of 4 slides" in saving.panel().text
-    jobs.run()
-    assert saving.panel().text == f"Saved predictions.csv in {folder}."
-    assert saving.panel().can_save
+    presenter.save_table(presenter.table_path, show_identifiers=False)
+    presenter.save_table(presenter.table_path, show_identifiers=True)  # one at a time: nothing happens
+    assert len(all_started(background, "save table")) == 1
+    assert not presenter.panel().saving.can_save
+    assert "of 4 slides" in presenter.panel().saving.text
+    started(background, "save table").run()
+    assert presenter.panel().saving.text == f"Saved predictions.csv in {folder}."
+    assert presenter.panel().saving.can_save
     assert len(changes) == 6
     rows = rows_of(folder / "predictions.csv")
+    assert list(rows[0]) == folder_columns(info.class_names)  # as `lrmil predict --out` has them
+    assert [row["status"] for row in rows] == ["demonstration", "demonstration", "", "failed"]
     assert [row["slide"] for row in rows] == ["slide aaaaaaaa", "slide bbbbbbbb", "slide 3", "slide 4"]
     assert [row["label"] for row in rows] == ["lesion", "benign", "", ""]
     assert [row["p_lesion"] for row in rows] == ["0.8", "0.25", "", ""]
@@ -110,19 +98,20 @@ def test_every_slide_of_the_list_has_a_row(tmp_path: Path, bundle_dir: Path) -> 
     text = (folder / "predictions.csv").read_text()
     assert not any(name in text for name in ("ADAMS", "BROWN", "CLARK", "DAVIS"))
 
-    saving.save(folder / "named", show_identifiers=True)
-    jobs.run()
+    presenter.save_table(folder / "named", show_identifiers=True)
+    started(background, "save table").run()
     named = rows_of(folder / "named.csv")
     assert [row["slide"] for row in named] == ["ADAMS_open", "BROWN_cached", "CLARK_new", "DAVIS_failed"]
     before = (folder / "named.csv").read_bytes()
-    saving.save(folder / "named", show_identifiers=False)  # the dialog hasn't asked about named.csv
-    jobs.run()
-    assert "already there" in saving.panel().error
+    presenter.save_table(folder / "named", show_identifiers=False)  # the dialog hasn't asked about named.csv
+    started(background, "save table").run()
+    assert "already there" in presenter.panel().saving.error
     assert (folder / "named.csv").read_bytes() == before
 
-    worklist = Worklist.open(folder)  # another list: what was said was not about it
-    assert saving.panel().can_save
-    assert not saving.panel().error
+    presenter.open_list(folder)  # another list: what was said was not about it
+    started(background, "list").run()
+    assert presenter.panel().saving.can_save
+    assert not presenter.panel().saving.error
 
 
 def test_a_list_is_saved_from_the_window(

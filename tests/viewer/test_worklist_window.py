@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QThreadPool, QUrl
+from dock_tests import end_threads
+from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import QApplication, QInputDialog
+from qtpy.QtWidgets import QApplication, QInputDialog, QMessageBox
 from window_files import write_slide
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.worklist import WorklistWidget, worklist_dock
-from napari_lrmil._viewer.docks.worklist.rows import Show
+from napari_lrmil._viewer.docks.worklist.panel import Show
 from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import State
 from napari_lrmil.cache import ResultCache
 from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.worklist import Order, Status, Worklist
+from napari_lrmil.worklist import Order, Saved, Status, Worklist, reviews
 
 PLUGIN = "napari-lrmil"
 pytestmark = pytest.mark.usefixtures("alone")
@@ -65,6 +73,17 @@ def open_list(qtbot: Any, widget: WorklistWidget, folder: Path) -> None:
 def load(qtbot: Any, main: ClassifyWidget, bundle: Path) -> None:
     main.controller.load_bundle(str(bundle))
     qtbot.waitUntil(lambda: main.controller.bundle is not None, timeout=LONG_MS)
+
+
+def saved(qtbot: Any, widget: WorklistWidget) -> None:
+    """Wait until all rows say that their verdicts are on the disk."""
+    qtbot.waitUntil(lambda: {item.saved for item in widget.model.items} == {Saved.YES}, timeout=LONG_MS)
+
+
+def lines_on_disk(folder: Path) -> list[tuple[str, str | None, str]]:
+    """Slide, verdict and note of each line of the folder's review file, in their order."""
+    lines = map(json.loads, (folder / "lrmil-review.jsonl").read_text().splitlines())
+    return [(line["slide"], line["verdict"], line["note"]) for line in lines]
 
 
 def names(widget: WorklistWidget) -> list[str]:
@@ -128,9 +147,11 @@ def test_a_day_with_the_mouse(
     qtbot.mouseClick(widget.verdict.note, LEFT)
     qtbot.keyClicks(widget.verdict.note, "mitoses")
     qtbot.mouseClick(widget.verdict.next, LEFT)  # leaving the field keeps the note
+    saved(qtbot, widget)
     again = Worklist.open(folder)
     (judged,) = [item for item in again if item.verdict]
     assert (judged.verdict, judged.note) == ("disagree", "mitoses")
+    assert lines_on_disk(folder)[-1][1:] == ("disagree", "mitoses")
     assert "1 of 5 reviewed" in widget.source.name.text()
     widget.filter.which.setCurrentIndex(list(Show).index(Show.DISAGREED))
     widget.filter.which.activated.emit(list(Show).index(Show.DISAGREED))
@@ -324,7 +345,7 @@ def test_closing_the_window_amid_a_batch_leaves_nothing_and_the_next_start_goes_
     assert widget.presenter.panel().batch.running
     done = {item.slide_id for item in widget.presenter.panel().rows if item.label}
     viewer.close()
-    assert QThreadPool.globalInstance().waitForDone(10_000)
+    end_threads()
     open_files = [
         os.readlink(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd") if _there(each)
     ]
@@ -385,14 +406,13 @@ def test_closing_the_dock_frees_its_keys_and_closing_the_main_dock_says_so(
 
 @pytest.mark.slow
 def test_fifty_slides_leave_no_layers_and_no_memory(
-    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, request: pytest.FixtureRequest
 ) -> None:
     for number in range(5, 50):
         os.link(folder / f"s{number % 5}.tiff", folder / f"s{number}.tiff")
     open_list(qtbot, widget, folder)
-    monkeypatch.setattr(
-        shared_cache(), "_max_bytes", 0
-    )  # it would hold the tiles of all of them, up to its limit
+    request.addfinalizer(partial(shared_cache().resize, shared_cache().max_bytes))
+    shared_cache().resize(0)  # it would hold the tiles of all of them, up to its limit
     sizes = []
     for number in range(50):
         widget.presenter.step(1)
@@ -538,3 +558,223 @@ def test_a_menu_opens_it_on_the_left(viewer: Any, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: window.dockWidgetArea(widget.parent()) == left, timeout=LONG_MS)
     assert isinstance(worklist_dock(viewer), WorklistWidget)
     qtbot.wait(50)
+
+
+# ---- verdicts while the disk makes them wait
+
+
+@contextmanager
+def held_by_another_program(folder: Path) -> Iterator[Callable[[], None]]:
+    """The review file is locked by another process, until what is yielded is called, or the block ends."""
+    path = folder / "lrmil-review.jsonl"
+    path.touch()
+    code = (
+        "import fcntl, sys\n"
+        "with open(sys.argv[1], 'rb') as file:\n"
+        "    fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+
+    def release() -> None:
+        assert holder.stdin is not None
+        holder.stdin.close()
+        assert holder.wait(20) == 0
+
+    with holder.stdout:
+        assert holder.stdout.readline() == "held\n"
+        try:
+            yield release
+        finally:
+            if holder.poll() is None:
+                release()
+
+
+def verdict_cell(widget: WorklistWidget, name: str) -> str:
+    """What the row of a slide says of its verdict."""
+    row = names(widget).index(name)
+    return str(widget.model.data(widget.model.index(row, 1), Qt.ItemDataRole.DisplayRole))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_the_window_goes_on_while_another_program_holds_the_verdicts(
+    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any
+) -> None:
+    open_list(qtbot, widget, folder)
+    widget.presenter.arrange(order=Order.NAME)
+    turns = 0
+
+    def turned() -> None:
+        nonlocal turns
+        turns += 1
+
+    timer = QTimer()
+    timer.timeout.connect(turned)
+    with held_by_another_program(folder) as release:
+        press(qtbot, viewer, "N")
+        timer.start(10)
+        press(qtbot, viewer, "G")
+        assert verdict_cell(widget, "s0") == "✓ agree\nsaving …"
+        press(qtbot, viewer, "W")
+        press(qtbot, viewer, "N")
+        assert slide_layers(viewer) == ["s1"]
+        press(qtbot, viewer, "U")
+        qtbot.waitUntil(lambda: turns >= 20, timeout=LONG_MS)
+        assert widget.background.running("write verdicts")
+        assert (folder / "lrmil-review.jsonl").read_text() == ""
+        assert verdict_cell(widget, "s0") == "✗ disagree\nsaving …"
+        assert verdict_cell(widget, "s1") == "? unsure\nsaving …"
+        release()
+        saved(qtbot, widget)
+    timer.stop()
+    assert verdict_cell(widget, "s1") == "? unsure"
+    assert lines_on_disk(folder) == [
+        ("s0.tiff", "agree", ""), ("s0.tiff", "disagree", ""), ("s1.tiff", "unsure", "")
+    ]  # fmt: skip
+    assert not widget.error.isVisible()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_lock_that_stays_is_said_and_the_verdict_comes_along_with_the_next(
+    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reviews, "LOCK_WAIT_S", 0.1)
+    open_list(qtbot, widget, folder)
+    widget.presenter.arrange(order=Order.NAME)
+    with held_by_another_program(folder):
+        press(qtbot, viewer, "N")
+        press(qtbot, viewer, "G")
+        qtbot.waitUntil(widget.error.isVisible, timeout=LONG_MS)
+        assert "The verdict on s0.tiff could not be kept" in widget.error.text()
+        assert "another program holds it" in widget.error.text()
+        assert verdict_cell(widget, "s0") == "✓ agree\nnot saved"
+        assert widget.verdict.agree.isChecked()
+    press(qtbot, viewer, "N")
+    assert widget.error.isVisible()
+    press(qtbot, viewer, "W")
+    saved(qtbot, widget)
+    assert not widget.error.isVisible()
+    assert lines_on_disk(folder) == [("s0.tiff", "agree", ""), ("s1.tiff", "disagree", "")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+@pytest.mark.parametrize("what", ["dock", "window"])
+def test_closing_waits_for_verdicts(
+    make_napari_viewer: Callable[..., Any], what: str, folder: Path, qtbot: Any
+) -> None:
+    viewer = make_napari_viewer(show=True, strict_qt="raise")
+    widget = worklist_dock(viewer)
+    open_list(qtbot, widget, folder)
+    widget.presenter.arrange(order=Order.NAME)
+    with held_by_another_program(folder) as release:
+        press(qtbot, viewer, "N")
+        press(qtbot, viewer, "G")
+        press(qtbot, viewer, "J")
+        qtbot.keyClicks(widget.verdict.note, "clear case")  # and not yet kept
+        qtbot.waitUntil(lambda: widget.background.running("write verdicts"), timeout=LONG_MS)
+        threading.Timer(0.5, release).start()
+        if what == "dock":
+            viewer.window.remove_dock_widget(widget)
+        else:
+            viewer.close()
+        qtbot.wait(50)
+    assert lines_on_disk(folder) == [("s0.tiff", "agree", ""), ("s0.tiff", "agree", "clear case")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_closing_while_the_lock_stays_keeps_verdicts_elsewhere_and_says_so(
+    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reviews, "LOCK_WAIT_S", 0.1)
+    reports: list[str] = []
+    monkeypatch.setattr(QMessageBox, "warning", lambda *about: reports.append(about[2]))
+    open_list(qtbot, widget, folder)
+    widget.presenter.arrange(order=Order.NAME)
+    with held_by_another_program(folder):
+        press(qtbot, viewer, "N")
+        press(qtbot, viewer, "G")
+        viewer.window.remove_dock_widget(widget)
+        qtbot.waitUntil(lambda: bool(reports), timeout=LONG_MS)
+    assert len(reports) == 1
+    assert "another program holds it" in reports[0]
+    assert "verdicts are kept in" in reports[0]
+    assert (folder / "lrmil-review.jsonl").read_text() == ""
+    assert Worklist.open(folder)[folder / "s0.tiff"].verdict == "agree"
+
+
+QUITTING = """
+import sys
+from pathlib import Path
+
+import napari
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QApplication
+
+from napari_lrmil._viewer.docks.worklist import worklist_dock
+
+folder = Path(sys.argv[1])
+viewer = napari.Viewer()
+presenter = worklist_dock(viewer).presenter
+presenter.open_list(folder)
+
+
+def judge():
+    if presenter.worklist is None:
+        QTimer.singleShot(20, judge)
+        return
+    presenter.open_slide(folder / "s0.tiff")
+    presenter.judge("disagree")
+    presenter.write_note(folder / "s0.tiff", "as the program ends")
+    print("quitting", flush=True)
+    QApplication.instance().quit()
+
+
+QTimer.singleShot(0, judge)
+napari.run()
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_quitting_waits_for_verdicts(folder: Path) -> None:
+    """A program of its own that ends while another one holds the file."""
+    with held_by_another_program(folder) as release:
+        program = subprocess.Popen(
+            [sys.executable, "-c", QUITTING, str(folder)], stdout=subprocess.PIPE, text=True
+        )
+        assert program.stdout is not None
+        with program.stdout:
+            assert "quitting\n" in iter(program.stdout.readline, "")
+            release()
+            assert "ended\n" in program.stdout.read()
+        assert program.wait(60) == 0
+    assert lines_on_disk(folder) == [
+        ("s0.tiff", "disagree", ""), ("s0.tiff", "disagree", "as the program ends")
+    ]  # fmt: skip
+
+
+def test_a_folder_that_cant_be_written_says_where_verdicts_are(
+    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = os.open
+
+    def opened(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        """As if the folder were read-only, which nothing is to the superuser that tests may run as."""
+        if Path(path).parent == folder and flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return really(path, flags, *more, **options)
+
+    monkeypatch.setattr(reviews.os, "open", opened)
+    open_list(qtbot, widget, folder)
+    press(qtbot, viewer, "N")
+    press(qtbot, viewer, "G")
+    saved(qtbot, widget)
+    qtbot.waitUntil(widget.hint.isVisible, timeout=LONG_MS)
+    assert f"{folder} is read-only: verdicts are kept in" in widget.hint.text()
+    assert not (folder / "lrmil-review.jsonl").exists()
+    assert Worklist.open(folder)[folder / "s0.tiff"].verdict == "agree"

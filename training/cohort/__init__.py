@@ -1,4 +1,9 @@
-"""Generated H&E-like slides: the demo's cohort, and real files for tests without patient data."""
+"""Generated H&E-like slides: the demo's cohort, and real files for tests without patient data.
+
+A slide (`slide`) is drawn from a layout of tissue and lesions (`layout`), nuclei (`nuclei`) at their places (`placement`),
+fibres and noise (`texture`) and a stain (`stain`); `truth` keeps what it holds, `writer` makes files of it, `generate`
+draws the whole cohort. `reference` measures how hard a cohort is; it alone needs torch and is imported where it is used.
+"""
 
 from training.cohort.config import (
     CLASS_NAMES,

@@ -27,16 +27,16 @@ from napari_lrmil.slide import choose_level, iter_tiles
 from training.checkpoint import Files
 from training.cohort import MASK_DOWNSAMPLE
 from training.config import load_config
-from training.data.table import SlideRow, Split
-from training.loop import fit
+from training.data.splits import Split
+from training.data.table import SlideRow
+from training.loop import Recipe, Session, Task, fit
+from training.methods import TEACHER
 from training.metrics import Interval, auc, bootstrap_over_patients
-from training.pipeline import labelled_of, load_mil
 from training.progress import Reporter
-from training.run import Prepared, prepare
-from training.stages.context import Context
-from training.stages.embed_tiles import embed_slides, jobs_for
-from training.stages.evaluate import predict_test
-from training.stages.teacher_mil import train_teacher
+from training.run.context import Context
+from training.run.pipeline import Embedded, Head, evaluate_head, train_teacher
+from training.run.prepare import Prepared, prepare
+from training.stages.embed_tiles import embed_slides
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.toml"
 LR_EPOCHS = 24
@@ -142,17 +142,13 @@ def _colour(context: Context, split: Split, low: dict[str, LowTiles], *, with_st
 
 
 def _teacher(prepared: Prepared) -> Interval:
-    context, split, keys = prepared.context, prepared.splits[0], prepared.keys
+    context, split, steps = prepared.context, prepared.splits[0], prepared.steps
     encoder, store = context.teacher_encoder(), context.hr_store()
-    jobs = jobs_for(context, context.tiles_of(labelled_of(split)), store, hr=True)
-    embed_slides(context, jobs, encoder, "Embedding HR tiles")
-    key = keys.teacher(split)
-    train_teacher(context, split, embed_dim=encoder.embed_dim, key=key)
-    model = load_mil(context, encoder.embed_dim, split, "teacher_hr")
-    test = predict_test(
-        context, split, "teacher_hr", model, store, hr=True, key=keys.test(split, key, hr=True)
-    )
-    return _interval(test.labels, test.probabilities[:, 1], test.patients)
+    jobs = context.jobs(split.labelled, store, hr=True)
+    embed_slides(jobs, encoder, context.runtime, context.reporter, "Embedding HR tiles")
+    train_teacher(context, split, steps, encoder.embed_dim)
+    test = evaluate_head(context, steps, Head(split, TEACHER, Embedded(encoder, store)))
+    return _interval(test.labels, test.probabilities[:, 1], list(test.patients))
 
 
 def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interval:
@@ -186,26 +182,21 @@ def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interv
             parts = [torch.softmax(logits(part), dim=1)[:, 1].cpu() for part in np.array_split(pixels, 8)]
         return torch.cat(parts).double().numpy()
 
-    fit(
-        model,
-        fabric=context.runtime.head_fabric,
-        epochs=LR_EPOCHS,
+    task = Task(
         batches=batches,
         steps_per_epoch=len(tiles) // _BATCH,
-        loss_of=lambda _, batch: {
+        losses=lambda _, batch: {
             "loss": F.cross_entropy(logits(batch[0]), batch[1].to(context.device), weight=weight)
         },
-        names_of=lambda batch, losses: "a batch of LR tiles",
         validate=lambda: {"val_auc": _tile_auc(val_labels, scores(val_tiles))},
         score=lambda metrics: (metrics["val_auc"],),
-        learning_rate=1e-3,
-        weight_decay=0.02,
-        seed=context.config.run.seed,
-        warmup=True,
-        files=Files(metrics_csv=context.run_dir.path("ceiling.csv")),
-        reporter=context.reporter,
-        description="LR ceiling",
+        names=lambda batch, losses: "a batch of LR tiles",
     )
+    recipe = Recipe(
+        epochs=LR_EPOCHS, learning_rate=1e-3, weight_decay=0.02, seed=context.config.run.seed, warmup=True
+    )
+    files = Files(metrics_csv=context.run_dir.root / "ceiling.csv")
+    fit(model, task, recipe, Session(context.runtime.head_fabric, files, context.reporter, "LR ceiling"))
     return _interval(test_labels, scores(test_tiles), patients)
 
 

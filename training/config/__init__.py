@@ -1,38 +1,6 @@
-"""The configuration of a run: one frozen, strict section a room (`sections`), read from TOML (`load`)."""
+"""The configuration of a run, read from TOML; each section stands beside the code that it configures."""
 
-from training.config.load import content_hash, load_config
-from training.config.sections import (
-    DataSection,
-    EncoderSection,
-    EvaluateSection,
-    ExportSection,
-    Method,
-    MILSection,
-    RunConfig,
-    RunSection,
-    Section,
-    Shortcut,
-    Stage1Section,
-    Stage2Section,
-    StudentSection,
-    TilesSection,
-)
+from training.config.load import load_config
+from training.config.run_config import RunConfig, RunSection
 
-__all__ = [
-    "DataSection",
-    "EncoderSection",
-    "EvaluateSection",
-    "ExportSection",
-    "MILSection",
-    "Method",
-    "RunConfig",
-    "RunSection",
-    "Section",
-    "Shortcut",
-    "Stage1Section",
-    "Stage2Section",
-    "StudentSection",
-    "TilesSection",
-    "content_hash",
-    "load_config",
-]
+__all__ = ["RunConfig", "RunSection", "load_config"]

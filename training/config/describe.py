@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from training.config.sections import RunConfig
+from training.config.run_config import RunConfig
 
 
 def config_table() -> Table:
-    """A row a key."""
+    """Return a table with a row a key."""
     table = Table("key", "default", "meaning", box=SIMPLE_HEAD, pad_edge=False)
-    for section, room in RunConfig.model_fields.items():
-        model: Any = room.annotation
+    for section, of_section in RunConfig.model_fields.items():
+        model = of_section.annotation
+        assert isinstance(model, type)
         assert issubclass(model, BaseModel)
         for name, field in model.model_fields.items():
             default = field.get_default(call_default_factory=True)
@@ -27,7 +26,7 @@ def config_table() -> Table:
     return table
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, tuple):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from napari_lrmil.errors import ConfigError
-from training.config.sections import RunConfig
+from training.config.run_config import RunConfig
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -59,21 +58,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"{path.name}: " + "; ".join(_explain(item) for item in error.errors())) from error
 
 
-def content_hash(*values: Any) -> str:
-    """SHA-256 over values of which each has one text: models as JSON, the rest by `repr`."""
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(
-            (value.model_dump_json() if isinstance(value, BaseModel) else repr(value)).encode() + b"\0"
-        )
-    return digest.hexdigest()
-
-
-def _is_text(item: Any, key: str) -> bool:
+def _is_text(item: ErrorDetails, key: str) -> bool:
     return item["type"] == "string_type" and ".".join(map(str, item["loc"])) == key
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, object, str]]:
     words = list(overrides)
     pairs = []
     while words:
@@ -93,12 +82,15 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any, str]]:
     return pairs
 
 
-def _explain(item: Any) -> str:
+def _explain(item: ErrorDetails) -> str:
     place = [str(part) for part in item["loc"]]
     if item["type"] != "extra_forbidden":
         return f"{'.'.join(place) or 'the whole'}: {item['msg'].removeprefix('Value error, ')}"
-    model: Any = RunConfig
+    model: type[BaseModel] = RunConfig
     for part in place[:-1]:
-        model = model.model_fields[part].annotation
+        section = model.model_fields[part].annotation
+        assert isinstance(section, type)
+        assert issubclass(section, BaseModel)
+        model = section
     near = difflib.get_close_matches(place[-1], model.model_fields, n=1, cutoff=0.0)
     return f"unknown key {'.'.join(place)!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?"

@@ -48,7 +48,11 @@ class PairBatch(NamedTuple):
     def to(self, device: torch.device) -> PairBatch:
         """The tensors on a device."""
         return self._replace(
-            **{name: value.to(device) for name, value in self._asdict().items() if isinstance(value, Tensor)}
+            tiles=self.tiles.to(device),
+            child_embeddings=self.child_embeddings.to(device),
+            child_layer_tokens=self.child_layer_tokens.to(device),
+            child_scores=self.child_scores.to(device),
+            valid=self.valid.to(device),
         )
 
 
@@ -73,12 +77,12 @@ class SlidePairs:
     @property
     def places_hr(self) -> NDArray[np.int64]:
         """(P, 2) (row, col) of the tiles' corners in the HR grid; made anew each time."""
-        return np.argwhere(self._enough) * self._step
+        return np.asarray(np.argwhere(self._enough) * self._step, np.int64)
 
     @property
     def children(self) -> NDArray[np.int64]:
         """(P, ratio * ratio) indices of the HR tiles, -1 for one without tissue; made anew each time."""
-        return self._windows()[self._enough].astype(np.int64)
+        return np.asarray(self._windows()[self._enough], np.int64)
 
     def _windows(self) -> NDArray[np.int32]:
         windows = np.lib.stride_tricks.sliding_window_view(self._index_of, (self._ratio, self._ratio))

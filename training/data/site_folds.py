@@ -60,7 +60,7 @@ def _cost(held: NDArray[np.float64], n_folds: int | None = None) -> NDArray[np.f
     """Of each fold, from what it holds of each class: (..., F, C) to (..., F)."""
     even = 1 / (n_folds or held.shape[-2])
     # Sums and differences of floats leave dust where nothing is held.
-    return ((held - even) ** 2 + _NO_CLASS * (held < 1e-9)).sum(axis=-1)
+    return np.asarray(((held - even) ** 2 + _NO_CLASS * (held < 1e-9)).sum(axis=-1), np.float64)
 
 
 def _greedy(shares: NDArray[np.float64], n_folds: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from pydantic import BaseModel
 from sklearn.model_selection import StratifiedGroupKFold
 
 from napari_lrmil.errors import ConfigError
 from training.data.site_folds import deal_sites
-
-if TYPE_CHECKING:  # table.py offers the names of this module too
-    from training.data.table import SlideRow
+from training.data.table import SlideRow
+from training.hashing import content_hash
 
 SPLIT_NAMES = ("train", "val", "test", "unlabelled")
 
@@ -26,6 +26,11 @@ class Split(NamedTuple):
     val: tuple[SlideRow, ...]
     test: tuple[SlideRow, ...]
     extra: tuple[SlideRow, ...]
+
+    @property
+    def labelled(self) -> tuple[SlideRow, ...]:
+        """Training, validation and test slides."""
+        return (*self.train, *self.val, *self.test)
 
 
 def class_names(rows: list[SlideRow]) -> tuple[str, ...]:
@@ -105,6 +110,65 @@ def make_splits(
     for split in splits:
         _check_split(split, names, preserved_sites)
     return splits
+
+
+def splits_key(rows: Iterable[SlideRow], *, n_folds: int, seed: int, preserved_sites: bool = False) -> str:
+    """Return a hash of what `make_splits` deals from: splits of the same key needn't be dealt anew."""
+    dealt = [(row.slide_id, row.patient_id, row.label, row.fold, row.site) for row in rows]
+    return content_hash(n_folds, seed, preserved_sites, dealt)
+
+
+class _KeptFold(BaseModel):
+    """The ids of a fold's slides by use."""
+
+    fold: int
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+class KeptSplits(BaseModel):
+    """Splits as a run keeps them: every slide once, with what the table says of it, and each fold's ids."""
+
+    key: str
+    """See `splits_key`."""
+    slides: tuple[SlideRow, ...]
+    folds: tuple[_KeptFold, ...]
+
+    @classmethod
+    def of(cls, splits: Sequence[Split], key: str) -> KeptSplits:
+        """Describe splits."""
+        rows = {row.slide_id: row for split in splits for row in (*split.labelled, *split.extra)}
+        ids = [
+            {part: tuple(row.slide_id for row in getattr(split, part)) for part in Split._fields[1:]}
+            for split in splits
+        ]
+        folds = tuple(_KeptFold(fold=split.fold, **parts) for split, parts in zip(splits, ids, strict=True))
+        return cls(key=key, slides=tuple(rows.values()), folds=folds)
+
+    def splits(self, rows: Iterable[SlideRow] | None = None) -> list[Split]:
+        """Return the splits again.
+
+        Parameters
+        ----------
+        rows : iterable of SlideRow, optional
+            As the table has them now (a slide may lie elsewhere); default as they were.
+
+        Raises
+        ------
+        KeyError
+            Where a slide isn't among them.
+        """
+        by_id = {row.slide_id: row for row in (self.slides if rows is None else rows)}
+
+        def part(names: tuple[str, ...]) -> tuple[SlideRow, ...]:
+            return tuple(by_id[name] for name in names)
+
+        return [
+            Split(kept.fold, part(kept.train), part(kept.val), part(kept.test), part(kept.extra))
+            for kept in self.folds
+        ]
 
 
 def label_imbalance(splits: Sequence[Split]) -> float:
@@ -205,7 +269,7 @@ def _numbered_splits(
     splits = []
     for place, fold in enumerate(numbers):
         val_fold = numbers[(place + 1) % len(numbers)]
-        where = {"test": [], "val": [], "train": []}  # type: dict[str, list[SlideRow]]
+        where: dict[str, list[SlideRow]] = {"test": [], "val": [], "train": []}
         for row, number in zip(rows, folds, strict=True):
             where["test" if number == fold else "val" if number == val_fold else "train"].append(row)
         held_out = [row for part in ("val", "test") for row in where[part]]

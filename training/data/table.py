@@ -7,22 +7,28 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_lrmil.errors import ConfigError
-from training.data.splits import SPLIT_NAMES, Split, class_names, make_splits
+from pydantic import Field
 
-__all__ = [
-    "OPTIONAL",
-    "REQUIRED",
-    "SPLIT_NAMES",
-    "SlideRow",
-    "Split",
-    "class_names",
-    "make_splits",
-    "read_table",
-]
+from napari_lrmil.errors import ConfigError
+from training.section import Section
 
 REQUIRED = ("slide_id", "path", "patient_id", "label")
 OPTIONAL = ("site", "fold", "mpp")
+
+
+class DataSection(Section):
+    """The slide table and how it is split."""
+
+    slides: Path = Field(description="CSV: slide_id, path, patient_id, label; optional site, fold, mpp")
+    mpp: float | None = Field(default=None, gt=0, description="µm/px of slides that say none themselves")
+    n_folds: int = Field(default=5, ge=3, description="folds by patient, where the table has no column fold")
+    folds: tuple[int, ...] | None = Field(default=None, description="which folds to run; default all")
+    preserved_sites: bool = Field(
+        default=False, description="no site (column site of the table) is in two folds"
+    )
+    cache_gib: float = Field(
+        default=1.0, ge=0, description="bags kept in memory; the others are read each epoch"
+    )
 
 
 @dataclass(frozen=True)

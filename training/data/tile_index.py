@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,15 +9,35 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from rich.markup import escape
 
-from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError, SlideError, UnknownMppError
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_nested_tiles, tile_grid
 from napari_lrmil.slide.files import stamp_of
-from training.config import content_hash
 from training.data.table import SlideRow
+from training.files import Json, remembered
+from training.hashing import content_hash
 from training.progress import Reporter
+from training.section import Section
+
+
+class TilesSection(Section):
+    """The tiles of student (LR) and teacher (HR)."""
+
+    tile_px: int = Field(default=256, gt=0, description="edge of a tile, both resolutions")
+    mpp_lr: float = Field(default=2.0, gt=0, description="µm/px of the student: 2.0 is 5x")
+    ratio: int = Field(default=4, ge=2, description="mpp_lr / mpp_hr: 4 makes the teacher's 0.5 µm/px, 20x")
+    min_tissue: float = Field(default=0.25, ge=0, le=1, description="smallest share of tissue of a tile")
+    apply_icc: bool = Field(
+        default=False, description="convert to sRGB by the slides' ICC profiles, as at inference"
+    )
+
+    def geometry(self, default_mpp: float | None) -> TileGeometry:
+        """Return what is read of a slide; `default_mpp` is that of slides which say none themselves."""
+        return TileGeometry(
+            self.tile_px, self.mpp_lr, self.ratio, self.min_tissue, default_mpp, self.apply_icc
+        )
 
 
 @dataclass(frozen=True)
@@ -129,25 +148,29 @@ def _examine(
 def _remembered(row: SlideRow, geometry: TileGeometry, known: Path | None) -> SlideTiles | str:
     if known is None or not row.path.exists():
         return _examine_one(row, geometry)
-    place = known / f"{row.slide_id}.json"
-    key = content_hash(stamp_of(row.path), row.mpp, geometry)
-    try:
-        saved = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        saved = {}
-    if saved.get("key") == key:
-        lr, hr = (np.asarray(saved[name], np.int64).reshape(-1, 2) for name in ("lr_places", "hr_places"))
-        return SlideTiles(row, tuple(saved["lr_shape_yx"]), lr, hr)
-    found = _examine_one(row, geometry)
-    if isinstance(found, SlideTiles):
-        values = {
-            "key": key,
+
+    def examine() -> dict[str, Json]:
+        found = _examine_one(row, geometry)
+        if isinstance(found, str):
+            raise _UnusableSlide(found)
+        return {
             "lr_shape_yx": list(found.lr_shape_yx),
             "lr_places": found.lr_places.tolist(),
             "hr_places": found.hr_places.tolist(),
         }
-        write_text(place, json.dumps(values) + "\n")
-    return found
+
+    try:
+        saved = remembered(
+            known / f"{row.slide_id}.json", content_hash(stamp_of(row.path), row.mpp, geometry), examine
+        )
+    except _UnusableSlide as error:
+        return str(error)
+    lr, hr, shape = (np.asarray(saved[name], np.int64) for name in ("lr_places", "hr_places", "lr_shape_yx"))
+    return SlideTiles(row, (int(shape[0]), int(shape[1])), lr.reshape(-1, 2), hr.reshape(-1, 2))
+
+
+class _UnusableSlide(Exception):
+    """A slide without usable tiles; the text says why."""
 
 
 def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:

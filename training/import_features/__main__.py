@@ -19,8 +19,7 @@ from training.import_features.slides import (
     import_slides,
 )
 from training.progress import Reporter
-from training.run import prepare
-from training.stages.embed_tiles import jobs_for
+from training.run.prepare import prepare
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -78,7 +77,7 @@ def main(
         store = run.hr_store()
         store.prepare()
         outcome = import_slides(
-            jobs_for(run, list(run.tiles.values()), store, hr=True),
+            run.jobs(run.rows, store, hr=True),
             store,
             run.geometry,
             files,

@@ -19,9 +19,9 @@ from training.progress import Reporter
 from training.report import figures, tables
 from training.report.data import OURS, RunData, read_run
 from training.report.examples import choose, colour_bar, make_examples
+from training.run.layout import RunDir
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
-FILE_NAME = "report.html"
 
 _PATHS = {
     (section, name)
@@ -72,7 +72,7 @@ def build_report(
         Where the run isn't finished, naming the part that is missing, or the file can't be written.
     """
     data = read_run(run_dir)
-    path = run_dir / FILE_NAME if out is None else out
+    path = RunDir(run_dir).report_html if out is None else out
     choices = choose(data, n_examples)
     examples, scale = make_examples(data, choices, device=resolve_device(device), reporter=reporter)
     page = (

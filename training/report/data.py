@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from napari_lrmil.errors import ConfigError, LRMILError
+from napari_lrmil.model.bundle import BundleInfo
+from training import methods
+from training.data.predictions import Predictions, pool
+from training.data.splits import Split
+from training.data.table import SlideRow, read_table
+from training.methods import method_name
+from training.run.layout import Curve, Folder, RunDir, RunDirError
 
-from napari_lrmil.errors import BundleError, ConfigError, LRMILError
-from napari_lrmil.model.bundle import BundleInfo, load_info
-from training.config import Shortcut
-from training.data.table import SlideRow, Split, make_splits, read_table
-from training.stages.evaluate import NAMES
+__all__ = ["Curve", "Predictions", "method_name"]
 
-OURS = "lrmil"
-SHORTCUTS: tuple[str, ...] = get_args(Shortcut)
+OURS = methods.OURS.key
+SHORTCUTS = methods.SHORTCUT_KEYS
 """Methods that can't see what the label is about: what they reach, a shortcut explains."""
-
-STAGE1_PLACES = (
-    "fold{fold}/metrics/stage1.csv",
-    "fold{fold}/student_encoder.csv",
-    "shared/metrics/stage1.csv",
-)
-
-
-class Predictions(NamedTuple):
-    """One method on the test slides of one fold, or of all: N slides, C classes.
-
-    `temperature` is None where the table doesn't say it, and for folds taken together.
-    """
-
-    slide_ids: tuple[str, ...]
-    patients: tuple[str, ...]
-    labels: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
-    temperature: float | None
-
-
-Curve = dict[str, NDArray[np.float64]]
-"""Column of a metrics file -> one value an epoch; "epoch" is one of them."""
 
 
 @dataclass(frozen=True)
 class FoldData:
-    """One fold; `split` is None where the slide table doesn't give the split that was run."""
+    """One fold; `split` is None where the run doesn't say how it split its slides."""
 
     fold: int
     predictions: dict[str, Predictions]
@@ -91,22 +68,6 @@ class RunData:
         return pool([fold.predictions[method] for fold in self.folds])
 
 
-def method_name(method: str) -> str:
-    """Return a method's name as a reader knows it."""
-    return NAMES.get(method, method.replace("_", " "))
-
-
-def pool(parts: list[Predictions]) -> Predictions:
-    """Put folds one after the other."""
-    return Predictions(
-        slide_ids=tuple(name for part in parts for name in part.slide_ids),
-        patients=tuple(name for part in parts for name in part.patients),
-        labels=np.concatenate([part.labels for part in parts]),
-        probabilities=np.concatenate([part.probabilities for part in parts]),
-        temperature=None,
-    )
-
-
 def read_run(run_dir: Path) -> RunData:
     """Read a run directory.
 
@@ -122,178 +83,66 @@ def read_run(run_dir: Path) -> RunData:
     """
     if not run_dir.is_dir():
         raise LRMILError(f"no run directory at {run_dir}")
-    config = _read_json(run_dir, "config.json")
-    results = _read_json(run_dir, "results.json")
+    run = RunDir(run_dir)
+    config = run.read_config_values()
+    results = run.read_results()
     if OURS not in results:
-        raise LRMILError(
-            f"{run_dir / 'results.json'} has no row {OURS!r}: it is not the result of a whole run"
-        )
-    results = {name: results[name] for name in sorted(results, key=lambda name: _rank(name, list(results)))}
+        raise RunDirError(f"{run.results_json} has no row {OURS!r}: it is not the result of a whole run")
+    results = {name: results[name] for name in methods.in_table_order(list(results), ours_last=True)}
     notes: list[str] = []
     rows = _read_rows(run_dir, config, notes)
-    numbers = _fold_numbers(run_dir, config)
-    raw = {
-        number: {
-            method: _read_predictions(run_dir, f"fold{number}/predictions/{method}.csv") for method in results
-        }
-        for number in numbers
-    }
-    class_names = _class_names(run_dir, raw)
+    folds = _folds(run, config)
     predictions = {
-        number: {method: _checked(one, class_names, run_dir) for method, one in methods.items()}
-        for number, methods in raw.items()
+        fold.number: {method: fold.read_predictions(method) for method in results} for fold in folds
     }
-    n_test = sum(len(methods[OURS].labels) for methods in predictions.values())
+    found = {one.class_names for of_fold in predictions.values() for one in of_fold.values()}
+    if len(found) > 1:
+        raise RunDirError(f"{run_dir}: the predictions of its folds and methods name different classes")
+    n_test = sum(len(of_fold[OURS].labels) for of_fold in predictions.values())
     if results[OURS].get("n_test", n_test) != n_test:
-        raise LRMILError(
+        raise RunDirError(
             f"{run_dir}: results.json speaks of {results[OURS]['n_test']} test slides, the folds' predictions of "
-            f"{n_test}. {_CURE}"
+            f"{n_test}. Run python -m training.run with its config again: it goes on where it stopped."
         )
-    tested = {number: predictions[number][OURS].slide_ids for number in numbers}
-    splits = _remade_splits(rows, config, tested, notes)
-    infos = _infos(run_dir, numbers, notes)
-    folds = tuple(
-        FoldData(
-            fold=number,
-            predictions=predictions[number],
-            heads={
-                method: curve
-                for method in results
-                if (curve := _read_curve(run_dir / f"fold{number}" / "metrics" / f"{method}.csv")) is not None
-            },
-            stage1=_first_curve(run_dir, STAGE1_PLACES[:2], number),
-            bundle=run_dir / f"fold{number}" / "bundle",
-            info=infos.get(number),
-            split=splits.get(number),
-        )
-        for number in numbers
-    )
+    tested = {number: of_fold[OURS].slide_ids for number, of_fold in predictions.items()}
+    splits = _recorded_splits(run, tested, notes)
+    infos = {fold.number: info for fold in folds if (info := fold.read_bundle_info()) is not None}
+    if len(infos) < len(folds):
+        missing = [str(fold.number) for fold in folds if fold.number not in infos]
+        notes.append(f"No readable bundle: fold {', '.join(missing)}.")
     return RunData(
         root=run_dir,
         config=config,
-        class_names=class_names,
+        class_names=found.pop(),
         results=results,
-        folds=folds,
-        shared_stage1=_first_curve(run_dir, STAGE1_PLACES[2:], 0),
+        folds=tuple(
+            FoldData(
+                fold=fold.number,
+                predictions=predictions[fold.number],
+                heads={method: curve for method in results if (curve := fold.read_curve(method)) is not None},
+                stage1=fold.read_curve("stage1"),
+                bundle=fold.bundle,
+                info=infos.get(fold.number),
+                split=splits.get(fold.number),
+            )
+            for fold in folds
+        ),
+        shared_stage1=run.shared.read_curve("stage1"),
         rows={row.slide_id: row for row in rows},
         notes=tuple(notes),
     )
 
 
-_CURE = "Run python -m training.run with its config again: it goes on where it stopped."
-
-
-def _rank(method: str, order: list[str]) -> tuple[int, int]:
-    if method in SHORTCUTS:
-        return (2, SHORTCUTS.index(method))
-    known = list(NAMES)
-    place = known.index(method) if method in known else len(known) + order.index(method)
-    return (1, 0) if method == OURS else (0, place)
-
-
-def _read_json(run_dir: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads((run_dir / name).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise LRMILError(f"{run_dir} is not a finished run: it has no {name}. {_CURE}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise LRMILError(f"{run_dir / name} can't be read as JSON ({error}). {_CURE}") from error
-    if not isinstance(value, dict):
-        raise LRMILError(f"{run_dir / name} is damaged. {_CURE}")
-    return value
-
-
-def _fold_numbers(run_dir: Path, config: dict[str, Any]) -> list[int]:
-    there = sorted(
-        int(path.name.removeprefix("fold"))
-        for path in run_dir.glob("fold*")
-        if path.name.removeprefix("fold").isdecimal() and any(path.glob("predictions/*.csv"))
-    )
+def _folds(run: RunDir, config: dict[str, Any]) -> list[Folder]:
     wanted = config.get("data", {}).get("folds")
-    numbers = there if wanted is None else sorted(int(number) for number in wanted)
-    if not numbers:
-        raise LRMILError(f"{run_dir} is not a finished run: it has no fold. {_CURE}")
-    return numbers
-
-
-class _Raw(NamedTuple):
-    class_names: tuple[str, ...]
-    records: list[dict[str, str]]
-    place: str
-
-
-def _read_predictions(run_dir: Path, place: str) -> _Raw:
-    try:
-        with (run_dir / place).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            records = list(reader)
-    except FileNotFoundError as error:
-        raise LRMILError(f"{run_dir} is not a finished run: it has no {place}. {_CURE}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LRMILError(f"{run_dir / place} can't be read as CSV ({error}). {_CURE}") from error
-    names = tuple(name.removeprefix("p_") for name in columns[3:] if name.startswith("p_"))
-    if columns[:3] != ["slide_id", "patient_id", "label"] or len(names) < 2 or not records:
-        raise LRMILError(f"{run_dir / place} is no table of predictions. {_CURE}")
-    return _Raw(names, records, place)
-
-
-def _class_names(run_dir: Path, raw: dict[int, dict[str, _Raw]]) -> tuple[str, ...]:
-    found = {one.class_names for methods in raw.values() for one in methods.values()}
-    if len(found) > 1:
-        raise LRMILError(
-            f"{run_dir}: the predictions of its folds and methods name different classes. {_CURE}"
+    folds = (
+        run.tested_folds() if wanted is None else [run.fold(number) for number in sorted(map(int, wanted))]
+    )
+    if not folds:
+        raise RunDirError(
+            f"{run.root} is not a finished run: it has no fold. Run python -m training.run again"
         )
-    return found.pop()
-
-
-def _checked(raw: _Raw, class_names: tuple[str, ...], run_dir: Path) -> Predictions:
-    records = raw.records
-    try:
-        temperature = records[0].get("temperature")
-        return Predictions(
-            slide_ids=tuple(record["slide_id"] for record in records),
-            patients=tuple(record["patient_id"] for record in records),
-            labels=np.array([class_names.index(record["label"]) for record in records], np.int64),
-            probabilities=np.array(
-                [[float(record[f"p_{name}"]) for name in class_names] for record in records], np.float64
-            ),
-            temperature=float(temperature) if temperature else None,
-        )
-    except (ValueError, TypeError) as error:  # an unknown label, a cut line
-        raise LRMILError(f"{run_dir / raw.place} is damaged ({error}). {_CURE}") from error
-
-
-def _first_curve(run_dir: Path, places: tuple[str, ...], fold: int) -> Curve | None:
-    curves = (_read_curve(run_dir / place.format(fold=fold)) for place in places)
-    return next((curve for curve in curves if curve is not None), None)
-
-
-def _read_curve(path: Path) -> Curve | None:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            records = list(csv.DictReader(file))
-        curve = {
-            name: np.array([float(record[name]) for record in records], np.float64) for name in records[0]
-        }
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, IndexError, csv.Error) as error:
-        raise LRMILError(f"{path} is damaged ({error}). {_CURE}") from error
-    return curve if "epoch" in curve else None
-
-
-def _infos(run_dir: Path, numbers: list[int], notes: list[str]) -> dict[int, BundleInfo]:
-    found = {}
-    for number in numbers:
-        try:
-            found[number] = load_info(run_dir / f"fold{number}" / "bundle")
-        except BundleError:
-            continue
-    missing = [str(number) for number in numbers if number not in found]
-    if missing:
-        notes.append(f"No readable bundle: fold {', '.join(missing)}.")
-    return found
+    return folds
 
 
 def _read_rows(run_dir: Path, config: dict[str, Any], notes: list[str]) -> list[SlideRow]:
@@ -321,50 +170,32 @@ def _read_rows(run_dir: Path, config: dict[str, Any], notes: list[str]) -> list[
             except ConfigError:
                 break
     notes.append(
-        "The slide table isn't where the config says: numbers of training slides are unknown, and there are no "
-        "pictures. Where its path is relative, start the report in the folder where the run was started."
+        "The slide table isn't where the config says: there are no pictures. Where its path is relative, start the "
+        "report in the folder where the run was started."
     )
     return []
 
 
-def _remade_splits(
-    rows: list[SlideRow], config: dict[str, Any], tested: dict[int, tuple[str, ...]], notes: list[str]
-) -> dict[int, Split]:
-    """Return splits by fold, made again from the table, and only those that test the slides that were tested.
+def _recorded_splits(run: RunDir, tested: dict[int, tuple[str, ...]], notes: list[str]) -> dict[int, Split]:
+    """Return splits by fold as the run recorded them.
 
     Parameters
     ----------
-    rows : list of SlideRow
-    config : dict
+    run : RunDir
     tested : dict
-        Fold -> ids of its test slides.
+        Fold -> ids of its test slides: splits of a later, unfinished run say nothing about these.
     notes : list of str
-        Gets a line where a fold's split can't be told.
+        Gets a line where a fold's split isn't known.
     """
-    seen = {name for names in tested.values() for name in names}
-    usable = [row for row in rows if row.label is None or row.slide_id in seen]
-    data = config.get("data", {})
-    found: dict[int, Split] = {}
-    # A run that skipped bad slides split the rest; where every fold was run, the predictions name them.
-    for candidates in (rows, usable):
-        try:
-            splits = make_splits(
-                candidates,
-                n_folds=data.get("n_folds", 5),
-                seed=config.get("run", {}).get("seed", 0),
-                preserved_sites=data.get("preserved_sites", False),
-            )
-        except ConfigError:
-            continue
-        found |= {
-            split.fold: split
-            for split in splits
-            if split.fold not in found
-            and {row.slide_id for row in split.test} == set(tested.get(split.fold, ()))
-        }
-    if rows and set(found) != set(tested):
+    kept = run.read_splits()
+    found = {
+        split.fold: split
+        for split in (kept.splits() if kept is not None else ())
+        if {row.slide_id for row in split.test} == set(tested.get(split.fold, ()))
+    }
+    if set(found) != set(tested):
         notes.append(
-            "The slide table has changed since the run, or slides were skipped: where a fold's split can't "
-            "be told from it, the numbers of training slides are left out."
+            "The run doesn't say how it split its slides, as those of earlier versions don't: the numbers of training "
+            "slides are left out."
         )
     return found

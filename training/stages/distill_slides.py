@@ -1,98 +1,103 @@
-"""Step 5, stage 2: the student MIL on LR bags, with or without the teacher's bag logits and attention."""
+"""Step 5, stage 2: what the teacher says of a slide's bag, as losses of the student's head (method.md section 3).
+
+L2 = l_ce CE + l_bag KL + l_soft KL + l_hard CE. A term more: a pure function in `training.losses`, its weight in
+`Stage2Section`, and a line in `SlideDistillation.__call__`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from napari_lrmil.model.mil import MILOutput
 from training.data.bags import Bag, parents_in_bag
-from training.data.store import EmbeddingStore
-from training.data.table import Split
+from training.data.tile_index import SlideTiles
 from training.losses import attention_kl, bag_kl, guided_attention, hard_instance_loss
-from training.mil_fit import fit_mil
-from training.run_dir import load_tensors, save_tensors
-from training.stages.context import Context
-
-LABELS = {
-    "lr_scratch": "LR from scratch",
-    "stage1_only": "Stage 1 only",
-    "stage2_only": "Stage 2 only",
-    "lrmil": "Stage 2: slides",
-    "random_init": "Random encoder",
-}
+from training.section import Section
 
 
-def train_student(
-    context: Context,
-    split: Split,
-    *,
-    method: str,
-    store: EmbeddingStore,
-    embed_dim: int,
-    distil: bool,
-    key: str,
-) -> None:
-    """Train a MIL head on LR bags; write ``foldN/mil/<method>``.
+class TeacherOutput(NamedTuple):
+    """What the teacher's head says of one training slide of M HR tiles, C classes."""
+
+    bag_logits: Tensor
+    """(C,)"""
+    attention_logits: Tensor
+    """(M,) before the softmax over the bag"""
+    attention_scores: Tensor
+    """(M,) after it"""
+
+
+class Stage2Section(Section):
+    """Slide-level distillation: L2 = l_ce CE + l_bag KL + l_soft KL + l_hard CE (method.md section 3)."""
+
+    l_ce: float = Field(default=1.0, ge=0, description="of the cross-entropy with the label")
+    l_bag: float = Field(default=1.0, ge=0, description="weight of the KL to the teacher's bag logits")
+    l_soft: float = Field(
+        default=0.5, ge=0, description="weight of the KL to the teacher's attention, summed over the bag"
+    )
+    l_hard: float = Field(
+        default=0.5,
+        ge=0,
+        description="weight of the cross-entropy on the tiles that it attends to most and least",
+    )
+    temperature_bag: float = Field(default=2.0, gt=0, description="T_b, of both sides' bag logits")
+    temperature_attention: float = Field(
+        default=1.0, gt=0, description="T_a, of the student's attention logits"
+    )
+    aggregation: Literal["mean", "max", "sum"] = Field(
+        default="sum", description="how the children's attention becomes that of the LR tile"
+    )
+    k: int = Field(default=4, ge=1, description="tiles at each end in the hard loss")
+
+
+class SlideDistillation:
+    """The teacher's part of L2 for each training slide; an `ExtraLoss` of `fit_head`.
 
     Parameters
     ----------
-    context : Context
-    split : Split
-    method : str
-    store : EmbeddingStore
-        LR embeddings, of the undistilled or of the student encoder.
-    embed_dim : int
-        Their D.
-    distil : bool
-        Whether the teacher's bag logits and attention take part; else cross-entropy alone.
-    key : str
-        Hash of the step's inputs.
+    section : Stage2Section
+    slides : iterable of SlideTiles
+        The training slides.
+    teacher : mapping of str to TeacherOutput
+        By slide.
+    ratio : int
+        LR tiles are so many HR tiles wide.
+    device : torch.device
     """
-    fold = f"fold{split.fold}"
-    extra = _Distillation(context, split) if distil else None
-    model = fit_mil(
-        context.bags(store, split.train, share=0.75),
-        context.bags(store, split.val, share=0.25),
-        embed_dim=embed_dim,
-        n_classes=len(context.class_names),
-        config=context.config.mil,
-        extra_loss=extra,
-        ce_weight=context.config.stage2.l_ce if distil else 1.0,
-        seed=context.config.run.seed,
-        fabric=context.runtime.head_fabric,
-        files=context.files(fold, method, key),
-        reporter=context.reporter,
-        description=LABELS[method],
-    )
-    save_tensors(context.run_dir.path(fold, "mil", f"{method}.safetensors"), model.state_dict())
 
-
-class _Distillation:
-    """The teacher's part of L2 for each training slide."""
-
-    def __init__(self, context: Context, split: Split) -> None:
-        self._config = context.config.stage2
-        self._device = context.device
-        outputs = load_tensors(context.run_dir.path(f"fold{split.fold}", "teacher_outputs.safetensors"))
+    def __init__(
+        self,
+        section: Stage2Section,
+        slides: Iterable[SlideTiles],
+        teacher: Mapping[str, TeacherOutput],
+        *,
+        ratio: int,
+        device: torch.device,
+    ) -> None:
+        self._section = section
         self._logits: dict[str, Tensor] = {}
         self._guided: dict[str, tuple[Tensor, Tensor]] = {}
-        for tiles in context.tiles_of(split.train):
+        for tiles in slides:
             name = tiles.row.slide_id
-            self._logits[name] = outputs[f"{name}/bag_logits"].to(context.device)
-            parent = torch.from_numpy(parents_in_bag(tiles, context.geometry.ratio))
+            self._logits[name] = teacher[name].bag_logits.to(device)
+            parent = torch.from_numpy(parents_in_bag(tiles, ratio))
             guided, has_children = guided_attention(
-                outputs[f"{name}/attention_scores"], parent, len(tiles.lr_places), self._config.aggregation
+                teacher[name].attention_scores, parent, len(tiles.lr_places), section.aggregation
             )
-            self._guided[name] = (guided.to(context.device), has_children.to(context.device))
+            self._guided[name] = (guided.to(device), has_children.to(device))
 
     def __call__(self, bag: Bag, output: MILOutput) -> dict[str, Tensor]:
-        config = self._config
+        """Return the weighted terms of one bag."""
+        section = self._section
         guided, has_children = self._guided[bag.name]
         return {
-            "bag": config.l_bag * bag_kl(output.bag_logits, self._logits[bag.name], config.temperature_bag),
-            "soft": config.l_soft
-            * attention_kl(output.attention_logits, guided, has_children, config.temperature_attention),
-            "hard": config.l_hard
-            * hard_instance_loss(output.instance_logits, guided, has_children, config.k),
+            "bag": section.l_bag * bag_kl(output.bag_logits, self._logits[bag.name], section.temperature_bag),
+            "soft": section.l_soft
+            * attention_kl(output.attention_logits, guided, has_children, section.temperature_attention),
+            "hard": section.l_hard
+            * hard_instance_loss(output.instance_logits, guided, has_children, section.k),
         }

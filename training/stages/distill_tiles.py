@@ -2,24 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
 from napari_lrmil.errors import ConfigError
+from napari_lrmil.model.bundle import stored_weights
 from napari_lrmil.model.encoder import Encoder, child_means
-from training.checkpoint import Files
 from training.data.pairs import PairBatch, PairLoader, SlidePairs
-from training.data.tile_index import SlideTiles
-from training.loop import fit
+from training.data.store import EmbeddingStore
+from training.data.tile_index import SlideTiles, TileGeometry
+from training.loop import Recipe, Session, Task, fit
 from training.losses import child_attention_loss, layer_loss, renormalised_weights
-from training.run_dir import load_tensors, save_tensors
-from training.stages.context import Context
+from training.section import Section
+
+
+class Stage1Section(Section):
+    """Tile-level distillation: L1 = lambda_layer L_layer + lambda_attn L_attn (method.md section 3)."""
+
+    layers: tuple[int, ...] = Field(
+        default=(0, 1, 10), description="blocks of f whose tokens are matched; none: L_attn alone"
+    )
+    lambda_layer: float = Field(
+        default=1.0, ge=0, description="of L_layer: token blocks against the children's class tokens"
+    )
+    lambda_attn: float = Field(
+        default=1.0, ge=0, description="of L_attn: final class token against the children's, weighted"
+    )
+    weighting: Literal["uniform", "attention"] = Field(
+        default="uniform",
+        description="of the children in L_attn; uniform needs no labels, so one encoder serves all folds",
+    )
+    scope: Literal["auto", "shared", "fold"] = Field(
+        default="auto",
+        description="one f' for all folds, or one a fold; auto: shared where weights are uniform and folds are many",
+    )
+    slides: Literal["all", "unlabelled"] = Field(
+        default="all",
+        description="whose pixels a shared f' learns from. No label is used, but with all it has seen the pixels of "
+        "test slides; unlabelled keeps to slides without label, of patients that no fold validates or tests",
+    )
+    epochs: int = Field(default=5, ge=1, description="the one with the least validation loss is kept")
+    pairs_per_epoch: int | None = Field(default=None, ge=1, description="sampled; default every pair")
+    val_pairs: int = Field(default=512, ge=1, description="of validation slides, to choose the epoch")
+    shifted: bool = Field(default=True, description="LR tiles start at every HR grid position")
+    turned: bool = Field(default=True, description="tiles are turned and flipped, their children permuted")
+    min_children: float = Field(
+        default=0.25, gt=0, le=1, description="share of a pair's children with tissue"
+    )
+    batch_size: int = Field(default=32, ge=1, description="tiles a pass, over all processes together")
+    accumulate: int = Field(default=1, ge=1, description="passes a step")
+    checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, a third slower"
+    )
+    window_gib: float = Field(
+        default=1.0,
+        gt=0,
+        description="teacher embeddings held in memory; pairs are shuffled within such a window",
+    )
+    learning_rate: float = Field(default=3e-4, gt=0, description="peak, after a warm-up of 5 % of the steps")
+    weight_decay: float = Field(default=0.02, ge=0, description="of AdamW")
+
+    def recipe(self, seed: int) -> Recipe:
+        """Return how the weights of f' are fitted."""
+        return Recipe(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            seed=seed,
+            accumulate=self.accumulate,
+            warmup=True,
+        )
 
 
 class DistillerOutput(NamedTuple):
@@ -102,52 +160,48 @@ def student_layers(
 
 
 def distill_encoder(
-    context: Context,
-    train: Sequence[SlideTiles],
-    val: Sequence[SlideTiles],
-    teacher: Encoder,
+    student: Encoder,
+    train: PairLoader,
+    val: PairLoader,
+    section: Stage1Section,
+    session: Session,
     *,
-    out: Path,
-    files: Files,
-    teacher_outputs: Path | None,
+    teacher_dim: int,
+    layers: tuple[int, ...],
+    ratio: int,
+    seed: int,
 ) -> None:
-    """Train f' and write its weights.
+    """Train f' in place; no label is used.
 
     Parameters
     ----------
-    context : Context
-    train, val : sequences of SlideTiles
-        `val` only chooses the epoch; no label is used.
-    teacher : Encoder
-        f, frozen.
-    out : Path
-        For the weights.
-    files : Files
-    teacher_outputs : Path, optional
-        The fold's teacher outputs where children are weighted by attention; None for uniform weights.
+    student : Encoder
+        f' before stage 1, on the session's device.
+    train, val : PairLoader
+        `val` only chooses the epoch.
+    section : Stage1Section
+    session : Session
+    teacher_dim : int
+        D of f.
+    layers : tuple of int
+        The student's blocks that are matched with ``section.layers``; see `student_layers`.
+    ratio : int
+        Children along the edge of a tile.
+    seed : int
     """
-    config, runtime = context.config.stage1, context.runtime
-    student = context.new_student(teacher)
-    model = Distiller(
-        student,
-        teacher_dim=teacher.embed_dim,
-        layers=student_layers(
-            context.config.student.layers, config.layers, depth=student.depth, teacher_depth=teacher.depth
-        ),
-        ratio=context.geometry.ratio,
-    ).to(context.device)
-    if config.checkpointing:
+    fabric = session.fabric
+    device = fabric.device
+    model = Distiller(student, teacher_dim=teacher_dim, layers=layers, ratio=ratio).to(device)
+    if section.checkpointing:
         student.set_grad_checkpointing(True)
-    train_loader = _loader(context, train, teacher_outputs, teacher.embed_dim)
-    val_loader = _loader(context, val, None, teacher.embed_dim)
 
-    def losses_of(wrapped: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
-        batch = batch.to(context.device)
+    def losses(wrapped: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+        batch = batch.to(device)
         output = DistillerOutput(*wrapped(batch.tiles))
         layer = layer_loss(output.child_tokens, batch.child_layer_tokens, batch.valid)
         weights = renormalised_weights(batch.child_scores, batch.valid)
         attention = child_attention_loss(output.embedding, batch.child_embeddings, weights)
-        per_tile = config.lambda_layer * layer + config.lambda_attn * attention  # (B,)
+        per_tile = section.lambda_layer * layer + section.lambda_attn * attention  # (B,)
         return {
             "loss": batch.weight * per_tile.mean(),
             "layer": batch.weight * layer.detach().mean(),
@@ -156,84 +210,98 @@ def distill_encoder(
         }
 
     def batches(epoch: int) -> Iterator[PairBatch]:
-        rng = np.random.default_rng((context.config.run.seed, epoch))
-        return train_loader.batches(rng, limit=config.pairs_per_epoch, turned=config.turned)
+        rng = np.random.default_rng((seed, epoch))
+        return train.batches(rng, limit=section.pairs_per_epoch, turned=section.turned)
 
     def validate() -> dict[str, float]:
-        sums = torch.zeros(2, dtype=torch.float32, device=context.device)
-        rng = np.random.default_rng(context.config.run.seed)
-        with torch.inference_mode(), runtime.fabric.autocast():
-            for batch in val_loader.batches(rng, limit=config.val_pairs, turned=False):
+        sums = torch.zeros(2, dtype=torch.float32, device=device)
+        rng = np.random.default_rng(seed)
+        with torch.inference_mode(), fabric.autocast():
+            for batch in val.batches(rng, limit=section.val_pairs, turned=False):
                 if batch.weight:  # else it is there for a training step's sake only
-                    loss = losses_of(model, batch)["per_tile"]
+                    loss = losses(model, batch)["per_tile"]
                     sums += torch.stack([loss.sum(), loss.new_tensor(len(loss))])
-        total, count = runtime.fabric.all_reduce(sums, reduce_op="sum").tolist()
+        everywhere = fabric.all_reduce(sums, reduce_op="sum")
+        assert isinstance(everywhere, Tensor)
+        total, count = everywhere.tolist()
         return {"val_loss": total / count}
 
-    fit(
-        model,
-        fabric=runtime.fabric,
-        epochs=config.epochs,
+    task = Task(
         batches=batches,
-        steps_per_epoch=train_loader.steps(config.pairs_per_epoch),
-        loss_of=losses_of,
-        names_of=_names_of,
+        steps_per_epoch=train.steps(section.pairs_per_epoch),
+        losses=losses,
         validate=validate,
         score=lambda metrics: (-metrics["val_loss"],),
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        seed=context.config.run.seed,
-        accumulate=config.accumulate,
-        size_of=lambda batch: batch.n_pairs,
-        warmup=True,
-        files=files,
-        reporter=context.reporter,
-        description="Stage 1: tiles",
+        names=slides_of_broken_tiles,
+        size=lambda batch: batch.n_pairs,
     )
-    if runtime.is_main:
-        save_tensors(out, student.vit.state_dict())
-    runtime.wait()
+    fit(model, task, section.recipe(seed), session)
+    # Rounded: what is evaluated is what a bundle serves.
+    student.vit.load_state_dict(stored_weights(student.vit.state_dict()))
 
 
-def _names_of(batch: PairBatch, losses: dict[str, Tensor]) -> str:
-    """The slides whose loss isn't a number; all of the batch where none stands out."""
-    finite = torch.isfinite(losses["per_tile"]).tolist()
-    bad = sorted({name for name, fine in zip(batch.slide_ids, finite, strict=True) if not fine})
-    names = bad or sorted(set(batch.slide_ids))
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _loader(
-    context: Context, slides: Sequence[SlideTiles], teacher_outputs: Path | None, teacher_dim: int
+def pair_loader(
+    slides: Sequence[SlideTiles],
+    section: Stage1Section,
+    geometry: TileGeometry,
+    store: EmbeddingStore,
+    *,
+    teacher_dim: int,
+    scores: Callable[[str], NDArray[np.float32]] | None,
+    threads: int,
+    rank: int = 0,
+    world: int = 1,
 ) -> PairLoader:
-    config = context.config.stage1
-    outputs = None if teacher_outputs is None else load_tensors(teacher_outputs)
+    """Return the pairs of some slides as stage 1 takes them.
 
-    def scores(slide_id: str) -> NDArray[np.float32]:
-        assert outputs is not None
-        return np.asarray(outputs[f"{slide_id}/attention_scores"].numpy(), np.float32)
+    Parameters
+    ----------
+    slides : sequence of SlideTiles
+    section : Stage1Section
+    geometry : TileGeometry
+    store : EmbeddingStore
+        Of f on the HR tiles, with the class token after each of ``section.layers``.
+    teacher_dim : int
+        D of f.
+    scores : callable, optional
+        Slide id -> (M,) attention scores of its HR tiles; None for uniform weights.
+    threads : int
+        Tiles decoded at once.
+    rank, world : int
+        Of this process.
 
+    Raises
+    ------
+    ConfigError
+        Where there is no pair at all.
+    """
     pairs = [
-        SlidePairs(
-            tiles, ratio=context.geometry.ratio, shifted=config.shifted, min_children=config.min_children
-        )
+        SlidePairs(tiles, ratio=geometry.ratio, shifted=section.shifted, min_children=section.min_children)
         for tiles in slides
     ]
     if not any(len(item) for item in pairs):
         raise ConfigError(
-            f"stage 1: none of {len(pairs)} slides has an LR tile of which {config.min_children:.0%} of the children "
+            f"stage 1: none of {len(pairs)} slides has an LR tile of which {section.min_children:.0%} of the children "
             "hold tissue (stage1.min_children)"
         )
     return PairLoader(
         pairs,
-        context.geometry,
-        context.hr_store(),
-        scores=None if outputs is None else scores,
-        with_layers=bool(config.layers),
-        batch_size=config.batch_size,
-        threads=context.config.run.threads,
-        window_bytes=config.window_gib * 2**30,
-        bytes_per_tile=2 * teacher_dim * (1 + len(config.layers)),
-        rank=context.runtime.rank,
-        world=context.runtime.world,
+        geometry,
+        store,
+        scores=scores,
+        with_layers=bool(section.layers),
+        batch_size=section.batch_size,
+        threads=threads,
+        window_bytes=section.window_gib * 2**30,
+        bytes_per_tile=2 * teacher_dim * (1 + len(section.layers)),
+        rank=rank,
+        world=world,
     )
+
+
+def slides_of_broken_tiles(batch: PairBatch, losses: dict[str, Tensor]) -> str:
+    """Return the slides whose loss isn't a number; all of the batch where none stands out."""
+    finite = torch.isfinite(losses["per_tile"]).tolist()
+    bad = sorted({name for name, fine in zip(batch.slide_ids, finite, strict=True) if not fine})
+    names = bad or sorted(set(batch.slide_ids))
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -16,11 +16,11 @@ from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_weights
 from napari_lrmil.predict import embed_tiles
 from napari_lrmil.slide import choose_level, iter_tiles
 from napari_lrmil.slide.files import stamp_of
-from training.config import content_hash
 from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles, TileGeometry
-from training.runtime import autocast
-from training.stages.context import Context
+from training.hashing import content_hash
+from training.progress import Reporter
+from training.runtime import Runtime, autocast
 
 
 @dataclass(frozen=True)
@@ -82,50 +82,31 @@ class EncoderSource:
     """As in the config: auto is the worker's own fastest."""
 
 
-def jobs_for(
-    context: Context, slides: Sequence[SlideTiles], store: EmbeddingStore, *, hr: bool
-) -> list[EmbedJob]:
-    """What is to be embedded for these slides, done or not."""
-    config = context.config
-    return [
-        EmbedJob(
-            tiles,
-            context.geometry,
-            store,
-            hr=hr,
-            layers=config.stage1.layers if hr else (),
-            batch_size=config.encoder.batch_size,
-            threads=config.run.threads,
-            precision=config.run.precision,
-        )
-        for tiles in slides
-    ]
-
-
-def embed_slides(context: Context, jobs: Sequence[EmbedJob], encoder: Encoder, description: str) -> None:
+def embed_slides(
+    jobs: Sequence[EmbedJob], encoder: Encoder, runtime: Runtime, reporter: Reporter, description: str
+) -> None:
     """Embed in this process what isn't done, this process's share of it.
 
     Parameters
     ----------
-    context : Context
     jobs : sequence of EmbedJob
     encoder : Encoder
-        In eval mode, on the context's device.
+        In eval mode, on the runtime's device.
+    runtime : Runtime
+    reporter : Reporter
     description : str
         For the bar.
     """
     if jobs:
         jobs[0].store.prepare()
     todo = [job for job in jobs if not job.is_done]
-    context.runtime.wait()  # all must have looked before one of them changes what there is to see
-    todo = context.runtime.share(todo)
-    if not todo:
-        context.runtime.wait()
-        return
-    with context.reporter.bar(description, sum(len(job.places) for job in todo)) as advance:
-        for job in todo:
-            embed_slide(job, encoder, context.device, advance=advance)
-    context.runtime.wait()
+    runtime.wait()  # all must have looked before one of them changes what there is to see
+    todo = runtime.share(todo)
+    if todo:
+        with reporter.bar(description, sum(len(job.places) for job in todo)) as advance:
+            for job in todo:
+                embed_slide(job, encoder, runtime.device, advance=advance)
+    runtime.wait()
 
 
 def embed_slide(

@@ -3,90 +3,113 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from pydantic import Field
+
 from napari_lrmil.model.bundle import BundleInfo, Provenance, TileInput, save_bundle
 from napari_lrmil.model.encoder import Encoder
-from napari_lrmil.model.mil import MILModel
-from training.config import content_hash
-from training.data.store import EmbeddingStore
-from training.data.table import Split
-from training.mil_fit import mil_spec
-from training.run_dir import code_commit
-from training.stages.context import Context
-from training.stages.evaluate import FoldPredictions
-from training.trust_fit import fit_trust, trust_metrics
+from napari_lrmil.model.mil import MILModel, MILSpec
+from napari_lrmil.model.trust import Trust
+from training.data.tile_index import TileGeometry
+from training.section import Section
+
+_PACKAGES = ("napari-lrmil", "torch", "timm", "numpy", "openslide-python")
+"""Whose versions a bundle names."""
 
 
-def bundle_dir(context: Context, split: Split) -> Path:
-    """Where a fold's bundle lies."""
-    return context.run_dir.path(f"fold{split.fold}", "bundle")
+class ExportSection(Section):
+    """The bundle."""
+
+    name: str = Field(default="LRMIL student", min_length=1, description="of the bundle")
+    description: str = Field(default="An LRMIL student.", description="one sentence for its card")
+    demonstration: bool = Field(default=False, description="marked as not for diagnosis, in card and window")
+    licence: str = Field(default="other", description="as a model hub names it")
+    training_data: str = Field(default="Not described.", description="what it was trained on, for its card")
 
 
 def export_bundle(
-    context: Context,
+    out: Path,
     encoder: Encoder,
     mil: MILModel,
+    mil_spec: MILSpec,
+    trust: Trust,
+    section: ExportSection,
     *,
-    split: Split,
-    store: EmbeddingStore,
-    test: FoldPredictions,
+    geometry: TileGeometry,
+    class_names: tuple[str, ...],
+    temperature: float,
+    config_sha256: str,
     metrics: dict[str, float],
 ) -> None:
-    """Write ``foldN/bundle``: the student of one fold, with where it comes from and how far to trust it.
+    """Write the student of one fold, with where it comes from and how far to trust it.
 
     Parameters
     ----------
-    context : Context
+    out : Path
+        Folder of the bundle.
     encoder, mil
         f' and the student's head.
-    split : Split
-        Training slides say what tiles look like; validation slides calibrate.
-    store : EmbeddingStore
-        Of f'.
-    test : FoldPredictions
-        What the student says of the fold's test slides, at the temperature from validation.
+    mil_spec : MILSpec
+        Of the head.
+    trust : Trust
+    section : ExportSection
+    geometry : TileGeometry
+    class_names : tuple of str
+    temperature : float
+        From validation.
+    config_sha256 : str
+        Of the run's config.
     metrics : dict
         Of the fold's test slides.
     """
-    config = context.config
-    trust = fit_trust(
-        mil,
-        context.bags(store, split.train, share=0.0),
-        context.bags(store, split.val),
-        temperature=test.temperature,
-        seed=config.run.seed,
-        device=context.device,
-    )
-    test_bags = context.bags(store, split.test, share=0.0)
-    packages = ("napari-lrmil", "torch", "timm", "numpy", "openslide-python")
     info = BundleInfo(
-        name=config.export.name,
-        description=config.export.description,
-        demonstration=config.export.demonstration,
-        licence=config.export.licence,
+        name=section.name,
+        description=section.description,
+        demonstration=section.demonstration,
+        licence=section.licence,
         encoder=encoder.spec,
         token_px=encoder.token_px,
         tiles=TileInput(
-            tile_px=config.tiles.tile_px,
-            mpp=config.tiles.mpp_lr,
-            min_tissue=config.tiles.min_tissue,
-            apply_icc=config.tiles.apply_icc,
+            tile_px=geometry.tile_px,
+            mpp=geometry.mpp_lr,
+            min_tissue=geometry.min_tissue,
+            apply_icc=geometry.apply_icc,
         ),
-        teacher_mpp=config.tiles.mpp_lr / config.tiles.ratio,
-        mil=mil_spec(encoder.embed_dim, len(context.class_names), config.mil),
-        class_names=context.class_names,
-        temperature=test.temperature,
+        teacher_mpp=geometry.mpp_lr / geometry.ratio,
+        mil=mil_spec,
+        class_names=class_names,
+        temperature=temperature,
         provenance=Provenance(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            config_sha256=content_hash(config),
+            config_sha256=config_sha256,
             commit=code_commit(),
-            versions={"python": platform.python_version()} | {name: version(name) for name in packages},
-            metrics=metrics | trust_metrics(trust, test.probabilities, test.labels, test_bags),
-            training_data=config.export.training_data,
+            versions={"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+            metrics=metrics,
+            training_data=section.training_data,
         ),
         weights_sha256="",
     )
-    save_bundle(bundle_dir(context, split), info=info, encoder=encoder, mil=mil, trust=trust)
+    save_bundle(out, info=info, encoder=encoder, mil=mil, trust=trust)
+
+
+def code_commit() -> str:
+    """Return the commit of the training code, with '+changes' where the tree differs from it; 'unknown' without git."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+changes" if changed else "")

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from napari_lrmil.errors import ConfigError
+from training import methods
 from training.cohort import MASK_DOWNSAMPLE, MPP_L0
+from training.data.predictions import SlideAttention
+from training.run.layout import RunDir
 from training.studies.localisation import (
     MIN_LESION,
     Localisation,
@@ -22,12 +23,12 @@ from training.studies.localisation import (
     localise_slide,
     tile_lesion_fractions,
 )
-from training.studies.runs import METHODS, Experiment
+from training.studies.runs import Experiment
 
 MASK_MPP = MASK_DOWNSAMPLE * MPP_L0
 """µm a pixel of the generated cohort's masks measures, and of the mosaics'."""
 
-TEACHER = "teacher_hr"
+TEACHER = methods.TEACHER.key
 
 
 class AttentionRow(NamedTuple):
@@ -36,11 +37,6 @@ class AttentionRow(NamedTuple):
     method: str
     grid: str
     localisation: Localisation
-
-
-class _Attention(NamedTuple):
-    scores: NDArray[np.float64]
-    places: NDArray[np.int64]
 
 
 def localisation_rows(
@@ -82,7 +78,7 @@ def localisation_rows(
         student = next((slides for method, slides in kept.items() if method != TEACHER), None)
         if TEACHER in kept and student is not None:
             gathered = {
-                name: _Attention(
+                name: SlideAttention(
                     gather_on_parents(one.scores, one.places, student[name].places, tiles.ratio),
                     student[name].places,
                 )
@@ -98,10 +94,8 @@ def localisation_rows(
         )
     patient_of = dict(zip(experiment.slide_ids, experiment.patients, strict=True))
     rows = []
-    order = list(METHODS)
-    for method, grid in sorted(
-        found, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), key)
-    ):
+    order = methods.in_table_order(sorted({method for method, _ in found}))
+    for method, grid in sorted(found, key=lambda key: (order.index(key[0]), key)):
         by_seed = found[method, grid]
         names = sorted(by_seed[0])
         if len(by_seed) != len(experiment.seeds) or any(sorted(one) != names for one in by_seed):
@@ -129,7 +123,7 @@ def localisation_rows(
 
 
 def _localise(
-    slides: dict[str, _Attention], lesions: dict[str, NDArray[np.bool_]], tile_mask_px: float
+    slides: dict[str, SlideAttention], lesions: dict[str, NDArray[np.bool_]], tile_mask_px: float
 ) -> dict[str, SlideLocalisation]:
     result = {}
     for name, one in slides.items():
@@ -152,19 +146,11 @@ def _read_mask(path: Path) -> NDArray[np.bool_]:
         raise ConfigError(f"the mask {path} can't be read: {error}") from error
 
 
-def _read_attention(run_dirs: tuple[Path, ...]) -> dict[str, dict[str, _Attention]]:
+def _read_attention(run_dirs: tuple[Path, ...]) -> dict[str, dict[str, SlideAttention]]:
     """Read method -> slide -> attention, over all folds."""
-    found: dict[str, dict[str, _Attention]] = {}
-    for folder in run_dirs:
-        for path in sorted(folder.glob("fold*/test_attention/*.safetensors")):
-            try:
-                tensors = load_file(path)
-                for key in tensors:
-                    if key.endswith("/attention_scores"):
-                        name = key.removesuffix("/attention_scores")
-                        found.setdefault(path.stem, {})[name] = _Attention(
-                            tensors[key].astype(np.float64), tensors[f"{name}/places"].astype(np.int64)
-                        )
-            except (OSError, SafetensorError, KeyError) as error:
-                raise ConfigError(f"{path} can't be read as attention of test slides: {error}") from error
+    found: dict[str, dict[str, SlideAttention]] = {}
+    for run_dir in map(RunDir, run_dirs):
+        for fold in run_dir.folds():
+            for method in fold.attended_methods():
+                found.setdefault(method, {}).update(fold.read_attention(method))
     return found

@@ -20,16 +20,18 @@ from sklearn.linear_model import RidgeCV
 
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.terminal import errors_as_messages
-from training.config import RunConfig
 from training.data.bags import parents_in_bag
+from training.data.splits import Split
 from training.data.store import EmbeddingStore
-from training.data.table import SlideRow, Split
+from training.data.table import SlideRow
+from training.methods import METHODS, Embedding, Method
 from training.metrics import auc
-from training.mil_fit import bag_logits
-from training.pipeline import load_mil
 from training.progress import Reporter
-from training.run import Prepared, prepare
-from training.stages.context import Context
+from training.run.context import Context
+from training.run.layout import RunDir
+from training.run.pipeline import load_head
+from training.run.prepare import Prepared, prepare
+from training.stages.heads import bag_logits
 
 Array = NDArray[np.float64]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -82,10 +84,10 @@ def explained(context: Context, split: Split, lr: EmbeddingStore) -> Explained:
 
 
 def head_aucs(
-    context: Context, split: Split, method: str, store: EmbeddingStore, embed_dim: int
+    context: Context, split: Split, method: Method, store: EmbeddingStore, embed_dim: int
 ) -> list[float]:
     """Return a head's AUC on train, validation and test slides."""
-    model = load_mil(context, embed_dim, split, method)
+    model = load_head(context, split, method, embed_dim)
     found = []
     for rows in (split.train, split.val, split.test):
         bags = context.bags(store, rows)
@@ -95,29 +97,30 @@ def head_aucs(
 
 def diagnose(prepared: Prepared) -> dict[str, Array]:
     """Return name -> (folds, numbers): Explained of each encoder, AUCs of each head."""
-    context, splits, keys = prepared
+    context, splits, steps = prepared
     teacher = context.teacher_encoder()
     lr_teacher = context.lr_store(context.encoder_hash)
     found: dict[str, list[list[float]]] = {}
     for split in splits:
-        plan = keys.stage1_plan(split)
-        if not keys.student_file(plan).is_file():
+        plan = steps.stage1_plan(split)
+        if not steps.student_file(plan).is_file():
             raise ConfigError(
                 f"{context.run_dir.root} is not finished: fold {split.fold} has no student encoder"
             )
-        lr_student = keys.student_store(plan)
-        student_dim = context.student_encoder(keys.student_file(plan)).embed_dim
+        lr_student = steps.student_store(plan)
+        student_dim = context.student_encoder(steps.student_file(plan)).embed_dim
         found.setdefault("explained by f on LR", []).append([*explained(context, split, lr_teacher)])
         found.setdefault("explained by f' on LR", []).append([*explained(context, split, lr_student)])
-        for method, store, dim in (
-            ("teacher_hr", context.hr_store(), teacher.embed_dim),
-            ("lr_scratch", lr_teacher, teacher.embed_dim),
-            ("stage2_only", lr_teacher, teacher.embed_dim),
-            ("stage1_only", lr_student, student_dim),
-            ("lrmil", lr_student, student_dim),
-        ):
-            if context.run_dir.path(f"fold{split.fold}", "mil", f"{method}.safetensors").is_file():
-                found.setdefault(method, []).append(head_aucs(context, split, method, store, dim))
+        embedded = {
+            Embedding("teacher", "hr"): (context.hr_store(), teacher.embed_dim),
+            Embedding("teacher", "lr"): (lr_teacher, teacher.embed_dim),
+            Embedding("student", "lr"): (lr_student, student_dim),
+        }
+        folder = context.run_dir.fold(split.fold)
+        for method in METHODS:
+            if method.embedding in embedded and folder.head(method.key).is_file():
+                aucs = head_aucs(context, split, method, *embedded[method.embedding])
+                found.setdefault(method.key, []).append(aucs)
     return {name: np.asarray(values) for name, values in found.items()}
 
 
@@ -128,10 +131,7 @@ def main(
     """Print, as Markdown, means over folds (and their range) for each run."""
     with errors_as_messages():
         for run_dir in run_dirs:
-            path = run_dir / "config.json"
-            if not path.is_file():
-                raise ConfigError(f"{run_dir} is no run directory: it has no config.json")
-            config = RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
+            config = RunDir(run_dir).read_config()
             quiet = Reporter(Console(file=io.StringIO()))
             found = diagnose(prepare(config, skip_bad=True, reporter=quiet, writes=False))
             print(f"### {run_dir.name}\n\n| encoder | as it is | by ridge regression |\n|---|---|---|")

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.terminal import errors_as_messages
+from training import methods
 from training.metrics import Interval, auc, bootstrap_over_patients, slide_metrics
 from training.studies.attention import MASK_MPP, AttentionRow, localisation_rows
 from training.studies.localisation import MIN_LESION
-from training.studies.runs import METHODS, Experiment, read_experiment
+from training.studies.runs import Experiment, read_experiment
 
-OURS = "lrmil"
+OURS = methods.OURS.key
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -111,7 +112,7 @@ def _method_table(experiment: Experiment, n_resamples: int) -> list[str]:
         difference = ""
         if method != OURS and OURS in experiment.probabilities:
             difference = _signed(auc_interval(experiment, OURS, method, n_resamples=n_resamples))
-        name = METHODS.get(method, method)
+        name = methods.full_name(method)
         folds = fold_aucs(experiment, method)
         cells = (
             f"**{name}**" if method == OURS else name,
@@ -145,7 +146,7 @@ def _attention_table(rows: list[AttentionRow]) -> list[str]:
     for row in rows:
         found = row.localisation
         lines.append(
-            f"| {METHODS.get(row.method, row.method)} | {row.grid} | {_plain(found.auprc)} | {_plain(found.hit)} | "
+            f"| {methods.full_name(row.method)} | {row.grid} | {_plain(found.auprc)} | {_plain(found.hit)} | "
             f"{found.prevalence:.3f} | {found.n_slides} |"
         )
     lines += [

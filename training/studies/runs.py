@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.errors import ConfigError
-
-METHODS = {
-    "teacher_hr": "teacher on HR",
-    "lr_scratch": "LR from scratch",
-    "stage1_only": "stage 1 only",
-    "stage2_only": "stage 2 only",
-    "lrmil": "LRMIL",
-    "tissue_fraction": "shortcut: tissue fraction",
-    "rgb": "shortcut: mean and std of RGB",
-    "random_init": "shortcut: random-init encoder",
-}
-"""Names of the files -> names in the tables, in their order."""
+from training.data.predictions import Predictions
+from training.methods import in_table_order
+from training.run.layout import RunDir
 
 
 class TestedSlide(NamedTuple):
@@ -115,22 +104,26 @@ def read_experiment(run_dirs: Sequence[Path]) -> Experiment:
     found: dict[str, dict[int, dict[str, TestedSlide]]] = {}
     class_names: set[tuple[str, ...]] = set()
     for seed in seeds:
-        for folder in dirs[seed]:
-            files = sorted(folder.glob("fold*/predictions/*.csv"))
-            if not files:
-                raise ConfigError(f"{folder} holds no fold*/predictions: let the run finish first")
-            for path in files:
-                names, slides = _read_predictions(path, f"{folder.name}/{path.parents[1].name}")
-                class_names.add(names)
-                known = found.setdefault(path.stem, {}).setdefault(seed, {})
-                twice = sorted(known.keys() & slides.keys())
-                if twice:
-                    raise ConfigError(f"{path}: {twice[0]} was tested by seed {seed} before")
-                known |= slides
+        for run_dir in map(RunDir, dirs[seed]):
+            folds = run_dir.tested_folds()
+            if not folds:
+                raise ConfigError(f"{run_dir.root} holds no fold*/predictions: let the run finish first")
+            for fold in folds:
+                for method in fold.predicted_methods():
+                    predictions = fold.read_predictions(method)
+                    class_names.add(predictions.class_names)
+                    slides = _by_slide(predictions, f"{run_dir.root.name}/{fold.name}")
+                    known = found.setdefault(method, {}).setdefault(seed, {})
+                    twice = sorted(known.keys() & slides.keys())
+                    if twice:
+                        raise ConfigError(
+                            f"{fold.predictions(method)}: {twice[0]} was tested by seed {seed} before"
+                        )
+                    known |= slides
     if len(class_names) > 1:
         raise ConfigError(f"the runs have different classes: {sorted(class_names)}")
     complete = {name: by_seed for name, by_seed in found.items() if len(by_seed) == len(seeds)}
-    order = [name for name in METHODS if name in complete] + sorted(complete.keys() - METHODS.keys())
+    order = in_table_order(sorted(complete))
     if not order:
         raise ConfigError("no method is in all of the runs")
     names = class_names.pop()
@@ -159,14 +152,9 @@ def read_experiment(run_dirs: Sequence[Path]) -> Experiment:
 
 
 def _config(folder: Path) -> dict[str, dict[str, float]]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{folder} is no run directory: config.json can't be read ({error})") from error
-    except ValueError as error:
-        raise ConfigError(f"{folder / 'config.json'} is no JSON: {error}") from error
-    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("run", "tiles")):
-        raise ConfigError(f"{folder / 'config.json'} isn't the config of a run")
+    config = RunDir(folder).read_config_values()
+    if not all(isinstance(config.get(key), dict) for key in ("run", "tiles")):
+        raise ConfigError(f"{RunDir(folder).config_json} isn't the config of a run")
     return config
 
 
@@ -175,23 +163,21 @@ def _tiles(folder: Path, config: dict[str, dict[str, float]]) -> Tiles:
     try:
         return Tiles(int(tiles["tile_px"]), float(tiles["mpp_lr"]), int(tiles["ratio"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{folder / 'config.json'}: tiles has no {error}") from error
+        raise ConfigError(f"{RunDir(folder).config_json}: tiles has no {error}") from error
 
 
-def _read_predictions(path: Path, fold: str) -> tuple[tuple[str, ...], dict[str, TestedSlide]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or [])
-        names = tuple(name.removeprefix("p_") for name in columns if name.startswith("p_"))
-        if not {"slide_id", "patient_id", "label"} <= set(columns) or len(names) < 2:
-            raise ConfigError(f"{path}: the columns are {', '.join(columns)}, not those of predictions")
-        slides = {}
-        for row in reader:
-            if row["label"] not in names:
-                raise ConfigError(f"{path}: {row['slide_id']} is labelled {row['label']!r}, not {names}")
-            probabilities = tuple(float(row[f"p_{name}"]) for name in names)
-            slides[row["slide_id"]] = TestedSlide(row["patient_id"], row["label"], fold, probabilities)
-    return names, slides
+def _by_slide(predictions: Predictions, fold: str) -> dict[str, TestedSlide]:
+    names = predictions.class_names
+    return {
+        slide: TestedSlide(patient, names[label], fold, tuple(probabilities))
+        for slide, patient, label, probabilities in zip(
+            predictions.slide_ids,
+            predictions.patients,
+            predictions.labels.tolist(),
+            predictions.probabilities.tolist(),
+            strict=True,
+        )
+    }
 
 
 def _check_same(method: str, seed: int, first: dict[str, TestedSlide], other: dict[str, TestedSlide]) -> None:

@@ -1,4 +1,4 @@
-"""What the docks beside the main one share: they find its controller, and end when they are closed."""
+"""What all docks share: a canvas, a background, an end; and how those beside the main one find its controller."""
 
 from __future__ import annotations
 
@@ -28,89 +28,45 @@ if TYPE_CHECKING:
 _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 260, 200
 
 
-class Presenter(Protocol):
-    """What happens in a dock."""
+class Dock(QWidget):
+    """A dock that scrolls, and that ends when it is closed or the application quits.
 
-    def attach(self, controller: Controller) -> None:
-        """Follow this controller from now on; it may be another one than before."""
-        ...
-
-    def refresh(self, change: Change) -> None:
-        """Something of the controller has changed; after `attach`, all of it."""
-        ...
-
-
-class DockedWidget(QWidget):
-    """A dock that follows the main dock's controller.
-
-    A subclass fills `column`, and calls `begin` last.
+    A subclass fills `column`, and puts into `ending` what is to be done at the end, the last first.
 
     Parameters
     ----------
     viewer : napari.Viewer
     """
 
-    _presenter: Presenter
-
     def __init__(self, viewer: Any) -> None:
         super().__init__()
         self.viewer = viewer
         self.background = QtBackground()
         self.canvas = NapariCanvas(viewer)
-        self.controller: Controller | None = None
         self.ending = ExitStack()
         self.ending.callback(self.canvas.close)
-        self._pages = QStackedWidget()
-        self._pages.addWidget(self._scrolled())
-        self._pages.addWidget(self._lost_page())
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(self._pages)
-        self.setMinimumSize(_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX)
-        # Otherwise napari puts a stretch under it, which takes half the dock's height.
-        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
-
-    def begin(self, presenter: Presenter) -> None:
-        """Have the presenter follow the controller, and tidy up at the end whichever way it comes."""
-        self._presenter = presenter
-        ending = self.ending
-        ending.callback(self.background.shutdown)
-        ending.callback(self._unfollow)
-        self.destroyed.connect(partial(_close, ending))
+        outer.addWidget(self._page())
+        self.destroyed.connect(partial(_close, self.ending))
         QApplication.instance().aboutToQuit.connect(self._application_quits)
-        self.link()
 
-    def link(self) -> None:
-        """Follow the controller of the main dock, which is docked again where it was closed."""
-        from napari_lrmil._viewer.session import dock_widget  # it knows all docks
-
-        main = dock_widget(self.viewer)
-        main.destroyed.connect(self._lost)
-        self.controller = main.controller
-        main.controller.changed.connect(self._presenter.refresh)
-        self._pages.setCurrentIndex(0)
-        self._presenter.attach(main.controller)
-        self._presenter.refresh(Change.ALL)
+    def closing(self) -> None:
+        """The dock was closed, and is about to end; the viewer stays."""
 
     def event(self, event: QEvent) -> bool:
         """End when the dock is closed: napari takes the widget out of it then, and drops it."""
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self.closing()
             self.ending.close()
             self.deleteLater()
         return bool(super().event(event))
 
-    def _unfollow(self) -> None:
-        if self.controller is not None:
-            self.controller.changed.disconnect(self._presenter.refresh, missing_ok=True)
-
     def _application_quits(self) -> None:
         self.ending.close()
 
-    def _lost(self, *_: object) -> None:
-        self.controller = None
-        self._pages.setCurrentIndex(1)
-
-    def _scrolled(self) -> QWidget:
+    def _page(self) -> QWidget:
+        """All that is seen of the dock: `column`, which scrolls."""
         inner = QWidget()
         self.column = QVBoxLayout(inner)
         self.column.setContentsMargins(8, 4, 8, 8)
@@ -121,6 +77,69 @@ class DockedWidget(QWidget):
         scroll.setFrameShape(QScrollArea.Shape.NoFrame)
         scroll.setWidget(inner)
         return scroll
+
+
+class Presenter(Protocol):
+    """What happens in a dock that follows the main dock's controller."""
+
+    def attach(self, controller: Controller) -> None:
+        """Follow this controller from now on; it may be another one than before."""
+        ...
+
+    def refresh(self, change: Change) -> None:
+        """Something of the controller has changed; after `attach`, all of it."""
+        ...
+
+
+class DockedWidget(Dock):
+    """A dock whose presenter follows the main dock's controller.
+
+    A subclass calls `begin` last.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    """
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__(viewer)
+        self.controller: Controller | None = None
+        self.setMinimumSize(_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX)
+        # Otherwise napari puts a stretch under it, which takes half the dock's height.
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
+
+    def begin(self, presenter: Presenter) -> None:
+        """Have the presenter follow the controller, and tidy up at the end whichever way it comes."""
+        self._presenter = presenter
+        self.ending.callback(self.background.shutdown)
+        self.ending.callback(self._unfollow)
+        self.link()
+
+    def link(self) -> None:
+        """Follow the controller of the main dock, which is docked again where it was closed."""
+        from napari_lrmil._viewer.session import dock_widget  # it knows docks
+
+        main = dock_widget(self.viewer)
+        main.destroyed.connect(self._lost)
+        self.controller = main.controller
+        main.controller.changed.connect(self._presenter.refresh)
+        self._pages.setCurrentIndex(0)
+        self._presenter.attach(main.controller)
+        self._presenter.refresh(Change.ALL)
+
+    def _unfollow(self) -> None:
+        if self.controller is not None:
+            self.controller.changed.disconnect(self._presenter.refresh, missing_ok=True)
+
+    def _lost(self, *_: object) -> None:
+        self.controller = None
+        self._pages.setCurrentIndex(1)
+
+    def _page(self) -> QWidget:
+        self._pages = QStackedWidget()
+        self._pages.addWidget(super()._page())
+        self._pages.addWidget(self._lost_page())
+        return self._pages
 
     def _lost_page(self) -> QWidget:
         page = QWidget()

@@ -13,7 +13,21 @@ from superqt.utils import GeneratorWorker
 
 from napari_lrmil._viewer.background import Background, P, R, Steps, error_text, ignore, is_foreseen
 
-_THREADS = 8
+_MAX_THREADS = 64
+_pool: QThreadPool | None = None
+
+
+def thread_pool() -> QThreadPool:
+    """The threads of all docks.
+
+    Qt's own pool has as many threads as the computer has cores: a slide and a folder that are classified would take
+    both of two, and a verdict would wait for hours to be written.
+    """
+    global _pool
+    if _pool is None:
+        _pool = QThreadPool()
+        _pool.setMaxThreadCount(_MAX_THREADS)
+    return _pool
 
 
 class _Worker(GeneratorWorker[Any, Any, None]):
@@ -47,9 +61,6 @@ class QtBackground(Background):
     """Jobs of one dock; `shutdown` ends them with it."""
 
     def __init__(self) -> None:
-        # By default as many as cores; a classification and a batch would keep two cores' other jobs waiting.
-        pool = QThreadPool.globalInstance()
-        pool.setMaxThreadCount(max(pool.maxThreadCount(), _THREADS))
         self._current: dict[str, _Worker] = {}
         self._alive: set[_Worker] = set()
         self._closed = False
@@ -94,7 +105,7 @@ class QtBackground(Background):
 
         worker.yielded.connect(stepped)
         worker.finished.connect(ended)
-        worker.start()
+        thread_pool().start(worker)
 
     def running(self, name: str) -> bool:
         """See `Background.running`."""
@@ -114,7 +125,7 @@ class QtBackground(Background):
             worker.quit()
         started = time.monotonic()
         while not all(worker.over.is_set() for worker in self._alive):
-            QThreadPool.globalInstance().waitForDone(50)
+            thread_pool().waitForDone(50)
             if time.monotonic() - started > wait_s:
                 break
         self._alive.clear()

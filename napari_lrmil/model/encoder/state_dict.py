@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -41,7 +40,7 @@ _RENAMED = tuple(
 _QUERY = re.compile(r"^(blocks\.\d+)\.attention\.attention\.query\.(weight|bias)$")
 
 
-def timm_state_dict(checkpoint: Mapping[str, Any], vit: VisionTransformer) -> dict[str, Tensor]:
+def timm_state_dict(checkpoint: Mapping[str, object], vit: VisionTransformer) -> dict[str, Tensor]:
     """The tensors of one ViT under timm's names.
 
     Wrappers (``{"teacher": ...}``) and prefixes (``module.``, ``backbone.``, ``visual.trunk.``) are taken
@@ -70,10 +69,10 @@ def timm_state_dict(checkpoint: Mapping[str, Any], vit: VisionTransformer) -> di
     return _fitted_positions(_fused_attention(renamed), vit)
 
 
-def _unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    inner: Any = checkpoint
-    while wrapper := next((key for key in _WRAPPERS if isinstance(inner.get(key), Mapping)), None):
-        inner = inner[wrapper]
+def _unwrapped(checkpoint: Mapping[str, object]) -> dict[str, Tensor]:
+    inner: Mapping[str, object] = checkpoint
+    while wrapped := next((part for key in _WRAPPERS if isinstance(part := inner.get(key), Mapping)), None):
+        inner = wrapped
     return {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import timm
 import torch
@@ -161,7 +161,7 @@ def child_means(token_maps: Tensor, ratio: int) -> Tensor:
 def _build(spec: EncoderSpec) -> VisionTransformer:
     if spec.architecture == CONVSTEM:
         try:
-            return _convstem_vit(**spec.options)  # type: ignore[arg-type]
+            return _convstem_vit(**spec.options)  # type: ignore[arg-type]  # of a file: what is wrong raises
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise EncoderError(f"{CONVSTEM} can't be built with {spec.options} ({error})") from error
     # A bundle comes from strangers: its weights are its own safetensors file, never what an option points to.
@@ -175,7 +175,7 @@ def _build(spec: EncoderSpec) -> VisionTransformer:
         hint = f"; near to it are {', '.join(near)}" if near else ""
         raise EncoderError(f"timm knows no model {spec.architecture!r}{hint}")
     # Position embeddings stay at their pretraining size and are interpolated, never cut.
-    options: dict[str, Any] = {"dynamic_img_size": True, "num_classes": 0, **_with_layers(spec.options)}
+    options: dict[str, object] = {"dynamic_img_size": True, "num_classes": 0, **_with_layers(spec.options)}
     try:
         vit = timm.create_model(spec.architecture, pretrained=False, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
@@ -185,9 +185,9 @@ def _build(spec: EncoderSpec) -> VisionTransformer:
     return vit
 
 
-def _with_layers(options: Options) -> dict[str, Any]:
+def _with_layers(options: Options) -> dict[str, object]:
     """Layer classes in place of their names."""
-    resolved: dict[str, Any] = dict(options)
+    resolved: dict[str, object] = dict(options)
     if "mlp_layer" in options:
         name = str(options["mlp_layer"])
         if name not in _MLP_LAYERS:

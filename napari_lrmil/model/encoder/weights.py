@@ -5,18 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from pickle import UnpicklingError
+from typing import NamedTuple
 
-import huggingface_hub
 import torch
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -25,12 +17,13 @@ from napari_lrmil.model.encoder.preset import EncoderPreset
 from napari_lrmil.model.encoder.presets import find_preset, preset_of_repository
 from napari_lrmil.model.encoder.state_dict import timm_state_dict
 from napari_lrmil.model.encoder.vit import Encoder
+from napari_lrmil.model.hub import HubError, HubProblem, fetch_file
 
 _HUB = re.compile(r"^hf[-_]hub:(?:/*)(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?$")
 _TORCH_SUFFIXES = {".bin", ".pt", ".pth"}
 _USUAL_FILES = ("model.safetensors", "pytorch_model.bin")
-# What the hub's client raises where a request fails on its way: requests' or httpx' base, as its version has it.
-_REQUEST_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+_ABSENT = (HubProblem.NO_FILE, HubProblem.NOT_HERE, HubProblem.OFFLINE)
+"""Another of the usual files may be there; after any other problem it would fail in the same way."""
 
 
 class _HubSource(NamedTuple):
@@ -123,43 +116,41 @@ def _parsed(source: str, preset: EncoderPreset | None) -> _HubSource:
 
 
 def _fetched(source: _HubSource) -> Path:
-    failure: Exception | None = None
+    failure: HubError | None = None
     for file in source.files:
         if Path(file).suffix != ".safetensors" and Path(file).suffix not in _TORCH_SUFFIXES:
             raise EncoderError(f"{file} of {source.hub_id} is neither a safetensors nor a PyTorch file")
         try:
-            return Path(huggingface_hub.hf_hub_download(source.hub_id, file, revision=source.revision))
-        except (OSError, ValueError, EntryNotFoundError, _REQUEST_ERROR) as error:
+            return fetch_file(source.hub_id, file, revision=source.revision)
+        except HubError as error:
             failure = failure or error
-            if not isinstance(error, EntryNotFoundError):
-                break  # the next file would fail in the same way
+            if error.problem not in _ABSENT:
+                break
+    assert failure is not None  # there is a file to ask for
     file, preset = source.files[0], source.preset
     what = f"the weights of {preset.name} " if preset else "weights "
     message = f"{what}({file} of {source.hub_id}) are not on this computer, and {_reason(failure)}. "
     name = source.hub_id.split("/")[1]
     place = (Path("weights") / name / Path(file).name).absolute()
-    message += _how_to_fetch(source.hub_id, file, preset, place, gated=isinstance(failure, GatedRepoError))
-    raise EncoderError(message) from failure
+    gated = failure.problem is HubProblem.GATED
+    message += _how_to_fetch(source.hub_id, file, preset, place, gated=gated)
+    raise EncoderError(message) from failure.__cause__
 
 
-def _reason(error: Exception | None) -> str:
-    if isinstance(error, GatedRepoError):
-        return "the hub doesn't give them to you: access was not granted, or you are not logged in (hf auth login)"
-    if isinstance(error, RepositoryNotFoundError):
-        return "the hub knows no such repository, or it is private and you are not logged in (hf auth login)"
-    if isinstance(error, HfHubHTTPError):
-        return (
-            "the hub has no such file or revision"
-            if isinstance(error, EntryNotFoundError)
-            else "the hub refused"
-        )
-    if isinstance(error, HFValidationError):
-        return "that is no valid name of a repository"
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE forbids fetching them"
-    if isinstance(error, (EntryNotFoundError, ConnectionError, TimeoutError, _REQUEST_ERROR)):
-        return "the hub can't be reached"
-    return f"fetching them failed ({error})"
+def _reason(failure: HubError) -> str:
+    return {
+        HubProblem.GATED: "the hub doesn't give them to you: access was not granted, or you are not logged in (hf auth "
+        "login)",
+        HubProblem.NO_REPOSITORY: "the hub knows no such repository, or it is private and you are not logged in (hf auth "
+        "login)",
+        HubProblem.NO_REVISION: "the hub has no such file or revision",
+        HubProblem.NO_FILE: "the hub has no such file or revision",
+        HubProblem.REFUSED: "the hub refused",
+        HubProblem.BAD_NAME: "that is no valid name of a repository",
+        HubProblem.OFFLINE: "HF_HUB_OFFLINE forbids fetching them",
+        HubProblem.NOT_HERE: "the hub can't be reached",
+        HubProblem.UNREACHABLE: "the hub can't be reached",
+    }.get(failure.problem, f"fetching them failed ({failure.__cause__})")
 
 
 def _how_to_fetch(
@@ -173,7 +164,7 @@ def _how_to_fetch(
     )
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> Mapping[str, object]:
     if path.suffix not in _TORCH_SUFFIXES:
         try:
             return load_file(path)
@@ -181,7 +172,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise EncoderError(f"{path} is not a safetensors file ({error})") from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, torch.serialization.pickle.UnpicklingError) as error:  # type: ignore[attr-defined]
+    except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
         raise EncoderError(
             f"{path} is not a PyTorch file of tensors alone, and nothing else is read from one. Convert it to "
             "safetensors where you trust it"

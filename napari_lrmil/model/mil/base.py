@@ -87,16 +87,3 @@ class MILSpec(BaseModel):
     hidden_dim: int = Field(default=128, gt=0)
     gated: bool = True
     dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
-def build_mil(spec: MILSpec) -> MILModel:
-    """The aggregator that `spec` names, with fresh weights."""
-    from napari_lrmil.model.mil.abmil import ABMIL
-
-    return ABMIL(
-        embed_dim=spec.embed_dim,
-        n_classes=spec.n_classes,
-        hidden_dim=spec.hidden_dim,
-        gated=spec.gated,
-        dropout=spec.dropout,
-    )

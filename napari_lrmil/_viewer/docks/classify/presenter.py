@@ -8,13 +8,15 @@ from napari_lrmil._viewer.canvas import Canvas
 from napari_lrmil._viewer.docks.classify.evidence import changed_look, evidence_panel
 from napari_lrmil._viewer.docks.classify.panel import (
     HINTS,
-    Panel,
+    ClassifyPanel,
     bundle_facts,
     bundle_name,
+    card_markdown,
+    overlay_text,
     progress_text,
+    result_panel,
     slide_facts,
 )
-from napari_lrmil._viewer.docks.classify.result import card_markdown, overlay_text, result_panel
 from napari_lrmil._viewer.window import RESTING, Change, Controller
 from napari_lrmil.heatmap import TileFinder, tile_text
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 class ClassifyView(Protocol):
     """The dock."""
 
-    def show_panel(self, panel: Panel) -> None:
+    def show_panel(self, panel: ClassifyPanel) -> None:
         """Show exactly this."""
 
     def show_hover(self, text: str) -> None:
@@ -87,7 +89,7 @@ class ClassifyPresenter:
                 )
             )
 
-    def _panel(self) -> Panel:
+    def _panel(self) -> ClassifyPanel:
         controller = self._controller
         slides, slide, result, look = (
             controller.slides,
@@ -98,7 +100,7 @@ class ClassifyPresenter:
         info = controller.bundle.info if controller.bundle is not None else None
         running, progress = controller.running_slide, controller.progress
         shown = slide is not None and result is not None
-        return Panel(
+        return ClassifyPanel(
             state=controller.state,
             slide_names=tuple(each.name for each in slides),
             slide_index=slides.index(slide) if slide in slides else -1,

@@ -1,4 +1,4 @@
-"""The parts of the main dock, top to bottom. Each shows its share of a `Panel` and sends what the user did."""
+"""The parts of the main dock, top to bottom. Each shows its share of a `ClassifyPanel` and sends what the user did."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_lrmil._viewer.docks.classify.evidence import NO_TILE
-from napari_lrmil._viewer.docks.classify.panel import Panel
+from napari_lrmil._viewer.docks.classify.panel import ClassifyPanel
 from napari_lrmil._viewer.docks.classify.plots import ColourBar, CurvePlot
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.section import Section
@@ -76,7 +76,7 @@ class SlideSection(Section):
         self.set_mpp.clicked.connect(lambda: self.mpp_given.emit(self.mpp.value()))
         self.icc.clicked.connect(self.icc_toggled)
 
-    def show_panel(self, panel: Panel) -> None:
+    def show_panel(self, panel: ClassifyPanel) -> None:
         """Show slides, facts, and the mpp field where it is wanted."""
         parts.fill_combo(self.slides, panel.slide_names, panel.slide_index)
         self.slides.setEnabled(bool(panel.slide_names))
@@ -128,7 +128,7 @@ class ModelSection(Section):
         self.bundles.activated.connect(self.bundle_chosen)
         self.devices.activated.connect(lambda index: self.device_chosen.emit(self.devices.itemText(index)))
 
-    def show_panel(self, panel: Panel) -> None:
+    def show_panel(self, panel: ClassifyPanel) -> None:
         """Show models, the card of the one in use, and devices."""
         running = panel.state is State.RUNNING
         parts.fill_combo(self.bundles, panel.bundle_names, panel.bundle_index)
@@ -166,7 +166,7 @@ class RunSection(Section):
         self.classify.clicked.connect(lambda: self.classify_clicked.emit())
         self.cancel.clicked.connect(lambda: self.cancel_clicked.emit())
 
-    def show_panel(self, panel: Panel) -> None:
+    def show_panel(self, panel: ClassifyPanel) -> None:
         """Show the button that makes sense now, progress, hint and error."""
         running = panel.progress is not None
         self.classify.setVisible(not running)
@@ -212,7 +212,7 @@ class ResultSection(Section):
         ):
             self.column.addWidget(widget)
 
-    def show_panel(self, panel: Panel) -> None:
+    def show_panel(self, panel: ClassifyPanel) -> None:
         """Show a result, or nothing."""
         result = panel.result
         self.setVisible(result is not None)
@@ -273,7 +273,7 @@ class EvidenceSection(Section):
         self._lay_out()
         self._connect()
 
-    def show_panel(self, panel: Panel) -> None:
+    def show_panel(self, panel: ClassifyPanel) -> None:
         """Show evidence, or nothing."""
         evidence = panel.evidence
         self.setVisible(evidence is not None)

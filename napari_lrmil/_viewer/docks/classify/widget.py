@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from napari.utils.notifications import show_warning
-from qtpy.QtCore import QEvent, Qt
-from qtpy.QtWidgets import QApplication, QFileDialog, QInputDialog, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QInputDialog
 
 from napari_lrmil._viewer.docks.classify.kept_results import KeptResults
-from napari_lrmil._viewer.docks.classify.panel import Panel
+from napari_lrmil._viewer.docks.classify.panel import ClassifyPanel
 from napari_lrmil._viewer.docks.classify.presenter import ClassifyPresenter
 from napari_lrmil._viewer.docks.classify.sections import (
     CardDialog,
@@ -21,9 +18,8 @@ from napari_lrmil._viewer.docks.classify.sections import (
     RunSection,
     SlideSection,
 )
+from napari_lrmil._viewer.docks.dock import Dock
 from napari_lrmil._viewer.models import DEMO_BUNDLE, bundle_folder, hub_name, is_bundle
-from napari_lrmil._viewer.napari_canvas import NapariCanvas
-from napari_lrmil._viewer.qt.background import QtBackground
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
@@ -34,7 +30,7 @@ _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFI
 _WIDTH_PX = 300
 
 
-class ClassifyWidget(QWidget):
+class ClassifyWidget(Dock):
     """Choose a slide and a model, classify, and see the label and where it comes from.
 
     Parameters
@@ -44,7 +40,7 @@ class ClassifyWidget(QWidget):
     """
 
     def __init__(self, napari_viewer: Any) -> None:
-        super().__init__()
+        super().__init__(napari_viewer)
         self.setObjectName("lrmil_classify")
         self.slide_section = SlideSection()
         self.model_section = ModelSection()
@@ -52,18 +48,17 @@ class ClassifyWidget(QWidget):
         self.result_section = ResultSection()
         self.evidence_section = EvidenceSection()
         self._lay_out()
-        canvas, background, settings = NapariCanvas(napari_viewer), QtBackground(), read_settings()
-        self.controller = Controller(canvas, background, settings)
-        self.presenter = ClassifyPresenter(self, self.controller, canvas)
-        self.kept_results = KeptResults(self.controller, background, settings, show_warning)
-        unfollow_settings = follow_settings(self._apply_settings)
-        self._end = partial(_end, self.controller, canvas, background, unfollow_settings)
-        self.destroyed.connect(self._end)
-        QApplication.instance().aboutToQuit.connect(self._application_quits)
+        settings = read_settings()
+        self.controller = Controller(self.canvas, self.background, settings)
+        self.presenter = ClassifyPresenter(self, self.controller, self.canvas)
+        self.kept_results = KeptResults(self.controller, self.background, settings, show_warning)
+        self.ending.callback(self.background.shutdown)
+        self.ending.callback(follow_settings(self._apply_settings))
+        self.ending.callback(self.controller.shutdown)
         self._connect()
-        canvas.layers_changed.connect(self.controller.layers_changed)
-        if canvas.slides():
-            canvas.show_scale_bar()
+        self.canvas.layers_changed.connect(self.controller.layers_changed)
+        if self.canvas.slides():
+            self.canvas.show_scale_bar()
         self.controller.layers_changed()
         self.presenter.refresh(Change.ALL)
         DropTarget(self, is_bundle, lambda path: self.controller.load_bundle(str(bundle_folder(path))))
@@ -71,7 +66,7 @@ class ClassifyWidget(QWidget):
         if bundle and (bundle != DEMO_BUNDLE or DEMO_BUNDLE_DIR.exists()):
             self.controller.load_bundle(bundle)
 
-    def show_panel(self, panel: Panel) -> None:
+    def show_panel(self, panel: ClassifyPanel) -> None:
         """Show a panel."""
         for section in self._sections:
             section.show_panel(panel)
@@ -90,36 +85,19 @@ class ClassifyWidget(QWidget):
             self.evidence_section,
         )
 
-    def event(self, event: QEvent) -> bool:
-        """End when the dock is closed: napari takes the widget out of it then, and drops it."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self._end(clear_text=True)
-            self.deleteLater()
-        return bool(super().event(event))
-
-    def _application_quits(self) -> None:
-        self._end()
+    def closing(self) -> None:
+        """Take the label off the canvas: no dock would take it off another slide."""
+        self.controller.shutdown()
+        self.canvas.show_text("")
 
     def _apply_settings(self, settings: Settings) -> None:
         self.controller.apply_settings(settings)
         self.kept_results.apply_settings(settings)
 
     def _lay_out(self) -> None:
-        inner = QWidget()
-        column = QVBoxLayout(inner)
-        column.setContentsMargins(8, 4, 8, 8)
-        column.setSpacing(6)
         for section in self._sections:
-            column.addWidget(section)
-        column.addStretch(1)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
-        scroll.setWidget(inner)
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(scroll)
+            self.column.addWidget(section)
+        self.column.addStretch(1)
         self.setMinimumWidth(_WIDTH_PX)  # less would cut what stands beside the scroll bar
 
     def _connect(self) -> None:
@@ -161,20 +139,3 @@ class ClassifyWidget(QWidget):
         )
         if given and name.strip():
             self.controller.load_bundle(hub_name(name))
-
-
-def _end(
-    controller: Controller,
-    canvas: NapariCanvas,
-    background: QtBackground,
-    unfollow_settings: Callable[[], None],
-    *_: object,
-    clear_text: bool = False,
-) -> None:
-    # A function of its own, not a method: Qt calls it when the widget is already gone.
-    controller.shutdown()
-    unfollow_settings()
-    if clear_text:  # a label must not outlive the dock that would take it off another slide
-        canvas.show_text("")
-    canvas.close()
-    background.shutdown()

@@ -135,7 +135,7 @@ def verdict_of(slide_path: Path) -> Verdict | None:
 
     for folder in list(slide_path.absolute().parents)[:_FOLDERS_UP]:
         try:
-            review = ReviewFile(folder).latest(slide_path)
+            review = ReviewFile.of(folder).latest(slide_path)  # what waits to be written, too
         except WorklistError:
             continue
         if review is not None:
@@ -171,7 +171,8 @@ def _geojson(path: Path, source: Source, options: Options) -> Writing:
 
 
 def _tables(path: Path, source: Source, options: Options) -> Writing:
-    from napari_lrmil.export.tables import shown_name, write_prediction
+    from napari_lrmil.export.result import write_prediction
+    from napari_lrmil.export.tables import shown_name
 
     yield Step(0, 0, "writing the tables")
     name = shown_name(source.prediction, show_identifiers=options.show_identifiers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from napari_lrmil._viewer.docks.worklist.widget import WorklistWidget, worklist_dock
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["WorklistWidget", "worklist_dock"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # The presenter lives in this package too and must load no Qt; `widget` does.
     if name in __all__:
         from napari_lrmil._viewer.docks.worklist import widget

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QKeyEvent
@@ -14,24 +13,6 @@ NOTE = "J"
 """None of these is napari's, whatever kind of layer is chosen; A, D and P are."""
 
 Actions = Mapping[str, Callable[[], None]]
-
-
-def bind_keys(viewer: Any, actions: Actions) -> Callable[[], None]:
-    """Bind actions to keys of the canvas; returns how to free them.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-    actions : mapping of str to callable
-    """
-    for key, action in actions.items():
-        viewer.bind_key(key, _for_napari(action), overwrite=True)
-
-    def free() -> None:
-        for key in actions:
-            viewer.bind_key(key, None)
-
-    return free
 
 
 def action_of(event: QKeyEvent, actions: Actions) -> Callable[[], None] | None:
@@ -48,10 +29,3 @@ def action_of(event: QKeyEvent, actions: Actions) -> Callable[[], None] | None:
 def hint(text: str, key: str) -> str:
     """A tooltip with its key."""
     return f"{text} ({key.replace('-', '+')})"
-
-
-def _for_napari(action: Callable[[], None]) -> Callable[[Any], None]:
-    def pressed(_viewer: Any) -> None:
-        action()
-
-    return pressed

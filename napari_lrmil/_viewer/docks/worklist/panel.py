@@ -1,4 +1,4 @@
-"""What the worklist dock shows, as plain values. No Qt."""
+"""What the worklist dock shows, as plain values, and the words of its rows. No Qt."""
 
 from __future__ import annotations
 
@@ -6,10 +6,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from napari_lrmil._viewer.docks.worklist.rows import Show
-from napari_lrmil.wording import duration_text
-from napari_lrmil.worklist import Order, WorklistItem
-from napari_lrmil.worklist.reviews import Verdict
+from napari_lrmil.wording import duration_text, percent_text
+from napari_lrmil.worklist import Order, Saved, Status, Verdict, WorklistItem
+
+HEADINGS = ("Slide: name, prediction, status", "Verdict")
+
+_STATUS = {
+    Status.NEW: "not classified",
+    Status.QUEUED: "waiting",
+    Status.RUNNING: "classifying …",
+    Status.DONE: "classified",
+    Status.FAILED: "failed",
+    Status.REVIEWED: "reviewed",
+}
+_VERDICT = {"agree": "✓ agree", "disagree": "✗ disagree", "unsure": "? unsure"}
+SAVED_TEXT = {Saved.YES: "", Saved.SAVING: "saving …", Saved.NO: "not saved"}
+UNSURE, STRANGE = "◆ unsure", "▲ unlike training"
+"""Marks differ in shape and say what they mean, so that no colour is needed."""
 
 
 class ListState(StrEnum):
@@ -18,6 +31,26 @@ class ListState(StrEnum):
     EMPTY = "empty"
     LISTING = "listing"
     LISTED = "listed"
+
+
+class Show(StrEnum):
+    """Which slides are listed."""
+
+    ALL = "all slides"
+    TO_REVIEW = "to review"
+    DOUBTFUL = "unsure or unlike training"
+    NOT_CLASSIFIED = "not classified"
+    FAILED = "failed"
+    DISAGREED = "disagreed"
+
+
+@dataclass(frozen=True)
+class SavingPanel:
+    """The list as a file."""
+
+    can_save: bool = False
+    text: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +93,7 @@ class WorklistPanel:
     hint: str = ""
     error: str = ""
     batch: BatchPanel = BatchPanel()
+    saving: SavingPanel = SavingPanel()
 
     @property
     def verdict(self) -> Verdict | None:
@@ -115,3 +149,72 @@ class Pace:
         if self.failed:
             text += f"; {self.failed:,} failed: point at them to see why"
         return f"Stopped: {text}. Classify again to go on." if cancelled else f"Done: {text}."
+
+
+def is_shown(item: WorklistItem, which: Show, text: str) -> bool:
+    """Whether an item is listed: `which`, and all words of `text` found in what its row says."""
+    if which is Show.TO_REVIEW and item.status is Status.REVIEWED:
+        return False
+    if which is Show.DOUBTFUL and not (item.unsure or item.ood):
+        return False
+    if which is Show.NOT_CLASSIFIED and item.label is not None:
+        return False
+    if which is Show.FAILED and item.status is not Status.FAILED:
+        return False
+    if which is Show.DISAGREED and item.verdict != "disagree":
+        return False
+    words = text.casefold().split()
+    if not words:
+        return True
+    row_text = " ".join((item.slide_id, *cells(item), _marks(item), item.note)).casefold()
+    return all(word in row_text for word in words)
+
+
+def cells(item: WorklistItem) -> tuple[str, str]:
+    """The texts of a row: name, prediction and status in one cell, for a dock is narrow; verdict and note."""
+    resting = item.status in (Status.DONE, Status.REVIEWED)  # which prediction and verdict say too
+    lines = (item.slide_id, prediction_text(item), (resting and _marks(item)) or _STATUS[item.status])
+    verdict = (verdict_text(item), SAVED_TEXT[item.saved], item.note)
+    return "\n".join(line for line in lines if line), "\n".join(line for line in verdict if line)
+
+
+def _marks(item: WorklistItem) -> str:
+    """On a line of their own: behind a long class name they would be cut."""
+    return "  ".join(mark for mark, holds in ((UNSURE, item.unsure), (STRANGE, item.ood)) if holds)
+
+
+def prediction_text(item: WorklistItem) -> str:
+    """Label and probability, where there are any."""
+    if item.label is None or item.probability is None:
+        return ""
+    return f"{item.label}  {percent_text(item.probability)}"
+
+
+def verdict_text(item: WorklistItem) -> str:
+    """The verdict, and that it was on another label."""
+    if item.verdict is None:
+        return ""
+    text = _VERDICT[item.verdict]
+    return f"{text} (with {item.judged_label or 'no label'})" if item.verdict_outdated else text
+
+
+def tool_tip(item: WorklistItem) -> str:
+    """All of a row, for those who can't see it whole."""
+    lines = [item.slide_id, _STATUS[item.status]]
+    if item.label is not None:
+        lines.append(f"Prediction: {prediction_text(item)}")
+    if item.unsure:
+        lines.append("The model is unsure: more than one class is left, or none.")
+    if item.ood:
+        lines.append("Unlike the training slides: take the prediction with care.")
+    if item.known_label:
+        lines.append(f"In the table: {item.known_label}")
+    if item.verdict is not None:
+        lines.append(f"Verdict: {verdict_text(item)}")
+    if item.note:
+        lines.append(f"Note: {item.note}")
+    if item.saved is not Saved.YES:
+        lines.append(f"Verdict and note: {SAVED_TEXT[item.saved]}")
+    if item.error:
+        lines.append(item.error)
+    return "\n".join(lines)

@@ -3,66 +3,79 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_lrmil._viewer.docks.worklist.arranged import Arranged
-from napari_lrmil._viewer.docks.worklist.batching import Batching
-from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
-from napari_lrmil._viewer.docks.worklist.protocols import BatchJobs, Found, ListJobs
-from napari_lrmil._viewer.docks.worklist.rows import Show
+from psygnal import Signal
+
+from napari_lrmil._viewer.background import Background, Steps, in_one_step
+from napari_lrmil._viewer.docks.worklist.batch import FolderClassification
+from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel, is_shown
+from napari_lrmil._viewer.docks.worklist.saving import TableSaving
+from napari_lrmil._viewer.docks.worklist.verdicts import VerdictWriter
 from napari_lrmil._viewer.models import bundle_folder, is_bundle
-from napari_lrmil._viewer.window import Controller
-from napari_lrmil.cache import summarise
+from napari_lrmil._viewer.window import Change, Controller
+from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary, summarise
+from napari_lrmil.export.tables import PREDICTIONS_NAME
 from napari_lrmil.slide import Slide
-from napari_lrmil.worklist import Order, Worklist, WorklistError, WorklistItem
-from napari_lrmil.worklist.reviews import Verdict
+from napari_lrmil.worklist import Order, Verdict, Worklist, WorklistItem
 
 if TYPE_CHECKING:
+    from napari_lrmil.model.bundle import BundleInfo
     from napari_lrmil.predict import SlidePrediction
 
 EMPTY_HINT = (
     "Open a folder of slides, or a slide table: a CSV file with the column 'path'. You can also drop a folder "
     "here. Results that are known from before appear at once."
 )
+CONCERNS = Change.SLIDES | Change.SLIDE | Change.MODEL | Change.RESULTS | Change.RESULT
+"""What of the controller the dock shows."""
+_LIST, _LOOK_UP = "list", "look up"
+_LOOK_UP_CHUNK = 64
+
+FoundResults = Sequence[tuple[Path, ResultSummary]]
+"""Results by the path of their slide."""
 
 
-class Presenter:
+class WorklistPresenter:
     """State and transitions of the worklist dock.
 
     Parameters
     ----------
-    jobs : ListJobs
-    batch_jobs : BatchJobs
-    changed : callable
-        Called when there is something new to show; `panel` says what.
+    background : Background
     reviewer : callable
         Gives the name that is kept with verdicts.
     clock : callable
         Seconds.
     """
 
+    changed = Signal()
+    """There is something new to show; `panel` says what."""
+
     def __init__(
         self,
-        jobs: ListJobs,
-        batch_jobs: BatchJobs,
-        changed: Callable[[], None],
+        background: Background,
         *,
         reviewer: Callable[[], str] = str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._jobs, self._changed, self._reviewer = jobs, changed, reviewer
+        self._background, self._reviewer = background, reviewer
         self._controller: Controller | None = None
-        self._batch = Batching(batch_jobs, self._batch_changed, self._batch_result, clock)
+        self._batch = FolderClassification(background, self._batch_changed, self._batch_result, clock)
+        self._verdicts = VerdictWriter(background, self._verdicts_changed)
+        self._saving = TableSaving(background, self.changed.emit)
         self._list: Worklist | None = None
         self._paths: frozenset[Path] = frozenset()
-        self._listing: Path | None = None
-        self._where: Path | None = None
-        self._arranged = Arranged()
+        self._opening: Path | None = None
+        """The folder or table that is being listed."""
+        self._source: Path | None = None
+        """The folder or table of the list."""
+        self._rows = VisibleRows()
         self._bundle_sha: str | None = None
         self._opened: dict[Path, Slide] = {}
-        self._seen: dict[Path, SlidePrediction] = {}
+        self._shown_results: dict[Path, SlidePrediction] = {}
+        """Results of open slides that the list has taken over."""
         self._hint = self._error = ""
 
     def attach(self, controller: Controller) -> None:
@@ -75,18 +88,31 @@ class Presenter:
         """The one that is open."""
         return self._list
 
+    def shutdown(self) -> str:
+        """Stop the batch, and wait until all verdicts are on the disk: the dock is going.
+
+        Returns
+        -------
+        str
+            What the reviewer must know of verdicts that could not be kept beside the slides; mostly empty.
+        """
+        self.changed.disconnect()
+        self._batch.cancel()
+        self._controller = None
+        return self._verdicts.close()
+
     # ---- the list
 
     def open_list(self, path: Path, *, recursive: bool = False) -> None:
         """List a folder or table in the background, in the place of the one that is open."""
-        self._listing, self._hint, self._error = path, "", ""
-        self._jobs.open_list(
-            path,
-            recursive=recursive,
-            done=lambda worklist: self._listed(path, worklist),
+        self._opening, self._hint, self._error = path, "", ""
+        self._background.start(
+            _LIST,
+            in_one_step(lambda: Worklist.open(path, recursive=recursive)),
+            done=lambda worklist: self._list_opened(path, worklist),
             failed=lambda text: self._list_failed(path, text),
         )
-        self._changed()
+        self.changed.emit()
 
     def dropped(self, path: Path) -> None:
         """A folder, table or model was dropped on the dock."""
@@ -100,17 +126,17 @@ class Presenter:
         self, *, order: Order | None = None, which: Show | None = None, text: str | None = None
     ) -> None:
         """Sort and filter."""
-        self._arranged.choose(order, which, text)
-        self._changed()
+        self._rows.choose(order, which, text)
+        self.changed.emit()
 
-    def found(self, results: Found) -> None:
-        """Results that the cache had."""
+    def take_results(self, results: FoundResults) -> None:
+        """Show results that the cache had."""
         if self._list is None:
             return
         for path, summary in results:
             if summary.bundle_sha256 == self._bundle_sha and path in self._paths:
                 self._list.set_result(path, summary)
-        self._dirty()
+        self._list_changed()
 
     # ---- slides
 
@@ -132,18 +158,18 @@ class Presenter:
         self._error = controller.error
         if not self._error and controller.slide is not None:
             self._opened = {path: controller.slide}
-        self._changed()
+        self.changed.emit()
 
     def step(self, step: int) -> None:
         """Open the next slide of the list (1) or the one before (-1)."""
-        if not self._arranged.rows(self._list):
+        if not self._rows.items:
             return
-        target = self._arranged.neighbour(self._list, self.open_path, step)
+        target = self._rows.neighbour(self.open_path, step)
         if target is not None:
             self.open_slide(target.path)
             return
         self._hint = "That was the last slide of the list." if step > 0 else "This is the first slide."
-        self._changed()
+        self.changed.emit()
 
     @property
     def open_path(self) -> Path | None:
@@ -157,11 +183,11 @@ class Presenter:
     # ---- verdicts
 
     def judge(self, verdict: Verdict | None) -> None:
-        """Keep a verdict on the open slide; None takes it back."""
+        """Give a verdict on the open slide; None takes it back. The row shows it at once; it is written meanwhile."""
         path = self.open_path
         if path is None:
             self._hint = "Open a slide of the list first: the verdict is about the slide that is shown."
-            self._changed()
+            self.changed.emit()
             return
         self._review(path, verdict, None)
 
@@ -173,12 +199,15 @@ class Presenter:
     def _review(self, path: Path, verdict: Verdict | None, note: str | None) -> None:
         if self._list is None:
             return
-        try:
-            self._list.set_verdict(path, verdict, note, reviewer=self._reviewer())
-            self._error = ""
-        except WorklistError as error:
-            self._error = str(error)
-        self._dirty()
+        self._list.note_verdict(path, verdict, note, reviewer=self._reviewer())
+        self._error = ""
+        self._verdicts.write(self._list.reviews)
+        self._list_changed()
+
+    def _verdicts_changed(self) -> None:
+        if self._list is not None:
+            self._list.look_what_is_saved()
+        self._list_changed()
 
     # ---- batch
 
@@ -187,130 +216,200 @@ class Presenter:
         controller = self._controller
         if self._list is None or controller is None or controller.bundle is None:
             return
-        wanted = [item for item in self._list.ordered(self._arranged.order) if item.label is None]
+        wanted = [item for item in self._list.ordered(self._rows.order) if item.label is None]
         self._hint = "" if wanted else "Every slide of the list is classified."
         if wanted:
             self._batch.start(self._list, wanted, controller.bundle, controller.device)
-        self._dirty()
+        self._list_changed()
 
     def cancel(self) -> None:
         """Stop the batch; what is done stays."""
         self._batch.cancel()
+
+    def _batch_changed(self, rows_too: bool) -> None:
+        if rows_too:
+            self._rows.list_changed()
+        self.changed.emit()
+
+    def _batch_result(self, path: Path, prediction: SlidePrediction) -> None:
+        """Where the slide of a result of the batch is open, it shows."""
+        controller = self._controller
+        if controller is None or path != self.open_path or controller.slide is None:
+            return
+        self._shown_results[path] = prediction
+        if controller.result is None and controller.running_slide is not controller.slide:
+            controller.show_result(controller.slide, prediction)
+
+    # ---- the table as a file
+
+    @property
+    def table_path(self) -> Path:
+        """Where the list is saved if nobody says otherwise: beside its verdicts."""
+        return (self._list.reviews.folder if self._list is not None else Path()) / PREDICTIONS_NAME
+
+    def save_table(self, path: Path, *, show_identifiers: bool) -> None:
+        """Write every slide of the list, whatever the filter; whether a file may be replaced has been asked."""
+        if self._list is not None:
+            self._saving.save(path, self._list, self._controller, show_identifiers=show_identifiers)
 
     # ---- what is shown
 
     def panel(self) -> WorklistPanel:
         """All of it."""
         worklist, controller = self._list, self._controller
-        state = (
-            ListState.LISTING if self._listing else ListState.EMPTY if worklist is None else ListState.LISTED
-        )
+        errors = " ".join(error for error in (self._error, self._verdicts.error) if error)
         if worklist is None:
-            return WorklistPanel(state, hint=self._hint or EMPTY_HINT, error=self._error)
-        can_start = controller is not None and controller.bundle is not None and not self._listing
-        rows, judged = self._arranged.rows(worklist), self._judged
-        self._arranged.remember(worklist, self.open_path)
+            state = ListState.LISTING if self._opening else ListState.EMPTY
+            return WorklistPanel(state, hint=self._hint or EMPTY_HINT, error=errors)
+        can_start = controller is not None and controller.bundle is not None and not self._opening
+        rows, open_path = self._rows.items, self.open_path
+        self._rows.note_open_slide(open_path)
         reviewed = sum(item.verdict is not None for item in worklist)
         hint = self._hint
         if not hint and not rows:
             hint = "No slide of the list is like that. Empty the filter to see all."
         return WorklistPanel(
-            state=state,
-            folder=str(self._where or ""),
+            state=ListState.LISTING if self._opening else ListState.LISTED,
+            folder=str(self._source or ""),
             rows=rows,
-            open_path=self.open_path,
-            judged=judged,
+            open_path=open_path,
+            judged=worklist[open_path] if open_path is not None else None,
             reviewed_text=f"{reviewed:,} of {len(worklist):,} reviewed",
-            order=self._arranged.order,
-            which=self._arranged.which,
-            text=self._arranged.text,
+            order=self._rows.order,
+            which=self._rows.which,
+            text=self._rows.text,
             hint=" ".join(part for part in (hint, worklist.reviews.note) if part),
-            error=self._error,
+            error=errors,
             batch=self._batch.panel(can_start=can_start),
+            saving=self._saving.panel(worklist),
         )
 
-    def controller_changed(self) -> None:
+    def controller_changed(self, change: Change = Change.ALL) -> None:
         """Slide, model or result may be others now."""
         controller = self._controller
-        if controller is None:
+        if controller is None or not change & CONCERNS:
             return
         bundle = controller.bundle
         sha = bundle.info.weights_sha256 if bundle is not None else None
         if sha != self._bundle_sha:
             self._bundle_sha = sha
             self._batch.cancel()
-            self._seen.clear()
+            self._shown_results.clear()
             if self._list is not None:
                 self._list.forget_results()
                 self._look_up()
-            self._arranged.stale()
+            self._rows.list_changed()
         if self._list is not None:
             for slide, result in controller.results.items():
                 self._take_result(slide.path.absolute(), result)
-        self._changed()
-
-    def shutdown(self) -> None:
-        """Stop the batch and say nothing more: the dock is going."""
-        self._changed = _nothing
-        self._batch.cancel()
-        self._controller = None
+        self.changed.emit()
 
     # ---- inside
 
-    @property
-    def _judged(self) -> WorklistItem | None:
-        path = self.open_path
-        return self._list[path] if self._list is not None and path is not None else None
-
-    def _listed(self, path: Path, worklist: Worklist) -> None:
-        if self._listing != path:
+    def _list_opened(self, path: Path, worklist: Worklist) -> None:
+        if self._opening != path:
             return
         self._batch.cancel()
-        self._listing, self._where, self._list = None, path, worklist
+        self._opening, self._source, self._list = None, path, worklist
         self._paths = frozenset(item.path for item in worklist)
-        self._arranged.start_over()
-        self._seen.clear()
+        self._rows.show_list(worklist)
+        self._shown_results.clear()
         self._look_up()
         self.controller_changed()
 
     def _list_failed(self, path: Path, text: str) -> None:
-        if self._listing == path:
-            self._listing, self._error = None, text
-            self._changed()
+        if self._opening == path:
+            self._opening, self._error = None, text
+            self.changed.emit()
 
     def _look_up(self) -> None:
         controller = self._controller
         if self._list is not None and controller is not None and controller.bundle is not None:
-            self._jobs.look_up(tuple(self._list), controller.bundle.info, self.found)
+            steps = look_up_steps(tuple(self._list), controller.bundle.info)
+            self._background.start(_LOOK_UP, steps, progressed=self.take_results)
 
     def _take_result(self, path: Path, result: SlidePrediction) -> None:
-        """Of the main dock: the row shows it too."""
-        if self._list is None or path not in self._paths or self._seen.get(path) is result:
+        """Show a result of the main dock in its row."""
+        if self._list is None or path not in self._paths or self._shown_results.get(path) is result:
             return
         if result.bundle_sha256 != self._bundle_sha:
             return
-        self._seen[path] = result
+        self._shown_results[path] = result
         self._list.set_result(path, summarise(result))
-        self._arranged.stale()
+        self._rows.list_changed()
 
-    def _batch_changed(self, rows_too: bool) -> None:
-        if rows_too:
-            self._arranged.stale()
-        self._changed()
-
-    def _batch_result(self, path: Path, prediction: SlidePrediction) -> None:
-        """Of the batch: where its slide is open, it shows."""
-        controller = self._controller
-        if controller is None or path != self.open_path or controller.slide is None:
-            return
-        self._seen[path] = prediction
-        if controller.result is None and controller.running_slide is not controller.slide:
-            controller.show_result(controller.slide, prediction)
-
-    def _dirty(self) -> None:
-        self._arranged.stale()
-        self._changed()
+    def _list_changed(self) -> None:
+        self._rows.list_changed()
+        self.changed.emit()
 
 
-def _nothing() -> None:
-    return
+class VisibleRows:
+    """The items of a worklist that are shown: sorted, filtered, made anew only when something changed."""
+
+    def __init__(self) -> None:
+        self.order, self.which, self.text = Order.UNSURE_FIRST, Show.ALL, ""
+        self._worklist: Worklist | None = None
+        self._sorted: list[WorklistItem] | None = None
+        self._items: tuple[WorklistItem, ...] | None = None
+        self._last_open_row = -1
+
+    def choose(self, order: Order | None, which: Show | None, text: str | None) -> None:
+        """Change what is given."""
+        self.order = self.order if order is None else order
+        self.which = self.which if which is None else which
+        self.text = self.text if text is None else text
+        self._items = None
+        if order is not None:
+            self._sorted = None
+
+    def list_changed(self) -> None:
+        """Look at the items of the list again."""
+        self._items = self._sorted = None
+
+    def show_list(self, worklist: Worklist) -> None:
+        """Show another list."""
+        self._worklist, self._last_open_row = worklist, -1
+        self.list_changed()
+
+    @property
+    def items(self) -> tuple[WorklistItem, ...]:
+        """The rows from top to bottom; the same object as long as nothing has changed."""
+        if self._sorted is None:
+            self._sorted = self._worklist.ordered(self.order) if self._worklist is not None else []
+        if self._items is None:
+            self._items = tuple(item for item in self._sorted if is_shown(item, self.which, self.text))
+        return self._items
+
+    def note_open_slide(self, path: Path | None) -> None:
+        """Remember in which row the open slide stands, for when that row goes away."""
+        row = self._row_of(path)
+        self._last_open_row = row if row >= 0 else self._last_open_row
+
+    def neighbour(self, path: Path | None, step: int) -> WorklistItem | None:
+        """Return the row after (1) or before (-1) a slide; None at the end.
+
+        A slide whose row went away, as by a verdict that the filter leaves out, still has its neighbours.
+        """
+        items = self.items
+        here = self._row_of(path)
+        if here >= 0:
+            target = here + step
+        elif path is not None and self._last_open_row >= 0:
+            target = self._last_open_row if step > 0 else self._last_open_row - 1
+        else:
+            target = 0 if step > 0 else len(items) - 1
+        return items[target] if 0 <= target < len(items) else None
+
+    def _row_of(self, path: Path | None) -> int:
+        if path is None:
+            return -1
+        return next((row for row, item in enumerate(self.items) if item.path == path), -1)
+
+
+def look_up_steps(items: Sequence[WorklistItem], info: BundleInfo) -> Steps[FoundResults, None]:
+    """Look up results that the cache holds of slides it has seen; yields those of some slides at a time."""
+    cache, keys, sha = ResultCache(), ResultKeys(info), info.weights_sha256
+    for start in range(0, len(items), _LOOK_UP_CHUNK):
+        chunk = items[start : start + _LOOK_UP_CHUNK]
+        results = [(item.path, cache.known_summary(item.path, sha, keys(item.mpp))) for item in chunk]
+        yield [(path, summary) for path, summary in results if summary is not None]

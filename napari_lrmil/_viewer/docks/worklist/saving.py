@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from napari_lrmil._viewer.background import Background, Steps
+from napari_lrmil._viewer.docks.worklist.panel import SavingPanel
 from napari_lrmil._viewer.models import import_models
-from napari_lrmil.cache import ResultCache, ResultKeys
+from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary, summarise
 from napari_lrmil.export.tables import FolderRow, write_folder_table
 from napari_lrmil.worklist import Worklist, WorklistError, WorklistItem
 
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo
     from napari_lrmil.predict import SlidePrediction
 
-TABLE_NAME = "predictions.csv"
 _SUFFIX = ".csv"
+_SAVE = "save table"
 
 
 @dataclass(frozen=True)
@@ -46,66 +48,32 @@ class TableRequest:
     show_identifiers: bool
 
 
-@dataclass(frozen=True)
-class SavingPanel:
-    """What the dock shows of it."""
-
-    can_save: bool = False
-    text: str = ""
-    error: str = ""
-
-
-class TableJobs(Protocol):
-    """Writes in the background; reports come in the window's thread."""
-
-    def save_table(
-        self,
-        request: TableRequest,
-        *,
-        progressed: Callable[[int], None],
-        done: Callable[[Path], None],
-        failed: Callable[[str], None],
-    ) -> None: ...
-
-
 class TableSaving:
     """One table at a time.
 
     Parameters
     ----------
-    jobs : TableJobs
-    worklist : callable
-        The list that is open, or None.
-    controller : callable
-        The main dock's controller, or None.
+    background : Background
     changed : callable
         Called when there is something new to show; `panel` says what.
     """
 
-    def __init__(
-        self,
-        jobs: TableJobs,
-        worklist: Callable[[], Worklist | None],
-        controller: Callable[[], Controller | None],
-        changed: Callable[[], None],
-    ) -> None:
-        self._jobs, self._worklist, self._controller, self._changed = jobs, worklist, controller, changed
+    def __init__(self, background: Background, changed: Callable[[], None]) -> None:
+        self._background, self._changed = background, changed
         self._about: Worklist | None = None
+        """The list that `_text` and `_error` are about."""
         self._total: int | None = None
         self._done = 0
         self._text = self._error = ""
 
-    @property
-    def default_path(self) -> Path:
-        """Beside the slides, where their verdicts are kept too."""
-        worklist = self._worklist()
-        folder = worklist.reviews.beside.parent if worklist is not None else Path()
-        return folder / TABLE_NAME
+    def save(
+        self, path: Path, worklist: Worklist, controller: Controller | None, *, show_identifiers: bool
+    ) -> None:
+        """Write every slide of a list, whatever the filter; whether a file may be replaced has been asked.
 
-    def save(self, path: Path, *, show_identifiers: bool) -> None:
-        """Write every slide of the list, whatever the filter; whether a file may be replaced has been asked."""
-        worklist, controller = self._worklist(), self._controller()
-        if worklist is None or self._total is not None:
+        Closing the dock before it is written leaves no file.
+        """
+        if self._total is not None:
             return
         info = controller.bundle.info if controller is not None and controller.bundle is not None else None
         shown: dict[Path, SlidePrediction] = {}
@@ -118,17 +86,22 @@ class TableSaving:
         request = TableRequest(path, tuple(worklist), info, shown, show_identifiers)
         self._about, self._total, self._done = worklist, len(request.items), 0
         self._text = self._error = ""
-        self._jobs.save_table(request, progressed=self._progressed, done=self._saved, failed=self._failed)
+        self._background.start(
+            _SAVE,
+            table_steps(request),
+            progressed=self._progressed,
+            done=self._saved,
+            failed=self._failed,
+        )
         self._changed()
 
-    def panel(self) -> SavingPanel:
-        """What is to be shown of it."""
-        worklist = self._worklist()
+    def panel(self, worklist: Worklist) -> SavingPanel:
+        """What is to be shown of it while a list is open."""
         if self._total is not None:
             return SavingPanel(text=f"Saving the table: {self._done:,} of {self._total:,} slides …")
         if worklist is not self._about:  # said of another list
-            return SavingPanel(can_save=worklist is not None)
-        return SavingPanel(worklist is not None, self._text, self._error)
+            return SavingPanel(can_save=True)
+        return SavingPanel(True, self._text, self._error)
 
     def _progressed(self, done: int) -> None:
         self._done = done
@@ -143,7 +116,7 @@ class TableSaving:
         self._changed()
 
 
-def table_steps(request: TableRequest) -> Generator[int, None, Path]:
+def table_steps(request: TableRequest) -> Steps[int, Path]:
     """Read what the cache holds of each slide, then write; yields how many slides are read."""
     path = _target_of(request)
     if request.info is not None:
@@ -154,7 +127,12 @@ def table_steps(request: TableRequest) -> Generator[int, None, Path]:
     for number, item in enumerate(request.items):
         yield number
         rows.append(_row_of(item, _result_of(item, request, cache, keys)))
-    return write_folder_table(path, rows, show_identifiers=request.show_identifiers)
+    return write_folder_table(
+        path,
+        rows,
+        class_names=request.info.class_names if request.info is not None else (),
+        show_identifiers=request.show_identifiers,
+    )
 
 
 def _target_of(request: TableRequest) -> Path:
@@ -169,7 +147,7 @@ def _target_of(request: TableRequest) -> Path:
 
 def _result_of(
     item: WorklistItem, request: TableRequest, cache: ResultCache, keys: ResultKeys | None
-) -> SlidePrediction | None:
+) -> ResultSummary | None:
     info = request.info
     if info is None or keys is None:
         return None
@@ -177,24 +155,11 @@ def _result_of(
     if found is None:
         key = keys(item.mpp)
         found = cache.known_result(item.path, info.weights_sha256, key, slide_name=item.slide_id)
-    return _light(found) if found is not None else None
+    return summarise(found) if found is not None else None
 
 
-def _light(prediction: SlidePrediction) -> SlidePrediction:
-    """Without its values per tile: those of a thousand slides would fill the memory."""
-    import numpy as np
-
-    none = np.empty(0)
-    return replace(
-        prediction,
-        attention_scores=none,
-        attention_logits=none,
-        class_contributions=np.empty((0, len(prediction.class_names))),
-    )
-
-
-def _row_of(item: WorklistItem, prediction: SlidePrediction | None) -> FolderRow:
+def _row_of(item: WorklistItem, result: ResultSummary | None) -> FolderRow:
     verdict: str = item.verdict or ""
     if item.verdict_outdated:  # it isn't one on the label in this row
         verdict += f" (with {item.judged_label or 'no label'})"
-    return FolderRow(item.slide_id, prediction, verdict, item.note, item.error)
+    return FolderRow(item.slide_id, result, verdict, item.note, item.error)

@@ -18,11 +18,10 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
+from superqt import QElidingLabel
 
 from napari_lrmil._viewer.docks.worklist import keys
-from napari_lrmil._viewer.docks.worklist.panel import WorklistPanel
-from napari_lrmil._viewer.docks.worklist.rows import Show
-from napari_lrmil._viewer.docks.worklist.saving import SavingPanel
+from napari_lrmil._viewer.docks.worklist.panel import SavingPanel, Show, WorklistPanel
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil.worklist import Order
 
@@ -177,7 +176,8 @@ class VerdictSection(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.about = QLabel()
+        self.about = QElidingLabel()
+        self.about.setElideMode(Qt.TextElideMode.ElideMiddle)
         self.about.setStyleSheet(parts.HEADING_STYLE)
         self.previous = button("◀", keys.hint("Open the previous slide", keys.PREVIOUS), "Previous slide")
         self.next = button("▶", keys.hint("Open the next slide", keys.NEXT), "Next slide")
@@ -212,8 +212,7 @@ class VerdictSection(QWidget):
         """Show whose verdict it is, and what it is."""
         item = panel.judged
         name = item.slide_id if item is not None else "No slide of the list is open"
-        width = max(60, self.width() - 90)
-        self.about.setText(self.about.fontMetrics().elidedText(name, Qt.TextElideMode.ElideMiddle, width))
+        self.about.setText(name)
         self.about.setToolTip(name)
         for verdict, each in self.verdicts.items():
             each.setEnabled(item is not None)

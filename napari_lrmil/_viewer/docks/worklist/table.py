@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
-from qtpy.QtCore import QAbstractTableModel, QModelIndex, QSize, Qt, QTimer, Signal
-from qtpy.QtGui import QColor, QFont, QImage, QKeyEvent, QPainter, QPixmap
+import numpy as np
+from numpy.typing import NDArray
+from qtpy.QtCore import QAbstractTableModel, QModelIndex, QSize, Qt, Signal
+from qtpy.QtGui import QColor, QFont, QImage, QKeyEvent, QPainter, QPixmap, QResizeEvent, QShowEvent
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView
+from superqt.utils import QSignalDebouncer
 
-from napari_lrmil._viewer.docks.worklist.rows import HEADINGS, cells, tool_tip
+from napari_lrmil._viewer.docks.worklist.panel import HEADINGS, cells, tool_tip
 from napari_lrmil.worklist import WorklistItem
 
 THUMB_PX = 54
@@ -40,13 +42,13 @@ class WorklistModel(QAbstractTableModel):
         """Slide and verdict."""
         return 0 if parent.isValid() else len(HEADINGS)
 
-    def headerData(self, section: int, orientation: Qt.Orientation, role: int = 0) -> Any:
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = 0) -> str | None:
         """Headings of the columns."""
         if orientation == Qt.Orientation.Horizontal and role == Qt.ItemDataRole.DisplayRole:
             return HEADINGS[section]
         return None
 
-    def data(self, index: QModelIndex, role: int = 0) -> Any:
+    def data(self, index: QModelIndex, role: int = 0) -> str | QPixmap | QFont | None:
         """What a cell shows."""
         item, column = self.items[index.row()], index.column()
         if role == Qt.ItemDataRole.DisplayRole:
@@ -79,9 +81,9 @@ class WorklistModel(QAbstractTableModel):
         """Items of these rows that have none yet."""
         return [self.items[row] for row in rows if self.items[row].path not in self._thumbs]
 
-    def set_thumb(self, path: Path, image: QImage | None) -> None:
-        """Show a slide's picture; None: it has none."""
-        self._thumbs[path] = None if image is None else _stamp(image)
+    def set_thumb(self, path: Path, pixels: NDArray[np.uint8] | None) -> None:
+        """Show a slide's picture, (height, width, 3); None: it has none."""
+        self._thumbs[path] = None if pixels is None else _stamp(pixels)
         while len(self._thumbs) > _MAX_THUMBS:
             self._thumbs.popitem(last=False)
         row = self.row_of(path)
@@ -118,8 +120,11 @@ class WorklistModel(QAbstractTableModel):
         return self._blank
 
 
-def _stamp(image: QImage) -> QPixmap:
+def _stamp(pixels: NDArray[np.uint8]) -> QPixmap:
     """The picture in the middle of a square, so that all names start at the same place."""
+    height, width, _ = pixels.shape
+    data = pixels.tobytes()
+    image = QImage(data, width, height, 3 * width, QImage.Format.Format_RGB888)
     small = image.scaled(
         THUMB_PX,
         THUMB_PX,
@@ -172,10 +177,9 @@ class WorklistTable(QTableView):
         columns.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
         columns.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         self.setColumnWidth(1, _VERDICT_PX)
-        self._settle = QTimer(self)
-        self._settle.setSingleShot(True)
-        self._settle.setInterval(_SETTLE_MS)
-        self._settle.timeout.connect(self._tell)
+        self._settled = QSignalDebouncer(parent=self)
+        self._settled.setTimeout(_SETTLE_MS)
+        self._settled.triggered.connect(self._say_what_is_in_sight)
         self.verticalScrollBar().valueChanged.connect(self._moved)
         for signal in (model.modelReset, model.layoutChanged):
             signal.connect(self._moved)
@@ -198,14 +202,14 @@ class WorklistTable(QTableView):
         else:
             super().keyPressEvent(event)
 
-    def resizeEvent(self, event: Any) -> None:
+    def resizeEvent(self, event: QResizeEvent) -> None:
         """More rows may be in sight; the chosen one stays so."""
         super().resizeEvent(event)
         if self.currentIndex().isValid():
             self.scrollTo(self.currentIndex())
         self._moved()
 
-    def showEvent(self, event: Any) -> None:
+    def showEvent(self, event: QShowEvent) -> None:
         """Rows come into sight."""
         super().showEvent(event)
         self._moved()
@@ -223,8 +227,8 @@ class WorklistTable(QTableView):
             self.opened.emit(self._model.items[row].path)
 
     def _moved(self, *_: object) -> None:
-        self._settle.start()
+        self._settled.throttle()
 
-    def _tell(self) -> None:
+    def _say_what_is_in_sight(self) -> None:
         if self.isVisible():
             self.in_sight.emit(self.rows_in_sight())

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QKeyEvent, QShowEvent
-from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QSizePolicy
+from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QMessageBox, QSizePolicy
+from superqt.utils import QSignalThrottler
 
 from napari_lrmil._viewer.background import in_one_step
 from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.worklist import keys
-from napari_lrmil._viewer.docks.worklist.collecting import SparedCollection
-from napari_lrmil._viewer.docks.worklist.jobs import QtListJobs
 from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
-from napari_lrmil._viewer.docks.worklist.presenter import Presenter
-from napari_lrmil._viewer.docks.worklist.saving import TableSaving
+from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
 from napari_lrmil._viewer.docks.worklist.sections import (
     BatchSection,
     FilterSection,
@@ -25,18 +24,20 @@ from napari_lrmil._viewer.docks.worklist.sections import (
     VerdictSection,
 )
 from napari_lrmil._viewer.docks.worklist.table import WorklistModel, WorklistTable
-from napari_lrmil._viewer.docks.worklist.thumbs import Thumbnail, Thumbnails
+from napari_lrmil._viewer.docks.worklist.thumbnails import Thumbnail, Thumbnails
 from napari_lrmil._viewer.models import is_bundle
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.settings import read_settings
 from napari_lrmil._viewer.window import Change
-from napari_lrmil.memory import return_free_memory
+from napari_lrmil.memory import collect_only_new_objects, return_free_memory
 from napari_lrmil.worklist.listing import TABLE_SUFFIXES
 
 if TYPE_CHECKING:
     from napari_lrmil._viewer.window import Controller
     from napari_lrmil.model.bundle import BundleInfo
+
+P = ParamSpec("P")
 
 DOCK_NAME = "LRMIL: worklist"
 _CONTROLS = "layer controls"
@@ -59,23 +60,18 @@ class WorklistWidget(DockedWidget):
         super().__init__(napari_viewer)
         self.setObjectName("lrmil_worklist")
         self.setMinimumSize(_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX)
-        self._later = QTimer(self)
-        self._later.setSingleShot(True)
-        self._later.setInterval(_REFRESH_MS)
-        self._later.timeout.connect(self.show_now)
-        self._tidy = QTimer(self)
-        self._tidy.setSingleShot(True)
-        self._tidy.setInterval(_TIDY_MS)
-        self._tidy.timeout.connect(self._return_memory)
-        jobs = QtListJobs(self.background)
-        self.presenter = Presenter(jobs, jobs, self._later.start, reviewer=lambda: read_settings().reviewer)
-        self.saving = TableSaving(
-            jobs, lambda: self.presenter.worklist, lambda: self.controller, self._show_soon
-        )
+        self._show_soon = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
+        self._show_soon.setTimeout(_REFRESH_MS)
+        self._show_soon.triggered.connect(self.show_now)
+        self._tidy_soon = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
+        self._tidy_soon.setTimeout(_TIDY_MS)
+        self._tidy_soon.triggered.connect(self._return_memory)
+        self.presenter = WorklistPresenter(self.background, reviewer=lambda: read_settings().reviewer)
+        self.presenter.changed.connect(self._show_soon.throttle)
         self.thumbnails = Thumbnails(self.background, self._thumb_loaded, self._info)
         self._open_path: Path | None = None
         self._placed = False
-        self._collection = SparedCollection()
+        self._slides_came = False
         self._lay_out()
         self._connect()
         actions = {
@@ -88,9 +84,9 @@ class WorklistWidget(DockedWidget):
             keys.NOTE: self._to_note,
         }
         self._actions = actions
-        self.ending.callback(keys.bind_keys(napari_viewer, actions))
-        self.ending.callback(self.presenter.shutdown)
-        self.ending.callback(self._collection.end)
+        for key, action in actions.items():
+            self.canvas.bind_key(key, action)
+        self.ending.callback(_end, self.presenter)
         self.begin()
         self.show_now()
 
@@ -100,18 +96,18 @@ class WorklistWidget(DockedWidget):
 
     def refresh(self, change: Change) -> None:
         """Slide, model or result may be others now."""
-        self.presenter.controller_changed()
+        self.presenter.controller_changed(change)
 
     def show_now(self) -> None:
         """Show the presenter's panel without waiting for the next tick."""
-        self._later.stop()
+        self._show_soon.cancel()
         panel = self.presenter.panel()
-        listed = panel.state is ListState.LISTED or bool(panel.folder)
+        has_list = panel.state is ListState.LISTED or bool(panel.folder)
         for section in (self.source, self.filter, self.verdict, self.batch):
             section.show_panel(panel)
-        self.table_file.show_panel(self.saving.panel())
+        self.table_file.show_panel(panel.saving)
         for widget in (self.filter, self.table, self.verdict, self.batch, self.table_file):
-            widget.setVisible(listed)
+            widget.setVisible(has_list)
         self._show_rows(panel)
         parts.show_text(self.hint, "Listing the slides …" if panel.state is ListState.LISTING else panel.hint)
         parts.show_text(self.error, panel.error)
@@ -187,7 +183,8 @@ class WorklistWidget(DockedWidget):
         self.table_file.save_clicked.connect(self._save_table)
         DropTarget(self, _can_drop, presenter.dropped)
 
-    def _act(self, action: Any, *args: Any, **options: Any) -> None:
+    def _act(self, action: Callable[P, None], *args: P.args, **options: P.kwargs) -> None:
+        """Do something, and show what came of it without waiting for the next tick."""
         action(*args, **options)
         self.show_now()
 
@@ -195,13 +192,13 @@ class WorklistWidget(DockedWidget):
         selected = self.table.currentIndex()
         kept = self.model.items[selected.row()].path if selected.isValid() else None
         self.model.show_items(panel.rows, panel.open_path)
-        if panel.rows:  # before slides come: theirs must be collected
-            self._collection.start()
+        if panel.rows and not self._slides_came:  # before slides come: theirs must be collected
+            self._slides_came = True
+            self.ending.enter_context(collect_only_new_objects())
         if panel.open_path != self._open_path:
             self._open_path = panel.open_path
             self.table.select_path(panel.open_path)
-            if not self._tidy.isActive():
-                self._tidy.start()
+            self._tidy_soon.throttle()
         elif kept is not None and not self.table.currentIndex().isValid():  # the filter has changed
             self.table.select_path(kept)
 
@@ -213,9 +210,9 @@ class WorklistWidget(DockedWidget):
             self.verdict.note.setFocus(Qt.FocusReason.ShortcutFocusReason)
 
     def _thumb_loaded(self, thumb: Thumbnail) -> None:
-        self.model.set_thumb(thumb.path, thumb.image)
+        self.model.set_thumb(thumb.path, thumb.pixels)
         if thumb.summary is not None:
-            self.presenter.found([(thumb.path, thumb.summary)])
+            self.presenter.take_results([(thumb.path, thumb.summary)])
 
     def _info(self) -> BundleInfo | None:
         bundle = self.controller.bundle if self.controller is not None else None
@@ -234,17 +231,13 @@ class WorklistWidget(DockedWidget):
         if path:
             self._act(self.presenter.open_list, Path(path))
 
-    def _show_soon(self) -> None:
-        if not self._later.isActive():  # starting again would put it off, as long as progress comes quickly
-            self._later.start()
-
     def _save_table(self) -> None:
         chosen, _ = QFileDialog.getSaveFileName(
-            self, "Save the list as a table", str(self.saving.default_path), "CSV (*.csv)"
+            self, "Save the list as a table", str(self.presenter.table_path), "CSV (*.csv)"
         )
         if chosen:
             keep = self.table_file.identifiers.isChecked()
-            self._act(self.saving.save, Path(chosen), show_identifiers=keep)
+            self._act(self.presenter.save_table, Path(chosen), show_identifiers=keep)
 
 
 def worklist_dock(viewer: Any) -> WorklistWidget:
@@ -262,8 +255,10 @@ def worklist_dock(viewer: Any) -> WorklistWidget:
     return widget
 
 
-def _ignore(*_: object) -> None:
-    return
+def _end(presenter: WorklistPresenter) -> None:
+    report = presenter.shutdown()
+    if report:  # the dock can say nothing any more
+        QMessageBox.warning(None, "LRMIL: verdicts", report)
 
 
 def _can_drop(path: Path) -> bool:

@@ -13,7 +13,7 @@ from napari_lrmil.evidence import softmax
 from napari_lrmil.model.mil import MILModel
 from napari_lrmil.model.trust import OODInfo, TileGaussian, Trust, TrustInfo, fit_conformal, ood_threshold
 from training.data.bags import Bag, Bags
-from training.mil_fit import bag_logits
+from training.stages.heads import bag_logits
 
 COVERAGE = 0.9
 FALSE_ALARM_RATE = 0.05

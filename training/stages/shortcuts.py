@@ -6,7 +6,8 @@ confounded with how much was cut or how it was stained, and the model's AUC says
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,11 @@ from sklearn.preprocessing import StandardScaler
 
 from napari_lrmil.slide import Slide, find_tiles, iter_tiles
 from training.data.tile_index import SlideTiles, TileGeometry
+from training.files import Json
 from training.metrics import auc
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
-
-Shortcut = Literal["tissue_fraction", "rgb"]
-SHORTCUTS: tuple[Shortcut, ...] = get_args(Shortcut)
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 """C of the logistic regression: the validation slides choose."""
@@ -40,11 +39,26 @@ class ShortcutFeatures(NamedTuple):
     rgb_std: Array
     """(3,)"""
 
-    def vector(self, shortcut: Shortcut) -> Array:
-        """Features of one baseline: (2,) for tissue_fraction, (6,) for rgb."""
+    def vector(self, shortcut: str) -> Array:
+        """Return the features of one baseline by its key: (2,) for tissue_fraction, (6,) for rgb."""
         if shortcut == "tissue_fraction":
             return np.asarray([self.tissue_fraction, self.tissue_mm2], np.float64)
         return np.concatenate([self.rgb_mean, self.rgb_std])
+
+    def as_json(self) -> dict[str, Json]:
+        """Return the numbers as they are kept."""
+        return {
+            "tissue_fraction": float(self.tissue_fraction),
+            "tissue_mm2": float(self.tissue_mm2),
+            "rgb_mean": self.rgb_mean.tolist(),
+            "rgb_std": self.rgb_std.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Json]) -> ShortcutFeatures:
+        """Return the features of which `as_json` gave these numbers."""
+        fraction, mm2, mean, std = (np.asarray(values[name], np.float64) for name in cls._fields)
+        return cls(float(fraction), float(mm2), mean, std)
 
 
 def slide_shortcuts(

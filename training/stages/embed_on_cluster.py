@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from napari_lrmil.errors import LRMILError
-from training.stages.context import Context
+from training.progress import Reporter
 from training.stages.embed_tiles import EmbedJob, EncoderSource, embed_elsewhere
 
 _RETRIES = 1
@@ -22,20 +22,22 @@ class ClusterError(LRMILError):
 
 
 def embed_on_cluster(
-    context: Context, jobs: Sequence[EmbedJob], source: EncoderSource, description: str
+    jobs: Sequence[EmbedJob], source: EncoderSource, scheduler: str, reporter: Reporter, description: str
 ) -> None:
-    """Embed on the workers of ``context.cluster`` what isn't done.
+    """Embed on the workers of a scheduler what isn't done.
 
     A slide whose worker dies goes to another one. It is written whole by a worker or not at all, and a worker first
     looks whether it is there: nothing is lost, and nothing is done twice.
 
     Parameters
     ----------
-    context : Context
-        Its `cluster` is the address of the scheduler, ``tcp://host:8786``.
     jobs : sequence of EmbedJob
     source : EncoderSource
+    scheduler : str
+        Its address, ``tcp://host:8786``.
+    reporter : Reporter
     description : str
+        For the bar.
 
     Raises
     ------
@@ -48,13 +50,13 @@ def embed_on_cluster(
     todo = [job for job in jobs if not job.is_done]
     total = sum(len(job.places) for job in todo)
     try:
-        client = Client(context.cluster, timeout=TIMEOUT, set_as_default=False)
+        client = Client(scheduler, timeout=TIMEOUT, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(
-            f"no dask scheduler answers at {context.cluster} ({error}). Start one with 'dask scheduler', and workers "
+            f"no dask scheduler answers at {scheduler} ({error}). Start one with 'dask scheduler', and workers "
             "with 'dask worker' in this environment."
         ) from error
-    with client, context.reporter.bar(description, total) as advance:
+    with client, reporter.bar(description, total) as advance:
         futures = {
             client.submit(
                 embed_elsewhere,
@@ -67,11 +69,11 @@ def embed_on_cluster(
         }
         for future in as_completed(list(futures), loop=client.loop):
             name = futures[future].tiles.row.slide_id
-            error = future.exception()
-            if isinstance(error, LRMILError):
-                raise error
-            if error is not None:
-                raise ClusterError(f"{name} could not be embedded on the cluster: {error}") from error
+            failure = future.exception()
+            if isinstance(failure, LRMILError):
+                raise failure
+            if failure is not None:
+                raise ClusterError(f"{name} could not be embedded on the cluster: {failure}") from failure
             advance(future.result(), note=f"{len(client.scheduler_info()['workers'])} workers")
             future.release()
     missing = [job.tiles.row.slide_id for job in todo if not job.is_done]

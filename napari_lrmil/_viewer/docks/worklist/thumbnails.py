@@ -1,15 +1,16 @@
-"""Thumbnails of the rows in sight, one after the other in one thread."""
+"""Thumbnails of the rows in sight, one after the other in one thread. No Qt."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from qtpy.QtGui import QImage
+import numpy as np
+from numpy.typing import NDArray
 
-from napari_lrmil._viewer.background import Background
+from napari_lrmil._viewer.background import Background, Steps
 from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.worklist import WorklistItem, thumbnail
@@ -18,18 +19,18 @@ if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo
 
 EDGE_PX = 128
-_NAME = "thumbnails"
+_LOAD = "thumbnails"
 
 
 class Thumbnail(NamedTuple):
     """What became of a slide's thumbnail.
 
-    `image` is None where the slide has none. `summary` is the slide's result where the cache knew it, but not
-    yet under this path.
+    `pixels` (height, width, 3 uint8) is None where the slide has none. `summary` is the slide's result where the
+    cache knew it, but not yet under this path.
     """
 
     path: Path
-    image: QImage | None
+    pixels: NDArray[np.uint8] | None
     summary: ResultSummary | None
 
 
@@ -63,7 +64,7 @@ class Thumbnails:
             start = bool(items) and not self._at_work
             self._at_work = self._at_work or start
         if start:
-            self._background.start(_NAME, self._steps(self._info()), progressed=self._loaded)
+            self._background.start(_LOAD, self._steps(self._info()), progressed=self._loaded)
 
     def _next(self) -> WorklistItem | None:
         with self._lock:
@@ -72,7 +73,7 @@ class Thumbnails:
             self._at_work = False
             return None
 
-    def _steps(self, info: BundleInfo | None) -> Generator[Thumbnail, None, None]:
+    def _steps(self, info: BundleInfo | None) -> Steps[Thumbnail, None]:
         cache = ResultCache()
         keys = ResultKeys(info) if info is not None else None
         while (item := self._next()) is not None:
@@ -83,12 +84,10 @@ class Thumbnails:
             yield Thumbnail(item.path, pixels, summary)
 
 
-def _load(item: WorklistItem, cache: ResultCache) -> tuple[QImage | None, bool]:
+def _load(item: WorklistItem, cache: ResultCache) -> tuple[NDArray[np.uint8] | None, bool]:
     """A slide's picture, and whether the cache knows the slide only since it was made."""
     known = cache.known_fingerprint(item.path) is not None
     try:
-        pixels = thumbnail(item.path, EDGE_PX, cache=cache)
+        return thumbnail(item.path, EDGE_PX, cache=cache), not known
     except (LRMILError, OSError, RuntimeError, ValueError, MemoryError):
         return None, False  # opening the slide will say what is wrong with it
-    height, width, _ = pixels.shape
-    return QImage(pixels.tobytes(), width, height, 3 * width, QImage.Format.Format_RGB888).copy(), not known

@@ -1,0 +1,501 @@
+"""A prediction as files and back: one JSON document of the slide, and one CSV with a row a tile.
+
+Both are described in docs/exports.md; docs/result.schema.json is the JSON schema of the document. All numbers have as many
+digits as it takes to read the same prediction back, bit for bit.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from napari_lrmil.atomic import write_text
+from napari_lrmil.evidence import DeletionCurve
+from napari_lrmil.export.errors import ExportError, ResultFileError
+from napari_lrmil.export.tables import csv_text, spreadsheet_safe
+from napari_lrmil.slide import TileGrid, TileSet, TileSpec
+from napari_lrmil.wording import Status, curve_text, status_of, use_note
+
+if TYPE_CHECKING:  # predict loads torch
+    from napari_lrmil.predict import SlidePrediction
+
+FORMAT, FORMAT_VERSION = "lrmil-prediction", 1
+
+_PLACE_COLUMNS = ("row", "col", "x_l0_px", "y_l0_px", "width_l0_px", "height_l0_px")
+_VALUE_COLUMNS = ("tissue_fraction", "attention_score", "attention_logit")
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class BundleOfResult(_Part):
+    """The model that made the result."""
+
+    name: str
+    weights_sha256: str
+    """Hash of its weights."""
+
+
+class LeftOutTile(_Part):
+    """A tile with some tissue, too little to be read."""
+
+    row: int
+    col: int
+    tissue_fraction: Share
+
+
+class TilesOfResult(_Part):
+    """The tile grid, and which of its tiles were read; the CSV has a row for each of those."""
+
+    count: int
+    """Tiles that were read."""
+    tile_px: int
+    """Edge of a tile as the model sees it, in pixels."""
+    mpp: Number
+    """µm a pixel of a tile measures."""
+    grid_shape_yx: tuple[int, int]
+    """Rows and columns."""
+    origin_l0_xy: tuple[Number, Number]
+    """Top left corner of tile (0, 0) in level-0 pixels, (0, 0) at the corner of the slide's first pixel."""
+    tile_l0_xy: tuple[Number, Number]
+    """Size of a tile in level-0 pixels."""
+    left_out: tuple[LeftOutTile, ...]
+    """Tiles with some tissue that were not read; all other tiles of the grid hold none."""
+
+
+class TileContribution(_Part):
+    """What one tile does to the probability of a class."""
+
+    row: int
+    col: int
+    contribution: Number
+    """Probability with all tiles minus that without this one."""
+
+
+class ClassContributions(_Part):
+    """The tiles that speak most for a class and most against it; the CSV has the contributions of all."""
+
+    highest: TileContribution
+    lowest: TileContribution
+
+
+class DeletionOfResult(_Part):
+    """Probability of the predicted class as tiles are removed: whether the heatmap names tiles that matter."""
+
+    class_name: str
+    fractions: tuple[Share, ...]
+    """Share of the tiles that is gone at each step."""
+    by_evidence: tuple[Share, ...]
+    """The tiles that speak most for the class go first."""
+    random_mean: tuple[Share, ...]
+    """Mean of random orders."""
+    random_low: tuple[Share, ...]
+    """Their 5th percentile."""
+    random_high: tuple[Share, ...]
+    """Their 95th percentile."""
+    area_gain: Number
+    """Area between the random and the evidence curve, -1 to 1; about 0 or below: don't rely on the heatmap."""
+    meaning: str
+    """The same in words."""
+
+
+class ResultDocument(_Part):
+    """The result of one slide.
+
+    Whoever shows `label` shows `status` beside it: only ``["ok"]`` means that there is nothing to warn of.
+    """
+
+    format: Literal["lrmil-prediction"]
+    format_version: Literal[1]
+    slide: str
+    """Name of the slide, or a neutral one by its fingerprint."""
+    label: str
+    """The most probable class."""
+    status: Annotated[tuple[Status, ...], Field(min_length=1)]
+    """``ok`` alone, or all of these that hold. ``unsure``: several classes remain possible, or none is probable enough.
+    ``unlike training``: the slide is farther from those of training than the limit. ``demonstration``: the model is
+    made to show the program, not for diagnosis."""
+    class_probabilities: dict[str, Share]
+    class_names: Annotated[tuple[str, ...], Field(min_length=1)]
+    """The classes in the model's order."""
+    demonstration: bool
+    """Whether the model is made to show the program, not for diagnosis."""
+    note: str
+    """What the result may be used for."""
+    prediction_set: tuple[str, ...] | None
+    """Classes that can't be ruled out at `coverage`; null where the model states none."""
+    coverage: Share | None
+    """Least share of slides whose set holds the true class."""
+    ood_score: Number | Literal["nan", "inf", "-inf"] | None
+    """Distance of the slide's tiles to those of training; null where the model states none."""
+    ood_threshold: Number | None
+    """Where the warning ``unlike training`` starts."""
+    contributions: dict[str, ClassContributions]
+    """By class."""
+    deletion_curve: DeletionOfResult
+    bundle: BundleOfResult
+    slide_fingerprint: str
+    """The same for a renamed copy of the slide."""
+    slide_mpp_xy: tuple[Number, Number]
+    """µm per level-0 pixel."""
+    read_level: int
+    """The one level that was read."""
+    read_level_mpp: Number
+    tiles: TilesOfResult
+    tiles_csv_sha256: Sha256
+    """Hash of the CSV that was written with this document."""
+    seconds: Number
+    """That the prediction took when it was made."""
+    device: str
+    version: str
+    """Of the program that made the result, which may be older than the one that wrote the file."""
+
+
+def result_schema() -> str:
+    """The text of docs/result.schema.json."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | ResultDocument.model_json_schema()
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def tile_columns(class_names: Sequence[str]) -> list[str]:
+    """Columns of the tile CSV: place, values, and a contribution for each class."""
+    return [
+        *_PLACE_COLUMNS,
+        *_VALUE_COLUMNS,
+        *(spreadsheet_safe(f"contribution_{name}") for name in class_names),
+    ]
+
+
+def tile_table(prediction: SlidePrediction) -> str:
+    """The tile CSV: a row a tile that was read, in the order of the grid."""
+    tiles = prediction.tiles
+    places = np.column_stack([tiles.corners_l0_xy, np.tile(tiles.grid.tile_l0_xy, (len(tiles), 1))])
+    values = np.column_stack(
+        [
+            tiles.tissue_fraction[tiles.rows, tiles.cols].astype(np.float64),
+            prediction.attention_scores,
+            prediction.attention_logits,
+            prediction.class_contributions,
+        ]
+    )
+    rows = zip(tiles.rows.tolist(), tiles.cols.tolist(), places.tolist(), values.tolist(), strict=True)
+    # The csv module writes a float as repr does: the shortest text that is read as the same number.
+    return csv_text(
+        tile_columns(prediction.class_names), ([row, col, *place, *value] for row, col, place, value in rows)
+    )
+
+
+def result_document(prediction: SlidePrediction) -> ResultDocument:
+    """The JSON document of a prediction.
+
+    Raises
+    ------
+    ExportError
+        Where the prediction holds numbers that aren't finite.
+    """
+    tiles, curve, score = prediction.tiles, prediction.deletion, prediction.ood_score
+    left_out = tiles.tissue_fraction.copy()
+    left_out[tiles.rows, tiles.cols] = 0
+    ood_score = score if score is None or np.isfinite(score) else str(float(score))
+    try:
+        return ResultDocument.model_validate(
+            {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "slide": prediction.slide_name,
+                "label": prediction.label,
+                "status": status_of(prediction),
+                "class_probabilities": dict(
+                    zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True)
+                ),
+                "class_names": prediction.class_names,
+                "demonstration": prediction.demonstration,
+                "note": use_note(demonstration=prediction.demonstration),
+                "prediction_set": prediction.prediction_set,
+                "coverage": prediction.coverage,
+                "ood_score": ood_score,
+                "ood_threshold": prediction.ood_threshold,
+                "contributions": {
+                    name: {
+                        "highest": _contribution(prediction, int(values.argmax()), number),
+                        "lowest": _contribution(prediction, int(values.argmin()), number),
+                    }
+                    for number, (name, values) in enumerate(
+                        zip(prediction.class_names, prediction.class_contributions.T, strict=True)
+                    )
+                },
+                "deletion_curve": {
+                    "class_name": prediction.class_names[curve.class_index],
+                    "fractions": tuple(curve.fractions.tolist()),
+                    "by_evidence": tuple(curve.by_evidence.tolist()),
+                    "random_mean": tuple(curve.random_mean.tolist()),
+                    "random_low": tuple(curve.random_low.tolist()),
+                    "random_high": tuple(curve.random_high.tolist()),
+                    "area_gain": curve.area_gain,
+                    "meaning": curve_text(curve),
+                },
+                "bundle": {"name": prediction.bundle_name, "weights_sha256": prediction.bundle_sha256},
+                "slide_fingerprint": prediction.slide_fingerprint,
+                "slide_mpp_xy": prediction.mpp_xy,
+                "read_level": prediction.level,
+                "read_level_mpp": prediction.level_mpp,
+                "tiles": {
+                    "count": len(tiles),
+                    "tile_px": tiles.grid.spec.tile_px,
+                    "mpp": tiles.grid.spec.mpp,
+                    "grid_shape_yx": tiles.grid.shape_yx,
+                    "origin_l0_xy": tiles.grid.origin_l0_xy,
+                    "tile_l0_xy": tiles.grid.tile_l0_xy,
+                    "left_out": tuple(
+                        {"row": row, "col": col, "tissue_fraction": float(left_out[row, col])}
+                        for row, col in np.argwhere(left_out).tolist()
+                    ),
+                },
+                "tiles_csv_sha256": _sha256(tile_table(prediction)),
+                "seconds": prediction.seconds,
+                "device": prediction.device,
+                "version": prediction.version,
+            }
+        )
+    except ValidationError as error:
+        raise ExportError(
+            f"the result of {prediction.slide_name} can't be written: {_first_of(error)}. Check the model, and "
+            "classify again."
+        ) from error
+
+
+def write_prediction(
+    prediction: SlidePrediction, out_dir: str | Path, *, stem: str | None = None
+) -> tuple[Path, Path]:
+    """Write ``<stem>.json`` and ``<stem>.csv``, each whole or not at all.
+
+    Parameters
+    ----------
+    prediction : SlidePrediction
+    out_dir : path-like
+        Made where missing.
+    stem : str, optional
+        Default: the slide's name.
+
+    Returns
+    -------
+    (Path, Path)
+        The JSON, a `ResultDocument`, and the CSV, `tile_table`.
+
+    Raises
+    ------
+    ExportError
+    OSError
+    """
+    out = Path(out_dir)
+    stem = prediction.slide_name if stem is None else stem
+    document = _json_text(result_document(prediction).model_dump(mode="json"))
+    json_path, csv_path = out / f"{stem}.json", out / f"{stem}.csv"
+    out.mkdir(parents=True, exist_ok=True)
+    # The JSON comes last, an older one goes first: where it exists, the prediction is complete.
+    json_path.unlink(missing_ok=True)
+    write_text(csv_path, tile_table(prediction))
+    write_text(json_path, document)
+    return json_path, csv_path
+
+
+def read_document(path: str | Path) -> ResultDocument:
+    """The JSON alone: all but the values of the tiles.
+
+    Raises
+    ------
+    ResultFileError
+        Where it isn't such a file, is damaged, or is of a version that this program can't read.
+    """
+    path = Path(path)
+    cure = f"Export it again, or classify the slide again with: lrmil predict ... --out {path.parent}"
+    text = _read_text(path)
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ResultFileError(f"{path.name} is damaged: it is not JSON ({error}). {cure}") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        older = isinstance(raw, dict) and "format" not in raw and {"label", "read_level"} <= raw.keys()
+        what = "was written before results could be read back" if older else "is not the result of a slide"
+        raise ResultFileError(f"{path.name} {what}. {cure}")
+    version = raw.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ResultFileError(
+            f"{path.name} has format version {version}; this program reads up to {FORMAT_VERSION}. Update napari-lrmil."
+        )
+    try:
+        document = ResultDocument.model_validate_json(text)
+    except ValidationError as error:
+        raise ResultFileError(f"{path.name} is damaged: {_first_of(error)}. {cure}") from error
+    wrong = _contradictions(document)
+    if wrong:
+        raise ResultFileError(f"{path.name} is damaged: {wrong}. {cure}")
+    return document
+
+
+def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> SlidePrediction:
+    """The prediction that `write_prediction` was given, equal in every field.
+
+    Parameters
+    ----------
+    path : path-like
+        The JSON.
+    tiles_csv : path-like, optional
+        The CSV with the tiles; default: beside the JSON under the same name.
+
+    Raises
+    ------
+    ResultFileError
+        Where a file is missing or damaged, isn't a result, or the two don't belong together.
+    """
+    from napari_lrmil.predict import SlidePrediction
+
+    path = Path(path)
+    document = read_document(path)
+    csv_path = path.with_suffix(".csv") if tiles_csv is None else Path(tiles_csv)
+    values = _read_tiles(csv_path, document, path.name)
+    grid = TileGrid(
+        TileSpec(document.tiles.tile_px, document.tiles.mpp),
+        document.tiles.origin_l0_xy,
+        document.tiles.tile_l0_xy,
+        document.tiles.grid_shape_yx,
+    )
+    rows, cols = (values[:, number].astype(np.int64) for number in (0, 1))
+    tissue, scores, logits, *contributions = values[:, len(_PLACE_COLUMNS) :].T.copy()
+    tissue_fraction = np.zeros(grid.shape_yx, np.float32)
+    tissue_fraction[rows, cols] = tissue
+    for tile in document.tiles.left_out:
+        tissue_fraction[tile.row, tile.col] = tile.tissue_fraction
+    curve = document.deletion_curve
+    prediction = SlidePrediction(
+        slide_name=document.slide,
+        class_names=document.class_names,
+        class_probabilities=np.array([document.class_probabilities[name] for name in document.class_names]),
+        attention_scores=scores,
+        attention_logits=logits,
+        class_contributions=np.column_stack(contributions),
+        deletion=DeletionCurve(
+            np.array(curve.fractions),
+            np.array(curve.by_evidence),
+            np.array(curve.random_mean),
+            np.array(curve.random_low),
+            np.array(curve.random_high),
+            document.class_names.index(curve.class_name),
+        ),
+        tiles=TileSet(grid, document.read_level, rows, cols, tissue_fraction),
+        mpp_xy=document.slide_mpp_xy,
+        level=document.read_level,
+        level_mpp=document.read_level_mpp,
+        seconds=document.seconds,
+        bundle_name=document.bundle.name,
+        bundle_sha256=document.bundle.weights_sha256,
+        demonstration=document.demonstration,
+        device=document.device,
+        slide_fingerprint=document.slide_fingerprint,
+        version=document.version,
+        prediction_set=document.prediction_set,
+        coverage=document.coverage,
+        ood_score=None if document.ood_score is None else float(document.ood_score),
+        ood_threshold=document.ood_threshold,
+    )
+    if (prediction.label, status_of(prediction)) != (document.label, document.status):
+        raise ResultFileError(
+            f"{path.name} is damaged: label and status don't follow from its numbers. Export it again."
+        )
+    return prediction
+
+
+def _read_tiles(path: Path, document: ResultDocument, json_name: str) -> NDArray[np.float64]:
+    """(N, columns) of a tile CSV, checked against its document."""
+    cure = f"Give the CSV that was written with {json_name}, or export both again."
+    text = _read_text(path)
+    columns = tile_columns(document.class_names)
+    try:
+        header, *rows = csv.reader(io.StringIO(text)) if text else [[]]
+        if header != columns:
+            raise ResultFileError(f"{path.name} is not the table of these tiles: other columns. {cure}")
+        if _sha256(text) != document.tiles_csv_sha256:
+            raise ResultFileError(f"{path.name} belongs to another result, or was changed. {cure}")
+        values = np.array([[float(cell) for cell in row] for row in rows])
+    except (csv.Error, ValueError) as error:
+        raise ResultFileError(f"{path.name} is damaged: {error}. {cure}") from error
+    if values.shape != (document.tiles.count, len(columns)):
+        raise ResultFileError(f"{path.name} is damaged: it hasn't {document.tiles.count} tiles. {cure}")
+    places = values[:, :2]
+    if (places < 0).any() or (places >= document.tiles.grid_shape_yx).any():
+        raise ResultFileError(f"{path.name} is damaged: a tile lies outside of the grid. {cure}")
+    return values
+
+
+def _contradictions(document: ResultDocument) -> str:
+    """What of a document can't be true, in words; empty for one that is sound."""
+    names, curve = document.class_names, document.deletion_curve
+    n_rows, n_cols = document.tiles.grid_shape_yx
+    steps = (curve.fractions, curve.by_evidence, curve.random_mean, curve.random_low, curve.random_high)
+    if len(set(names)) != len(names) or set(document.class_probabilities) != set(names):
+        return "class_names and class_probabilities name different classes"
+    if set(document.contributions) != set(names):
+        return "class_names and contributions name different classes"
+    if not {document.label, curve.class_name, *(document.prediction_set or ())} <= set(names):
+        return "it names a class that the model doesn't have"
+    if len({len(step) for step in steps}) != 1:
+        return "the parts of its deletion_curve differ in length"
+    if not all(0 <= tile.row < n_rows and 0 <= tile.col < n_cols for tile in document.tiles.left_out):
+        return "a tile lies outside of the grid"
+    return ""
+
+
+def _contribution(prediction: SlidePrediction, tile: int, class_number: int) -> dict[str, int | float]:
+    return {
+        "row": int(prediction.tiles.rows[tile]),
+        "col": int(prediction.tiles.cols[tile]),
+        "contribution": float(prediction.class_contributions[tile, class_number]),
+    }
+
+
+def _json_text(value: Mapping[str, object]) -> str:
+    """JSON for people too: a line a field; lists of numbers, and small objects in lists, stay on one line."""
+
+    def text(value: object, indent: str) -> str:
+        inner = indent + "  "
+        if isinstance(value, dict) and value:
+            lines = [f"{inner}{json.dumps(key)}: {text(part, inner)}" for key, part in value.items()]
+            return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return "[\n" + ",\n".join(f"{inner}{json.dumps(part)}" for part in value) + f"\n{indent}]"
+        return json.dumps(value, allow_nan=False)
+
+    return text(value, "") + "\n"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ResultFileError(f"{path} can't be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise ResultFileError(f"{path.name} is damaged, or no result: it is not UTF-8 text.") from error
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _first_of(error: ValidationError) -> str:
+    """Where the first fault lies, and what it is."""
+    fault = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

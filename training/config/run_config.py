@@ -1,0 +1,81 @@
+"""The configuration of a run: frozen, strict, one TOML file an experiment.
+
+Each section stands beside the code that it configures, with defaults and meanings; here they are put together. A key
+that isn't there is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from training.data.table import DataSection
+from training.data.tile_index import TilesSection
+from training.encoders import EncoderSection, StudentSection
+from training.section import Section
+from training.stages.distill_slides import Stage2Section
+from training.stages.distill_tiles import Stage1Section
+from training.stages.evaluate import EvaluateSection
+from training.stages.export import ExportSection
+from training.stages.heads import MILSection
+
+
+class RunSection(Section):
+    """Where the run lives and what makes it repeatable."""
+
+    out_dir: Path = Field(description="run directory; made where missing")
+    seed: int = Field(default=0, ge=0, description="of splits, initial weights, sampling and bootstrap")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
+    threads: int = Field(default=2, ge=1, description="tiles decoded at once")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true",
+        description="of the encoders, training and embedding; MIL heads are small and stay at 32 bits",
+    )
+    embeddings: Path | None = Field(
+        default=None, description="embedding store; default in out_dir; runs of one encoder may share it"
+    )
+    checkpoint_seconds: float = Field(
+        default=30.0, ge=0, description="least time between checkpoints, which are written after an epoch"
+    )
+
+
+class RunConfig(Section):
+    """The whole configuration."""
+
+    run: RunSection
+    data: DataSection
+    tiles: TilesSection = TilesSection()
+    encoder: EncoderSection = EncoderSection()
+    student: StudentSection = StudentSection()
+    mil: MILSection = MILSection()
+    stage1: Stage1Section = Stage1Section()
+    stage2: Stage2Section = Stage2Section()
+    evaluate: EvaluateSection = EvaluateSection()
+    export: ExportSection = ExportSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if (
+            list(self.stage1.layers) != sorted(set(self.stage1.layers))
+            or min(self.stage1.layers, default=0) < 0
+        ):
+            raise ValueError("stage1.layers must ascend and not be negative")
+        layers = self.student.layers
+        if layers is not None and (
+            len(layers) != len(self.stage1.layers)
+            or list(layers) != sorted(set(layers))
+            or min(layers, default=0) < 0
+        ):
+            raise ValueError("student.layers must ascend and name one block for each of stage1.layers")
+        if self.stage1.scope == "shared" and self.stage1.weighting == "attention":
+            raise ValueError(
+                "stage1.scope 'shared' needs stage1.weighting 'uniform': an encoder weighted by the attention of a "
+                "teacher has seen the labels of that teacher's fold"
+            )
+        if not self.stage1.layers and self.stage1.lambda_attn == 0:
+            raise ValueError(
+                "without stage1.layers, stage1.lambda_attn must be above 0: there is nothing to learn from"
+            )
+        return self

@@ -1,0 +1,145 @@
+"""What a method says of the test slides: probabilities as a table, and the attention on their tiles."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from napari_lrmil.atomic import write_text
+from training.files import save_tensors
+
+
+class Predictions(NamedTuple):
+    """One method on the test slides of one fold, or of all: N slides, C classes."""
+
+    class_names: tuple[str, ...]
+    slide_ids: tuple[str, ...]
+    patients: tuple[str, ...]
+    labels: NDArray[np.int64]
+    """(N,) classes"""
+    probabilities: NDArray[np.float64]
+    """(N, C)"""
+    temperature: float | None
+    """None where a table doesn't say it, and for folds taken together."""
+
+
+class SlideAttention(NamedTuple):
+    """The attention of one method on one slide."""
+
+    scores: NDArray[np.float64]
+    """(N,) they sum to 1"""
+    places: NDArray[np.int64]
+    """(N, 2) (row, col) of the tiles in their grid: the HR grid for the teacher, else the LR grid"""
+
+
+def pool(parts: Sequence[Predictions]) -> Predictions:
+    """Return folds one after the other."""
+    return Predictions(
+        class_names=parts[0].class_names,
+        slide_ids=tuple(name for part in parts for name in part.slide_ids),
+        patients=tuple(name for part in parts for name in part.patients),
+        labels=np.concatenate([part.labels for part in parts]),
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        temperature=None,
+    )
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write a CSV file with a row a slide: slide_id, patient_id, label, p_<class> for each class, temperature."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = predictions.class_names
+    writer.writerow(["slide_id", "patient_id", "label", *(f"p_{name}" for name in names), "temperature"])
+    for slide, patient, label, values in zip(
+        predictions.slide_ids,
+        predictions.patients,
+        predictions.labels.tolist(),
+        predictions.probabilities.tolist(),
+        strict=True,
+    ):
+        # Every digit: what is read back after an interruption is what was found.
+        writer.writerow([slide, patient, names[label], *map(repr, values), repr(predictions.temperature)])
+    write_text(path, text.getvalue())
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read what `write_predictions` wrote.
+
+    Raises
+    ------
+    OSError
+        Where the file is missing or can't be read.
+    ValueError
+        Where it is no table of predictions; the text says what is wrong.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
+            records = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"it is no CSV file ({error})") from error
+    names = tuple(name.removeprefix("p_") for name in columns[3:] if name.startswith("p_"))
+    if columns[:3] != ["slide_id", "patient_id", "label"] or len(names) < 2:
+        raise ValueError(f"the columns are {', '.join(columns)}, not those of predictions")
+    if not records:
+        raise ValueError("it has no rows")
+    odd = next((record for record in records if record["label"] not in names), None)
+    if odd is not None:
+        raise ValueError(f"{odd['slide_id']} is labelled {odd['label']!r}, not {' or '.join(names)}")
+    try:
+        temperature = records[0].get("temperature")
+        return Predictions(
+            class_names=names,
+            slide_ids=tuple(record["slide_id"] for record in records),
+            patients=tuple(record["patient_id"] for record in records),
+            labels=np.array([names.index(record["label"]) for record in records], np.int64),
+            probabilities=np.array(
+                [[float(record[f"p_{name}"]) for name in names] for record in records], np.float64
+            ),
+            temperature=float(temperature) if temperature else None,
+        )
+    except (ValueError, TypeError) as error:  # a cut line
+        raise ValueError(f"it is damaged ({error})") from error
+
+
+def write_attention(path: Path, slides: Mapping[str, SlideAttention]) -> None:
+    """Write a safetensors file: of each slide ``<id>/attention_scores`` (N,) and ``<id>/places`` (N, 2)."""
+    tensors = {}
+    for name, one in slides.items():
+        tensors[f"{name}/attention_scores"] = torch.from_numpy(one.scores.astype(np.float32))
+        tensors[f"{name}/places"] = torch.from_numpy(one.places.astype(np.int64))
+    save_tensors(path, tensors)
+
+
+def read_attention(path: Path) -> dict[str, SlideAttention]:
+    """Read what `write_attention` wrote, by slide.
+
+    Raises
+    ------
+    ValueError
+        Where it can't be read.
+    """
+    try:
+        tensors = load_file(path)
+        names = [
+            key.removesuffix("/attention_scores") for key in tensors if key.endswith("/attention_scores")
+        ]
+        return {
+            name: SlideAttention(
+                tensors[f"{name}/attention_scores"].astype(np.float64),
+                tensors[f"{name}/places"].astype(np.int64),
+            )
+            for name in names
+        }
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(str(error)) from error

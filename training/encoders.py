@@ -1,0 +1,128 @@
+"""The encoders of a run: the teacher f, the student f' before and after stage 1, and an untrained one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+
+from napari_lrmil.errors import EncoderError
+from napari_lrmil.model.encoder import (
+    CONVSTEM,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Encoder,
+    EncoderSpec,
+    load_weights,
+    with_preset,
+)
+from training.files import load_tensors
+from training.section import Section
+
+
+class _ViTSection(Section):
+    """What the teacher's and the student's encoder have in common."""
+
+    preset: str | None = Field(
+        default=None,
+        description="published encoder (docs/encoders.md): gives the fields that are not set here",
+    )
+    architecture: str | None = None
+    options: dict[str, int | float | bool | str] = Field(
+        default_factory=dict, description="of the constructor; beside a preset they win key by key"
+    )
+    weights: str | None = None
+    mean: tuple[float, float, float] = Field(
+        default=IMAGENET_MEAN, description="subtracted from RGB in 0..1, as in the encoder's pretraining"
+    )
+    std: tuple[float, float, float] = Field(default=IMAGENET_STD, description="divides it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        try:
+            filled = with_preset(given)
+        except EncoderError as error:
+            raise ValueError(str(error)) from error
+        if isinstance(filled.get("weights"), str | Path):
+            filled["weights"] = str(filled["weights"]) or None
+        return filled
+
+    def _spec(self, architecture: str) -> EncoderSpec:
+        return EncoderSpec(architecture=architecture, options=self.options, mean=self.mean, std=self.std)
+
+
+class EncoderSection(_ViTSection):
+    """The teacher encoder f; the student starts from it."""
+
+    architecture: str = Field(default=CONVSTEM, description="timm ViT, or convstem_vit")
+    weights: str | None = Field(
+        default=None,
+        description='safetensors file or hf-hub:OWNER/NAME[/FILE]; none or "": random, for baselines only',
+    )
+    batch_size: int = Field(default=32, ge=1, description="tiles a step when embedding")
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What the model package builds from."""
+        return self._spec(self.architecture)
+
+
+class StudentSection(_ViTSection):
+    """The student encoder f', where it isn't a copy of f: distilled in resolution and in size at once."""
+
+    architecture: str | None = Field(
+        default=None, description="timm ViT or convstem_vit; default: f' starts as a copy of f"
+    )
+    weights: str | None = Field(
+        default=None,
+        description='safetensors file or hf-hub:OWNER/NAME[/FILE] to start from; none or "": random',
+    )
+    layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="its blocks that are matched with stage1.layers, one each; default: at the same relative depth",
+    )
+
+    @property
+    def spec(self) -> EncoderSpec | None:
+        """What the model package builds from; None where the student is a copy of f."""
+        return None if self.architecture is None else self._spec(self.architecture)
+
+
+def random_encoder(spec: EncoderSpec, *, seed: int, device: torch.device) -> Encoder:
+    """Return an encoder with fresh weights, frozen, in eval mode."""
+    torch.manual_seed(seed)
+    return Encoder(spec).requires_grad_(False).to(device).eval()
+
+
+def teacher_encoder(section: EncoderSection, *, seed: int, device: torch.device) -> Encoder:
+    """Return f, frozen, in eval mode."""
+    encoder = random_encoder(section.spec, seed=seed, device=device)
+    if section.weights is not None:
+        load_weights(encoder, section.weights)
+    return encoder.to(device).eval()
+
+
+def new_student(section: StudentSection, teacher: Encoder, *, seed: int, device: torch.device) -> Encoder:
+    """Return f' before stage 1, in train mode: a copy of f, or the student of the config.
+
+    Always made anew: one that is carried over from another fold has seen this fold's test slides.
+    """
+    torch.manual_seed(seed)
+    student = Encoder(section.spec or teacher.spec)
+    if section.spec is None:
+        student.load_state_dict(teacher.state_dict())
+    elif section.weights is not None:
+        load_weights(student, section.weights)
+    return student.to(device).train()
+
+
+def load_student(path: Path, spec: EncoderSpec, *, device: torch.device) -> Encoder:
+    """Return f' after stage 1, frozen, in eval mode."""
+    encoder = Encoder(spec)
+    encoder.vit.load_state_dict(load_tensors(path))
+    return encoder.requires_grad_(False).to(device).eval()

@@ -1,0 +1,170 @@
+"""The command, and what it runs: all steps, the table of results, and the report."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from napari_lrmil.errors import LRMILError
+from napari_lrmil.memory import give_large_blocks_back
+from napari_lrmil.terminal import exit_with
+from training.config import RunConfig, load_config
+from training.config.describe import config_table
+from training.data.table import read_table
+from training.progress import Reporter
+from training.run.context import Context
+from training.run.layout import RunDir
+from training.run.pipeline import compare, run_steps
+from training.run.plan import print_plan
+from training.run.prepare import prepare
+from training.run.steps import Steps, once
+from training.runtime import Runtime, close_process_group, lost_a_peer
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def run(
+    config: RunConfig,
+    *,
+    skip_bad: bool,
+    reporter: Reporter,
+    cluster: str | None = None,
+    dry_run: bool = False,
+) -> Path:
+    """Run all steps; finished ones are skipped.
+
+    Parameters
+    ----------
+    config : RunConfig
+    skip_bad : bool
+        Go on without slides that can't be used.
+    reporter : Reporter
+    cluster : str, optional
+        Address of a dask.distributed scheduler whose workers embed the slides.
+    dry_run : bool
+        Only print the plan, and write nothing.
+
+    Returns
+    -------
+    Path
+        The bundle of the last fold; the run directory after a dry run.
+
+    Raises
+    ------
+    LRMILError
+    """
+    give_large_blocks_back()
+    runtime = Runtime(config.run.device, config.run.precision)
+    reporter = reporter if runtime.is_main else Reporter(Console(quiet=True))
+    run_dir = RunDir(config.run.out_dir)
+    if dry_run:
+        prepared = prepare(config, skip_bad=skip_bad, reporter=reporter, runtime=runtime, writes=False)
+        print_plan(*prepared)
+        return run_dir.root
+    read_table(config.data.slides)  # a table that is wrong leaves no folder behind
+    if runtime.is_main:
+        run_dir.prepare()
+    with run_dir.locked() if runtime.is_main else nullcontext():
+        context, splits, steps = prepare(
+            config, skip_bad=skip_bad, reporter=reporter, runtime=runtime, cluster=cluster
+        )
+        if runtime.is_main:
+            # Results of before belong to no prediction any more.
+            run_dir.results_json.unlink(missing_ok=True)
+            run_dir.write_config(config)
+        predictions, bundles = run_steps(context, splits, steps)
+        if runtime.is_main:
+            compare(context, steps, predictions)
+            _report(context, steps)
+            reporter.say(f"Report: {escape(str(run_dir.report_html))}")
+            reporter.say(f"Bundle: {escape(str(bundles[-1]))}")
+        runtime.wait()
+        return bundles[-1] if bundles else run_dir.root
+
+
+def _report(context: Context, steps: Steps) -> None:
+    def build() -> None:
+        from training.report import build_report  # takes seconds: only where there is something to draw
+
+        build_report(context.run_dir.root, device=context.config.run.device, reporter=context.reporter)
+
+    once(context, steps.report(), build, quiet=True, afterwards=steps.report)
+
+
+def _full_disk(error: OSError, out_dir: Path) -> LRMILError | None:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return None
+    where = f" while writing {error.filename}" if error.filename else ""
+    return LRMILError(
+        f"the disk is full{where}. What was finished is kept in {out_dir}: free some space and run again. "
+        "--dry-run tells how much is still needed."
+    )
+
+
+def _describe(wanted: bool) -> None:
+    if wanted:
+        Console().print(config_table())
+        raise typer.Exit
+
+
+_HELP = (
+    "Build an LRMIL student from a table of slides.\n\n"
+    "Every key of the config can be set here: --section.key value, for instance --run.seed 3 (--describe lists them). "
+    "Paths in it start at the current folder. A finished step isn't done again, and a killed run goes on where it was.\n\n"
+    "Several GPUs: torchrun --nproc-per-node N -m training.run CONFIG"
+)
+
+
+@app.command(help=_HELP, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def main(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="A TOML file; see training/configs.", show_default=False)],
+    skip_bad_slides: Annotated[
+        bool, typer.Option("--skip-bad-slides", help="Go on without slides that can't be used.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what would be done, how much and how long; write nothing."),
+    ] = False,
+    describe: Annotated[
+        bool,
+        typer.Option(
+            "--describe",
+            callback=_describe,
+            is_eager=True,
+            help="Print every key of the config with its default and meaning, and exit.",
+        ),
+    ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Embed slides on the workers of this dask.distributed scheduler, tcp://host:8786; see docs/scaling.md.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Build an LRMIL student from a table of slides."""
+    out_dir = Path()
+    try:
+        loaded = load_config(config, context.args)
+        out_dir = loaded.run.out_dir
+        run(loaded, skip_bad=skip_bad_slides, reporter=Reporter(), cluster=cluster, dry_run=dry_run)
+    except LRMILError as error:
+        exit_with(error)
+    except OSError as error:
+        full = _full_disk(error, out_dir)
+        if full is None:
+            raise
+        exit_with(full)
+    except RuntimeError as error:
+        if not lost_a_peer(error):
+            raise
+        exit_with("another process of this run has stopped; what it says tells why")
+    else:
+        close_process_group()

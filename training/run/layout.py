@@ -1,0 +1,464 @@
+"""The run directory: every path in it, with what reads and what writes it. No other module spells a name in it.
+
+::
+
+    config.json  splits.json  results.json  report.html
+    done/                    a marker a finished step: the hash of what it was made from
+    tile_index/<slide>.json  shortcuts/<slide>.json
+    embeddings.zarr/         unless run.embeddings is elsewhere
+    tensorboard/<folder>/<stage>/
+    foldN/                   and shared/, of what serves all folds
+        metrics/<stage>.csv  checkpoints/<stage>.safetensors
+        mil/<method>.safetensors  teacher_outputs.safetensors  student_encoder.safetensors
+        predictions/<method>.csv  test_attention/<method>.safetensors
+        bundle/
+
+Steps meet only through files here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from napari_lrmil.atomic import write_text
+from napari_lrmil.errors import BundleError, ConfigError
+from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME, BundleInfo, load_info
+from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
+from training.checkpoint import Files
+from training.config import RunConfig
+from training.data.predictions import (
+    Predictions,
+    SlideAttention,
+    read_attention,
+    read_predictions,
+    write_attention,
+    write_predictions,
+)
+from training.data.splits import KeptSplits, Split
+from training.files import load_tensors, save_tensors, write_json
+from training.stages.distill_slides import TeacherOutput
+
+Curve = dict[str, NDArray[np.float64]]
+"""Column of a metrics file -> one value an epoch; "epoch" is one of them."""
+
+_CURE = "Run python -m training.run with its config again: it goes on where it stopped."
+
+
+class RunDirError(ConfigError):
+    """A run directory lacks a part, or one is damaged."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """``foldN``, or ``shared`` for what serves all folds."""
+
+    run_root: Path
+    name: str
+
+    @property
+    def root(self) -> Path:
+        """The folder itself."""
+        return self.run_root / self.name
+
+    @property
+    def number(self) -> int:
+        """Of a fold."""
+        return int(self.name.removeprefix("fold"))
+
+    # --- training
+
+    def metrics(self, stage: str) -> Path:
+        """A row an epoch of a stage, or of a method's head."""
+        return self.root / "metrics" / f"{stage}.csv"
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where a training that was killed goes on; gone once it is finished."""
+        return self.root / "checkpoints" / f"{stage}.safetensors"
+
+    def files(self, stage: str, key: str, checkpoint_seconds: float) -> Files:
+        """Where a stage writes while it trains."""
+        return Files(
+            metrics_csv=self.metrics(stage),
+            tensorboard=self.run_root / "tensorboard" / self.name / stage,
+            checkpoint=self.checkpoint(stage),
+            key=key,
+            checkpoint_seconds=checkpoint_seconds,
+        )
+
+    def read_curve(self, stage: str) -> Curve | None:
+        """Return the metrics of a stage or head; None where there are none.
+
+        Raises
+        ------
+        RunDirError
+            Where they are damaged.
+        """
+        curve = _read_curve(self.metrics(stage))
+        if curve is None and stage == "stage1":  # where the first versions put it
+            curve = _read_curve(self.root / "student_encoder.csv")
+        return curve
+
+    # --- weights
+
+    @property
+    def student_encoder(self) -> Path:
+        """Weights of f'."""
+        return self.root / "student_encoder.safetensors"
+
+    @property
+    def random_encoder(self) -> Path:
+        """Weights of an f that was not pretrained, for the workers of a cluster."""
+        return self.root / "random_encoder.safetensors"
+
+    def head(self, method: str) -> Path:
+        """Weights of a method's MIL head."""
+        return self.root / "mil" / f"{method}.safetensors"
+
+    def write_head(self, method: str, model: MILModel) -> None:
+        """Keep a method's MIL head."""
+        save_tensors(self.head(method), model.state_dict())
+
+    def read_head(self, method: str, spec: MILSpec) -> MILModel:
+        """Return a method's MIL head, in eval mode."""
+        model = build_mil(spec)
+        model.load_state_dict(load_tensors(self.head(method)))
+        return model.eval()
+
+    @property
+    def teacher_outputs(self) -> Path:
+        """What the fold's teacher says of its training slides."""
+        return self.root / "teacher_outputs.safetensors"
+
+    def write_teacher_outputs(self, outputs: Mapping[str, TeacherOutput]) -> None:
+        """Keep what the teacher says, by slide."""
+        tensors = {
+            f"{name}/{field}": value
+            for name, output in outputs.items()
+            for field, value in output._asdict().items()
+        }
+        save_tensors(self.teacher_outputs, tensors)
+
+    def read_teacher_outputs(self) -> dict[str, TeacherOutput]:
+        """Return what the teacher says, by slide."""
+        tensors = load_tensors(self.teacher_outputs)
+        names = dict.fromkeys(key.rpartition("/")[0] for key in tensors)
+        return {
+            name: TeacherOutput(*(tensors[f"{name}/{field}"] for field in TeacherOutput._fields))
+            for name in names
+        }
+
+    # --- test slides
+
+    def predictions(self, method: str) -> Path:
+        """What a method says of the test slides."""
+        return self.root / "predictions" / f"{method}.csv"
+
+    def predicted_methods(self) -> list[str]:
+        """Return the methods that have predictions, in alphabetical order."""
+        return sorted(path.stem for path in self.root.glob("predictions/*.csv"))
+
+    def write_predictions(self, method: str, predictions: Predictions) -> None:
+        """Keep what a method says of the test slides."""
+        write_predictions(self.predictions(method), predictions)
+
+    def read_predictions(self, method: str) -> Predictions:
+        """Return what a method says of the test slides.
+
+        Raises
+        ------
+        RunDirError
+            Where the table is missing or damaged.
+        """
+        path = self.predictions(method)
+        try:
+            return read_predictions(path)
+        except FileNotFoundError as error:
+            place = path.relative_to(self.run_root)
+            raise RunDirError(f"{self.run_root} is not a finished run: it has no {place}. {_CURE}") from error
+        except (OSError, ValueError) as error:
+            raise RunDirError(f"{path} can't be read as predictions: {error}. {_CURE}") from error
+
+    def attention(self, method: str) -> Path:
+        """The attention of a method on the test slides."""
+        return self.root / "test_attention" / f"{method}.safetensors"
+
+    def attended_methods(self) -> list[str]:
+        """Return the methods whose attention is kept, in alphabetical order."""
+        return sorted(path.stem for path in self.root.glob("test_attention/*.safetensors"))
+
+    def write_attention(self, method: str, slides: Mapping[str, SlideAttention]) -> None:
+        """Keep the attention of a method on the test slides."""
+        write_attention(self.attention(method), slides)
+
+    def read_attention(self, method: str) -> dict[str, SlideAttention]:
+        """Return the attention of a method on the test slides, by slide.
+
+        Raises
+        ------
+        RunDirError
+            Where it is damaged.
+        """
+        try:
+            return read_attention(self.attention(method))
+        except ValueError as error:
+            raise RunDirError(
+                f"{self.attention(method)} can't be read as attention of test slides: {error}"
+            ) from error
+
+    @property
+    def bundle(self) -> Path:
+        """The fold's student."""
+        return self.root / "bundle"
+
+    @property
+    def bundle_files(self) -> tuple[Path, ...]:
+        """What a whole bundle has."""
+        return self.bundle / JSON_NAME, self.bundle / WEIGHTS_NAME
+
+    def read_bundle_info(self) -> BundleInfo | None:
+        """Return what the fold's bundle says of itself; None where it can't be read."""
+        try:
+            return load_info(self.bundle)
+        except BundleError:
+            return None
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory."""
+
+    root: Path
+
+    # --- folders
+
+    @property
+    def shared(self) -> Folder:
+        """Of what serves all folds."""
+        return Folder(self.root, "shared")
+
+    def fold(self, number: int) -> Folder:
+        """Of a fold."""
+        return Folder(self.root, f"fold{number}")
+
+    def folder(self, name: str) -> Folder:
+        """By its name, ``foldN`` or ``shared``."""
+        return Folder(self.root, name)
+
+    def folds(self) -> list[Folder]:
+        """Return the folds that are there, in order."""
+        names = [path.name for path in self.root.glob("fold*")]
+        folds = [self.folder(name) for name in names if name.removeprefix("fold").isdecimal()]
+        return sorted(folds, key=lambda fold: fold.number)
+
+    def tested_folds(self) -> list[Folder]:
+        """Return the folds that have predictions, in order."""
+        return [fold for fold in self.folds() if fold.predicted_methods()]
+
+    # --- the whole run
+
+    @property
+    def config_json(self) -> Path:
+        """The resolved config."""
+        return self.root / "config.json"
+
+    @property
+    def splits_json(self) -> Path:
+        """Which slides train, validate and test in each fold."""
+        return self.root / "splits.json"
+
+    @property
+    def results_json(self) -> Path:
+        """Metrics of all methods; absent while a run is at work."""
+        return self.root / "results.json"
+
+    @property
+    def kept_results_json(self) -> Path:
+        """The same, kept for the next run, which needn't resample again."""
+        return self.root / "done" / "results.json"
+
+    @property
+    def report_html(self) -> Path:
+        """The report."""
+        return self.root / "report.html"
+
+    @property
+    def tile_index(self) -> Path:
+        """Folder of each slide's tiles."""
+        return self.root / "tile_index"
+
+    @property
+    def embeddings(self) -> Path:
+        """Folder of the stores of embeddings, unless the config has them elsewhere."""
+        return self.root / "embeddings.zarr"
+
+    def shortcut_features(self, slide_id: str) -> Path:
+        """What the baselines see of a slide."""
+        return self.root / "shortcuts" / f"{slide_id}.json"
+
+    def reported_files(self) -> list[Path]:
+        """Return the files that the report shows, those of all folds that are there."""
+        found = [self.config_json, self.splits_json, self.results_json]
+        for pattern in ("*/metrics/*.csv", "fold*/predictions/*.csv", f"fold*/bundle/{JSON_NAME}"):
+            found += sorted(self.root.glob(pattern))
+        return [path for path in found if path.is_file()]
+
+    def write_config(self, config: RunConfig) -> None:
+        """Keep the resolved config."""
+        write_text(self.config_json, config.model_dump_json(indent=2) + "\n")
+
+    def read_config(self) -> RunConfig:
+        """Return the config of the run.
+
+        Raises
+        ------
+        RunDirError
+            Where it is missing, damaged, or has keys that this version doesn't know.
+        """
+        try:
+            return RunConfig.model_validate(self.read_config_values())
+        except ValidationError as error:
+            raise RunDirError(f"{self.config_json} isn't a config of this version: {error}") from error
+
+    def read_config_values(self) -> dict[str, Any]:  # a config of any version: its values have any type
+        """Return the config as it stands in the file, also one of another version.
+
+        Raises
+        ------
+        RunDirError
+            Where it is missing or damaged.
+        """
+        return self._read_json(self.config_json)
+
+    def write_splits(self, splits: Sequence[Split], key: str) -> None:
+        """Keep the splits, unless they are there already."""
+        text = KeptSplits.of(splits, key).model_dump_json(indent=1) + "\n"
+        if not self.splits_json.is_file() or self.splits_json.read_text(encoding="utf-8") != text:
+            write_text(self.splits_json, text)
+
+    def read_splits(self) -> KeptSplits | None:
+        """Return the splits of the run; None where there are none, as in runs of earlier versions."""
+        try:
+            return KeptSplits.model_validate_json(self.splits_json.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def write_kept_results(self, results: Mapping[str, Mapping[str, object]]) -> None:
+        """Keep the metrics of all methods for the next run."""
+        write_json(self.kept_results_json, results)
+
+    def write_results(self, results: Mapping[str, Mapping[str, object]]) -> None:
+        """Keep the metrics of all methods."""
+        write_json(self.results_json, results)
+
+    def read_results(self) -> dict[str, dict[str, Any]]:  # numbers, counts and intervals by name
+        """Return the metrics of all methods.
+
+        Raises
+        ------
+        RunDirError
+            Where they are missing or damaged.
+        """
+        return self._read_json(self.results_json)
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunDirError(
+                f"{self.root} is no run directory, or not a finished run: it has no {path.name}. {_CURE}"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise RunDirError(f"{path} can't be read as JSON ({error}). {_CURE}") from error
+        if not isinstance(value, dict):
+            raise RunDirError(f"{path} is damaged. {_CURE}")
+        return value
+
+    # --- the directory itself
+
+    def prepare(self) -> None:
+        """Make the directory.
+
+        Raises
+        ------
+        ConfigError
+            Where something else lies there.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise ConfigError(f"{self.root} can't be a run directory: {error.strerror}") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for one run.
+
+        The system frees the lock when the process ends, however it ends.
+
+        Raises
+        ------
+        ConfigError
+            Where another run holds it.
+        """
+        lock = FileLock(self.root / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigError(
+                f"another run is working in {self.root}. Wait for it, stop it, or take another run.out_dir."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # --- markers of finished steps, see `training.run.steps`
+
+    def marker(self, step: str) -> Path:
+        """Of a step that is named ``<folder>/<what>``, or alone."""
+        return self.root / "done" / step.replace("/", "-")
+
+    def is_done(self, step: str, key: str) -> bool:
+        """Whether `step` was finished with inputs of this hash."""
+        try:
+            return self.marker(step).read_text(encoding="utf-8") == key
+        except FileNotFoundError:
+            return False
+
+    def forget(self, step: str) -> None:
+        """Take a step's marker away, before its files are about to match none."""
+        self.marker(step).unlink(missing_ok=True)
+
+    def mark_done(self, step: str, key: str) -> None:
+        """Say that all files of `step` are written."""
+        write_text(self.marker(step), key)
+
+    def keep_only(self, folders: Sequence[str], methods: Sequence[str]) -> None:
+        """Remove what earlier configs left of other folds' or methods' test slides: it would pass for this run's."""
+        for path in (*self.root.glob("fold*/predictions/*.csv"), *self.root.glob("fold*/test_attention/*")):
+            if path.parents[1].name not in folders or path.stem not in methods:
+                path.unlink()
+
+
+def _read_curve(path: Path) -> Curve | None:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            records = list(csv.DictReader(file))
+        curve = {
+            name: np.array([float(record[name]) for record in records], np.float64) for name in records[0]
+        }
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, IndexError, csv.Error) as error:
+        raise RunDirError(f"{path} is damaged ({error}). {_CURE}") from error
+    return curve if "epoch" in curve else None

@@ -1,0 +1,481 @@
+"""The order of the steps (method.md section 3), over all folds, and over all processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from napari_lrmil.errors import EncoderError
+from napari_lrmil.model.encoder import Encoder, weights_file
+from napari_lrmil.model.mil import MILModel
+from napari_lrmil.slide.files import stamp_of
+from training.data.predictions import Predictions, pool
+from training.data.splits import Split
+from training.data.store import EmbeddingStore
+from training.data.table import SlideRow
+from training.files import Json, remembered, save_tensors
+from training.hashing import content_hash
+from training.loop import Session
+from training.methods import METHODS, OURS, TEACHER, Embedding, Method, method_name, wanted_methods
+from training.metrics import slide_metrics
+from training.run.context import Context
+from training.run.steps import Stage1Plan, Steps, each_once, once
+from training.stages.distill_slides import SlideDistillation, TeacherOutput
+from training.stages.distill_tiles import distill_encoder, pair_loader, student_layers
+from training.stages.embed_on_cluster import embed_on_cluster
+from training.stages.embed_tiles import EncoderSource, embed_slides
+from training.stages.evaluate import MethodResult, compare_methods, predict_shortcut, predict_test
+from training.stages.export import export_bundle
+from training.stages.fit_trust import fit_trust, trust_metrics
+from training.stages.heads import bag_outputs, fit_head
+from training.stages.shortcuts import ShortcutFeatures, slide_shortcuts
+
+_TRAIN_SHARE, _VAL_SHARE = 0.75, 0.25
+"""Of the memory for bags, while a head trains."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An encoder, and the store of its embeddings of one of the two grids."""
+
+    encoder: Encoder
+    store: EmbeddingStore
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head to train: a method on a fold, on the bags of a store."""
+
+    split: Split
+    method: Method
+    embedded: Embedded
+
+
+def run_steps(
+    context: Context, splits: Sequence[Split], steps: Steps
+) -> tuple[dict[str, list[Predictions]], list[Path]]:
+    """Do all steps of all folds.
+
+    Returns
+    -------
+    predictions : dict
+        Method -> its test predictions, fold by fold; empty on all processes but the main one.
+    bundles : list of Path
+        The student of each fold.
+    """
+    teacher = context.teacher_encoder()
+    check_tokens(context, teacher)
+    weights = context.config.encoder.weights
+    hr = Embedded(teacher, context.hr_store())
+    lr = Embedded(teacher, context.lr_store(context.encoder_hash))
+    embed(context, context.rows, hr, weights, hr=True)
+    embed(context, context.labelled, lr, weights, hr=False)
+    each_once(
+        context,
+        [
+            (steps.teacher(split), partial(train_teacher, context, split, steps, teacher.embed_dim))
+            for split in splits
+        ],
+    )
+    heads = []
+    students: dict[str, Embedded] = {}
+    for split in splits:
+        plan = steps.stage1_plan(split)
+        if plan.folder not in students:
+            train_encoder(context, plan, steps, teacher)
+            students[plan.folder] = Embedded(
+                context.student_encoder(steps.student_file(plan)), steps.student_store(plan)
+            )
+        student = students[plan.folder]
+        embed(context, split.labelled, student, steps.student_file(plan), hr=False)
+        of_embedding = {Embedding("teacher", "lr"): lr, Embedding("student", "lr"): student}
+        for method in trained_methods(context):
+            if method.embedding in of_embedding:
+                heads.append(Head(split, method, of_embedding[method.embedding]))
+    heads += _random_heads(context, splits)
+    each_once(
+        context,
+        [
+            (
+                steps.head(head.split, head.method, head.embedded.store),
+                partial(train_head, context, head, steps),
+            )
+            for head in heads
+        ],
+    )
+    if not context.runtime.is_main:
+        return {}, []
+    heads += [Head(split, TEACHER, hr) for split in splits]
+    return _evaluate(context, splits, steps, heads)
+
+
+def trained_methods(context: Context) -> list[Method]:
+    """Return the wanted methods that have a head on LR tiles, in the order of the table."""
+    wanted = wanted_methods(context.config.evaluate.methods, context.config.evaluate.shortcuts)
+    return [method for method in METHODS if method in wanted and method.embedding and method != TEACHER]
+
+
+def check_tokens(context: Context, teacher: Encoder) -> None:
+    """Check what stage 1 would find out after hours of embedding.
+
+    Raises
+    ------
+    EncoderError
+        Where an encoder has fewer tokens along a tile than a tile has children.
+    """
+    tiles = context.config.tiles
+    for encoder in (teacher, context.new_student(teacher) if context.config.student.spec else teacher):
+        grid = encoder.tokens_per_edge(tiles.tile_px)
+        if grid < tiles.ratio:
+            raise EncoderError(
+                f"{grid} x {grid} tokens a tile can't tell {tiles.ratio} x {tiles.ratio} children apart: take larger "
+                "tiles (tiles.tile_px), smaller tokens or a smaller tiles.ratio"
+            )
+
+
+# --- embedding
+
+
+def embed(
+    context: Context, rows: Sequence[SlideRow], embedded: Embedded, weights: Path | str | None, *, hr: bool
+) -> None:
+    """Steps 1 and 4: embed in these processes, or on the cluster, what isn't done.
+
+    Parameters
+    ----------
+    context : Context
+    rows : sequence of SlideRow
+    embedded : Embedded
+    weights : Path or str, optional
+        Where the encoder's weights come from; None where they are random.
+    hr : bool
+        Which of the two grids.
+    """
+    encoder, store = embedded.encoder, embedded.store
+    jobs = context.jobs(rows, store, hr=hr)
+    description = f"Embedding {'HR' if hr else 'LR'} tiles"
+    if context.cluster is None:
+        embed_slides(jobs, encoder, context.runtime, context.reporter, description)
+        return
+    place = context.run_dir.shared.random_encoder if weights is None else weights_file(weights)
+    if weights is None and context.runtime.is_main:
+        save_tensors(place, encoder.vit.state_dict())
+    context.runtime.wait()
+    if context.runtime.is_main:
+        source = EncoderSource(
+            encoder.spec.model_dump_json(), place.resolve(), store.root.name, context.config.run.device
+        )
+        embed_on_cluster(jobs, source, context.cluster, context.reporter, description)
+    context.runtime.wait()
+
+
+def _random_heads(context: Context, splits: Sequence[Split]) -> list[Head]:
+    methods = [method for method in trained_methods(context) if method.embedding == Embedding("random", "lr")]
+    if not methods:
+        return []
+    embedded = Embedded(*context.random_lr_encoder())
+    # In this process, also where there is a cluster: what is random here must be random there in the same way.
+    jobs = context.jobs(context.labelled, embedded.store, hr=False)
+    embed_slides(jobs, embedded.encoder, context.runtime, context.reporter, "Embedding LR, random")
+    return [Head(split, method, embedded) for method in methods for split in splits]
+
+
+# --- training
+
+
+def train_teacher(context: Context, split: Split, steps: Steps, embed_dim: int) -> None:
+    """Step 2: train the teacher's head on a fold's HR bags, and keep what it says of every training slide."""
+    store = context.hr_store()
+    train = context.bags(store, split.train, share=_TRAIN_SHARE)
+    model = fit_head(
+        train,
+        context.bags(store, split.val, share=_VAL_SHARE),
+        context.head_spec(embed_dim),
+        context.config.mil.recipe(context.config.run.seed),
+        _head_session(context, split, TEACHER, steps.teacher(split).key),
+    )
+    folder = context.run_dir.fold(split.fold)
+    folder.write_head(TEACHER.key, model)
+    outputs = bag_outputs(model, train, context.device)
+    folder.write_teacher_outputs(
+        {
+            row.slide_id: TeacherOutput(output.bag_logits, output.attention_logits, output.attention_scores)
+            for row, output in zip(split.train, outputs, strict=True)
+        }
+    )
+
+
+def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Encoder) -> None:
+    """Step 3, stage 1: train f' on pairs of tiles, unless it is done."""
+    step = steps.stage1(plan)
+
+    def train() -> None:
+        config = context.config
+        scores = None
+        if plan.split is not None:
+            outputs = context.run_dir.folder(plan.folder).read_teacher_outputs()
+
+            def scores(slide_id: str) -> NDArray[np.float32]:
+                return np.asarray(outputs[slide_id].attention_scores.numpy(), np.float32)
+
+        train_loader, val_loader = (
+            pair_loader(
+                context.tiles_of(rows),
+                config.stage1,
+                context.geometry,
+                context.hr_store(),
+                teacher_dim=teacher.embed_dim,
+                scores=of_rows,
+                threads=config.run.threads,
+                rank=context.runtime.rank,
+                world=context.runtime.world,
+            )
+            for rows, of_rows in ((plan.train, scores), (plan.val, None))
+        )
+        student = context.new_student(teacher)
+        files = context.run_dir.folder(plan.folder).files("stage1", step.key, config.run.checkpoint_seconds)
+        distill_encoder(
+            student,
+            train_loader,
+            val_loader,
+            config.stage1,
+            Session(context.runtime.fabric, files, context.reporter, "Stage 1: tiles"),
+            teacher_dim=teacher.embed_dim,
+            layers=student_layers(
+                config.student.layers,
+                config.stage1.layers,
+                depth=student.depth,
+                teacher_depth=teacher.depth,
+            ),
+            ratio=context.geometry.ratio,
+            seed=config.run.seed,
+        )
+        if context.runtime.is_main:
+            save_tensors(steps.student_file(plan), student.vit.state_dict())
+        context.runtime.wait()
+
+    once(context, step, train, together=True)
+
+
+def train_head(context: Context, head: Head, steps: Steps) -> None:
+    """Step 5, stage 2: train a head on LR bags, with or without the teacher's words."""
+    config, split, method = context.config, head.split, head.method
+    folder, store = context.run_dir.fold(split.fold), head.embedded.store
+    extra_loss = None
+    if method.is_distilled:
+        extra_loss = SlideDistillation(
+            config.stage2,
+            context.tiles_of(split.train),
+            folder.read_teacher_outputs(),
+            ratio=context.geometry.ratio,
+            device=context.device,
+        )
+    model = fit_head(
+        context.bags(store, split.train, share=_TRAIN_SHARE),
+        context.bags(store, split.val, share=_VAL_SHARE),
+        context.head_spec(head.embedded.encoder.embed_dim),
+        config.mil.recipe(config.run.seed),
+        _head_session(context, split, method, steps.head(split, method, store).key),
+        ce_weight=config.stage2.l_ce if method.is_distilled else 1.0,
+        extra_loss=extra_loss,
+    )
+    folder.write_head(method.key, model)
+
+
+def _head_session(context: Context, split: Split, method: Method, key: str) -> Session:
+    folder = context.run_dir.fold(split.fold)
+    files = folder.files(method.key, key, context.config.run.checkpoint_seconds)
+    return Session(context.runtime.head_fabric, files, context.reporter, method.bar)
+
+
+def load_head(context: Context, split: Split, method: Method, embed_dim: int) -> MILModel:
+    """Return the head of a method on a fold, in eval mode."""
+    spec = context.head_spec(embed_dim)
+    return context.run_dir.fold(split.fold).read_head(method.key, spec).to(context.device)
+
+
+# --- test slides and bundles
+
+
+def _evaluate(
+    context: Context, splits: Sequence[Split], steps: Steps, heads: Sequence[Head]
+) -> tuple[dict[str, list[Predictions]], list[Path]]:
+    predictions: dict[str, list[Predictions]] = {}
+    bundles = []
+    for split in splits:
+        of_fold = {head.method: head for head in heads if head.split.fold == split.fold}
+        for method in wanted_methods(context.config.evaluate.methods, context.config.evaluate.shortcuts):
+            if method.embedding is None:
+                found = evaluate_shortcut(context, split, steps, method)
+            else:
+                found = evaluate_head(context, steps, of_fold[method])
+            predictions.setdefault(method.key, []).append(found)
+        bundles.append(_export(context, steps, of_fold[OURS], predictions[OURS.key][-1]))
+    folders = [context.run_dir.fold(split.fold).name for split in splits]
+    context.run_dir.keep_only(folders, list(predictions))
+    return predictions, bundles
+
+
+def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
+    """Step 6: ask a head about the fold's test slides, unless that was done, and read its answer."""
+    split, method, store = head.split, head.method, head.embedded.store
+    trained = steps.teacher(split) if method == TEACHER else steps.head(split, method, store)
+    folder = context.run_dir.fold(split.fold)
+
+    def ask() -> None:
+        predictions, attention = predict_test(
+            load_head(context, split, method, head.embedded.encoder.embed_dim),
+            context.bags(store, split.val),
+            context.bags(store, split.test, share=0.0),
+            split.test,
+            context.places_of(split.test, hr=method == TEACHER),
+            context.class_names,
+            context.device,
+        )
+        folder.write_attention(method.key, attention)
+        folder.write_predictions(method.key, predictions)
+
+    once(context, steps.test(split, method, trained), ask, quiet=True)
+    return folder.read_predictions(method.key)
+
+
+def evaluate_shortcut(context: Context, split: Split, steps: Steps, method: Method) -> Predictions:
+    """Step 6: what a baseline says of the fold's test slides."""
+    folder = context.run_dir.fold(split.fold)
+
+    def ask() -> None:
+        features = {row.slide_id: shortcut_features(context, row) for row in split.labelled}
+        folder.write_predictions(
+            method.key,
+            predict_shortcut(method.key, features, split.train, split.val, split.test, context.class_names),
+        )
+
+    once(context, steps.test_shortcut(split, method), ask, quiet=True)
+    return folder.read_predictions(method.key)
+
+
+def shortcut_features(context: Context, row: SlideRow) -> ShortcutFeatures:
+    """Return what the baselines see of one slide, which is read once a run."""
+    tiles = context.tiles[row.slide_id]
+
+    def measure() -> dict[str, Json]:
+        with context.geometry.open(row) as slide:
+            return slide_shortcuts(
+                slide, tiles, context.geometry, threads=context.config.run.threads
+            ).as_json()
+
+    key = content_hash(stamp_of(row.path), row.mpp, context.geometry, tiles.lr_places.tobytes().hex())
+    return ShortcutFeatures.from_json(
+        remembered(context.run_dir.shortcut_features(row.slide_id), key, measure)
+    )
+
+
+def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Path:
+    split, config = head.split, context.config
+    encoder, store = head.embedded.encoder, head.embedded.store
+    folder = context.run_dir.fold(split.fold)
+
+    def export() -> None:
+        assert test.temperature is not None
+        mil = load_head(context, split, OURS, encoder.embed_dim)
+        trust = fit_trust(
+            mil,
+            context.bags(store, split.train, share=0.0),
+            context.bags(store, split.val),
+            temperature=test.temperature,
+            seed=config.run.seed,
+            device=context.device,
+        )
+        measured = slide_metrics(test.labels, test.probabilities)
+        metrics = {f"test_{name}": value for name, value in measured.items()}
+        test_bags = context.bags(store, split.test, share=0.0)
+        export_bundle(
+            folder.bundle,
+            encoder,
+            mil,
+            context.head_spec(encoder.embed_dim),
+            trust,
+            config.export,
+            geometry=context.geometry,
+            class_names=context.class_names,
+            temperature=test.temperature,
+            config_sha256=content_hash(config),
+            metrics=metrics | trust_metrics(trust, test.probabilities, test.labels, test_bags),
+        )
+
+    tested = steps.test(split, OURS, steps.head(split, OURS, store))
+    once(context, steps.export(split, tested), export)
+    return folder.bundle
+
+
+# --- results
+
+
+def compare(
+    context: Context, steps: Steps, predictions: Mapping[str, Sequence[Predictions]]
+) -> dict[str, MethodResult]:
+    """Compare all methods over all folds: print the table, and write ``results.json``.
+
+    Parameters
+    ----------
+    context : Context
+    steps : Steps
+    predictions : mapping
+        Method -> its folds.
+
+    Returns
+    -------
+    dict
+        See `compare_methods`.
+    """
+    config = context.config
+    pooled = {method: pool(folds) for method, folds in predictions.items()}
+    kept = context.run_dir.kept_results_json
+
+    def measure() -> None:
+        results = compare_methods(pooled, n_resamples=config.evaluate.bootstrap, seed=config.run.seed)
+        context.run_dir.write_kept_results(results)
+
+    once(context, steps.results(pooled), measure, quiet=True)
+    results: dict[str, MethodResult] = json.loads(kept.read_text(encoding="utf-8"))
+    context.run_dir.write_results(results)
+    ours = pooled[OURS.key]
+    counts = [int((ours.labels == index).sum()) for index in range(len(ours.class_names))]
+    slides = ", ".join(f"{count} {name}" for count, name in zip(counts, ours.class_names, strict=True))
+    context.reporter.say(
+        f"\nTest slides: {slides}; intervals by bootstrap over patients ({config.evaluate.bootstrap} resamples)."
+    )
+    context.reporter.console.print(_table(results))
+    return results
+
+
+def _table(results: Mapping[str, MethodResult]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)  # within 80 columns
+    for name in ("method", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
+        table.add_column(name, no_wrap=True)
+    for method, metrics in results.items():
+        table.add_row(
+            method_name(method),
+            _shown(metrics["auc_interval"], ".3f"),
+            _shown(metrics.get("lrmil_minus_this"), "+.3f"),
+            _shown(metrics["brier"], ".3f"),
+        )
+    return table
+
+
+def _shown(value: float | list[float | None] | None, how: str) -> str:
+    """A number, or one with its interval."""
+    if value is None:
+        return ""
+    if not isinstance(value, list):
+        return format(value, how)
+    middle, *ends = ("-" if number is None else format(number, how) for number in value)
+    return f"{middle} [{', '.join(ends)}]"

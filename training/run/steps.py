@@ -1,0 +1,291 @@
+"""The steps of a run: what each is called, what it is made from, which files it leaves; and how one is done once.
+
+A step is finished when its marker holds the hash of its inputs and its files are there: a second run with the same
+config skips it, one with another config does it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from napari_lrmil.model.encoder import weights_file
+from napari_lrmil.slide.files import stamp_of
+from training.data.predictions import Predictions
+from training.data.splits import Split
+from training.data.store import EmbeddingStore
+from training.data.table import SlideRow
+from training.hashing import content_hash, file_hash
+from training.methods import TEACHER, Method
+from training.run.context import Context
+from training.run.layout import RunDir
+
+_REPORT_CODE = Path(__file__).resolve().parents[1] / "report"
+
+
+class Step(NamedTuple):
+    """One step."""
+
+    name: str
+    """``<folder>/<what>``, or alone what is of the whole run."""
+    key: str
+    """Hash of all that it is made from."""
+    makes: tuple[Path, ...]
+    """The files that are there once it is finished."""
+    checkpoint: Path | None = None
+    """Where it goes on after it was killed; of no use any more once it is finished."""
+
+
+def is_done(run_dir: RunDir, step: Step) -> bool:
+    """Whether a step was finished with the same inputs, and its files are still there."""
+    return run_dir.is_done(step.name, step.key) and all(path.is_file() for path in step.makes)
+
+
+def once(
+    context: Context,
+    step: Step,
+    make: Callable[[], None],
+    *,
+    together: bool = False,
+    quiet: bool = False,
+    afterwards: Callable[[], Step] | None = None,
+) -> None:
+    """Do a step unless it is done.
+
+    Parameters
+    ----------
+    context : Context
+    step : Step
+    make : callable
+        Writes the files of the step.
+    together : bool
+        Whether all processes do it, each a part, and the main one writes; else this process does it alone.
+    quiet : bool
+        Don't say so where it was done before.
+    afterwards : callable, optional
+        The step as it is once it is made, where its key holds what was made.
+    """
+    run_dir = context.run_dir
+    if is_done(run_dir, step):
+        if not quiet:
+            context.reporter.say(f"[dim]{step.name}: done before[/]")
+        return
+    run_dir.forget(step.name)
+    make()
+    if context.runtime.is_main or not together:
+        run_dir.mark_done(step.name, (afterwards() if afterwards is not None else step).key)
+        if step.checkpoint is not None:
+            step.checkpoint.unlink(missing_ok=True)
+    if together:
+        context.runtime.wait()
+
+
+def each_once(context: Context, steps: Sequence[tuple[Step, Callable[[], None]]]) -> None:
+    """Do independent steps, each unless it is done, each in one of the processes."""
+    for step, make in context.runtime.share(steps):
+        once(context, step, make)
+    context.runtime.wait()
+
+
+@dataclass(frozen=True)
+class Stage1Plan:
+    """One training of f': for one fold, or for all.
+
+    Attributes
+    ----------
+    folder : str
+        ``shared`` or ``foldN``
+    train, val : tuple of SlideRow
+        `val` only chooses the epoch.
+    split : Split, optional
+        Whose teacher weights the children; None for uniform weights.
+    """
+
+    folder: str
+    train: tuple[SlideRow, ...]
+    val: tuple[SlideRow, ...]
+    split: Split | None
+
+
+class Steps:
+    """The steps of a run, by name.
+
+    Parameters
+    ----------
+    context : Context
+    splits : sequence of Split
+        Of the table, also where only some of them are run.
+    """
+
+    def __init__(self, context: Context, splits: Sequence[Split]) -> None:
+        self._context = context
+        n_folds = len(splits)
+        # An encoder that serves all folds must not see what any of them holds out.
+        self._held_out_by_none = set.intersection(
+            *({row.slide_id for row in split.extra} for split in splits)
+        )
+        stage1 = context.config.stage1
+        uniform = stage1.weighting == "uniform"
+        self.shares_encoder = uniform and (
+            stage1.scope == "shared" or (stage1.scope == "auto" and n_folds > 1)
+        )
+        self._stamps: dict[bool, dict[str, str]] = {True: {}, False: {}}
+
+    # --- training
+
+    def teacher(self, split: Split) -> Step:
+        """A fold's teacher head, which sees the embeddings and none of the layers that lie beside them."""
+        spec = self._context.hr_store().spec
+        key = content_hash(
+            sorted((name, value) for name, value in spec.items() if name != "layers"),
+            self._labelled(split.train, hr=True),
+            self._labelled(split.val, hr=True),
+            self._context.class_names,
+            self._context.config.mil,
+            self._context.config.run.seed,
+        )
+        folder = self._context.run_dir.fold(split.fold)
+        return Step(
+            f"{folder.name}/teacher_mil",
+            key,
+            (folder.head(TEACHER.key), folder.teacher_outputs),
+            folder.checkpoint(TEACHER.key),
+        )
+
+    def stage1_plan(self, split: Split) -> Stage1Plan:
+        """Return whose tiles the f' of this fold learns from."""
+        config = self._context.config.stage1
+        if not self.shares_encoder:
+            weighted = config.weighting == "attention"
+            # Unlabelled slides have no teacher attention: they serve only where the weights are uniform.
+            train = split.train if weighted else (*split.train, *split.extra)
+            if config.slides == "unlabelled" and not weighted:
+                train = split.extra
+            folder = self._context.run_dir.fold(split.fold)
+            return Stage1Plan(folder.name, train, split.val, split if weighted else None)
+        rows = self._context.rows
+        if config.slides == "unlabelled":
+            rows = [row for row in rows if row.slide_id in self._held_out_by_none]
+        patients = sorted({row.patient_id for row in rows})
+        rng = np.random.default_rng(self._context.config.run.seed)
+        held_out = set(rng.permutation(patients)[: max(1, len(patients) // 10)].tolist())
+        return Stage1Plan(
+            self._context.run_dir.shared.name,
+            tuple(row for row in rows if row.patient_id not in held_out),
+            tuple(row for row in rows if row.patient_id in held_out),
+            None,
+        )
+
+    def stage1(self, plan: Stage1Plan) -> Step:
+        """A training of f'."""
+        config = self._context.config
+        start = config.student.weights
+        key = content_hash(
+            self._context.hr_store().root.name,
+            self._ids(plan.train, hr=True),
+            self._ids(plan.val, hr=True),
+            config.stage1,
+            config.student,
+            file_hash(weights_file(start)) if start is not None else None,
+            config.run.seed,
+            config.run.precision,
+            self.teacher(plan.split).key if plan.split is not None else None,
+        )
+        folder = self._context.run_dir.folder(plan.folder)
+        return Step(f"{plan.folder}/stage1", key, (folder.student_encoder,), folder.checkpoint("stage1"))
+
+    def student_file(self, plan: Stage1Plan) -> Path:
+        """Return where the weights of f' are."""
+        return self._context.run_dir.folder(plan.folder).student_encoder
+
+    def student_store(self, plan: Stage1Plan) -> EmbeddingStore:
+        """Return the LR embeddings by f', which has been trained."""
+        weights = file_hash(self.student_file(plan))
+        return self._context.lr_store(content_hash(self._context.student_spec, weights))
+
+    def head(self, split: Split, method: Method, store: EmbeddingStore) -> Step:
+        """A student's head on some embeddings of a fold."""
+        config = self._context.config
+        key = content_hash(
+            store.root.name,
+            self._labelled(split.train, hr=False),
+            self._labelled(split.val, hr=False),
+            self._context.class_names,
+            config.mil,
+            config.run.seed,
+            (self.teacher(split).key, config.stage2.model_dump_json()) if method.is_distilled else None,
+        )
+        folder = self._context.run_dir.fold(split.fold)
+        return Step(
+            f"{folder.name}/{method.key}", key, (folder.head(method.key),), folder.checkpoint(method.key)
+        )
+
+    # --- test slides
+
+    def test(self, split: Split, method: Method, head: Step) -> Step:
+        """What a head says of a fold's test slides."""
+        patients = [row.patient_id for row in split.test]  # they stand in the table of predictions
+        hr = method.embedding is not None and method.embedding.is_hr
+        key = content_hash(head.key, self._labelled(split.test, hr=hr), patients)
+        folder = self._context.run_dir.fold(split.fold)
+        makes = (folder.predictions(method.key), folder.attention(method.key))
+        return Step(f"{folder.name}/test_{method.key}", key, makes)
+
+    def test_shortcut(self, split: Split, method: Method) -> Step:
+        """What a baseline without an encoder says of a fold's test slides."""
+        key = content_hash(
+            method.key,
+            self._context.geometry,
+            self._context.class_names,
+            [self._labelled(part, hr=False) for part in (split.train, split.val, split.test)],
+            [row.patient_id for row in split.test],
+        )
+        folder = self._context.run_dir.fold(split.fold)
+        return Step(f"{folder.name}/test_{method.key}", key, (folder.predictions(method.key),))
+
+    def export(self, split: Split, test: Step) -> Step:
+        """A fold's bundle, which says of which config it comes; `test` made its test predictions."""
+        folder = self._context.run_dir.fold(split.fold)
+        key = content_hash(test.key, self._context.config)
+        return Step(f"{folder.name}/export", key, folder.bundle_files)
+
+    def results(self, pooled: dict[str, Predictions]) -> Step:
+        """The metrics of all methods; thousands of resamples, so that the same ones aren't taken twice."""
+        config = self._context.config
+        told = [
+            (method, list(one.patients), one.labels.tolist(), one.probabilities.tolist())
+            for method, one in pooled.items()
+        ]
+        key = content_hash(config.evaluate.bootstrap, config.run.seed, told)
+        # Not results.json itself: that one is absent while a run is at work.
+        return Step("results", key, (self._context.run_dir.kept_results_json,))
+
+    def report(self) -> Step:
+        """The report: of all that it shows, and of the code that draws it."""
+        run_dir = self._context.run_dir
+        code = sorted(path for kind in ("py", "j2", "css") for path in _REPORT_CODE.rglob(f"*.{kind}"))
+        shown = [*run_dir.reported_files(), self._context.config.data.slides, *code]
+        page = file_hash(run_dir.report_html) if run_dir.report_html.is_file() else None
+        key = content_hash(
+            [(path.name, file_hash(path)) for path in shown],
+            [stamp_of(item.row.path) for item in self._context.tiles.values()],
+            page,
+        )
+        return Step("report", key, (run_dir.report_html,))
+
+    # --- what keys are made of
+
+    def _labelled(self, rows: Iterable[SlideRow], *, hr: bool) -> list[tuple[str, str | None]]:
+        rows = tuple(rows)
+        return [(name, row.label) for row, name in zip(rows, self._ids(rows, hr=hr), strict=True)]
+
+    def _ids(self, rows: Iterable[SlideRow], *, hr: bool) -> list[str]:
+        known, rows = self._stamps[hr], tuple(rows)
+        new = [row for row in rows if row.slide_id not in known]
+        for row, job in zip(new, self._context.jobs(new, self._context.hr_store(), hr=hr), strict=True):
+            known[row.slide_id] = f"{row.slide_id} {job.stamp}"
+        return [known[row.slide_id] for row in rows]
