@@ -191,7 +191,12 @@ class Slide:
 
     def fingerprint(self) -> str:
         """A hash that tells whether a path holds the same slide, whatever it is called."""
-        return fingerprint_of(self._backend.files)
+        return fingerprint_of(self.files)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the slide's pixels, looked for when asked."""
+        return self._backend.files
 
     def read_region(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from slide_files import leave_out_tiles, smooth_pixels, write_pyramid
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
+from napari_lrmil.slide.backends import tiff_layout
+from napari_lrmil.slide.backends.tiff_layout import TiffLayout, TiffLevel
 
 GREY_LEVELS = 2
 """The bound: how far a pixel may be from OpenSlide's. The same JPEG library gives 0."""
@@ -173,14 +176,17 @@ def test_what_isnt_a_grid_of_tiles_stays_openslides(shared_data: Path) -> None:
 def test_other_pixels_than_openslides_are_not_trusted(
     aperio_jpeg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from napari_lrmil.slide.backends.tiff_backend import TiffBackend
+    honest = tiff_layout.read_layout
 
-    honest = TiffBackend._decode
+    def swapped(page: TiffLevel) -> TiffLevel:
+        """A page that decodes with red and blue exchanged."""
+        return replace(page, decode=lambda data, index: page.decode(data, index)[..., ::-1])
 
-    def swapped(self: TiffBackend, level: int, index: int) -> NDArray[np.uint8]:
-        return honest(self, level, index)[..., ::-1].copy()
+    def layout(path: Path) -> TiffLayout:
+        found = honest(path)
+        return replace(found, pages=tuple(swapped(page) for page in found.pages))
 
-    monkeypatch.setattr(TiffBackend, "_decode", swapped)
+    monkeypatch.setattr(tiff_layout, "read_layout", layout)
     with Slide(aperio_jpeg) as slide:
         assert slide.metadata["backend"] == "openslide"
         assert "other pixels" in str(slide.metadata["backend_reason"])

@@ -110,7 +110,7 @@ def test_every_part_counts(folder: str, slide: str, part: str, copied: Callable[
     root = copied(folder)
     path = root / slide if slide else root
     with Slide(path) as opened:
-        files, print_before = set(opened._backend.files), opened.fingerprint()
+        files, print_before = set(opened.files), opened.fingerprint()
     changed = sorted(root.glob(part))[0]
     assert changed in files
     assert set(parts_of(path)) == files

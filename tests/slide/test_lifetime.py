@@ -159,7 +159,7 @@ class TestFingerprint:
         # A .mrxs file itself is empty, and .vms a page of text.
         for name in ("mrxs/cmu.mrxs", "vms/cmu.vms"):
             with Slide(shared_data / "slides_repacked" / name) as slide:
-                assert len(slide._backend.files) > 2
+                assert len(slide.files) > 2
 
     def test_every_files_size_counts(self, tmp_path: Path) -> None:
         large, small = tmp_path / "large", tmp_path / "small"

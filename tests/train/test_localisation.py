@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.studies.localisation import (
+from training.cohort.localisation import (
     SlideLocalisation,
     average_slides,
     gather_on_parents,

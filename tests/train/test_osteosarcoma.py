@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.slide import Slide, TileSpec, make_tile_grid
+from training.cohort.localisation import tile_lesion_fractions
 from training.config import load_config
 from training.data.splits import make_splits
 from training.data.table import read_table
 from training.progress import Reporter
 from training.studies import kfold_table
-from training.studies.localisation import tile_lesion_fractions
 from training.studies.mosaics import SIDE, Cell, compose, plan_mosaics, viable_mask
 from training.studies.osteosarcoma import By, app, build
 from training.studies.regions import (

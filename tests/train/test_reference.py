@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from napari_lrmil.errors import ConfigError
 from training.cohort.__main__ import app
-from training.cohort.reference import LowTiles, _check_tiles, _interval
+from training.cohort.reference import LowTiles, auc_interval, check_enough_tiles
 from training.data.table import SlideRow
 
 
@@ -31,14 +31,14 @@ def test_parts_without_a_class_or_with_too_few_tiles_are_refused(fractions: list
     row = SlideRow("s", Path("s.tif"), "p", "lesion")
     tiles = np.zeros((len(fractions), 4, 4, 3), np.uint8)
     with pytest.raises(ConfigError, match=r"the 1 val slides have \d+ clear LR tiles, \d+ of them lesion"):
-        _check_tiles("val", [LowTiles(row, tiles, np.asarray(fractions))])
-    _check_tiles("val", [LowTiles(row, np.zeros((40, 4, 4, 3), np.uint8), np.asarray([0.0, 0.9] * 20))])
+        check_enough_tiles("val", [LowTiles(row, tiles, np.asarray(fractions))])
+    check_enough_tiles("val", [LowTiles(row, np.zeros((40, 4, 4, 3), np.uint8), np.asarray([0.0, 0.9] * 20))])
 
 
 def test_an_interval_over_one_patient_a_class_is_refused_where_it_is_not_defined() -> None:
     labels = np.asarray([0] * 50 + [1])
     scores = np.linspace(0, 1, 51)
     patients = ["a"] * 50 + ["b"]
-    assert _interval(labels, scores, patients).value == 1
+    assert auc_interval(labels, scores, patients).value == 1
     with pytest.raises(ConfigError, match="too few for an interval"):
-        _interval(labels[:50], scores[:50], patients[:50])
+        auc_interval(labels[:50], scores[:50], patients[:50])

@@ -19,7 +19,7 @@ import pytest
 from dock_tests import end_threads
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import QApplication, QInputDialog, QMessageBox
+from qtpy.QtWidgets import QApplication, QInputDialog, QLabel, QMessageBox
 from window_files import write_slide
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
@@ -385,6 +385,31 @@ def test_stopping_a_batch(
     qtbot.mouseClick(widget.batch.start, LEFT)
     qtbot.waitUntil(lambda: not widget.presenter.panel().batch.running, timeout=LONG_MS)
     assert all(item.label for item in widget.presenter.panel().rows)
+
+
+def test_a_long_name_is_cut_in_its_middle(
+    viewer: Any, main: ClassifyWidget, widget: WorklistWidget, folder: Path, qtbot: Any
+) -> None:
+    """And shows what the dock has room for: names of one study often differ at their end alone."""
+    name = f"{'TCGA-' * 30}001"
+    os.rename(folder / "s0.tiff", folder / f"{name}.tiff")
+    open_list(qtbot, widget, folder)
+    widget.presenter.open_slide(folder / f"{name}.tiff")
+    about = widget.verdict.about
+    qtbot.waitUntil(lambda: about.text() == name, timeout=10_000)
+
+    def shown() -> str:
+        return QLabel.text(about)
+
+    assert widget.width() < 700  # a name widens no dock
+    assert shown().startswith("TCGA-")
+    assert shown().endswith("001")
+    assert "…" in shown()
+    assert about.fontMetrics().horizontalAdvance(shown()) <= about.width()
+    assert about.toolTip() == name
+    before = len(shown())
+    widget.window().resizeDocks([widget.parent()], [widget.width() + 150], Qt.Orientation.Horizontal)
+    qtbot.waitUntil(lambda: len(shown()) > before, timeout=10_000)
 
 
 def test_closing_the_dock_frees_its_keys_and_closing_the_main_dock_says_so(

@@ -2,7 +2,8 @@
 
 A slide (`slide`) is drawn from a layout of tissue and lesions (`layout`), nuclei (`nuclei`) at their places (`placement`),
 fibres and noise (`texture`) and a stain (`stain`); `truth` keeps what it holds, `writer` makes files of it, `generate`
-draws the whole cohort. `reference` measures how hard a cohort is; it alone needs torch and is imported where it is used.
+draws the whole cohort. What is measured on it: how hard it is (`reference`, which alone needs torch) and how well attention
+finds known lesions (`localisation`).
 """
 
 from training.cohort.config import (

@@ -26,6 +26,7 @@ from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import choose_level, iter_tiles
 from training.checkpoint import Files
 from training.cohort import MASK_DOWNSAMPLE
+from training.cohort.localisation import tile_lesion_fractions
 from training.config import load_config
 from training.data.splits import Split
 from training.data.table import SlideRow
@@ -80,7 +81,7 @@ def measure(cohort_dir: Path, reporter: Reporter) -> dict[str, Interval]:
         row.slide_id: _low_tiles(context, cohort_dir, row) for row in (*split.train, *split.val, *split.test)
     }
     for part in ("train", "val", "test"):  # before the minutes that the teacher takes
-        _check_tiles(part, [low[row.slide_id] for row in getattr(split, part)])
+        check_enough_tiles(part, [low[row.slide_id] for row in getattr(split, part)])
     results = {
         "colour only, mean RGB (slide)": _colour(context, split, low, with_std=False),
         "colour and contrast, mean and std of RGB (slide)": _colour(context, split, low, with_std=True),
@@ -95,7 +96,14 @@ def measure(cohort_dir: Path, reporter: Reporter) -> dict[str, Interval]:
     return results
 
 
-def _check_tiles(part: str, slides: list[LowTiles]) -> None:
+def check_enough_tiles(part: str, slides: list[LowTiles]) -> None:
+    """Refuse a part of the split whose tiles can't train or test the ceiling.
+
+    Raises
+    ------
+    ConfigError
+        Where it has too few tiles that are clear, or none of a class.
+    """
     _, labels, _ = _clear_tiles(slides)
     n_lesion = int((labels == 1).sum())
     if not 0 < n_lesion < len(labels) or len(labels) < _BATCH:
@@ -113,16 +121,12 @@ def _low_tiles(context: Context, cohort_dir: Path, row: SlideRow) -> LowTiles:
         level = choose_level(slide.level_mpps, grid.spec.mpp)
         pixels = np.concatenate(list(iter_tiles(slide, grid, level, places, batch_size=64)))
     mask = np.asarray(Image.open(cohort_dir / "masks" / f"{row.slide_id}.png")) > 0
-    edge = grid.tile_l0_xy[0] / MASK_DOWNSAMPLE
-    fractions = [
-        mask[round(r * edge) : round((r + 1) * edge), round(c * edge) : round((c + 1) * edge)].mean()
-        for r, c in places
-    ]
-    return LowTiles(row, pixels, np.asarray(fractions))
+    fractions = tile_lesion_fractions(mask, tiles.lr_places, grid.tile_l0_xy[0] / MASK_DOWNSAMPLE)
+    return LowTiles(row, pixels, fractions)
 
 
 def _colour(context: Context, split: Split, low: dict[str, LowTiles], *, with_std: bool) -> Interval:
-    """Mean, spread, least and largest over a bag's tiles of their colours, and logistic regression on these."""
+    """Measure logistic regression on mean, spread, least and largest of the colours of a bag's tiles."""
 
     def bag(row: SlideRow) -> NDArray[np.float64]:
         pixels = low[row.slide_id].tiles.astype(np.float64)
@@ -138,7 +142,7 @@ def _colour(context: Context, split: Split, low: dict[str, LowTiles], *, with_st
     model.fit([bag(row) for row in train], [context.class_names.index(row.label or "") for row in train])
     scores = model.predict_proba([bag(row) for row in split.test])
     labels = np.asarray([context.class_names.index(row.label or "") for row in split.test], np.int64)
-    return _interval(labels, scores[:, 1], [row.patient_id for row in split.test])
+    return auc_interval(labels, scores[:, 1], [row.patient_id for row in split.test])
 
 
 def _teacher(prepared: Prepared) -> Interval:
@@ -148,11 +152,11 @@ def _teacher(prepared: Prepared) -> Interval:
     embed_slides(jobs, encoder, context.runtime, context.reporter, "Embedding HR tiles")
     train_teacher(context, split, steps, encoder.embed_dim)
     test = evaluate_head(context, steps, Head(split, TEACHER, Embedded(encoder, store)))
-    return _interval(test.labels, test.probabilities[:, 1], list(test.patients))
+    return auc_interval(test.labels, test.probabilities[:, 1], list(test.patients))
 
 
 def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interval:
-    """A fresh encoder told tile by tile where the lesions are; tiles that are partly lesion are left out."""
+    """Train a fresh encoder that is told where the lesions are; tiles that are partly lesion are left out."""
     tiles, labels, _ = _clear_tiles([low[row.slide_id] for row in split.train])
     val_tiles, val_labels, _ = _clear_tiles([low[row.slide_id] for row in split.val])
     test_tiles, test_labels, patients = _clear_tiles([low[row.slide_id] for row in split.test])
@@ -197,7 +201,7 @@ def _ceiling(context: Context, split: Split, low: dict[str, LowTiles]) -> Interv
     )
     files = Files(metrics_csv=context.run_dir.root / "ceiling.csv")
     fit(model, task, recipe, Session(context.runtime.head_fabric, files, context.reporter, "LR ceiling"))
-    return _interval(test_labels, scores(test_tiles), patients)
+    return auc_interval(test_labels, scores(test_tiles), patients)
 
 
 def _clear_tiles(slides: list[LowTiles]) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
@@ -214,7 +218,14 @@ def _tile_auc(labels: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
     return auc(labels, np.stack([1 - scores, scores], axis=1))
 
 
-def _interval(labels: NDArray[np.int64], scores: NDArray[np.float64], patients: list[str]) -> Interval:
+def auc_interval(labels: NDArray[np.int64], scores: NDArray[np.float64], patients: list[str]) -> Interval:
+    """Return the AUC of scores for class 1 with its interval, patients resampled.
+
+    Raises
+    ------
+    ConfigError
+        Where the slides are too few for it.
+    """
     try:
         return bootstrap_over_patients(
             lambda drawn: _tile_auc(labels[drawn], scores[drawn]),

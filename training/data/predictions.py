@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from napari_lrmil.atomic import write_text
+from napari_lrmil.atomic import write_csv
 from training.files import save_tensors
 
 
@@ -55,20 +54,23 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a CSV file with a row a slide: slide_id, patient_id, label, p_<class> for each class, temperature."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = predictions.class_names
-    writer.writerow(["slide_id", "patient_id", "label", *(f"p_{name}" for name in names), "temperature"])
-    for slide, patient, label, values in zip(
+    rows = zip(
         predictions.slide_ids,
         predictions.patients,
         predictions.labels.tolist(),
         predictions.probabilities.tolist(),
         strict=True,
-    ):
+    )
+    write_csv(
+        path,
+        ["slide_id", "patient_id", "label", *(f"p_{name}" for name in names), "temperature"],
         # Every digit: what is read back after an interruption is what was found.
-        writer.writerow([slide, patient, names[label], *map(repr, values), repr(predictions.temperature)])
-    write_text(path, text.getvalue())
+        (
+            [slide, patient, names[label], *map(repr, values), repr(predictions.temperature)]
+            for slide, patient, label, values in rows
+        ),
+    )
 
 
 def read_predictions(path: Path) -> Predictions:

@@ -15,9 +15,10 @@ from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.model.device import resolve_device
 from training.config import RunConfig
+from training.methods import OURS
 from training.progress import Reporter
 from training.report import figures, tables
-from training.report.data import OURS, RunData, read_run
+from training.report.data import RunData, read_run
 from training.report.examples import choose, colour_bar, make_examples
 from training.run.layout import RunDir
 
@@ -96,7 +97,7 @@ def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[s
     config, info = data.config, data.info
     rows = tables.comparison(data)
     calibration, bins = figures.calibration_group(data)
-    pooled = data.pooled(OURS)
+    pooled = data.pooled(OURS.key)
     return {
         "title": config.get("export", {}).get("name", "LRMIL run"),
         "description": config.get("export", {}).get("description", ""),

@@ -8,18 +8,11 @@ from typing import Any
 
 from napari_lrmil.errors import ConfigError, LRMILError
 from napari_lrmil.model.bundle import BundleInfo
-from training import methods
 from training.data.predictions import Predictions, pool
 from training.data.splits import Split
 from training.data.table import SlideRow, read_table
-from training.methods import method_name
+from training.methods import OURS, in_table_order
 from training.run.layout import Curve, Folder, RunDir, RunDirError
-
-__all__ = ["Curve", "Predictions", "method_name"]
-
-OURS = methods.OURS.key
-SHORTCUTS = methods.SHORTCUT_KEYS
-"""Methods that can't see what the label is about: what they reach, a shortcut explains."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +79,9 @@ def read_run(run_dir: Path) -> RunData:
     run = RunDir(run_dir)
     config = run.read_config_values()
     results = run.read_results()
-    if OURS not in results:
-        raise RunDirError(f"{run.results_json} has no row {OURS!r}: it is not the result of a whole run")
-    results = {name: results[name] for name in methods.in_table_order(list(results), ours_last=True)}
+    if OURS.key not in results:
+        raise RunDirError(f"{run.results_json} has no row {OURS.key!r}: it is not the result of a whole run")
+    results = {name: results[name] for name in in_table_order(list(results), ours_last=True)}
     notes: list[str] = []
     rows = _read_rows(run_dir, config, notes)
     folds = _folds(run, config)
@@ -98,13 +91,13 @@ def read_run(run_dir: Path) -> RunData:
     found = {one.class_names for of_fold in predictions.values() for one in of_fold.values()}
     if len(found) > 1:
         raise RunDirError(f"{run_dir}: the predictions of its folds and methods name different classes")
-    n_test = sum(len(of_fold[OURS].labels) for of_fold in predictions.values())
-    if results[OURS].get("n_test", n_test) != n_test:
+    n_test = sum(len(of_fold[OURS.key].labels) for of_fold in predictions.values())
+    if results[OURS.key].get("n_test", n_test) != n_test:
         raise RunDirError(
-            f"{run_dir}: results.json speaks of {results[OURS]['n_test']} test slides, the folds' predictions of "
+            f"{run_dir}: results.json speaks of {results[OURS.key]['n_test']} test slides, the folds' predictions of "
             f"{n_test}. Run python -m training.run with its config again: it goes on where it stopped."
         )
-    tested = {number: of_fold[OURS].slide_ids for number, of_fold in predictions.items()}
+    tested = {number: of_fold[OURS.key].slide_ids for number, of_fold in predictions.items()}
     splits = _recorded_splits(run, tested, notes)
     infos = {fold.number: info for fold in folds if (info := fold.read_bundle_info()) is not None}
     if len(infos) < len(folds):

@@ -27,9 +27,11 @@ from napari_lrmil.heatmap import ATTENTION, channel_values
 from napari_lrmil.model.bundle import ModelBundle, load_bundle
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide, TileGrid, TileSpec
+from training.data.predictions import Predictions
 from training.data.table import SlideRow
+from training.methods import OURS
 from training.progress import Reporter
-from training.report.data import OURS, FoldData, Predictions, RunData
+from training.report.data import FoldData, RunData
 
 LONG_EDGE_PX = 560
 MANY_CLASSES = 4
@@ -90,7 +92,7 @@ def choose(data: RunData, n_examples: int | None) -> list[Choice]:
     }
     number = 0
     for fold in data.folds:
-        one: Predictions = fold.predictions[OURS]
+        one: Predictions = fold.predictions[OURS.key]
         for slide_id, label, row in zip(one.slide_ids, one.labels.tolist(), one.probabilities, strict=True):
             number += 1
             predicted = int(row.argmax())

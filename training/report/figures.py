@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from training.methods import OURS, SHORTCUT_KEYS, method_name
 from training.metrics import brier, expected_calibration_error
-from training.report.data import OURS, SHORTCUTS, Curve, RunData, method_name
+from training.report.data import RunData
 from training.report.plots import Series, Trace, calibration_panel, curve_panel, roc_panel
 from training.report.stats import Bin, Roc, best_epoch, class_rocs, macro_roc, reliability
 from training.report.tables import series_of
+from training.run.layout import Curve
 
 
 class Key(NamedTuple):
@@ -51,15 +53,17 @@ def roc_groups(data: RunData) -> list[Group]:
     many = len(data.class_names) > 2
     together = []
     for name, title, members in (
-        ("roc-methods", "Methods", [method for method in known if method not in SHORTCUTS]),
-        ("roc-shortcuts", "Shortcut baselines", [method for method in known if method in SHORTCUTS]),
+        ("roc-methods", "Methods", [method for method in known if method not in SHORTCUT_KEYS]),
+        ("roc-shortcuts", "Shortcut baselines", [method for method in known if method in SHORTCUT_KEYS]),
     ):
         if members:
             # LRMIL last, so that it lies on top.
-            order = [*(method for method in members if method != OURS), OURS]
-            lines = [(known[method], series[method], method == OURS) for method in order if method in known]
+            order = [*(method for method in members if method != OURS.key), OURS.key]
+            lines = [
+                (known[method], series[method], method == OURS.key) for method in order if method in known
+            ]
             mean = "; mean over classes" if many else ""
-            caption = f"{'With LRMIL. ' if OURS not in members else ''}All folds together{mean}."
+            caption = f"{'With LRMIL. ' if OURS.key not in members else ''}All folds together{mean}."
             together.append(Panel(roc_panel(name, lines), title, caption))
     keys = [Key(series[method], method_name(method)) for method in known]
     groups = [Group("All methods", together, keys, large=True)]
@@ -80,17 +84,17 @@ def roc_groups(data: RunData) -> list[Group]:
         else:
             lines = _fold_rocs(data, method)
             caption = f"AUC {curve.area:.3f}, all folds together."
-        lines.append((curve, series[OURS], True))
+        lines.append((curve, series[OURS.key], True))
         panels.append(
-            Panel(roc_panel(f"roc-{place}", lines), method_name(method), caption, ours=method == OURS)
+            Panel(roc_panel(f"roc-{place}", lines), method_name(method), caption, ours=method == OURS.key)
         )
     if many:
         keys = [Key(Series(1 + index), name) for index, name in enumerate(data.class_names)]
-        keys.append(Key(series[OURS], "mean over classes"))
+        keys.append(Key(series[OURS.key], "mean over classes"))
         groups.append(Group("Each method, by class against the rest", panels, keys))
     elif len(data.folds) > 1:
         keys = [Key(Series(1 + place), f"fold {fold.fold}") for place, fold in enumerate(data.folds)]
-        groups.append(Group("Each method, by fold", panels, [*keys, Key(series[OURS], "all folds")]))
+        groups.append(Group("Each method, by fold", panels, [*keys, Key(series[OURS.key], "all folds")]))
     else:
         groups.append(Group("Each method", panels))
     return groups
@@ -113,10 +117,10 @@ def calibration_group(data: RunData) -> tuple[Group, list[Bin]]:
     series = series_of(data)
     panels = []
     ours: list[Bin] = []
-    for place, method in enumerate(sorted(data.methods, key=lambda method: method != OURS)):
+    for place, method in enumerate(sorted(data.methods, key=lambda method: method != OURS.key)):
         one = data.pooled(method)
         bins = reliability(one.labels, one.probabilities)
-        if method == OURS:
+        if method == OURS.key:
             ours = bins
         result = data.results[method]
         ece = result.get("ece", expected_calibration_error(one.labels, one.probabilities))
@@ -128,7 +132,7 @@ def calibration_group(data: RunData) -> tuple[Group, list[Bin]]:
                 ),
                 method_name(method),
                 f"ECE {ece:.3f}, Brier {score:.3f}; {len(one.labels)} slides.",
-                ours=method == OURS,
+                ours=method == OURS.key,
             )
         )
     return Group("", panels), ours

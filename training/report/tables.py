@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from training.data.predictions import Predictions
+from training.methods import OURS, SHORTCUT_KEYS, method_name
 from training.metrics import Interval, slide_metrics
-from training.report.data import OURS, SHORTCUTS, FoldData, Predictions, RunData, method_name
+from training.report.data import FoldData, RunData
 from training.report.plots import Series
 from training.report.stats import confusion, mean_sd
 
@@ -90,8 +92,8 @@ class ConfusionRow(NamedTuple):
 
 def series_of(data: RunData) -> dict[str, Series]:
     """Return each method's colour and dashes: LRMIL has the first."""
-    others = [method for method in data.methods if method != OURS]
-    return {OURS: Series(0)} | {method: Series(1 + place) for place, method in enumerate(others)}
+    others = [method for method in data.methods if method != OURS.key]
+    return {OURS.key: Series(0)} | {method: Series(1 + place) for place, method in enumerate(others)}
 
 
 def comparison(data: RunData) -> list[MethodRow]:
@@ -103,11 +105,11 @@ def comparison(data: RunData) -> list[MethodRow]:
             MethodRow(
                 method=method,
                 name=method_name(method),
-                ours=method == OURS,
-                shortcut=method in SHORTCUTS,
+                ours=method == OURS.key,
+                shortcut=method in SHORTCUT_KEYS,
                 series=series[method],
                 auc=_interval(result.get("auc_interval"), result.get("auc")),
-                difference=None if method == OURS else _interval(result.get("lrmil_minus_this"), None),
+                difference=None if method == OURS.key else _interval(result.get("lrmil_minus_this"), None),
                 metrics=[_number(result.get(name)) for name, _ in METRICS],
                 n_test=int(result.get("n_test", len(data.pooled(method).labels))),
             )
@@ -130,7 +132,9 @@ def fold_blocks(data: RunData) -> list[FoldBlock]:
             for fold in data.folds
         ]
         summary = [mean_sd([row.metrics[place] for row in rows]) for place in range(len(FOLD_METRICS))]
-        blocks.append(FoldBlock(method_name(method), method == OURS, method in SHORTCUTS, rows, summary))
+        blocks.append(
+            FoldBlock(method_name(method), method == OURS.key, method in SHORTCUT_KEYS, rows, summary)
+        )
     return blocks
 
 
@@ -141,7 +145,7 @@ def fold_parts(data: RunData) -> list[FoldParts]:
 
 def confusion_rows(data: RunData) -> list[ConfusionRow]:
     """Return LRMIL's confusion matrix, of all folds together."""
-    ours = data.pooled(OURS)
+    ours = data.pooled(OURS.key)
     rows = []
     for name, counts in zip(
         data.class_names, confusion(ours.labels, ours.probabilities).tolist(), strict=True
@@ -172,7 +176,7 @@ def _fold_metrics(one: Predictions) -> list[float]:
 
 
 def _parts(fold: FoldData, class_names: tuple[str, ...]) -> FoldParts:
-    test = fold.predictions[OURS]
+    test = fold.predictions[OURS.key]
     counts = [int((test.labels == index).sum()) for index in range(len(class_names))]
     split = fold.split
     known = {

@@ -8,6 +8,6 @@ Data made ready for them:
 What is read from their finished runs:
 
     results          several seeds of an experiment (`runs`) as one table, with attention against known lesions
-                     (`attention`, measured by `localisation`)
+                     (`attention`)
     diagnose         why distillation helped, or didn't
 """

@@ -12,9 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from napari_lrmil.errors import ConfigError
 from training import methods
 from training.cohort import MASK_DOWNSAMPLE, MPP_L0
-from training.data.predictions import SlideAttention
-from training.run.layout import RunDir
-from training.studies.localisation import (
+from training.cohort.localisation import (
     MIN_LESION,
     Localisation,
     SlideLocalisation,
@@ -23,12 +21,17 @@ from training.studies.localisation import (
     localise_slide,
     tile_lesion_fractions,
 )
-from training.studies.runs import Experiment
+from training.data.predictions import SlideAttention
+from training.run.layout import RunDir
+from training.studies.runs import Experiment, Tiles
 
 MASK_MPP = MASK_DOWNSAMPLE * MPP_L0
 """µm a pixel of the generated cohort's masks measures, and of the mosaics'."""
 
 TEACHER = methods.TEACHER.key
+
+LocalisedSlides = dict[str, SlideLocalisation]
+"""Slide -> how well one method's attention finds its lesions, in one seed."""
 
 
 class AttentionRow(NamedTuple):
@@ -67,64 +70,71 @@ def localisation_rows(
     """
     lesions = {name: _read_mask(masks / f"{name}.png") for name in experiment.slide_ids}
     lesions = {name: mask for name, mask in lesions.items() if mask.any()}
-    tiles = experiment.tiles
-    found: dict[tuple[str, str], list[dict[str, SlideLocalisation]]] = {}
+    found: dict[tuple[str, str], list[LocalisedSlides]] = {}
     for seed in experiment.seeds:
         kept = _read_attention(experiment.run_dirs[seed])
-        for method, slides in kept.items():
-            is_teacher = method == TEACHER
-            grid, tile_um = ("HR tiles", tiles.hr_um) if is_teacher else ("LR tiles", tiles.lr_um)
-            found.setdefault((method, grid), []).append(_localise(slides, lesions, tile_um / mask_mpp))
-        student = next((slides for method, slides in kept.items() if method != TEACHER), None)
-        if TEACHER in kept and student is not None:
-            gathered = {
-                name: SlideAttention(
-                    gather_on_parents(one.scores, one.places, student[name].places, tiles.ratio),
-                    student[name].places,
-                )
-                for name, one in kept[TEACHER].items()
-                if name in student
-            }
-            found.setdefault((TEACHER, "LR tiles"), []).append(
-                _localise(gathered, lesions, tiles.lr_um / mask_mpp)
-            )
+        for key, localised in _localise_methods(kept, lesions, experiment.tiles, mask_mpp).items():
+            found.setdefault(key, []).append(localised)
     if not found:
         raise ConfigError(
             "the runs kept no attention of test slides (foldN/test_attention): leave --masks out"
         )
-    patient_of = dict(zip(experiment.slide_ids, experiment.patients, strict=True))
-    rows = []
     order = methods.in_table_order(sorted({method for method, _ in found}))
-    for method, grid in sorted(found, key=lambda key: (order.index(key[0]), key)):
-        by_seed = found[method, grid]
-        names = sorted(by_seed[0])
-        if len(by_seed) != len(experiment.seeds) or any(sorted(one) != names for one in by_seed):
-            raise ConfigError(f"{method}: not every seed kept its attention of the same slides")
-        if not names:
-            raise ConfigError(
-                f"{method}: no test slide has a tile that is lesion by {MIN_LESION:.0%} or more"
+    return [
+        AttentionRow(method, grid, _over_seeds(experiment, method, found[method, grid], n_resamples))
+        for method, grid in sorted(found, key=lambda key: (order.index(key[0]), key))
+    ]
+
+
+def _localise_methods(
+    kept: dict[str, dict[str, SlideAttention]],
+    lesions: dict[str, NDArray[np.bool_]],
+    tiles: Tiles,
+    mask_mpp: float,
+) -> dict[tuple[str, str], LocalisedSlides]:
+    """Localise each method's attention in one seed; keys are (method, grid)."""
+    found = {}
+    for method, slides in kept.items():
+        is_teacher = method == TEACHER
+        grid, tile_um = ("HR tiles", tiles.hr_um) if is_teacher else ("LR tiles", tiles.lr_um)
+        found[method, grid] = _localise(slides, lesions, tile_um / mask_mpp)
+    student = next((slides for method, slides in kept.items() if method != TEACHER), None)
+    if TEACHER in kept and student is not None:
+        gathered = {
+            name: SlideAttention(
+                gather_on_parents(one.scores, one.places, student[name].places, tiles.ratio),
+                student[name].places,
             )
-        means = [
-            SlideLocalisation(*np.mean([one[name] for one in by_seed], axis=0).tolist()) for name in names
-        ]
-        rows.append(
-            AttentionRow(
-                method,
-                grid,
-                average_slides(
-                    means,
-                    [patient_of[name] for name in names],
-                    n_resamples=n_resamples,
-                    rng=np.random.default_rng(0),
-                ),
-            )
-        )
-    return rows
+            for name, one in kept[TEACHER].items()
+            if name in student
+        }
+        found[TEACHER, "LR tiles"] = _localise(gathered, lesions, tiles.lr_um / mask_mpp)
+    return found
+
+
+def _over_seeds(
+    experiment: Experiment, method: str, by_seed: list[LocalisedSlides], n_resamples: int
+) -> Localisation:
+    """Average the seeds slide by slide, then the slides."""
+    names = sorted(by_seed[0])
+    if len(by_seed) != len(experiment.seeds) or any(sorted(one) != names for one in by_seed):
+        raise ConfigError(f"{method}: not every seed kept its attention of the same slides")
+    if not names:
+        raise ConfigError(f"{method}: no test slide has a tile that is lesion by {MIN_LESION:.0%} or more")
+    patient_of = dict(zip(experiment.slide_ids, experiment.patients, strict=True))
+    means = [SlideLocalisation(*np.mean([one[name] for one in by_seed], axis=0).tolist()) for name in names]
+    return average_slides(
+        means,
+        [patient_of[name] for name in names],
+        n_resamples=n_resamples,
+        rng=np.random.default_rng(0),
+    )
 
 
 def _localise(
     slides: dict[str, SlideAttention], lesions: dict[str, NDArray[np.bool_]], tile_mask_px: float
-) -> dict[str, SlideLocalisation]:
+) -> LocalisedSlides:
+    """Localise the slides that have a lesion and a positive tile."""
     result = {}
     for name, one in slides.items():
         if name not in lesions:

@@ -20,9 +20,9 @@ from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.terminal import errors_as_messages
 from training import methods
+from training.cohort.localisation import MIN_LESION
 from training.metrics import Interval, auc, bootstrap_over_patients, slide_metrics
 from training.studies.attention import MASK_MPP, AttentionRow, localisation_rows
-from training.studies.localisation import MIN_LESION
 from training.studies.runs import Experiment, read_experiment
 
 OURS = methods.OURS.key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from napari_lrmil.errors import ConfigError
 from training.data.predictions import Predictions
 from training.methods import in_table_order
-from training.run.layout import RunDir
+from training.run.layout import Folder, RunDir
 
 
 class TestedSlide(NamedTuple):
@@ -104,22 +104,14 @@ def read_experiment(run_dirs: Sequence[Path]) -> Experiment:
     found: dict[str, dict[int, dict[str, TestedSlide]]] = {}
     class_names: set[tuple[str, ...]] = set()
     for seed in seeds:
-        for run_dir in map(RunDir, dirs[seed]):
-            folds = run_dir.tested_folds()
-            if not folds:
-                raise ConfigError(f"{run_dir.root} holds no fold*/predictions: let the run finish first")
-            for fold in folds:
-                for method in fold.predicted_methods():
-                    predictions = fold.read_predictions(method)
-                    class_names.add(predictions.class_names)
-                    slides = _by_slide(predictions, f"{run_dir.root.name}/{fold.name}")
-                    known = found.setdefault(method, {}).setdefault(seed, {})
-                    twice = sorted(known.keys() & slides.keys())
-                    if twice:
-                        raise ConfigError(
-                            f"{fold.predictions(method)}: {twice[0]} was tested by seed {seed} before"
-                        )
-                    known |= slides
+        for method, predictions, fold in _read_folds(dirs[seed]):
+            class_names.add(predictions.class_names)
+            slides = _by_slide(predictions, f"{fold.run_root.name}/{fold.name}")
+            known = found.setdefault(method, {}).setdefault(seed, {})
+            twice = sorted(known.keys() & slides.keys())
+            if twice:
+                raise ConfigError(f"{fold.predictions(method)}: {twice[0]} was tested by seed {seed} before")
+            known |= slides
     if len(class_names) > 1:
         raise ConfigError(f"the runs have different classes: {sorted(class_names)}")
     complete = {name: by_seed for name, by_seed in found.items() if len(by_seed) == len(seeds)}
@@ -149,6 +141,17 @@ def read_experiment(run_dirs: Sequence[Path]) -> Experiment:
         tiles=next(iter(tiles.values())),
         run_dirs=dirs,
     )
+
+
+def _read_folds(run_dirs: Sequence[Path]) -> Iterator[tuple[str, Predictions, Folder]]:
+    """Read each method's predictions of each fold."""
+    for run_dir in map(RunDir, run_dirs):
+        folds = run_dir.tested_folds()
+        if not folds:
+            raise ConfigError(f"{run_dir.root} holds no fold*/predictions: let the run finish first")
+        for fold in folds:
+            for method in fold.predicted_methods():
+                yield method, fold.read_predictions(method), fold
 
 
 def _config(folder: Path) -> dict[str, dict[str, float]]:
