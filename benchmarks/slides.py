@@ -17,6 +17,8 @@ import tifffile
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from napari_lrmil.atomic import replacing
+
 SIDE_PX = 40_960
 TILE_PX = 256
 DOWNSAMPLES = (1, 4, 16)
@@ -43,10 +45,8 @@ def bench_slide(folder: Path | None = None, *, side_px: int = SIDE_PX) -> Path:
     folder = folder or Path(tempfile.gettempdir()) / "lrmil-bench"
     path = folder / f"tissue-{side_px}-q{QUALITY}-v2.svs"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        _write(unfinished, side_px)
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            _write(unfinished, side_px)
     return path
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from napari_lrmil import batch
+from napari_lrmil import predict
 from napari_lrmil.batch import (
     BatchEvent,
     ClusterError,
@@ -29,7 +29,7 @@ from napari_lrmil.batch import (
 )
 from napari_lrmil.cache import CacheError, ResultCache, result_key
 from napari_lrmil.model.bundle import ModelBundle, load_bundle, load_info
-from napari_lrmil.predict import predict_slide, run_to_end
+from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide
 from napari_lrmil.worklist import ListedSlide, Status, Worklist, list_slides
 
@@ -175,14 +175,14 @@ def test_errors_stay_with_their_slide(
     folder: Path, bundle: ModelBundle, cache: ResultCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "s0.tif").write_bytes(b"no slide")
-    really = batch.local._steps
+    really = predict.predict_slide
 
-    def failing(slide: Slide, *rest: Any) -> Any:
+    def failing(slide: Slide, *rest: Any, **options: Any) -> Any:
         if slide.name == "s1":
             raise RuntimeError("out of memory")
-        return really(slide, *rest)
+        return really(slide, *rest, **options)
 
-    monkeypatch.setattr(local, "_steps", failing)
+    monkeypatch.setattr(predict, "predict_slide", failing)
     items = [*list_slides(folder), ListedSlide(folder / "absent.svs", "absent")]
     events = list(classify(items, bundle, cache=cache, device=CPU))
     assert [(name, kind) for name, kind, _ in ends(events)] == [
@@ -233,21 +233,21 @@ def test_the_next_slide_opens_while_one_is_computed(
     folder: Path, bundle: ModelBundle, cache: ResultCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
+    second = threading.Event()
 
     class Noted(Slide):
         def __init__(self, path: Path, **options: Any) -> None:
             super().__init__(path, **options)
             opened.append(f"{path.name} in {threading.current_thread().name}")
+            if len(opened) > 1:
+                second.set()
 
     monkeypatch.setattr(local, "Slide", Noted)
     events = classify(list_slides(folder), bundle, cache=cache, device=CPU)
     for event in events:
         if event.progress is not None and event.progress.tiles_done:
             break
-    for _ in range(100):
-        if len(opened) > 1:
-            break
-        time.sleep(0.02)
+    assert second.wait(60)
     assert [name.split()[0] for name in opened] == ["s0.tif", "s1.tif"]
     assert all("lrmil-open" in name for name in opened)
     events.close()
@@ -328,6 +328,9 @@ def test_a_killed_worker_loses_no_slide_and_none_is_done_twice(
     with distributed.LocalCluster(
         n_workers=2, processes=True, threads_per_worker=1, dashboard_address=None
     ) as local_cluster:
+        victim, held = next(iter(local_cluster.workers.values())).pid, tmp_path / "held"
+        with distributed.Client(local_cluster, set_as_default=False) as client:
+            client.run(_hold_before_second_result, victim, held)
 
         def begun() -> Any:
             return classify_on_cluster(
@@ -343,8 +346,8 @@ def test_a_killed_worker_loses_no_slide_and_none_is_done_twice(
         for event in begun():
             finished.append(event)
             if len(finished) == 3:
+                _wait_for(held)
                 before = _written(cache)
-                victim = next(iter(local_cluster.workers.values())).pid
                 os.kill(victim, signal.SIGKILL)
         # Each slide once; what a worker had finished before it was killed was found in the cache.
         assert sorted((event.path.name, event.kind) for event in finished) == sorted(
@@ -375,6 +378,31 @@ def test_a_killed_worker_loses_no_slide_and_none_is_done_twice(
     kept = cache.get(alone.slide_fingerprint, info.weights_sha256, result_key(info))
     assert kept is not None
     np.testing.assert_allclose(kept.class_probabilities, alone.class_probabilities, atol=1e-6)
+
+
+def _hold_before_second_result(victim: int, held: Path) -> None:
+    """In a worker: the process `victim` makes the file `held` instead of keeping its second result, and waits."""
+    if os.getpid() != victim:
+        return
+    put, n_put = ResultCache.put, 0
+
+    def holding(cache: ResultCache, prediction: SlidePrediction, tiles_key: str) -> None:
+        nonlocal n_put
+        n_put += 1
+        if n_put == 2:
+            held.touch()
+            threading.Event().wait()
+        put(cache, prediction, tiles_key)
+
+    ResultCache.put = holding  # type: ignore[method-assign]
+
+
+def _wait_for(path: Path) -> None:
+    """Until another process has made a file."""
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"nobody made {path.name}"
+        time.sleep(0.01)
 
 
 def _written(cache: ResultCache) -> dict[str, tuple[int, int]]:

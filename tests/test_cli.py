@@ -9,15 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+import held_predict
 import numpy as np
 import pytest
 import tifffile
 import torch
+from held_predict import KEPT
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -482,30 +483,38 @@ def test_a_full_disk_stops_with_a_message(
 def test_a_run_that_is_stopped_goes_on(
     how: signal.Signals, cohort: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
 ) -> None:
-    """By Ctrl-C, or by the machine; a real process, in the middle of its slides."""
+    """By Ctrl-C, or by the machine; a real process, in the middle of its slides, where it says that it is."""
     slides = cohort.parent / "slides"
     n_slides = len(list(slides.iterdir()))
-    command = [sys.executable, "-m", "napari_lrmil", "predict", str(slides), "--bundle", str(tiny_bundle)]
-    command += ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert n_slides > KEPT + 1
+    arguments = ["predict", str(slides), "--bundle", str(tiny_bundle), "--out", str(tmp_path / "out")]
+    arguments += ["--device", "cpu"]
     environment = os.environ | {"LRMIL_CACHE_DIR": str(own_cache), "COLUMNS": "300"}
     program = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, held_predict.__file__, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
-    while program.poll() is None and len(list(own_cache.glob("results/*/[!.]*/prediction.json"))) < 2:
-        time.sleep(0.005)
+    assert program.stdout is not None
+    said = program.stdout.readline()
     program.send_signal(how)
     _, told = program.communicate(timeout=60)
-    kept = ResultCache(own_cache).size().n_results
-    assert 2 <= kept < n_slides
+    assert said == "held\n", told
+    assert ResultCache(own_cache).size().n_results == KEPT
     if how is signal.SIGINT:
         assert program.returncode == 130
         assert "Traceback" not in told
-        assert f"of {n_slides} slides left. To go on, give the same command again (with --overwrite" in told
-        assert len(read_csv(tmp_path / "out" / "predictions.csv")) in (kept, kept - 1)
-    again = lrmil(*command[3:], "--overwrite")
+        left = (
+            f"Stopped with {n_slides - KEPT} of {n_slides} slides left. To go on, give the same command again"
+        )
+        assert f"{left} (with --overwrite" in told
+        assert len(read_csv(tmp_path / "out" / "predictions.csv")) == KEPT
+    again = lrmil(*arguments, "--overwrite")
     assert again.exit_code == 0, again.output
     found = counts(again)
-    assert (int(found["cached"]), int(found["computed"])) == (kept, n_slides - kept)
+    assert (int(found["cached"]), int(found["computed"])) == (KEPT, n_slides - KEPT)
     assert len(read_csv(tmp_path / "out" / "predictions.csv")) == n_slides
     assert len(list((tmp_path / "out").glob("*.json"))) == n_slides
 

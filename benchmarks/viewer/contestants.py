@@ -82,15 +82,14 @@ def write_floor(path: Path) -> None:
     showing it costs what it costs from 5 GB.
     """
     from napari_lrmil._viewer.layers import DEFAULT_STUDENT_MPP
+    from napari_lrmil.atomic import replacing_folder
     from napari_lrmil.slide import Slide
     from napari_lrmil.slide.pyramid import lazy_pyramid
 
     folder = _floor_folder(path)
     if folder.exists():
         return
-    unfinished = folder.with_suffix(".part")
-    unfinished.mkdir(exist_ok=True)
-    with Slide(path) as slide:
+    with Slide(path) as slide, replacing_folder(folder) as unfinished:
         # The levels that our reader shows, virtual ones among them.
         for number, level in enumerate(lazy_pyramid(slide, extra_mpps=(DEFAULT_STUDENT_MPP,))):
             height, width, _ = level.shape
@@ -102,7 +101,6 @@ def write_floor(path: Path) -> None:
                 held[top : min(height, top + 2048)] = level[top : top + 2048, left : left + columns]
             held[height:] = held[height - extra : height]
             np.save(unfinished / f"{number}-{height}-{width}.npy", held)
-    unfinished.rename(folder)
 
 
 def _floor_levels(path: Path) -> list[NDArray[np.uint8]]:

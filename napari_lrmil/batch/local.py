@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari_lrmil.batch.events import (
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from napari_lrmil.model.bundle import ModelBundle
-    from napari_lrmil.predict import PredictProgress, SlidePrediction
+    from napari_lrmil.predict import SlidePrediction
 
 
 class _Opened(NamedTuple):
@@ -98,15 +99,10 @@ def classify(
                         yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=True)
                         continue
                     with slide:
-                        for step in _steps(slide, bundle, device, batch_size, threads):
-                            if step.prediction is None:
-                                yield BatchEvent(Kind.PROGRESS, item.path, progress=step.progress)
-                            else:
-                                prediction = step.prediction
+                        prediction = yield from _computed(slide, item, bundle, device, batch_size, threads)
                 except SLIDE_FAILURES as error:
                     yield BatchEvent(Kind.FAILED, item.path, error=message_of(error))
                     continue
-                assert prediction is not None
                 note = _kept(cache, prediction, keys(item.mpp))
                 yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, note=note)
         finally:
@@ -114,28 +110,26 @@ def classify(
                 _close(following)
 
 
-class _Step(NamedTuple):
-    progress: PredictProgress | None
-    prediction: SlidePrediction | None = None
-
-
-def _steps(
-    slide: Slide, bundle: ModelBundle, device: torch.device, batch_size: int, threads: int
-) -> Generator[_Step, None, None]:
-    """`predict_slide` with its result as the last step."""
+def _computed(
+    slide: Slide,
+    item: BatchItem,
+    bundle: ModelBundle,
+    device: torch.device,
+    batch_size: int,
+    threads: int,
+) -> Generator[BatchEvent, None, SlidePrediction]:
+    """The prediction of a slide; yields its progress as events."""
     from napari_lrmil.predict import predict_slide
 
     steps = predict_slide(slide, bundle, device=device, batch_size=batch_size, threads=threads)
-    try:
+    with closing(steps):
         while True:
             try:
                 progress = next(steps)
             except StopIteration as stop:
-                yield _Step(None, stop.value)
-                return
-            yield _Step(progress)
-    finally:
-        steps.close()
+                prediction: SlidePrediction = stop.value
+                return prediction
+            yield BatchEvent(Kind.PROGRESS, item.path, progress=progress)
 
 
 def _kept(cache: ResultCache | None, prediction: SlidePrediction, key: str) -> str:

@@ -1,4 +1,4 @@
-"""A drawn region of a slide, whatever file it came from."""
+"""What was drawn on a slide, whatever file it came from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Vertex = tuple[float, float]
 Ring = tuple[Vertex, ...]
@@ -21,7 +21,7 @@ def _new_id() -> str:
 
 @dataclass(frozen=True)
 class Annotation:
-    """A region, a line or some points on a slide.
+    """An area, a line or some points drawn on a slide.
 
     Attributes
     ----------
@@ -63,9 +63,9 @@ class Annotation:
     object_type: str = "annotation"
     locked: bool = False
     measurements: Mapping[str, float] = field(default_factory=dict)
-    properties: Mapping[str, Any] = field(default_factory=dict)
-    geometry_extras: Mapping[str, Any] = field(default_factory=dict)
-    feature_extras: Mapping[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, object] = field(default_factory=dict)
+    geometry_extras: Mapping[str, object] = field(default_factory=dict)
+    feature_extras: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:

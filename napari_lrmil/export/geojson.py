@@ -11,18 +11,22 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from napari_lrmil import __version__
 from napari_lrmil.atomic import write_text
 from napari_lrmil.export.annotation import Annotation, Ring, Vertex
-from napari_lrmil.export.geojson_file import MAX_FILE_BYTES, parse_document, read_document
-from napari_lrmil.export.geojson_reading import annotations_of
-from napari_lrmil.export.geojson_shapes import moved
+from napari_lrmil.export.geojson_reading import (
+    MAX_FILE_BYTES,
+    annotations_of,
+    moved,
+    parse_geojson,
+    read_geojson,
+)
 
 if TYPE_CHECKING:  # predict loads torch
     from napari_lrmil.predict import SlidePrediction
@@ -37,7 +41,7 @@ _TILE_NAMESPACE = uuid.UUID("6f0b6f3e-5d0c-5d0e-9a63-3b0f2a1c7d11")
 
 def annotations_to_geojson(
     annotations: Sequence[Annotation], *, bounds_l0_xywh: Bounds, cropped: bool = True
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """A FeatureCollection that QuPath imports by drag and drop.
 
     Parameters
@@ -55,11 +59,11 @@ def annotations_to_geojson(
     """
     offset = _offset(bounds_l0_xywh, cropped)
     features = [_feature(annotation, offset) for annotation in annotations]
-    return _collection(features, bounds_l0_xywh, cropped)
+    return _collection(features, bounds_l0_xywh, cropped, {"version": __version__})
 
 
 def annotations_from_geojson(
-    data: str | bytes | dict[str, Any] | list[Any],
+    data: object,
     *,
     bounds_l0_xywh: Bounds,
     cropped: bool = True,
@@ -86,7 +90,7 @@ def annotations_from_geojson(
     GeoJSONError
         Where it is not JSON, not GeoJSON, or a coordinate is missing or not finite.
     """
-    document = parse_document(data) if isinstance(data, str | bytes) else data
+    document = parse_geojson(data) if isinstance(data, str | bytes) else data
     return annotations_of(document, _offset(bounds_l0_xywh, cropped), object_types)
 
 
@@ -112,7 +116,7 @@ def read_annotations(
     GeoJSONError
         As there, and where the file can't be opened or holds more than `max_bytes` once unpacked.
     """
-    document = read_document(Path(path), max_bytes)
+    document = read_geojson(Path(path), max_bytes)
     return annotations_of(document, _offset(bounds_l0_xywh, cropped), object_types)
 
 
@@ -122,7 +126,7 @@ def heatmap_to_geojson(
     bounds_l0_xywh: Bounds,
     cropped: bool = True,
     top_fraction: float = 1.0,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The tiles that were read as QuPath detections with measurements, highest attention first.
 
     In QuPath, Measure > Show measurement maps colours them.
@@ -153,7 +157,7 @@ def heatmap_to_geojson(
     x0, y0 = _offset(bounds_l0_xywh, cropped)
     kept = np.argsort(-scores, kind="stable")[: max(1, math.ceil(top_fraction * len(tiles)))]
     contributions = prediction.class_contributions
-    features = []
+    features: list[dict[str, object]] = []
     for index in kept.tolist():
         row, col = int(tiles.rows[index]), int(tiles.cols[index])
         left, top = tiles.grid.corner_l0_xy(row, col)
@@ -179,9 +183,8 @@ def heatmap_to_geojson(
                 "properties": {"objectType": "detection", "measurements": measurements},
             }
         )
-    document = _collection(features, bounds_l0_xywh, cropped)
-    document["napari_lrmil"]["bundle_sha256"] = prediction.bundle_sha256
-    return document
+    made_by = {"version": prediction.version, "bundle_sha256": prediction.bundle_sha256}
+    return _collection(features, bounds_l0_xywh, cropped, made_by)
 
 
 def write_heatmap_geojson(
@@ -199,7 +202,7 @@ def write_heatmap_geojson(
     return _write(path, document)
 
 
-def _write(path: str | Path, document: dict[str, Any]) -> Path:
+def _write(path: str | Path, document: dict[str, object]) -> Path:
     path = Path(path)
     write_text(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
     return path
@@ -210,28 +213,31 @@ def _offset(bounds_l0_xywh: Bounds, cropped: bool) -> Vertex:
     return (float(bounds_l0_xywh[0]), float(bounds_l0_xywh[1])) if cropped else (0.0, 0.0)
 
 
-def _collection(features: list[dict[str, Any]], bounds_l0_xywh: Bounds, cropped: bool) -> dict[str, Any]:
+def _collection(
+    features: list[dict[str, object]], bounds_l0_xywh: Bounds, cropped: bool, made_by: dict[str, str]
+) -> dict[str, object]:
     return {
         "type": "FeatureCollection",
         "features": features,
         # A foreign member, as RFC 7946 allows: QuPath passes over it, a reader of the file is told its frame.
         "napari_lrmil": {
-            "version": __version__,
+            **made_by,
             "origin_l0_xy": list(_offset(bounds_l0_xywh, cropped)),
             "unit": "level-0 pixel",
         },
     }
 
 
-def _feature(annotation: Annotation, offset: Vertex) -> dict[str, Any]:
+def _feature(annotation: Annotation, offset: Vertex) -> dict[str, object]:
     # QuPath reads a present null as text and fails, so what is absent stays out altogether.
-    properties: dict[str, Any] = {"objectType": annotation.object_type}
+    properties: dict[str, object] = {"objectType": annotation.object_type}
     if annotation.name is not None:
         properties["name"] = annotation.name
     if annotation.class_name is not None:
-        properties["classification"] = {"name": annotation.class_name}
+        classification: dict[str, object] = {"name": annotation.class_name}
         if annotation.class_color_rgb is not None:
-            properties["classification"]["color"] = list(annotation.class_color_rgb)
+            classification["color"] = list(annotation.class_color_rgb)
+        properties["classification"] = classification
     if annotation.locked:
         properties["isLocked"] = True
     if annotation.measurements:
@@ -239,8 +245,9 @@ def _feature(annotation: Annotation, offset: Vertex) -> dict[str, Any]:
     properties |= annotation.properties
     geometry = _geometry(annotation, offset) | dict(annotation.geometry_extras)
     extras = dict(annotation.feature_extras)
-    if "nucleusGeometry" in extras:
-        extras["nucleusGeometry"] = moved(extras["nucleusGeometry"], (-offset[0], -offset[1]))
+    nucleus = extras.get("nucleusGeometry")
+    if isinstance(nucleus, Mapping):
+        extras["nucleusGeometry"] = moved(nucleus, (-offset[0], -offset[1]))
     return {
         "type": "Feature",
         "id": annotation.id,
@@ -250,9 +257,9 @@ def _feature(annotation: Annotation, offset: Vertex) -> dict[str, Any]:
     }
 
 
-def _geometry(annotation: Annotation, offset: Vertex) -> dict[str, Any]:
+def _geometry(annotation: Annotation, offset: Vertex) -> dict[str, object]:
     rings = annotation.rings_l0_xy
-    parts: list[Any]
+    parts: list[object]
     if annotation.kind == "polygon":
         holes = annotation.holes_l0_xy or ((),) * len(rings)
         parts = [

@@ -1,17 +1,32 @@
-"""GeoJSON of QuPath 0.2 to 0.6, and of others, into annotations."""
+"""GeoJSON of QuPath 0.2 to 0.6, and of others, into annotations: the file, its features, their shapes."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import logging
 import math
 import uuid
+import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import IO, NamedTuple
 
-from napari_lrmil.export.annotation import Annotation, Vertex
+import shapely
+
+from napari_lrmil.export.annotation import Annotation, Kind, Ring, Vertex
 from napari_lrmil.export.errors import GeoJSONError
-from napari_lrmil.export.geojson_shapes import GEOMETRY_KINDS, merged, moved, shapes_of
 
+MAX_FILE_BYTES = 512 * 2**20
+_GEOMETRY_KINDS: dict[str, Kind] = {
+    "Point": "points",
+    "MultiPoint": "points",
+    "LineString": "line",
+    "MultiLineString": "line",
+    "Polygon": "polygon",
+    "MultiPolygon": "polygon",
+}
 _log = logging.getLogger(__name__)
 
 # QuPath 0.2 kept the type of an object in its id.
@@ -35,8 +50,71 @@ _KNOWN_PROPERTIES = {
 }
 
 
+def read_geojson(path: Path, max_bytes: int) -> object:
+    """The JSON value of a file, plain or within .gz or .zip.
+
+    Raises
+    ------
+    GeoJSONError
+    """
+    try:
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if name.lower().endswith((".geojson", ".json"))]
+                if len(names) != 1:
+                    raise GeoJSONError(
+                        f"{path.name} holds {len(names)} GeoJSON files instead of one. Unpack it, and open one."
+                    )
+                with archive.open(names[0]) as file:
+                    data = _at_most(file, max_bytes, path.name)
+        elif path.suffix.lower() == ".gz":
+            with gzip.open(path) as file:
+                data = _at_most(file, max_bytes, path.name)
+        else:
+            with path.open("rb") as file:
+                data = _at_most(file, max_bytes, path.name)
+    except OSError as error:
+        raise GeoJSONError(f"{path.name} can't be read: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
+        raise GeoJSONError(f"{path.name} can't be unpacked: {error}") from error
+    return parse_geojson(data)
+
+
+def _at_most(file: IO[bytes] | gzip.GzipFile, max_bytes: int, name: str) -> bytes:
+    data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise GeoJSONError(
+            f"{name} holds more than {max_bytes / 2**20:.0f} MiB. Export fewer objects, such as "
+            "the annotations without the detections."
+        )
+    return data
+
+
+def parse_geojson(data: str | bytes) -> object:
+    """The JSON value of a text.
+
+    Raises
+    ------
+    GeoJSONError
+    """
+    try:
+        document: object = json.loads(data)
+    except UnicodeDecodeError as error:
+        raise GeoJSONError("this is not JSON: it isn't UTF-8 text. Export it from QuPath again.") from error
+    except json.JSONDecodeError as error:
+        raise GeoJSONError(
+            f"this is not JSON: line {error.lineno}, column {error.colno}: {error.msg}. A file cut short "
+            "says so too: export it again."
+        ) from error
+    except RecursionError as error:
+        raise GeoJSONError("this is no GeoJSON of annotations: it is nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise GeoJSONError(f"this is not JSON that can be read: {error}") from error
+    return document
+
+
 def annotations_of(
-    document: Any, offset_l0_xy: Vertex, object_types: Collection[str] | None
+    document: object, offset_l0_xy: Vertex, object_types: Collection[str] | None
 ) -> list[Annotation]:
     """See `napari_lrmil.export.geojson.annotations_from_geojson`."""
     found: list[Annotation] = []
@@ -49,7 +127,7 @@ def annotations_of(
     return found
 
 
-def _features(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _features(document: object) -> Iterator[tuple[str, Mapping[str, object]]]:
     if isinstance(document, Mapping) and document.get("type") == "FeatureCollection":
         listed = document.get("features")
         if not isinstance(listed, list):
@@ -67,7 +145,7 @@ def _features(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
         kind = item.get("type")
         if kind == "Feature":
             yield where, item
-        elif isinstance(kind, str) and (kind in GEOMETRY_KINDS or kind == "GeometryCollection"):
+        elif isinstance(kind, str) and (kind in _GEOMETRY_KINDS or kind == "GeometryCollection"):
             yield where, {"type": "Feature", "geometry": item}
         else:
             raise GeoJSONError(
@@ -77,8 +155,8 @@ def _features(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _with_children(
-    where: str, feature: Mapping[str, Any], depth: int
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    where: str, feature: Mapping[str, object], depth: int
+) -> Iterator[tuple[str, Mapping[str, object]]]:
     yield where, feature
     properties = feature.get("properties")
     if not isinstance(properties, Mapping):
@@ -91,7 +169,7 @@ def _with_children(
 
 
 def _annotations_of_feature(
-    feature: Mapping[str, Any],
+    feature: Mapping[str, object],
     where: str,
     offset: Vertex,
     object_types: Collection[str] | None,
@@ -112,13 +190,13 @@ def _annotations_of_feature(
     if geometry is None:
         _log.warning("%s has no shape and was left out", where)
         return []
-    shapes = shapes_of(geometry, where, offset, check=object_type == "annotation", depth=0)
+    shapes = _shapes_of(geometry, where, offset, check=object_type == "annotation", depth=0)
     if not shapes:
         _log.warning("%s has an empty shape and was left out", where)
         return []
     class_name, color = _class_of(properties.get("classification"))
     name = properties.get("name")
-    by_kind = [merged(kind, shapes) for kind in dict.fromkeys(shape.kind for shape in shapes)]
+    by_kind = [_merged(kind, shapes) for kind in dict.fromkeys(shape.kind for shape in shapes)]
     made = []
     for number, shape in enumerate(by_kind):
         notes = shape.notes
@@ -148,7 +226,7 @@ def _annotations_of_feature(
     return made
 
 
-def _class_of(value: Any) -> tuple[str | None, tuple[int, int, int] | None]:
+def _class_of(value: object) -> tuple[str | None, tuple[int, int, int] | None]:
     """Name and colour of a class: an object since 0.2 (colorRGB until 0.3), or a name alone."""
     if isinstance(value, str):
         return value, None
@@ -168,7 +246,7 @@ def _class_of(value: Any) -> tuple[str | None, tuple[int, int, int] | None]:
     return name, None
 
 
-def _measurements_of(value: Any) -> dict[str, float]:
+def _measurements_of(value: object) -> dict[str, float]:
     """An object since QuPath 0.4, a list of names and values before. NaN, which QuPath writes, is left out."""
     if isinstance(value, list):
         value = {
@@ -183,18 +261,21 @@ def _measurements_of(value: Any) -> dict[str, float]:
     }
 
 
-def _feature_extras(feature: Mapping[str, Any], offset: Vertex) -> dict[str, Any]:
+def _feature_extras(feature: Mapping[str, object], offset: Vertex) -> dict[str, object]:
     extras = _strict_items(feature, {"type", "id", "geometry", "properties"})
-    if isinstance(extras.get("nucleusGeometry"), Mapping):
-        extras["nucleusGeometry"] = moved(extras["nucleusGeometry"], offset)
+    nucleus = extras.get("nucleusGeometry")
+    if isinstance(nucleus, Mapping):
+        extras["nucleusGeometry"] = moved(nucleus, offset)
     return extras
 
 
-def _strict_items(value: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    return {key: _strict(item) for key, item in value.items() if key not in known}
+def _strict_items(value: object, known: set[str]) -> dict[str, object]:
+    """What an object holds beside the known keys, to be handed back on export."""
+    items = value.items() if isinstance(value, Mapping) else ()
+    return {key: _strict(item) for key, item in items if key not in known}
 
 
-def _strict(value: Any) -> Any:
+def _strict(value: object) -> object:
     """NaN and infinity as null: QuPath writes them, but they aren't JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -203,3 +284,91 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list):
         return [_strict(item) for item in value]
     return value
+
+
+class _Shape(NamedTuple):
+    kind: Kind
+    rings: tuple[Ring, ...]
+    holes: tuple[tuple[Ring, ...], ...]
+    notes: tuple[str, ...]
+
+
+def _merged(kind: Kind, shapes: list[_Shape]) -> _Shape:
+    same = [shape for shape in shapes if shape.kind == kind]
+    rings = tuple(ring for shape in same for ring in shape.rings)
+    if kind == "points":
+        rings = (tuple(point for ring in rings for point in ring),)
+    holes = tuple(part for shape in same for part in shape.holes)
+    return _Shape(kind, rings, holes, tuple(note for shape in same for note in shape.notes))
+
+
+def _shapes_of(geometry: object, where: str, offset: Vertex, *, check: bool, depth: int) -> list[_Shape]:
+    if not isinstance(geometry, Mapping):
+        raise GeoJSONError(f"{where}: its geometry is not an object")
+    name = geometry.get("type")
+    if name == "GeometryCollection":
+        members = geometry.get("geometries")
+        if not isinstance(members, list) or depth > 50:
+            raise GeoJSONError(f"{where}: a GeometryCollection without a readable list of geometries")
+        return [
+            shape
+            for member in members
+            for shape in _shapes_of(member, where, offset, check=check, depth=depth + 1)
+        ]
+    if not isinstance(name, str) or name not in _GEOMETRY_KINDS:
+        raise GeoJSONError(f"{where}: unknown geometry {str(name)[:40]!r}")
+    coordinates = geometry.get("coordinates")
+    if not isinstance(coordinates, list):
+        raise GeoJSONError(f"{where}: its {name} has no coordinates")
+    if not coordinates:
+        return []
+    kind = _GEOMETRY_KINDS[name]
+    if kind == "points":
+        points = coordinates if name == "MultiPoint" else [coordinates]
+        return [_Shape(kind, (_ring(points, where, offset),), (), ())]
+    parts = coordinates if name.startswith("Multi") else [coordinates]
+    if kind == "line":
+        return [_Shape(kind, tuple(_ring(part, where, offset) for part in parts), (), ())]
+    return [_polygon(part, where, offset, check) for part in parts if part]
+
+
+def _polygon(part: object, where: str, offset: Vertex, check: bool) -> _Shape:
+    if not isinstance(part, list):
+        raise GeoJSONError(f"{where}: a polygon without rings")
+    rings = [_ring(ring, where, offset) for ring in part]
+    notes = []
+    if any(ring and ring[0] != ring[-1] for ring in rings):
+        notes.append("An outline was not closed; it is now.")
+    if check and all(len(ring) > 3 for ring in rings):
+        outline = shapely.Polygon(rings[0], rings[1:])
+        if not outline.is_valid:
+            reason = shapely.is_valid_reason(outline).split("[")[0].lower()
+            notes.append(f"The outline is odd ({reason}); it was kept as it is. Check its area before use.")
+    return _Shape("polygon", (rings[0],), (tuple(rings[1:]),), tuple(notes))
+
+
+def _ring(values: object, where: str, offset: Vertex) -> Ring:
+    if not isinstance(values, list):
+        raise GeoJSONError(f"{where}: a list of coordinates was expected, found {str(values)[:40]!r}")
+    vertices = []
+    for value in values:
+        if not isinstance(value, list) or len(value) < 2:
+            raise GeoJSONError(f"{where}: {str(value)[:40]!r} is not a pair of coordinates")
+        x, y = value[0], value[1]
+        if type(x) not in (int, float) or type(y) not in (int, float):
+            raise GeoJSONError(f"{where}: {str(value)[:40]!r} is not a pair of numbers")
+        if abs(x) > 1e12 or abs(y) > 1e12 or not (math.isfinite(x) and math.isfinite(y)):
+            raise GeoJSONError(f"{where}: the coordinate {str(value)[:40]} is no place on a slide")
+        vertices.append((float(x) + offset[0], float(y) + offset[1]))
+    return tuple(vertices)
+
+
+def moved(geometry: Mapping[str, object], offset: Vertex) -> dict[str, object]:
+    """A geometry as it is, `offset` added to each of its coordinates."""
+
+    def shift(value: object) -> object:
+        if isinstance(value, list) and len(value) >= 2 and type(value[0]) in (int, float):
+            return [round(value[0] + offset[0], 3), round(value[1] + offset[1], 3), *value[2:]]
+        return [shift(item) for item in value] if isinstance(value, list) else value
+
+    return {key: shift(value) if key == "coordinates" else value for key, value in geometry.items()}

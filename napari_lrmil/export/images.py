@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -115,7 +115,11 @@ def write_heatmap_png(
     )
     said = PngImagePlugin.PngInfo()
     said.add_text("Software", f"napari-lrmil {__version__}")
-    said.add_itxt("Comment", f"{scale_of(prediction, channel).label}; bundle {prediction.bundle_sha256}")
+    said.add_itxt(
+        "Comment",
+        f"{scale_of(prediction, channel).label}; bundle {prediction.bundle_sha256}; classified by napari-lrmil "
+        f"{prediction.version}",
+    )
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=said, optimize=True)
     with replacing(path) as scratch:
@@ -171,7 +175,7 @@ def _write_zarr(folder: Path, prediction: SlidePrediction) -> None:
     array[:] = pixels
 
 
-def _attributes(prediction: SlidePrediction, channels: tuple[str, ...]) -> dict[str, Any]:
+def _attributes(prediction: SlidePrediction, channels: tuple[str, ...]) -> dict[str, object]:
     grid, (mpp_x, mpp_y) = prediction.tiles.grid, prediction.mpp_xy
     step_x_um, step_y_um = grid.tile_l0_xy[0] * mpp_x, grid.tile_l0_xy[1] * mpp_y
     corner_x_um, corner_y_um = grid.origin_l0_xy[0] * mpp_x, grid.origin_l0_xy[1] * mpp_y
@@ -218,7 +222,7 @@ def _attributes(prediction: SlidePrediction, channels: tuple[str, ...]) -> dict[
             "omero": {"channels": described},
         },
         "napari_lrmil": {
-            "version": __version__,
+            "version": prediction.version,
             "channels": list(channels),
             "bundle_sha256": prediction.bundle_sha256,
             "slide_fingerprint": prediction.slide_fingerprint,

@@ -72,7 +72,7 @@ class ReportContent:
 
     name: str
     label: str
-    verdict_line: str
+    result_line: str
     warnings: tuple[str, ...]
     note: str
     classes: tuple[tuple[str, float], ...]
@@ -131,7 +131,7 @@ def gather(
     return ReportContent(
         name=shown_name(prediction, show_identifiers=show_identifiers),
         label=prediction.label,
-        verdict_line=f"{prediction.label}, {percent_text(float(prediction.class_probabilities[predicted]), decimals=1)}",
+        result_line=f"{prediction.label}, {percent_text(float(prediction.class_probabilities[predicted]), decimals=1)}",
         warnings=warnings,
         note=use_note(demonstration=prediction.demonstration),
         classes=tuple(zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True)),

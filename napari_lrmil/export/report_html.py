@@ -75,7 +75,7 @@ dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 <figcaption><div class="ends"><span>1</span><span>{{ "%.2g"|format(c.scale.high) }}</span></div>
 {{ c.scale.label }}; clear: no tile read; numbers: tiles below</figcaption></div></figure>
 <div>
-<div class="result">{{ c.verdict_line }}</div>
+<div class="result">{{ c.result_line }}</div>
 {% for text in c.warnings %}<div class="warn">⚠ {{ text }}</div>{% endfor %}
 <div class="bars">{% for name, p in c.classes %}
 <span>{{ name }}</span>

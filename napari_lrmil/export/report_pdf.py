@@ -15,15 +15,18 @@ from reportlab.lib.pagesizes import A4, LETTER
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Paragraph
 
-from napari_lrmil.export.painting import length_text, nice_length
+from napari_lrmil.export.painting import font_path, length_text, nice_length
 from napari_lrmil.export.report_content import ReportContent
-from napari_lrmil.export.report_fonts import BOLD, FONT, one_line, printable, register_fonts
 from napari_lrmil.export.report_html import tiles_line
 from napari_lrmil.wording import percent_text
 
+FONT, BOLD = "LRMILSans", "LRMILSans-Bold"
+MISSING = "▯"
+"""Stands for a character that the font lacks."""
 _MARGIN, _GAP = 32.0, 12.0
 _GREY, _BLUE, _AMBER = HexColor("#555555"), HexColor("#2a5a83"), HexColor("#b35900")
 _CUT = " … (cut; the HTML report has all)"
@@ -162,7 +165,7 @@ class _Sheet:
 
     def _result(self, x: float, top: float, width: float, height: float) -> float:
         content, canvas, floor = self.content, self.canvas, top - height
-        y = self.text(content.verdict_line, x, top, width, 30, size=14, bold=True) - 4
+        y = self.text(content.result_line, x, top, width, 30, size=14, bold=True) - 4
         for warning in content.warnings:
             bottom = self.text(f"⚠ {warning}", x + 6, y, width - 6, 48, size=8, bold=True, color=_AMBER)
             canvas.setFillColor(_AMBER)
@@ -282,3 +285,28 @@ class _Sheet:
             self.text(name, x, y, key, 10, size=7, color=_GREY)
             y = min(y - 9, self.text(value, x + key, y, width - key, max(9.0, room), size=7)) - 1.5
         return y
+
+
+def register_fonts() -> None:
+    if FONT not in pdfmetrics.getRegisteredFontNames():
+        pdfmetrics.registerFont(TTFont(FONT, font_path()))
+        pdfmetrics.registerFont(TTFont(BOLD, font_path(bold=True)))
+        pdfmetrics.registerFontFamily(FONT, normal=FONT, bold=BOLD, italic=FONT, boldItalic=BOLD)
+
+
+def printable(text: str) -> str:
+    """Characters that the font lacks as empty boxes, line ends as they are, other controls as spaces."""
+    known = pdfmetrics.getFont(FONT).face.charToGlyph
+    return "".join(
+        char if char == "\n" or ord(char) in known else (" " if ord(char) < 32 else MISSING) for char in text
+    )
+
+
+def one_line(text: str, size: float, width: float) -> str:
+    """Without its middle where it is too long."""
+    shown, kept = text, text
+    while pdfmetrics.stringWidth(shown, FONT, size) > width and len(kept) > 2:
+        half = len(kept) // 2
+        kept = kept[: half - 1] + kept[half + 1 :]
+        shown = f"{kept[: len(kept) // 2]}…{kept[len(kept) // 2 :]}"
+    return shown

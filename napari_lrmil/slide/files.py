@@ -19,7 +19,7 @@ SHARED_SUFFIXES = TIFF_SUFFIXES | {DICOM_SUFFIX, ZARR_SUFFIX}
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 """Ordinary images are called so; a region saved from a slide is one."""
 
-MIRAX_SUFFIX = ".mrxs"
+_MIRAX_SUFFIX = ".mrxs"
 _VMS_SUFFIXES = frozenset({".vms", ".vmu"})
 _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _OME_TIFF = re.compile(r"\.ome\.(tiff?|tf[28]|btf)$", re.IGNORECASE)
@@ -75,7 +75,7 @@ def pixel_files(path: Path, *, series_uid: str | None = None) -> tuple[Path, ...
     suffix = path.suffix.lower()
     if suffix == DICOM_SUFFIX:
         return tuple(file for file in _files_in(path.parent) if file.suffix.lower() == DICOM_SUFFIX)
-    if suffix == MIRAX_SUFFIX and path.with_suffix("").is_dir():
+    if suffix == _MIRAX_SUFFIX and path.with_suffix("").is_dir():
         return (path, *_files_in(path.with_suffix("")))
     if suffix in _VMS_SUFFIXES:
         return (path, *_named_beside(path, _vms_names(path)))
@@ -97,10 +97,13 @@ def parts_of(path: Path) -> tuple[Path, ...]:
     return pixel_files(path)
 
 
-def named_parts(path: Path) -> set[str]:
-    """Names of the files beside `path` that aren't slides of their own but parts of it; it may be unreadable."""
+def parts_beside(path: Path) -> set[Path]:
+    """Files and folders beside a slide that are no slides of their own but parts of it; what can't be read has none."""
+    suffix = path.suffix.lower()
     try:
-        return _vms_names(path) if path.suffix.lower() in _VMS_SUFFIXES else set()
+        if suffix == _MIRAX_SUFFIX and path.with_suffix("").is_dir():
+            return {path.with_suffix("")}
+        return set(_named_beside(path, _vms_names(path))) if suffix in _VMS_SUFFIXES else set()
     except OSError:
         return set()
 

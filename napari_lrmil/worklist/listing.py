@@ -12,12 +12,11 @@ from napari_lrmil.errors import WorklistError
 from napari_lrmil.slide.files import (
     DICOM_SUFFIX,
     IMAGE_SUFFIXES,
-    MIRAX_SUFFIX,
     SLIDE_SUFFIXES,
     TIFF_SUFFIXES,
     dicom_slides,
     is_zarr,
-    named_parts,
+    parts_beside,
     slide_id_of,
 )
 
@@ -174,8 +173,8 @@ def _slides_in(folder: Path) -> tuple[list[Path], list[Path]]:
     except OSError as error:
         raise WorklistError(f"{folder} can't be read ({error.strerror})") from error
     zarrs = [path for path in folders.values() if is_zarr(path)]
-    mirax = {path.stem for path in files.values() if path.suffix.lower() == MIRAX_SUFFIX}
-    below = [path for name, path in folders.items() if path not in zarrs and name not in mirax]
+    parts = {part for path in files.values() for part in parts_beside(path)}
+    below = [path for path in folders.values() if path not in zarrs and path not in parts]
     slides = zarrs + [
         path for path in files.values() if path.suffix.lower() in SLIDE_SUFFIXES | TIFF_SUFFIXES
     ]
@@ -187,8 +186,7 @@ def _slides_in(folder: Path) -> tuple[list[Path], list[Path]]:
         slides += [max(group, key=lambda path: path.stat().st_size) for group in series]
     if not slides:
         slides = [path for path in files.values() if path.suffix.lower() in IMAGE_SUFFIXES]
-    parts = {name for path in slides for name in named_parts(path)}
-    return [path for path in slides if path.name not in parts], below
+    return [path for path in slides if path not in parts], below
 
 
 def _is_dicom_slide(folder: Path) -> bool:

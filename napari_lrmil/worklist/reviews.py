@@ -262,14 +262,14 @@ class ReviewFile:
     @property
     def note(self) -> str:
         """What the reviewer should know of where the verdicts are and what could not be read; else empty."""
-        told = list(self.problems)
+        notes = list(self.problems)
         if self.where == self.fallback:
-            told.insert(
+            notes.insert(
                 0,
                 f"{self.folder} {self._elsewhere_because}: verdicts are kept in {self.fallback} instead, on this "
                 "computer and for this user alone.",
             )
-        return " ".join(told)
+        return " ".join(notes)
 
 
 def _read(path: Path, problems: list[str]) -> Iterator[Review]:

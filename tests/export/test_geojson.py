@@ -7,6 +7,7 @@ import json
 import math
 import uuid
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -371,7 +372,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cropped", [True, False])
 def test_heatmap_tiles_are_exact(leica: Slide, leica_prediction: SlidePrediction, cropped: bool) -> None:
-    document = heatmap_to_geojson(leica_prediction, bounds_l0_xywh=leica.bounds_l0_xywh, cropped=cropped)
+    earlier = replace(leica_prediction, version="0.0.9")
+    document = heatmap_to_geojson(earlier, bounds_l0_xywh=leica.bounds_l0_xywh, cropped=cropped)
     tiles = leica_prediction.tiles
     assert len(document["features"]) == len(tiles)
     edge = 64 * 2 / 0.499  # 128 µm in pixels of the slide
@@ -392,6 +394,8 @@ def test_heatmap_tiles_are_exact(leica: Slide, leica_prediction: SlidePrediction
         assert measured["Contribution to p(lesion)"] == leica_prediction.class_contributions[index, 1]
         uniform.append(measured["Attention relative to uniform"])
     assert not places
+    about = document["napari_lrmil"]
+    assert (about["version"], about["bundle_sha256"]) == ("0.0.9", leica_prediction.bundle_sha256)
     assert uniform == sorted(uniform, reverse=True)
     assert math.isclose(sum(uniform), len(tiles))
 

@@ -187,11 +187,13 @@ def test_scale_bar_is_as_long_as_it_says() -> None:
 def test_png_is_whole_or_absent_and_names_no_slide(
     leica: Slide, leica_prediction: SlidePrediction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_heatmap_png(tmp_path / "out" / "h.png", leica_prediction, slide=leica, max_px=400)
+    made = replace(leica_prediction, version="0.0.9")
+    path = write_heatmap_png(tmp_path / "out" / "h.png", made, slide=leica, max_px=400)
     with Image.open(path) as picture:
         assert picture.mode == "RGBA"
         assert picture.width == 299
         assert leica_prediction.bundle_sha256 in picture.info["Comment"]
+        assert "classified by napari-lrmil 0.0.9" in picture.info["Comment"]
     before = path.read_bytes()
     assert leica_prediction.slide_name.encode() not in before
 
@@ -258,14 +260,15 @@ def test_ome_zarr_is_replaced_only_on_request_and_only_whole(
     path = write_heatmap_zarr(tmp_path / "h.ome.zarr", leica_prediction)
     with pytest.raises(ExportError, match="already there"):
         write_heatmap_zarr(path, leica_prediction)
-    other = replace(leica_prediction, bundle_sha256="other")
+    other = replace(leica_prediction, bundle_sha256="other", version="0.0.9")
     write_heatmap_zarr(path, other, overwrite=True)
     assert zarr.open_group(path, mode="r").attrs["napari_lrmil"]["bundle_sha256"] == "other"
+    assert zarr.open_group(path, mode="r").attrs["napari_lrmil"]["version"] == "0.0.9"  # that made it
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(images, "_attributes", fail)
+    monkeypatch.setattr(images, "grid_values", fail)
     with pytest.raises(OSError, match="disk full"):
         write_heatmap_zarr(path, leica_prediction, overwrite=True)
     assert zarr.open_group(path, mode="r").attrs["napari_lrmil"]["bundle_sha256"] == "other"

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from napari_lrmil.evidence import DeletionCurve
-from napari_lrmil.export import report_fonts, report_pdf
+from napari_lrmil.export import report_pdf
 from napari_lrmil.export.errors import ExportError
 from napari_lrmil.export.slide_report import Verdict, run_report, write_slide_report
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
@@ -223,11 +223,11 @@ def test_pdf_is_one_page_whatever_the_note(
 
 
 def test_pdf_shows_what_the_font_has_and_marks_the_rest() -> None:
-    report_fonts.register_fonts()
-    assert report_fonts.printable(GERMAN + "\n\t") == GERMAN + "\n "
-    assert report_fonts.printable("漢字") == "▯▯"
-    assert report_fonts.one_line("short", 8, 100) == "short"
-    cut = report_fonts.one_line("a very long name of a slide", 8, 60)
+    report_pdf.register_fonts()
+    assert report_pdf.printable(GERMAN + "\n\t") == GERMAN + "\n "
+    assert report_pdf.printable("漢字") == "▯▯"
+    assert report_pdf.one_line("short", 8, 100) == "short"
+    cut = report_pdf.one_line("a very long name of a slide", 8, 60)
     assert cut.startswith("a ")
     assert cut.endswith("e")
     assert "…" in cut

@@ -92,13 +92,15 @@ def test_vms_names_hold_spaces_and_equals_signs(copied: Callable[[str], Path]) -
 
 def test_vms_values_that_are_empty_or_lead_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for name in ("a.jpg", "in/b.jpg", "Layer"):
+    for name in ("a.jpg", "in/b.jpg", "in/my map=1.tif", "in/slide.tif", "Layer"):
         (tmp_path / name).write_bytes(b"x")
     index = tmp_path / "in" / "s.VMS"
     index.write_bytes(
         b"[Virtual Microscope Specimen]\r\nEmpty=\r\nImageFile= b.jpg \r\nMapFile=../a.jpg\r\nX=..\\a.jpg\r\nLayer\r\n"
+        b"Other=my map=1.tif"
     )
-    assert names(parts_of(index)) == ["b.jpg", "s.VMS"]
+    assert names(parts_of(index)) == ["b.jpg", "my map=1.tif", "s.VMS"]
+    assert names(find_slides(tmp_path / "in")) == ["s.VMS", "slide.tif"]
 
 
 @pytest.mark.parametrize(("folder", "slide", "part"), [

@@ -47,22 +47,31 @@ def ready(qtbot: Any, dock: AnnotationsWidget) -> None:
     qtbot.waitUntil(lambda: dock.tools["polygon"].isEnabled(), timeout=20_000)
 
 
-def saved(qtbot: Any, dock: AnnotationsWidget) -> None:
-    now = dock.presenter.current
-    assert now is not None
-    qtbot.waitUntil(lambda: now.saved == now.version and not now.saving, timeout=20_000)
+def kept_of(slide_path: Path) -> list[dict[str, Any]]:
+    """Features in the file beside a slide."""
+    file = slide_path.with_name(slide_path.name + SUFFIX)
+    features = json.loads(file.read_text(encoding="utf-8"))["features"] if file.exists() else []
+    assert isinstance(features, list)
+    return features
+
+
+def shapes_of(viewer: Any) -> Any:
+    """The one layer of drawn shapes."""
+    (layer,) = [
+        each for each in viewer.layers if ANNOTATIONS_KEY in each.metadata and hasattr(each, "shape_type")
+    ]
+    return layer
 
 
 def add(qtbot: Any, dock: AnnotationsWidget, tool: str, vertices_l0_yx: Any) -> Annotation:
     """What napari does at the end of a drawing."""
     before = len(dock.presenter.annotations)
     dock.tools[tool].click()
-    now = dock.presenter.current
-    assert now is not None
+    layer = dock.viewer.layers.selection.active  # the one that the tool is for
     if tool == "point":
-        now.layers.points.add(np.array(vertices_l0_yx))
+        layer.add(np.array(vertices_l0_yx))
     else:
-        now.layers.shapes.add(np.array(vertices_l0_yx, float), shape_type=tool)
+        layer.add(np.array(vertices_l0_yx, float), shape_type=tool)
     qtbot.waitUntil(lambda: len(dock.presenter.annotations) == before + 1, timeout=5_000)
     return dock.presenter.annotations[-1]
 
@@ -98,7 +107,10 @@ def test_draw_by_mouse_name_and_reopen(
     assert (xs.min(), xs.max()) == pytest.approx((1180, 1380), abs=6)
     assert (ys.min(), ys.max()) == pytest.approx((860, 1060), abs=6)
     dock.table.item(0, NAME).setText("Invasive front")
-    saved(qtbot, dock)
+    qtbot.waitUntil(
+        lambda: [each["properties"]["name"] for each in kept_of(small_slide)] == ["Invasive front"],
+        timeout=20_000,
+    )
     assert dock.presenter.annotations[0].name == "Invasive front"
     viewer.layers.clear()
     assert dock.table.rowCount() == 0
@@ -167,11 +179,8 @@ def test_round_trip_through_qupath_coordinates(
     world = np.array([[(top + 100.25) * mpp_y, (left + 200.5) * mpp_x], [(top + 100.25) * mpp_y, (left + 640) * mpp_x],
                       [(top + 420.75) * mpp_y, (left + 333.3) * mpp_x]])  # fmt: skip
     dock.tools["polygon"].click()
-    now = dock.presenter.current
-    assert now is not None
-    now.layers.shapes.add(
-        [np.array([now.layers.shapes.world_to_data(each) for each in world])], shape_type="polygon"
-    )
+    layer = shapes_of(viewer)
+    layer.add([np.array([layer.world_to_data(each) for each in world])], shape_type="polygon")
     qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=5_000)
     out = tmp_path / "out"
     out.mkdir()
@@ -217,9 +226,8 @@ def test_imported_polygon_with_holes_survives(
     monkeypatch.setattr(module.QFileDialog, "getOpenFileName", lambda *_, **__: (str(file), ""))
     qtbot.mouseClick(dock.import_button, LEFT)
     qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=10_000)
-    saved(qtbot, dock)
-    kept = scn.with_name(scn.name + SUFFIX).read_text(encoding="utf-8")
-    assert json.loads(kept)["features"] == json.loads(before)["features"]
+    qtbot.waitUntil(lambda: kept_of(scn) != [], timeout=20_000)
+    assert kept_of(scn) == json.loads(before)["features"]
 
 
 def test_broken_import_and_replacing_are_told(
@@ -255,15 +263,14 @@ def test_edit_in_the_list(viewer: Any, dock: AnnotationsWidget, qtbot: Any, smal
     assert third.rings_l0_xy == (((60.0, 50.0),),)
     dock.table.item(1, CLASS).setText("Stroma")
     assert dock.presenter.annotations[1].class_name == "Stroma"
-    now = dock.presenter.current
-    assert now is not None
-    colour = np.array(now.layers.shapes.edge_color)[1, :3] * 255
+    layer = shapes_of(viewer)
+    colour = np.array(layer.edge_color)[1, :3] * 255
     assert tuple(np.rint(colour)) in [(0, 114, 178)]
     dock.table.clearSelection()
     dock.table.setCurrentCell(1, NAME)
     qtbot.keyClick(dock.table, Qt.Key.Key_Return)
     assert viewer.scene.camera.center[-2:] == pytest.approx((500, 550))
-    assert set(now.layers.shapes.selected_data) == {1}
+    assert set(layer.selected_data) == {1}
     height, width = viewer.canvas.size
     assert viewer.scene.camera.zoom == pytest.approx(min(4.0, 0.6 * min(height / 100, width / 200)))
     dock.table.selectRow(0)
@@ -271,8 +278,8 @@ def test_edit_in_the_list(viewer: Any, dock: AnnotationsWidget, qtbot: Any, smal
     assert [each.id for each in dock.presenter.annotations] == [second.id, third.id]
     qtbot.mouseClick(dock.undo, LEFT)
     assert {each.id for each in dock.presenter.annotations} == {first.id, second.id, third.id}
-    now.layers.shapes.selected_data = {0}
-    now.layers.shapes.remove_selected()  # as the Delete key does on the canvas
+    layer.selected_data = {0}
+    layer.remove_selected()  # as the Delete key does on the canvas
     qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 2, timeout=5_000)
     assert dock.undo.isEnabled()
 
@@ -298,12 +305,11 @@ def test_outlines_stay_as_thick_on_the_screen(
     open_slide(viewer, small_slide)
     ready(qtbot, dock)
     add(qtbot, dock, "rectangle", RECTANGLE)
-    now = dock.presenter.current
-    assert now is not None
+    layer = shapes_of(viewer)
     for zoom in (0.01, 4.0):
         viewer.scene.camera.zoom = zoom
         qtbot.wait(300)
-        (width,) = now.layers.shapes.edge_width
+        (width,) = layer.edge_width
         assert width * 0.5 * zoom == pytest.approx(3.0, rel=0.3)
 
 
@@ -331,9 +337,7 @@ def test_nothing_is_lost_at_closing(
     open_slide(viewer, small_slide)
     ready(qtbot, dock)
     dock.tools["rectangle"].click()
-    now = dock.presenter.current
-    assert now is not None
-    now.layers.shapes.add(np.array(RECTANGLE, float), shape_type="rectangle")
+    shapes_of(viewer).add(np.array(RECTANGLE, float), shape_type="rectangle")
     if how == "layer":
         viewer.layers.remove(next(each for each in viewer.layers if each.name == "small"))
         assert not [each for each in viewer.layers if ANNOTATIONS_KEY in each.metadata]

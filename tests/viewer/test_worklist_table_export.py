@@ -79,11 +79,11 @@ def test_every_slide_of_the_list_has_a_row(tmp_path: Path, bundle_dir: Path) -> 
     presenter.save_table(presenter.table_path, show_identifiers=False)
     presenter.save_table(presenter.table_path, show_identifiers=True)  # one at a time: nothing happens
     assert len(all_started(background, "save table")) == 1
-    assert not presenter.panel().saving.can_save
-    assert "of 4 slides" in presenter.panel().saving.text
+    assert not presenter.panel().table_file.can_save
+    assert "of 4 slides" in presenter.panel().table_file.text
     started(background, "save table").run()
-    assert presenter.panel().saving.text == f"Saved predictions.csv in {folder}."
-    assert presenter.panel().saving.can_save
+    assert presenter.panel().table_file.text == f"Saved predictions.csv in {folder}."
+    assert presenter.panel().table_file.can_save
     assert len(changes) == 6
     rows = rows_of(folder / "predictions.csv")
     assert list(rows[0]) == folder_columns(info.class_names)  # as `lrmil predict --out` has them
@@ -105,13 +105,13 @@ def test_every_slide_of_the_list_has_a_row(tmp_path: Path, bundle_dir: Path) -> 
     before = (folder / "named.csv").read_bytes()
     presenter.save_table(folder / "named", show_identifiers=False)  # the dialog hasn't asked about named.csv
     started(background, "save table").run()
-    assert "already there" in presenter.panel().saving.error
+    assert "already there" in presenter.panel().table_file.error
     assert (folder / "named.csv").read_bytes() == before
 
     presenter.open_list(folder)  # another list: what was said was not about it
     started(background, "list").run()
-    assert presenter.panel().saving.can_save
-    assert not presenter.panel().saving.error
+    assert presenter.panel().table_file.can_save
+    assert not presenter.panel().table_file.error
 
 
 def test_a_list_is_saved_from_the_window(

@@ -73,11 +73,11 @@ class ABMIL(MILModel):
         The classifier is linear, so the attention weighs (N, C) class values instead of (N, D) embeddings.
         """
         instances, attention_logits = self._attend(instance_embeddings)
-        seen = kept.any(dim=1, keepdim=True)
+        holds_any = kept.any(dim=1, keepdim=True)
         # An empty part gets a softmax over everything, which is overwritten below: over nothing it would be NaN.
-        masked = attention_logits.masked_fill(~(kept | ~seen), -torch.inf)  # (S, N)
+        masked = attention_logits.masked_fill(~(kept | ~holds_any), -torch.inf)  # (S, N)
         logits = torch.softmax(masked, dim=1) @ (instances @ self.classifier.weight.T) + self.classifier.bias
-        return logits.masked_fill(~seen, 0.0)
+        return logits.masked_fill(~holds_any, 0.0)
 
     def leave_one_out_logits(self, instance_embeddings: Tensor) -> Tensor:
         """As in `MILModel`, in closed form: without n the bag is (b - a_n h_n) / (1 - a_n).

@@ -50,7 +50,7 @@ class MILModel(nn.Module):
         Returns
         -------
         (S, C) tensor
-            Zeros for an empty part: who has seen nothing holds every class for equally likely.
+            Zeros for an empty part: every class is equally likely.
         """
         logits = [self(instance_embeddings[part]).bag_logits for part in kept if bool(part.any())]
         n_classes = (logits[0] if logits else self(instance_embeddings).bag_logits).shape[0]

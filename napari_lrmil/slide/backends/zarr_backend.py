@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import zarr
@@ -27,6 +27,17 @@ _UNIT_UM = {
 }
 _MAX_CHUNK_PIXELS = 2**26
 _ZARR_ERRORS = (zarr.errors.BaseZarrError, OSError, ValueError, LookupError, TypeError, RuntimeError)
+
+
+class _LevelArray(Protocol):
+    """What is used of a `zarr.Array`."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    ndim: int
+    dtype: np.dtype[np.generic]
+
+    def __getitem__(self, index: tuple[slice | int, ...]) -> object: ...
 
 
 class ZarrBackend:
@@ -74,7 +85,7 @@ class ZarrBackend:
     def icc_profile(self) -> bytes | None:
         return None
 
-    def _checked(self, array: object) -> zarr.Array[Any]:
+    def _checked(self, array: object) -> _LevelArray:
         name = self._path.name
         if not isinstance(array, zarr.Array):
             raise SlideError(f"{name} names a level that is no array")
@@ -88,7 +99,8 @@ class ZarrBackend:
         x, y = (array.chunks[self._axes.index(axis)] for axis in "xy")
         if x * y > _MAX_CHUNK_PIXELS:
             raise SlideError(f"{name} has chunks of {x} x {y} px, too large to decode one by one")
-        return array
+        checked: _LevelArray = array
+        return checked
 
     def _mpp(self, image: Mapping[str, Any]) -> tuple[float, float] | None:
         """From the scales of level 0 and of the whole image; unknown where the axes have no unit."""
@@ -136,7 +148,7 @@ class ZarrBackend:
             size_xy=size_xy,
         )
 
-    def _decode(self, array: zarr.Array[Any], cols: slice, rows: slice) -> NDArray[np.uint8]:
+    def _decode(self, array: _LevelArray, cols: slice, rows: slice) -> NDArray[np.uint8]:
         where: dict[str, slice | int] = {"x": cols, "y": rows, "c": slice(None)}
         try:
             pixels = np.asarray(array[tuple(where.get(axis, 0) for axis in self._axes)])

@@ -45,7 +45,7 @@ class Show(StrEnum):
 
 
 @dataclass(frozen=True)
-class SavingPanel:
+class TableFilePanel:
     """The list as a file."""
 
     can_save: bool = False
@@ -93,7 +93,7 @@ class WorklistPanel:
     hint: str = ""
     error: str = ""
     batch: BatchPanel = BatchPanel()
-    saving: SavingPanel = SavingPanel()
+    table_file: TableFilePanel = TableFilePanel()
 
     @property
     def verdict(self) -> Verdict | None:

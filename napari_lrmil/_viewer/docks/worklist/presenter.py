@@ -12,7 +12,7 @@ from psygnal import Signal
 from napari_lrmil._viewer.background import Background, Steps, in_one_step
 from napari_lrmil._viewer.docks.worklist.batch import FolderClassification
 from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel, is_shown
-from napari_lrmil._viewer.docks.worklist.saving import TableSaving
+from napari_lrmil._viewer.docks.worklist.table_file import TableFile
 from napari_lrmil._viewer.docks.worklist.verdicts import VerdictWriter
 from napari_lrmil._viewer.models import bundle_folder, is_bundle
 from napari_lrmil._viewer.window import Change, Controller
@@ -64,7 +64,7 @@ class WorklistPresenter:
         self._controller: Controller | None = None
         self._batch = FolderClassification(background, self._batch_changed, self._batch_result, clock)
         self._verdicts = VerdictWriter(background, self._verdicts_changed)
-        self._saving = TableSaving(background, self.changed.emit)
+        self._table_file = TableFile(background, self.changed.emit)
         self._list: Worklist | None = None
         self._paths: frozenset[Path] = frozenset()
         self._opening: Path | None = None
@@ -250,7 +250,7 @@ class WorklistPresenter:
     def save_table(self, path: Path, *, show_identifiers: bool) -> None:
         """Write every slide of the list, whatever the filter; whether a file may be replaced has been asked."""
         if self._list is not None:
-            self._saving.save(path, self._list, self._controller, show_identifiers=show_identifiers)
+            self._table_file.save(path, self._list, self._controller, show_identifiers=show_identifiers)
 
     # ---- what is shown
 
@@ -281,7 +281,7 @@ class WorklistPresenter:
             hint=" ".join(part for part in (hint, worklist.reviews.note) if part),
             error=errors,
             batch=self._batch.panel(can_start=can_start),
-            saving=self._saving.panel(worklist),
+            table_file=self._table_file.panel(worklist),
         )
 
     def refresh(self, change: Change = Change.ALL) -> None:

@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
 from superqt import QElidingLabel
 
 from napari_lrmil._viewer.docks.worklist import keys
-from napari_lrmil._viewer.docks.worklist.panel import SavingPanel, Show, WorklistPanel
+from napari_lrmil._viewer.docks.worklist.panel import Show, TableFilePanel, WorklistPanel
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil.worklist import Order
 
@@ -260,7 +260,7 @@ class BatchSection(QWidget):
         parts.show_text(self.text, batch.text)
 
 
-class SavingSection(QWidget):
+class TableFileSection(QWidget):
     """The list as a file."""
 
     save_clicked = Signal()
@@ -286,7 +286,7 @@ class SavingSection(QWidget):
             column.addWidget(label)
         self.save.clicked.connect(lambda: self.save_clicked.emit())
 
-    def show_panel(self, panel: SavingPanel) -> None:
+    def show_panel(self, panel: TableFilePanel) -> None:
         """Show whether it can be saved, and what came of it."""
         self.save.setEnabled(panel.can_save)
         parts.show_text(self.text, panel.text)

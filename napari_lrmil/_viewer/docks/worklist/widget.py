@@ -19,8 +19,8 @@ from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
 from napari_lrmil._viewer.docks.worklist.sections import (
     BatchSection,
     FilterSection,
-    SavingSection,
     SourceSection,
+    TableFileSection,
     VerdictSection,
 )
 from napari_lrmil._viewer.docks.worklist.table import WorklistModel, WorklistTable
@@ -95,7 +95,7 @@ class WorklistWidget(DockedWidget):
         has_list = panel.state is ListState.LISTED or bool(panel.folder)
         for section in (self.source, self.filter, self.verdict, self.batch):
             section.show_panel(panel)
-        self.table_file.show_panel(panel.saving)
+        self.table_file.show_panel(panel.table_file)
         for widget in (self.filter, self.table, self.verdict, self.batch, self.table_file):
             widget.setVisible(has_list)
         self._show_rows(panel)
@@ -141,7 +141,7 @@ class WorklistWidget(DockedWidget):
 
     def _lay_out(self) -> None:
         self.source, self.filter = SourceSection(), FilterSection()
-        self.verdict, self.batch, self.table_file = VerdictSection(), BatchSection(), SavingSection()
+        self.verdict, self.batch, self.table_file = VerdictSection(), BatchSection(), TableFileSection()
         self.hint = parts.wrapped_label(style=parts.HINT_STYLE)
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self.model = WorklistModel()

@@ -24,22 +24,22 @@ def test_defaults_are_the_manifests(plugin_settings: None, npe2pm: Any) -> None:
     assert read_settings() == Settings()
 
 
-def test_changes_are_told_until_unfollowed_and_last(plugin_settings: None, npe2pm: Any) -> None:
+def test_changes_are_reported_until_unfollowed_and_last(plugin_settings: None, npe2pm: Any) -> None:
     from napari.settings import get_plugin_settings
 
     npe2pm.register(str(MANIFEST))
     group: Any = get_plugin_settings("napari-lrmil")
-    told: list[Settings] = []
-    unfollow = follow_settings(told.append)
+    reported: list[Settings] = []
+    unfollow = follow_settings(reported.append)
     group.workspace.heatmap_opacity = 0.3
     group.workspace.update({"cache_gb": 1.0, "reviewer": "Ada"})  # as the dialog does
-    assert told[0] == Settings(heatmap_opacity=0.3)
-    assert told[-1] == Settings(heatmap_opacity=0.3, cache_gb=1.0, reviewer="Ada")
+    assert reported[0] == Settings(heatmap_opacity=0.3)
+    assert reported[-1] == Settings(heatmap_opacity=0.3, cache_gb=1.0, reviewer="Ada")
     assert "cache_gb: 1.0" in group.config_path.read_text()
     unfollow()
-    count = len(told)
+    count = len(reported)
     group.workspace.device = "cpu"
-    assert len(told) == count
+    assert len(reported) == count
     with pytest.raises(ValidationError):
         group.workspace.device = "abacus"
 

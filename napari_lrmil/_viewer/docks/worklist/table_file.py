@@ -1,4 +1,4 @@
-"""The worklist's results, verdicts and notes as one CSV file. No Qt, no torch before it is written."""
+"""The worklist's results, verdicts and notes as one CSV file. No Qt, no torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_lrmil._viewer.background import Background, Steps
-from napari_lrmil._viewer.docks.worklist.panel import SavingPanel
-from napari_lrmil._viewer.models import import_models
+from napari_lrmil._viewer.docks.worklist.panel import TableFilePanel
 from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary, summarise
 from napari_lrmil.export.tables import FolderRow, write_folder_table
 from napari_lrmil.worklist import Worklist, WorklistError, WorklistItem
@@ -48,7 +47,7 @@ class TableRequest:
     show_identifiers: bool
 
 
-class TableSaving:
+class TableFile:
     """One table at a time.
 
     Parameters
@@ -95,13 +94,13 @@ class TableSaving:
         )
         self._changed()
 
-    def panel(self, worklist: Worklist) -> SavingPanel:
+    def panel(self, worklist: Worklist) -> TableFilePanel:
         """What is to be shown of it while a list is open."""
         if self._total is not None:
-            return SavingPanel(text=f"Saving the table: {self._done:,} of {self._total:,} slides …")
+            return TableFilePanel(text=f"Saving the table: {self._done:,} of {self._total:,} slides …")
         if worklist is not self._about:  # said of another list
-            return SavingPanel(can_save=True)
-        return SavingPanel(True, self._text, self._error)
+            return TableFilePanel(can_save=True)
+        return TableFilePanel(True, self._text, self._error)
 
     def _progressed(self, done: int) -> None:
         self._done = done
@@ -119,8 +118,6 @@ class TableSaving:
 def table_steps(request: TableRequest) -> Steps[int, Path]:
     """Read what the cache holds of each slide, then write; yields how many slides are read."""
     path = _target_of(request)
-    if request.info is not None:
-        import_models()  # reading a result loads torch
     cache = ResultCache()
     keys = ResultKeys(request.info) if request.info is not None else None
     rows = []
@@ -151,11 +148,10 @@ def _result_of(
     info = request.info
     if info is None or keys is None:
         return None
-    found = request.shown.get(item.path)
-    if found is None:
-        key = keys(item.mpp)
-        found = cache.known_result(item.path, info.weights_sha256, key, slide_name=item.slide_id)
-    return summarise(found) if found is not None else None
+    shown = request.shown.get(item.path)
+    if shown is not None:
+        return summarise(shown)
+    return cache.known_summary(item.path, info.weights_sha256, keys(item.mpp))
 
 
 def _row_of(item: WorklistItem, result: ResultSummary | None) -> FolderRow:

@@ -1,0 +1,31 @@
+"""`lrmil`, but before it keeps its third result it says ``held`` and waits to be ended. Run by test_cli.py."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+from napari_lrmil.cache import ResultCache
+from napari_lrmil.cli import app
+
+if TYPE_CHECKING:
+    from napari_lrmil.predict import SlidePrediction
+
+KEPT = 2
+
+really_put = ResultCache.put
+n_put = 0
+
+
+def put(cache: ResultCache, prediction: SlidePrediction, tiles_key: str) -> None:
+    global n_put
+    if n_put == KEPT:
+        print("held", flush=True)
+        signal.pause()
+    n_put += 1
+    really_put(cache, prediction, tiles_key)
+
+
+if __name__ == "__main__":
+    ResultCache.put = put  # type: ignore[method-assign]
+    app(prog_name="lrmil")
