@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 
 def content_hash(*values: object) -> str:
-    """SHA-256 over values of which each has one text: models as JSON, the rest by `repr`."""
+    """Return the SHA-256 over values of which each has one text: models as JSON, the rest by `repr`."""
     digest = hashlib.sha256()
     for value in values:
         text = value.model_dump_json() if isinstance(value, BaseModel) else repr(value)
@@ -18,6 +18,6 @@ def content_hash(*values: object) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file: another file at the same path is another encoder."""
+    """Return the SHA-256 of a file: another file at the same path is another encoder."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

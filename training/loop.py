@@ -274,11 +274,11 @@ class _Sums:
                 self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def mean(self, name: str) -> float:
-        """Of this process."""
+        """Return the mean over this process's batches."""
         return float(self._sums[name]) / self._weight
 
     def means(self, fabric: Fabric) -> dict[str, float]:
-        """Of all processes, by column."""
+        """Return the means over the batches of all processes, by column of the metrics file."""
         means = {}
         for name, value in self._sums.items():
             mean = fabric.all_reduce(value, reduce_op="mean")

@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
 
 def auc(labels: Labels, probabilities: Array) -> float:
-    """Area under the ROC curve, one-vs-rest macro for more than two classes.
+    """Return the area under the ROC curve, one-vs-rest macro for more than two classes.
 
     Parameters
     ----------
@@ -55,12 +55,12 @@ def _binary_auc(positive: NDArray[np.bool_], scores: Array) -> float:
 
 
 def brier(labels: Labels, probabilities: Array) -> float:
-    """Mean squared distance of the probabilities from the one-hot labels, summed over classes."""
+    """Return the mean squared distance of the probabilities from the one-hot labels, summed over classes."""
     return float(np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(axis=1).mean())
 
 
 def expected_calibration_error(labels: Labels, probabilities: Array, *, n_bins: int = 10) -> float:
-    """Gap between confidence and accuracy, averaged over equal-width bins by their share of slides."""
+    """Return the gap between confidence and accuracy, averaged over equal-width bins by their share of slides."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
@@ -73,7 +73,7 @@ def expected_calibration_error(labels: Labels, probabilities: Array, *, n_bins: 
 
 
 def slide_metrics(labels: Labels, probabilities: Array) -> dict[str, float]:
-    """All metrics of method.md section 6 by name."""
+    """Return all metrics of method.md section 6 by name."""
     predicted = probabilities.argmax(axis=1)
     return {
         "auc": auc(labels, probabilities),
@@ -92,7 +92,7 @@ def bootstrap_over_patients(
     n_resamples: int,
     rng: np.random.Generator,
 ) -> Interval:
-    """95 % percentile interval of a metric, resampling patients with all of their slides.
+    """Return the 95 % percentile interval of a metric, resampling patients with all of their slides.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def bootstrap_over_patients(
 
 
 def fit_temperature(bag_logits: Array, labels: Labels) -> float:
-    """The temperature in [1, 10] with the least negative log-likelihood on validation slides.
+    """Return the temperature in [1, 10] with the least negative log-likelihood on validation slides.
 
     Never below 1: a small validation set that the model separates perfectly would ask for T -> 0, which
     is certainty that nobody earned.

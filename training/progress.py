@@ -31,12 +31,12 @@ class Reporter:
         self.console = console or Console()
 
     def say(self, text: str) -> None:
-        """A line."""
+        """Print a line."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, description: str, total: int) -> Iterator[Advance]:
-        """A progress bar with the time left, and at the end the time it took."""
+        """Show a progress bar with the time left, and at the end the time it took."""
         columns = (
             # Within 80 columns: a cut number is worse than a short bar.
             TextColumn("{task.description:<28}"),

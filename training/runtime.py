@@ -10,7 +10,7 @@ import datetime
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -21,6 +21,8 @@ from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.device import resolve_device
 
 T = TypeVar("T")
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+"""As Fabric names it."""
 
 # A process may wait for another that trains a head or embeds its last slide.
 _PATIENCE = datetime.timedelta(hours=12)
@@ -33,7 +35,7 @@ class Runtime:
     ----------
     device : str
         auto, cpu, cuda, cuda:N or mps; under torchrun each process takes its own device of that kind.
-    precision : str
+    precision : Precision
         As Fabric names it: 32-true, bf16-mixed, 16-mixed.
 
     Raises
@@ -41,7 +43,7 @@ class Runtime:
     ConfigError, DeviceError
     """
 
-    def __init__(self, device: str, precision: str = "32-true") -> None:
+    def __init__(self, device: str, precision: Precision = "32-true") -> None:
         chosen = resolve_device(device)
         if chosen.type == "cuda" and chosen.index is None:
             chosen = torch.device("cuda", 0)
@@ -58,7 +60,7 @@ class Runtime:
                 devices=local,
                 num_nodes=world // local,
                 strategy=DDPStrategy(timeout=_PATIENCE),
-                precision=precision,  # type: ignore[arg-type]
+                precision=precision,
             )
             self.fabric.launch()
         else:
@@ -68,12 +70,12 @@ class Runtime:
         self.head_fabric = self._single(self.device, "32-true")
 
     @staticmethod
-    def _single(device: torch.device, precision: str) -> Fabric:
+    def _single(device: torch.device, precision: Precision) -> Fabric:
         return Fabric(
             accelerator=device.type,
             devices=1,
             strategy=SingleDeviceStrategy(device),
-            precision=precision,  # type: ignore[arg-type]
+            precision=precision,
         )
 
     @property
@@ -92,16 +94,16 @@ class Runtime:
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> list[T]:
-        """This process's part of some independent pieces of work."""
+        """Return this process's part of some independent pieces of work."""
         return list(items[self.rank :: self.world])
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         self.fabric.barrier()
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """For inference at a run's precision."""
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context for inference at a run's precision."""
     dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "32-true")
 
@@ -116,7 +118,7 @@ def lost_a_peer(error: RuntimeError) -> bool:
 
 
 def close_process_group() -> None:
-    """At the good end of a run under torchrun, so that it ends without a warning.
+    """Close what torchrun opened, at the good end of a run, so that it ends without a warning.
 
     Not after an error: it may wait for the other processes, which wait for this one until torchrun sees it gone.
     """

@@ -11,7 +11,6 @@ from napari.components.overlays import TextOverlay
 from numpy.typing import NDArray
 
 from napari_lrmil._viewer.canvas import Area, Canvas, DrawnHeatmap
-from napari_lrmil._viewer.handles import close_with_layers
 from napari_lrmil._viewer.layers import (
     DEFAULT_STUDENT_MPP,
     HEATMAP_KEY,
@@ -19,6 +18,7 @@ from napari_lrmil._viewer.layers import (
     MPP_UNKNOWN_KEY,
     SLIDE_KEY,
     TILE_MARK_KEY,
+    close_with_layers,
     heatmap_layer,
     slide_layer,
     slide_levels,

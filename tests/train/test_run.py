@@ -40,8 +40,8 @@ from training.metrics import slide_metrics
 from training.progress import Reporter
 from training.run.cli import app
 from training.run.layout import RunDir
-from training.run.pipeline import compare
 from training.run.prepare import Prepared, prepare
+from training.run.results import compare
 from training.stages.distill_tiles import pair_loader
 
 pytestmark = pytest.mark.slow

@@ -7,13 +7,13 @@ that isn't there is an error that names the nearest one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, model_validator
 
 from training.data.table import DataSection
 from training.data.tile_index import TilesSection
 from training.encoders import EncoderSection, StudentSection
+from training.runtime import Precision
 from training.section import Section
 from training.stages.distill_slides import Stage2Section
 from training.stages.distill_tiles import Stage1Section
@@ -29,7 +29,7 @@ class RunSection(Section):
     seed: int = Field(default=0, ge=0, description="of splits, initial weights, sampling and bootstrap")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(default=2, ge=1, description="tiles decoded at once")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+    precision: Precision = Field(
         default="32-true",
         description="of the encoders, training and embedding; MIL heads are small and stay at 32 bits",
     )

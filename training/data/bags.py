@@ -71,7 +71,7 @@ class Bags(Sequence[Bag]):
     @overload
     def __getitem__(self, index: slice) -> list[Bag]: ...
     def __getitem__(self, index: int | slice) -> Bag | list[Bag]:
-        """One bag, float32."""
+        """Return one bag, as float32."""
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         values = self._kept.get(index)
@@ -86,12 +86,12 @@ class Bags(Sequence[Bag]):
         return self.in_order(range(len(self)))
 
     def in_order(self, order: Iterable[int]) -> Iterator[Bag]:
-        """Bags by index, the next one read while the last is used."""
+        """Yield bags by index, the next one read while the last is used."""
         return read_ahead(self.__getitem__, order)
 
 
 def read_ahead(read: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """``map(read, items)``, one ahead in a thread of its own."""
+    """Yield ``map(read, items)``, one read ahead in a thread of its own."""
     with ThreadPoolExecutor(1, thread_name_prefix="lrmil-read-ahead") as pool:
         waiting = None
         for item in items:
@@ -104,7 +104,7 @@ def read_ahead(read: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
 
 
 def parents_in_bag(tiles: SlideTiles, ratio: int) -> NDArray[np.int64]:
-    """Index in the LR bag of the tile that each HR tile lies in, shape (M,); -1 where it isn't in the bag."""
+    """Return the index in the LR bag of the tile that each HR tile lies in, (M,); -1 where it isn't in the bag."""
     index_of = np.full(tiles.lr_shape_yx, -1, np.int64)
     index_of[tiles.lr_places[:, 0], tiles.lr_places[:, 1]] = np.arange(len(tiles.lr_places))
     return index_of[tiles.hr_places[:, 0] // ratio, tiles.hr_places[:, 1] // ratio]

@@ -46,7 +46,7 @@ class PairBatch(NamedTuple):
     """Of the whole batch, all processes together"""
 
     def to(self, device: torch.device) -> PairBatch:
-        """The tensors on a device."""
+        """Return the batch with its tensors on a device."""
         return self._replace(
             tiles=self.tiles.to(device),
             child_embeddings=self.child_embeddings.to(device),
@@ -91,7 +91,7 @@ class SlidePairs:
 
 
 def turn(tiles: NDArray[np.uint8], children: NDArray[np.int64], ratio: int, how: int) -> Loaded:
-    """One of the 8 turns and flips of a tile (T, T, 3), with its children (K,) permuted alike."""
+    """Return one of the 8 turns and flips of a tile (T, T, 3), with its children (K,) permuted alike."""
     grid = children.reshape(ratio, ratio)
     tiles, grid = np.rot90(tiles, how % 4), np.rot90(grid, how % 4)
     if how >= 4:
@@ -152,7 +152,7 @@ class PairLoader:
         return sum(len(item) for item in self._pairs)
 
     def batches(self, rng: np.random.Generator, *, limit: int | None, turned: bool) -> Iterator[PairBatch]:
-        """One pass over the pairs, or over `limit` of them drawn without replacement."""
+        """Yield one pass over the pairs, or over `limit` of them drawn without replacement."""
         share = 1.0 if limit is None else min(1.0, limit / self.n_pairs)
         order = rng.permutation(len(self._pairs))
         left = min(limit or self.n_pairs, self.n_pairs)
@@ -166,7 +166,7 @@ class PairLoader:
             yield from self._window(window, rng, wanted, turned)
 
     def steps(self, limit: int | None) -> int:
-        """Batches that `batches` yields at most; a window ends with a smaller one."""
+        """Return the number of batches that `batches` yields at most; a window ends with a smaller one."""
         return -(-min(limit or self.n_pairs, self.n_pairs) // self._batch_size) + self._n_windows - 1
 
     def _window(

@@ -17,7 +17,7 @@ _NO_CLASS = 10.0
 
 
 def deal_sites(counts: NDArray[np.int64], *, n_folds: int, seed: int) -> NDArray[np.int64] | None:
-    """The fold of each site.
+    """Return the fold of each site.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def deal_sites(counts: NDArray[np.int64], *, n_folds: int, seed: int) -> NDArray
 
 
 def unevenness(shares: NDArray[np.float64], fold_of: NDArray[np.int64], n_folds: int) -> float:
-    """The sum that is made small: squared differences from an even share, and a fine for a missing class."""
+    """Return the sum that is made small: squared differences from an even share, and a fine for a missing class."""
     return float(_cost(_held(shares, fold_of, n_folds)).sum())
 
 
@@ -57,14 +57,14 @@ def _held(shares: NDArray[np.float64], fold_of: NDArray[np.int64], n_folds: int)
 
 
 def _cost(held: NDArray[np.float64], n_folds: int | None = None) -> NDArray[np.float64]:
-    """Of each fold, from what it holds of each class: (..., F, C) to (..., F)."""
+    """Return the cost of each fold (..., F), from what it holds of each class (..., F, C)."""
     even = 1 / (n_folds or held.shape[-2])
     # Sums and differences of floats leave dust where nothing is held.
     return np.asarray(((held - even) ** 2 + _NO_CLASS * (held < 1e-9)).sum(axis=-1), np.float64)
 
 
 def _greedy(shares: NDArray[np.float64], n_folds: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Large sites first, each to the fold that it suits best; the noise makes every start another."""
+    """Deal large sites first, each to the fold that it suits best; the noise makes every start another."""
     size = shares.sum(axis=1) * rng.uniform(0.5, 1.5, len(shares))
     fold_of = np.zeros(len(shares), np.int64)
     held = np.zeros((n_folds, shares.shape[1]))

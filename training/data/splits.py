@@ -34,7 +34,7 @@ class Split(NamedTuple):
 
 
 def class_names(rows: list[SlideRow]) -> tuple[str, ...]:
-    """The labels in alphabetical order.
+    """Return the labels in alphabetical order.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def class_names(rows: list[SlideRow]) -> tuple[str, ...]:
 def make_splits(
     rows: list[SlideRow], *, n_folds: int, seed: int, preserved_sites: bool = False
 ) -> list[Split]:
-    """Splits by patient.
+    """Return splits by patient.
 
     The column fold decides where the table has it: the names train, val, test (and unlabelled) make one
     fixed split; whole numbers are folds of which each is tested once, the next one validates. Without
@@ -172,7 +172,7 @@ class KeptSplits(BaseModel):
 
 
 def label_imbalance(splits: Sequence[Split]) -> float:
-    """How far labels are from even over the test parts: 0 is perfect.
+    """Return how far labels are from even over the test parts: 0 is perfect.
 
     The largest difference, over test parts and classes, between the share of a class's slides that the
     part holds and one over the number of parts. With five folds, 0.05 means that some fold tests 15 or
@@ -188,7 +188,7 @@ def label_imbalance(splits: Sequence[Split]) -> float:
 def shared_between(
     parts: dict[str, Iterable[SlideRow]], key: Callable[[SlideRow], str | None]
 ) -> dict[str, list[str]]:
-    """The patients or sites that are in two parts, with the names of these parts, in order."""
+    """Return the patients or sites that are in two parts, with the names of these parts, in order."""
     where: dict[str, list[str]] = {}
     for part, rows in parts.items():
         for row in rows:
@@ -199,7 +199,7 @@ def shared_between(
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
-    """The first names of a list, and how many more there are."""
+    """Name the first of a list, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

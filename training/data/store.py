@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import numpy as np
 import zarr
@@ -44,7 +44,7 @@ class EmbeddingStore:
     """
 
     root: Path
-    spec: Mapping[str, Any] = field(default_factory=dict)
+    spec: Mapping[str, object] = field(default_factory=dict)
     """What the hash in its name stands for; written beside the slides."""
 
     def has(self, slide_id: str, stamp: str | None = None) -> bool:
@@ -116,10 +116,20 @@ class EmbeddingStore:
             manifest = {"stamp": stamp, "files": files, "checksums": checksums}
             write_text(scratch / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
+    @overload
     def read(
-        self, slide_id: str, name: str = "embedding", *, dtype: type[np.floating] = np.float32
-    ) -> NDArray[Any]:
-        """One array of a slide.
+        self, slide_id: str, name: str = ..., *, dtype: type[np.float32] = ...
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def read(self, slide_id: str, name: str = ..., *, dtype: type[np.float16]) -> NDArray[np.float16]: ...
+    def read(
+        self,
+        slide_id: str,
+        name: str = "embedding",
+        *,
+        dtype: type[np.float32] | type[np.float16] = np.float32,
+    ) -> NDArray[np.float32] | NDArray[np.float16]:
+        """Return one array of a slide.
 
         Raises
         ------
@@ -129,8 +139,9 @@ class EmbeddingStore:
         try:
             if not self.has(slide_id):
                 raise ValueError("files are missing or not as they were written")
-            array: Any = zarr.open_group(self._place(slide_id), mode="r")[name]
-            return np.asarray(array[...], dtype)
+            array = zarr.open_group(self._place(slide_id), mode="r")[name]
+            halves = np.asarray(array[...], np.float16)
+            return halves if dtype is np.float16 else halves.astype(np.float32)
         except (ValueError, KeyError, RuntimeError, OSError) as error:  # a checksum, a shard's index, a file
             (self._place(slide_id) / "manifest.json").unlink(missing_ok=True)
             raise StoreError(
@@ -138,8 +149,8 @@ class EmbeddingStore:
             ) from error
 
     def n_tiles(self, slide_id: str) -> int:
-        """N of a slide."""
-        array: Any = zarr.open_group(self._place(slide_id), mode="r")["embedding"]
+        """Return the number of tiles of a slide."""
+        array = zarr.open_group(self._place(slide_id), mode="r")["embedding"]
         return int(array.shape[0])
 
     def prepare(self) -> None:
@@ -176,7 +187,7 @@ class ArrayWriter:
         self._start = self._held = 0
 
     def add(self, block: NDArray[np.floating]) -> None:
-        """The next tiles, along the last axis but one.
+        """Add the next tiles, along the last axis but one.
 
         Raises
         ------

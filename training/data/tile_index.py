@@ -84,7 +84,7 @@ class TileGeometry:
         return slide
 
     def lr_grid(self, slide: Slide) -> TileGrid:
-        """The grid of LR tiles; `subdivide(ratio)` makes the HR one."""
+        """Return the grid of LR tiles; `subdivide(ratio)` makes the HR one."""
         return tile_grid(slide, self.lr_spec)
 
 

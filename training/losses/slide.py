@@ -8,14 +8,14 @@ from torch.nn import functional as F
 
 
 def bag_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), both (C,)."""
+    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), both (C,)."""
     student = torch.log_softmax(student_logits / temperature, dim=-1)
     teacher = torch.log_softmax(teacher_logits / temperature, dim=-1)
     return temperature**2 * F.kl_div(student, teacher, reduction="sum", log_target=True)
 
 
 def guided_attention(hr_scores: Tensor, parent: Tensor, n_lr: int, aggregation: str) -> tuple[Tensor, Tensor]:
-    """The teacher's attention gathered onto LR tiles, as one distribution over the bag.
+    """Return the teacher's attention gathered onto LR tiles, as one distribution over the bag.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def guided_attention(hr_scores: Tensor, parent: Tensor, n_lr: int, aggregation: 
 
 
 def attention_kl(student_logits: Tensor, guided: Tensor, has_children: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(guided || softmax(student / T)) summed over the bag: it must not shrink with the bag.
+    """Return T^2 KL(guided || softmax(student / T)) summed over the bag: it must not shrink with the bag.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def attention_kl(student_logits: Tensor, guided: Tensor, has_children: Tensor, t
 
 
 def hard_instance_loss(instance_logits: Tensor, guided: Tensor, has_children: Tensor, k: int) -> Tensor:
-    """Cross-entropy of the instance classifier: top-k guided tiles are 1, bottom-k are 0.
+    """Return the cross-entropy of the instance classifier: top-k guided tiles are 1, bottom-k are 0.
 
     In a bag of fewer than 2 k tiles with children the ends shrink so that they never overlap.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def layer_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-    """L_layer of each tile: mean over layers and children of the MSE between block mean and class token.
+    """Return L_layer of each tile: mean over layers and children of the MSE between block mean and class token.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def layer_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
 
 
 def renormalised_weights(attention_scores: Tensor, valid: Tensor) -> Tensor:
-    """w_k: attention scores of the children, made to sum to 1 over those with tissue.
+    """Return w_k: attention scores of the children, made to sum to 1 over those with tissue.
 
     Uniform over them where all scores are 0 (or none are wanted: pass zeros).
 
@@ -54,7 +54,7 @@ def renormalised_weights(attention_scores: Tensor, valid: Tensor) -> Tensor:
 
 
 def child_attention_loss(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
-    """L_attn of each tile: sum_k w_k MSE(student's class token, teacher's of child k).
+    """Return L_attn of each tile: sum_k w_k MSE(student's class token, teacher's of child k).
 
     Parameters
     ----------

@@ -20,9 +20,10 @@ from training.data.table import read_table
 from training.progress import Reporter
 from training.run.context import Context
 from training.run.layout import RunDir
-from training.run.pipeline import compare, run_steps
+from training.run.pipeline import run_steps
 from training.run.plan import print_plan
 from training.run.prepare import prepare
+from training.run.results import compare
 from training.run.steps import Steps, once
 from training.runtime import Runtime, close_process_group, lost_a_peer
 

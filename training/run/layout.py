@@ -79,15 +79,15 @@ class Folder:
     # --- training
 
     def metrics(self, stage: str) -> Path:
-        """A row an epoch of a stage, or of a method's head."""
+        """Return the table with a row an epoch of a stage, or of a method's head."""
         return self.root / "metrics" / f"{stage}.csv"
 
     def checkpoint(self, stage: str) -> Path:
-        """Where a training that was killed goes on; gone once it is finished."""
+        """Return the file from which a killed training goes on; it is gone once that is finished."""
         return self.root / "checkpoints" / f"{stage}.safetensors"
 
     def files(self, stage: str, key: str, checkpoint_seconds: float) -> Files:
-        """Where a stage writes while it trains."""
+        """Return where a stage writes while it trains."""
         return Files(
             metrics_csv=self.metrics(stage),
             tensorboard=self.run_root / "tensorboard" / self.name / stage,
@@ -122,7 +122,7 @@ class Folder:
         return self.root / "random_encoder.safetensors"
 
     def head(self, method: str) -> Path:
-        """Weights of a method's MIL head."""
+        """Return the file of a method's MIL head."""
         return self.root / "mil" / f"{method}.safetensors"
 
     def write_head(self, method: str, model: MILModel) -> None:
@@ -161,7 +161,7 @@ class Folder:
     # --- test slides
 
     def predictions(self, method: str) -> Path:
-        """What a method says of the test slides."""
+        """Return the table of what a method says of the test slides."""
         return self.root / "predictions" / f"{method}.csv"
 
     def predicted_methods(self) -> list[str]:
@@ -190,7 +190,7 @@ class Folder:
             raise RunDirError(f"{path} can't be read as predictions: {error}. {_CURE}") from error
 
     def attention(self, method: str) -> Path:
-        """The attention of a method on the test slides."""
+        """Return the file of a method's attention on the test slides."""
         return self.root / "test_attention" / f"{method}.safetensors"
 
     def attended_methods(self) -> list[str]:
@@ -248,11 +248,11 @@ class RunDir:
         return Folder(self.root, "shared")
 
     def fold(self, number: int) -> Folder:
-        """Of a fold."""
+        """Return the folder of a fold."""
         return Folder(self.root, f"fold{number}")
 
     def folder(self, name: str) -> Folder:
-        """By its name, ``foldN`` or ``shared``."""
+        """Return a folder by its name, ``foldN`` or ``shared``."""
         return Folder(self.root, name)
 
     def folds(self) -> list[Folder]:
@@ -303,7 +303,7 @@ class RunDir:
         return self.root / "embeddings.zarr"
 
     def shortcut_features(self, slide_id: str) -> Path:
-        """What the baselines see of a slide."""
+        """Return the file of what the baselines see of a slide."""
         return self.root / "shortcuts" / f"{slide_id}.json"
 
     def reported_files(self) -> list[Path]:
@@ -425,7 +425,7 @@ class RunDir:
     # --- markers of finished steps, see `training.run.steps`
 
     def marker(self, step: str) -> Path:
-        """Of a step that is named ``<folder>/<what>``, or alone."""
+        """Return the marker of a step that is named ``<folder>/<what>``, or alone."""
         return self.root / "done" / step.replace("/", "-")
 
     def is_done(self, step: str, key: str) -> bool:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from napari_lrmil.errors import EncoderError
 from napari_lrmil.model.encoder import Encoder, weights_file
 from napari_lrmil.model.mil import MILModel
 from napari_lrmil.slide.files import stamp_of
-from training.data.predictions import Predictions, pool
+from training.data.predictions import Predictions
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.files import Json, remembered, save_tensors
 from training.hashing import content_hash
 from training.loop import Session
-from training.methods import METHODS, OURS, TEACHER, Embedding, Method, method_name, wanted_methods
+from training.methods import METHODS, OURS, TEACHER, Embedding, Method, wanted_methods
 from training.metrics import slide_metrics
 from training.run.context import Context
 from training.run.steps import Stage1Plan, Steps, each_once, once
@@ -32,7 +29,7 @@ from training.stages.distill_slides import SlideDistillation, TeacherOutput
 from training.stages.distill_tiles import distill_encoder, pair_loader, student_layers
 from training.stages.embed_on_cluster import embed_on_cluster
 from training.stages.embed_tiles import EncoderSource, embed_slides
-from training.stages.evaluate import MethodResult, compare_methods, predict_shortcut, predict_test
+from training.stages.evaluate import predict_shortcut, predict_test
 from training.stages.export import export_bundle
 from training.stages.fit_trust import fit_trust, trust_metrics
 from training.stages.heads import bag_outputs, fit_head
@@ -147,7 +144,7 @@ def check_tokens(context: Context, teacher: Encoder) -> None:
 def embed(
     context: Context, rows: Sequence[SlideRow], embedded: Embedded, weights: Path | str | None, *, hr: bool
 ) -> None:
-    """Steps 1 and 4: embed in these processes, or on the cluster, what isn't done.
+    """Embed (steps 1 and 4) in these processes, or on the cluster, what isn't done.
 
     Parameters
     ----------
@@ -192,7 +189,7 @@ def _random_heads(context: Context, splits: Sequence[Split]) -> list[Head]:
 
 
 def train_teacher(context: Context, split: Split, steps: Steps, embed_dim: int) -> None:
-    """Step 2: train the teacher's head on a fold's HR bags, and keep what it says of every training slide."""
+    """Train (step 2) the teacher's head on a fold's HR bags, and keep what it says of every training slide."""
     store = context.hr_store()
     train = context.bags(store, split.train, share=_TRAIN_SHARE)
     model = fit_head(
@@ -214,7 +211,7 @@ def train_teacher(context: Context, split: Split, steps: Steps, embed_dim: int) 
 
 
 def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Encoder) -> None:
-    """Step 3, stage 1: train f' on pairs of tiles, unless it is done."""
+    """Train (step 3, stage 1) f' on pairs of tiles, unless it is done."""
     step = steps.stage1(plan)
 
     def train() -> None:
@@ -266,7 +263,7 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
 
 
 def train_head(context: Context, head: Head, steps: Steps) -> None:
-    """Step 5, stage 2: train a head on LR bags, with or without the teacher's words."""
+    """Train (step 5, stage 2) a head on LR bags, with or without the teacher's words."""
     config, split, method = context.config, head.split, head.method
     folder, store = context.run_dir.fold(split.fold), head.embedded.store
     extra_loss = None
@@ -325,7 +322,7 @@ def _evaluate(
 
 
 def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
-    """Step 6: ask a head about the fold's test slides, unless that was done, and read its answer."""
+    """Ask (step 6) a head about the fold's test slides, unless that was done, and read its answer."""
     split, method, store = head.split, head.method, head.embedded.store
     trained = steps.teacher(split) if method == TEACHER else steps.head(split, method, store)
     folder = context.run_dir.fold(split.fold)
@@ -348,7 +345,7 @@ def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
 
 
 def evaluate_shortcut(context: Context, split: Split, steps: Steps, method: Method) -> Predictions:
-    """Step 6: what a baseline says of the fold's test slides."""
+    """Ask (step 6) a baseline about the fold's test slides."""
     folder = context.run_dir.fold(split.fold)
 
     def ask() -> None:
@@ -414,68 +411,3 @@ def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Pa
     tested = steps.test(split, OURS, steps.head(split, OURS, store))
     once(context, steps.export(split, tested), export)
     return folder.bundle
-
-
-# --- results
-
-
-def compare(
-    context: Context, steps: Steps, predictions: Mapping[str, Sequence[Predictions]]
-) -> dict[str, MethodResult]:
-    """Compare all methods over all folds: print the table, and write ``results.json``.
-
-    Parameters
-    ----------
-    context : Context
-    steps : Steps
-    predictions : mapping
-        Method -> its folds.
-
-    Returns
-    -------
-    dict
-        See `compare_methods`.
-    """
-    config = context.config
-    pooled = {method: pool(folds) for method, folds in predictions.items()}
-    kept = context.run_dir.kept_results_json
-
-    def measure() -> None:
-        results = compare_methods(pooled, n_resamples=config.evaluate.bootstrap, seed=config.run.seed)
-        context.run_dir.write_kept_results(results)
-
-    once(context, steps.results(pooled), measure, quiet=True)
-    results: dict[str, MethodResult] = json.loads(kept.read_text(encoding="utf-8"))
-    context.run_dir.write_results(results)
-    ours = pooled[OURS.key]
-    counts = [int((ours.labels == index).sum()) for index in range(len(ours.class_names))]
-    slides = ", ".join(f"{count} {name}" for count, name in zip(counts, ours.class_names, strict=True))
-    context.reporter.say(
-        f"\nTest slides: {slides}; intervals by bootstrap over patients ({config.evaluate.bootstrap} resamples)."
-    )
-    context.reporter.console.print(_table(results))
-    return results
-
-
-def _table(results: Mapping[str, MethodResult]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)  # within 80 columns
-    for name in ("method", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
-        table.add_column(name, no_wrap=True)
-    for method, metrics in results.items():
-        table.add_row(
-            method_name(method),
-            _shown(metrics["auc_interval"], ".3f"),
-            _shown(metrics.get("lrmil_minus_this"), "+.3f"),
-            _shown(metrics["brier"], ".3f"),
-        )
-    return table
-
-
-def _shown(value: float | list[float | None] | None, how: str) -> str:
-    """A number, or one with its interval."""
-    if value is None:
-        return ""
-    if not isinstance(value, list):
-        return format(value, how)
-    middle, *ends = ("-" if number is None else format(number, how) for number in value)
-    return f"{middle} [{', '.join(ends)}]"

@@ -115,7 +115,7 @@ class Distiller(nn.Module):
         self.projection = projection()
 
     def forward(self, tiles: Tensor) -> DistillerOutput:
-        """(B, T, T, 3) uint8 tiles -> `DistillerOutput`."""
+        """Embed tiles (B, T, T, 3), uint8."""
         output = self.student(self.student.preprocess(tiles), self._layers)
         embedding = self.projection(output.embedding).float()
         if not self._layers:
@@ -130,7 +130,7 @@ class Distiller(nn.Module):
 def student_layers(
     wanted: tuple[int, ...] | None, layers: tuple[int, ...], *, depth: int, teacher_depth: int
 ) -> tuple[int, ...]:
-    """The student's blocks that are matched with the teacher's `layers`.
+    """Return the student's blocks that are matched with the teacher's `layers`.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles, TileGeometry
 from training.hashing import content_hash
 from training.progress import Reporter
-from training.runtime import Runtime, autocast
+from training.runtime import Precision, Runtime, autocast
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EmbedJob:
     layers : tuple of int
         Blocks whose class token is stored too.
     batch_size, threads : int
-    precision : str
+    precision : Precision
         Of HR tiles. They are 16 times as many, and nobody reads them at inference; LR tiles are embedded at 32 bits,
         as they will be there.
     """
@@ -49,7 +49,7 @@ class EmbedJob:
     layers: tuple[int, ...]
     batch_size: int
     threads: int
-    precision: str
+    precision: Precision
 
     @property
     def places(self) -> NDArray[np.int64]:
@@ -136,7 +136,7 @@ def embed_slide(
 
 
 def embed_elsewhere(job: EmbedJob, source: EncoderSource) -> int:
-    """`embed_slide` in a worker that has neither encoder nor context."""
+    """Do as `embed_slide` in a worker that has neither encoder nor context."""
     return embed_slide(job, _encoder(source), resolve_device(source.device))
 
 

@@ -137,7 +137,7 @@ def compare_methods(
 
 
 def _interval(one: Predictions, other: Predictions | None, n_resamples: int, seed: int) -> Numbers:
-    """The AUC of one, or its difference to another; without ends as with five classes of one patient each."""
+    """Return the AUC of one, or its difference to another; without ends where most resamples lack a class."""
 
     def metric(drawn: NDArray[np.int64]) -> float:
         value = auc(one.labels[drawn], one.probabilities[drawn])

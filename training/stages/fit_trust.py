@@ -72,7 +72,7 @@ def fit_trust(
 def trust_metrics(
     trust: Trust, probabilities: NDArray[np.float64], labels: NDArray[np.int64], test: Iterable[Bag]
 ) -> dict[str, float]:
-    """What became of the promises on test slides: coverage, slides that are unsure, slides called strange."""
+    """Return what became of the promises on test slides: coverage, slides that are unsure, slides called strange."""
     sets = np.stack([trust.prediction_set(values) for values in probabilities])
     strange = [trust.tiles.slide_score(bag.instance_embeddings) > trust.info.ood.threshold for bag in test]
     return {
@@ -83,7 +83,7 @@ def trust_metrics(
 
 
 def sample_tiles(bags: Iterable[Bag], *, n_slides: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """At most `MAX_TILES` tiles (M, D), as many of each slide as of any other that has them."""
+    """Return at most `MAX_TILES` tiles (M, D), as many of each slide as of any other that has them."""
     share = max(1, MAX_TILES // n_slides)
     chosen = []
     for bag in bags:
@@ -94,7 +94,7 @@ def sample_tiles(bags: Iterable[Bag], *, n_slides: int, rng: np.random.Generator
 
 
 def fit_gaussian(tiles: NDArray[np.float64]) -> TileGaussian:
-    """Mean and shrunk covariance (Ledoit & Wolf, J. Multivariate Anal. 2004), reduced to `MAX_RANK` axes.
+    """Return mean and shrunk covariance (Ledoit & Wolf, J. Multivariate Anal. 2004), reduced to `MAX_RANK` axes.
 
     Parameters
     ----------

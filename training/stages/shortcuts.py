@@ -64,7 +64,7 @@ class ShortcutFeatures(NamedTuple):
 def slide_shortcuts(
     slide: Slide, tiles: SlideTiles, geometry: TileGeometry, *, batch_size: int = 64, threads: int = 2
 ) -> ShortcutFeatures:
-    """Features of one slide; reads each LR tissue tile once, at the student's level.
+    """Return the features of one slide; reads each LR tissue tile once, at the student's level.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def shortcut_predictions(
     *,
     n_classes: int,
 ) -> Array:
-    """Logistic regression on slide features.
+    """Return what a logistic regression on slide features says of test slides.
 
     Standardised by the training slides; its strength C has the best AUC on the validation slides, of equal ones the
     smaller log loss, as the MIL heads are chosen.
