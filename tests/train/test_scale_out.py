@@ -75,7 +75,7 @@ def test_a_dead_worker_loses_nothing_and_nothing_is_done_twice(
     from distributed import Client, LocalCluster
 
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         context = context_of(tmp_path / "far", cohort, cluster.scheduler_address)
@@ -137,7 +137,7 @@ def test_a_run_on_a_cluster_ends_as_one_without(
     from training.config import load_config
 
     write_config(tmp_path, cohort)
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
         config = load_config(tmp_path / "config.toml", ["--run.out_dir", str(tmp_path / "run")])
         run(
             config,
