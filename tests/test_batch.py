@@ -326,7 +326,7 @@ def test_a_killed_worker_loses_no_slide_and_none_is_done_twice(
     items.append(ListedSlide(broken, "broken"))
     info = load_info(tiny_bundle)
     with distributed.LocalCluster(
-        n_workers=2, processes=True, threads_per_worker=1, dashboard_address=None
+        n_workers=2, processes=True, threads_per_worker=1, dashboard_address=":0"
     ) as local_cluster:
         victim, held = next(iter(local_cluster.workers.values())).pid, tmp_path / "held"
         with distributed.Client(local_cluster, set_as_default=False) as client:
@@ -438,7 +438,7 @@ def test_a_cluster_that_is_not_there(folder: Path, tiny_bundle: Path, cache: Res
         first("nonsense://x")
     with (
         distributed.LocalCluster(
-            n_workers=0, protocol="tcp://", processes=False, dashboard_address=None
+            n_workers=0, protocol="tcp://", processes=False, dashboard_address=":0"
         ) as empty,
         pytest.raises(ClusterError, match=r"has no workers\. Start some with: dask worker tcp://"),
     ):
