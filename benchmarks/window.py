@@ -38,7 +38,7 @@ def find_canvas() -> QWidget:
     return canvas
 
 
-class Watch(QObject):  # type: ignore[misc]  # Qt is untyped here
+class Watch(QObject):
     """Watches widgets being painted, and the event loop."""
 
     def __init__(self, *widgets: QWidget) -> None:

@@ -83,7 +83,7 @@ def slide_folders(folder: Path, n_slides: int, side_px: int) -> Iterator[tuple[P
 def run(many: Path, few: Path, n_slides: int, bundle: str) -> Results:
     """Measure everything in one window."""
     warnings.filterwarnings("ignore", message="System theme detection")
-    from napari_lrmil._viewer.model_imports import import_models
+    from napari_lrmil._viewer.models import import_models
 
     import_models()
     import napari
@@ -91,10 +91,10 @@ def run(many: Path, few: Path, n_slides: int, bundle: str) -> Results:
     from qtpy.QtTest import QTest
     from qtpy.QtWidgets import QApplication
 
-    from napari_lrmil._viewer.docks.classify.panel import State
     from napari_lrmil._viewer.docks.worklist import worklist_dock
     from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
     from napari_lrmil._viewer.session import dock_widget
+    from napari_lrmil._viewer.window import State
     from napari_lrmil.slide.cache import shared_cache
 
     results = Results(load=os.getloadavg())

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_lrmil.wording import with_minus_sign
+
 if TYPE_CHECKING:  # it loads torch, which showing a result doesn't need
     from napari_lrmil.predict import SlidePrediction
 
@@ -171,6 +173,16 @@ def scale_limits(values: Array, *, signed: bool, scaling: Scaling) -> tuple[floa
     return AVERAGE, max(LEAST_ATTENTION_TOP, float(np.percentile(values, 99)))
 
 
+def channels_of(prediction: SlidePrediction) -> tuple[str, ...]:
+    """What can be shown: attention, and each class."""
+    return (ATTENTION, *prediction.class_names)
+
+
+def channel_titles(prediction: SlidePrediction) -> tuple[str, ...]:
+    """The channels in words, in the order of `channels_of`."""
+    return ("Attention", *(f"Contribution to {name}" for name in prediction.class_names))
+
+
 def fitting_look(prediction: SlidePrediction, look: HeatmapLook) -> HeatmapLook:
     """The look, or attention where this model doesn't know the class."""
     if look.channel in (ATTENTION, *prediction.class_names):
@@ -249,3 +261,26 @@ class TileFinder:
             return None
         n = int(self._index[row, col])
         return n if n >= 0 else None
+
+
+def value_text(value: float, channel: str) -> str:
+    """One tile's value with its unit."""
+    return f"{value:.2f}×" if channel == ATTENTION else f"{_points(value)} pp"
+
+
+def tile_text(prediction: SlidePrediction, n: int) -> str:
+    """All values of one tile: where it lies, attention, and what it does to each class."""
+    row, col = int(prediction.tiles.rows[n]), int(prediction.tiles.cols[n])
+    values = [f"attention {value_text(float(channel_values(prediction, ATTENTION)[n]), ATTENTION)}"]
+    values += [
+        f"{name} {value_text(float(prediction.class_contributions[n, c]) * 100, name)}"
+        for c, name in enumerate(prediction.class_names)
+    ]
+    return f"Tile in row {row}, column {col}\n{', '.join(values)}"
+
+
+def _points(value: float) -> str:
+    """Percentage points; a small value keeps one digit, so that it can be told from none."""
+    if abs(value) < 1e-4:
+        return "≈ 0"
+    return with_minus_sign(f"{value:+.2f}" if abs(value) >= 0.01 else f"{value:+.4f}")

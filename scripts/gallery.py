@@ -53,7 +53,7 @@ def write_list(out: Path, texts: dict[str, str]) -> None:
 
 def make_gallery(out: Path, names: list[str]) -> None:
     """Draw all pictures, or some."""
-    from napari_lrmil._viewer.model_imports import import_models
+    from napari_lrmil._viewer.models import import_models
 
     import_models()  # before anything draws; see there
     from gallery_files import make_files

@@ -15,10 +15,10 @@ from qtpy.QtGui import QPainter
 from qtpy.QtWidgets import QApplication, QScrollArea, QWidget
 from screenshot import dismiss_notices
 
-from napari_lrmil._viewer.docks.classify.card import CardDialog
-from napari_lrmil._viewer.docks.classify.panel import State
+from napari_lrmil._viewer.docks.classify.sections import CardDialog
 from napari_lrmil._viewer.docks.export.formats import FORMATS, Options
 from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.window import State
 from napari_lrmil.predict import SlidePrediction
 
 SIZE_PX, TALL_PX = (1440, 900), (1440, 1120)
@@ -147,7 +147,7 @@ def main_window(stage: Stage) -> None:
 
 def evidence(stage: Stage) -> None:
     stage.classified(stage.files.small_lesion)
-    stage.controller.choose_evidence(channel=1 + stage.result.class_names.index("lesion"))
+    stage.main.presenter.choose_evidence(channel=1 + stage.result.class_names.index("lesion"))
     stage.settle(0.3)
     bar = stage.main.findChild(QScrollArea).verticalScrollBar()
     bar.setValue(bar.maximum())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_lrmil._viewer.model_imports import import_models
+from napari_lrmil._viewer.models import import_models
 
 import_models()  # before any test draws with OpenGL; see there
 

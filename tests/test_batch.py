@@ -23,11 +23,11 @@ from napari_lrmil.batch import (
     Kind,
     classify,
     classify_on_cluster,
-    cluster,
     follow,
     local,
 )
 from napari_lrmil.cache import CacheError, ResultCache, result_key
+from napari_lrmil.model import bundle as model_bundle
 from napari_lrmil.model.bundle import ModelBundle, load_bundle, load_info
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide
@@ -329,8 +329,10 @@ def test_a_killed_worker_loses_no_slide_and_none_is_done_twice(
         n_workers=2, processes=True, threads_per_worker=1, dashboard_address=":0"
     ) as local_cluster:
         victim, held = next(iter(local_cluster.workers.values())).pid, tmp_path / "held"
+        loads = tmp_path / "loads"
         with distributed.Client(local_cluster, set_as_default=False) as client:
             client.run(_hold_before_second_result, victim, held)
+            client.run(_note_loaded_bundles, loads)
 
         def begun() -> Any:
             return classify_on_cluster(
@@ -360,9 +362,10 @@ def test_a_killed_worker_loses_no_slide_and_none_is_done_twice(
         assert sorted(ends(list(begun()))) == sorted(
             [(path.name, Kind.FINISHED, True) for path in slides] + [("broken.svs", Kind.FAILED, False)]
         )
-        with distributed.Client(local_cluster, set_as_default=False) as client:
-            loaded = client.run(_bundles_loaded)
-        assert max(loaded.values()) == 1
+        processes = loads.read_text().split()
+        assert (
+            len(processes) == len(set(processes)) == 2
+        )  # one bundle a worker process, over all of its slides
         # Workers that find another bundle under that name refuse it.
         other = info.model_copy(update={"weights_sha256": "0" * 64})
         events = classify_on_cluster(
@@ -413,8 +416,16 @@ def _written(cache: ResultCache) -> dict[str, tuple[int, int]]:
     }
 
 
-def _bundles_loaded() -> int:
-    return len(cluster._loaded)
+def _note_loaded_bundles(loads: Path) -> None:
+    """In a worker: write the process's number for each bundle that it loads."""
+    load = model_bundle.load_bundle
+
+    def noting(*args: Any, **options: Any) -> ModelBundle:
+        with loads.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return load(*args, **options)
+
+    model_bundle.load_bundle = noting  # type: ignore[assignment]
 
 
 def run_to_end_of(path: Path, bundle: Path) -> Any:

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from rich.console import Console
@@ -29,12 +29,15 @@ from benchmarks.slides import bench_slide
 from benchmarks.viewer.contestants import FLOOR, OURS, PEERS, PLAIN, installed, write_floor
 from benchmarks.viewer.moves import DRAG, JUMP, KINDS, OUT, PAN_BETWEEN, PAN_FULL, PAN_MID
 
+if TYPE_CHECKING:  # its process loads napari, this one needn't
+    from benchmarks.viewer.turn import TurnTimes
+
 AT_MOST_FLOOR = 1.15
 AT_MOST_S = 0.25
 AT_MOST_MORE_MB = 100.0
 
-Results = dict[str, list[dict[str, Any]]]
-"""Contestant -> what each run of `turn.py` wrote."""
+Results = dict[str, list["TurnTimes"]]
+"""Contestant -> its turns."""
 
 _CAUSES = {
     "open to first paint": "about 30 ms of imports beyond napari's own, 40 to open the file and compare the decoder with "
@@ -94,16 +97,16 @@ def rows_of(results: Results) -> list[Row]:
     """Return medians of all moves and turns; a longest one is the median of the turns' longest."""
     of_floor, in_time = f"≤ {AT_MOST_FLOOR}x", f"< {AT_MOST_S * 1e3:.0f} ms"
 
-    def of_turns(key: str) -> dict[str, float]:
+    def of_turns(key: Literal["first_paint", "peak_mb"]) -> dict[str, float]:
         return {name: statistics.median(turn[key] for turn in turns) for name, turns in results.items()}
 
-    def pooled(kind: str, key: str) -> dict[str, float]:
+    def pooled(kind: str, key: Literal["block", "settled"]) -> dict[str, float]:
         return {
             name: statistics.median(value for turn in turns for value in turn["moves"][kind][key])
             for name, turns in results.items()
         }
 
-    def longest(kind: str, key: str) -> dict[str, float]:
+    def longest(kind: str, key: Literal["block", "settled"]) -> dict[str, float]:
         return {
             name: statistics.median(max(turn["moves"][kind][key]) for turn in turns)
             for name, turns in results.items()

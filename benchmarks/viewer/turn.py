@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import napari
 import numpy as np
@@ -26,8 +27,28 @@ _QUIET_S, _QUIET_AFTER_OPENING_S = 0.1, 0.5
 _GIVEN_UP_S = 30.0
 
 
-def run(name: str, path: Path, side_px: int, picture: Path | None, profile: bool) -> dict[str, object]:
-    """Open the slide and make all moves; return times in seconds and memory in MB."""
+class MoveTimes(TypedDict):
+    """Seconds of each move of one kind."""
+
+    block: list[float]
+    """The longest time between two turns of the event loop."""
+    settled: list[float]
+    """Until the canvas was drawn for the last time."""
+
+
+class TurnTimes(TypedDict):
+    """What a turn writes as JSON: times in seconds, memory in MB."""
+
+    canvas_xy: tuple[int, int]
+    levels: list[tuple[int, ...]]
+    first_paint: float
+    opened: float
+    peak_mb: float
+    moves: dict[str, MoveTimes]
+
+
+def run(name: str, path: Path, side_px: int, picture: Path | None, profile: bool) -> TurnTimes:
+    """Open the slide and make all moves."""
     warnings.filterwarnings("ignore", message="System theme detection")
     open_slide = prepare(name, path)
     viewer = napari.Viewer()

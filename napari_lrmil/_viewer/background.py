@@ -75,7 +75,7 @@ def in_one_step(work: Callable[[], R]) -> Steps[None, R]:
 
 def is_foreseen(error: Exception) -> bool:
     """Whether an error says enough by itself; others are faults of the program and need their traceback."""
-    return isinstance(error, LRMILError | OSError | MemoryError | RuntimeError | ValueError)
+    return isinstance(error, LRMILError | OSError | MemoryError)
 
 
 def error_text(error: Exception) -> str:

@@ -17,6 +17,23 @@ if TYPE_CHECKING:
     from napari_lrmil.slide import Slide
 
 
+UM_PER_PX_AT_1X = 10.0
+"""Magnification is the one that a microscope's objective would give on the field's convention that 10x means 1.0 µm a
+pixel. A pixel here is a device-independent one: on a HiDPI screen, where it covers several physical ones, the same
+magnification shows the same field at the same size as on an ordinary screen.
+"""
+
+
+def magnification_of(um_per_px: float) -> float:
+    """The objective that shows `um_per_px`."""
+    return UM_PER_PX_AT_1X / um_per_px
+
+
+def zoom_of(magnification: float) -> float:
+    """The camera's zoom (pixels per µm) that shows this magnification."""
+    return magnification / UM_PER_PX_AT_1X
+
+
 class Area(NamedTuple):
     """A rectangle in world units: level-0 µm, or pixels where their size isn't known."""
 
@@ -189,10 +206,6 @@ class Canvas(ABC):
     @abstractmethod
     def add_points(self, **attributes: Any) -> Any:
         """A new layer of points, chosen and uppermost; see `napari.Viewer.add_points`."""
-
-    @abstractmethod
-    def has_layer(self, layer: Any) -> bool:
-        """Whether it is among the layers."""
 
     @abstractmethod
     def remove_layer(self, layer: Any) -> None:

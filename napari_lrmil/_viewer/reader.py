@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil._viewer.handles import close_with_layers
-from napari_lrmil._viewer.layers import LayerData, slide_layer
+from napari_lrmil._viewer.layers import LayerData, close_with_layers, slide_layer
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES

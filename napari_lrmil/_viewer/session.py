@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEventLoop, QTimer
 
-from napari_lrmil._viewer.docks.classify.panel import State
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
+from napari_lrmil._viewer.window import State
 from napari_lrmil.errors import LRMILError
 
 if TYPE_CHECKING:

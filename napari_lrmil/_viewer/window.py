@@ -1,32 +1,49 @@
-"""The window's controller: one current slide, one model, what is shown, and what happens when. No Qt, no torch.
+"""The window's controller: one current slide, one model, their results, and what is under way. No Qt, no torch.
 
-It knows the window only by the protocols in `protocols`, so it can be tested without one.
+It knows the window only by `Canvas` and `Background`. Each dock shows its share of what the controller holds, and
+listens to `Controller.changed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
-from enum import Flag, auto
+from dataclasses import dataclass
+from enum import Flag, StrEnum, auto
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from psygnal import Signal
 
-from napari_lrmil._viewer.docks.classify import panel as panels
-from napari_lrmil._viewer.docks.classify.evidence import Evidence, evidence_panel
-from napari_lrmil._viewer.docks.classify.panel import Panel, State
-from napari_lrmil._viewer.docks.classify.result import card_markdown, overlay_text, result_panel
-from napari_lrmil._viewer.protocols import Canvas, Jobs, View
+from napari_lrmil._viewer.background import Background, in_one_step
+from napari_lrmil._viewer.canvas import Canvas
+from napari_lrmil._viewer.models import DEMO_BUNDLE, LoadedModel, classification, load_model
+from napari_lrmil._viewer.settings import Settings
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.heatmap import HeatmapLook, fitting_look
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:  # they load torch, which the background does while the window is already there
-    from napari_lrmil.heatmap import HeatmapLook
     from napari_lrmil.model.bundle import ModelBundle
     from napari_lrmil.predict import PredictProgress, SlidePrediction
 
-DEMO_BUNDLE = "demo"
+
+class State(StrEnum):
+    """Where the user is."""
+
+    NO_SLIDE = "no slide"
+    NEEDS_MPP = "needs mpp"
+    LOADING_BUNDLE = "loading bundle"
+    NO_BUNDLE = "no bundle"
+    READY = "ready"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+RESTING = (State.READY, State.DONE, State.CANCELLED, State.FAILED)
+"""A slide and a model are there, and nothing is under way."""
 
 
 class Change(Flag):
@@ -46,17 +63,23 @@ class Change(Flag):
     RESULT = auto()
     """Of the current slide."""
     LOOK = auto()
-    """Of the heatmaps: what they show and how."""
+    """Of the current slide's heatmap: what it shows, how, and whether it is shown."""
     RUN = auto()
     """What is under way, how far it is, and errors."""
     ALL = SLIDES | SLIDE | PIXELS | MODEL | RESULTS | RESULT | LOOK | RUN
 
 
-@dataclass
-class Run:
-    """A classification under way."""
+@dataclass(eq=False)
+class _Loading:
+    """A bundle on its way. Reports of another one than the last are dropped: two are never the same."""
 
-    job: int
+    bundle_path: str
+
+
+@dataclass(eq=False)
+class _Run:
+    """A classification under way. Reports of another one than the last are dropped: two are never the same."""
+
     slide: Slide
     progress: PredictProgress | None = None
 
@@ -66,238 +89,34 @@ class Controller:
 
     Parameters
     ----------
-    view : View
     canvas : Canvas
-    jobs : Jobs
+    background : Background
+    settings : Settings
     """
 
     changed = Signal(Change)
-    """Emitted after the view shows the new state."""
+    """Says what has changed, after it has."""
 
-    def __init__(self, view: View, canvas: Canvas, jobs: Jobs) -> None:
-        self._view, self._canvas, self._jobs = view, canvas, jobs
-        self._job = 0
+    def __init__(self, canvas: Canvas, background: Background, settings: Settings) -> None:
+        self._canvas, self._background, self._settings = canvas, background, settings
         self._slide: Slide | None = None
-        self._results: dict[Slide, SlidePrediction] = {}
-        self._ended: dict[Slide, State] = {}
-        self._run: Run | None = None
         self._bundle: ModelBundle | None = None
-        self._bundle_paths: list[str] = [DEMO_BUNDLE]
         self._bundle_path = ""
-        self._loading: tuple[int, str] | None = None
+        self._bundle_paths = [DEMO_BUNDLE]
         self._devices: tuple[str, ...] = ("auto",)
         self._device = "auto"
+        self._device_is_chosen = False
+        self._results: dict[Slide, SlidePrediction] = {}
+        self._ended: dict[Slide, State] = {}
+        self._look = HeatmapLook()
+        self._loading: _Loading | None = None
+        self._run: _Run | None = None
         self._error = ""
-        self._ended_for_good = False
-        self._evidence = Evidence()
-        self._before = self._snapshot()
+        self._shut_down = False
+        canvas.set_new_heatmaps(opacity=settings.heatmap_opacity)
+        self._told = self._snapshot()
 
-    # ---- slides
-
-    def open_slide(self, path: str | Path, *, mpp: float | None = None) -> None:
-        """Open a slide and make it the current one; `mpp` stands in for what the file says of its pixels."""
-        try:
-            self._slide = self._canvas.open_slide(Path(path), mpp=mpp)
-            self._error = ""
-        except LRMILError as error:
-            self._error = str(error)
-        self.refresh()
-
-    def replace_slide(self, path: str | Path, old: Collection[Slide], *, mpp: float | None = None) -> None:
-        """Open a slide in the place of `old` ones, which are closed; they stay where it can't be opened."""
-        self.open_slide(path, mpp=mpp)
-        if not self._error and self._slide is not None:
-            for slide in old:
-                self._canvas.remove_slide(slide)
-            self._canvas.bring_forward(self._slide)  # now the view fits this one alone
-
-    def slides_changed(self) -> None:
-        """Layers came, went or were chosen."""
-        slides = self._canvas.slides()
-        for gone in [slide for slide in self._results.keys() | self._ended.keys() if slide not in slides]:
-            self._results.pop(gone, None)
-            self._ended.pop(gone, None)
-        if self._run is not None and self._run.slide not in slides:
-            self._stop()
-        active = self._canvas.active_slide()
-        if active is not None and active is not self._slide:
-            self._error = ""
-        if active is not None:
-            self._slide = active
-        elif self._slide not in slides:
-            self._slide = slides[-1] if slides else None
-        self.refresh()
-
-    def choose_slide(self, index: int) -> None:
-        """Make the slide of this place in the panel's list the current one, in front of the others."""
-        slides = self._canvas.slides()
-        if 0 <= index < len(slides):
-            self._slide, self._error = slides[index], ""
-            self._canvas.bring_forward(slides[index])
-        self.refresh()
-
-    def set_mpp(self, mpp: float) -> None:
-        """Say what a level-0 pixel of the current slide measures, where the file doesn't."""
-        if self._slide is not None and mpp > 0 and self.state is State.NEEDS_MPP:
-            self._slide.mpp_override = mpp
-            self._canvas.place_slide(self._slide, student_mpp=self._student_mpp)
-        self.refresh()
-
-    def set_icc(self, applied: bool) -> None:
-        """Show the current slide's colours through its own profile, or as stored. Models aren't affected."""
-        if self._slide is not None and applied != self._slide.icc:
-            try:
-                self._slide.icc, self._error = applied, ""
-            except LRMILError as error:
-                self._error = str(error)
-            self._canvas.redraw(self._slide)
-        self.refresh()
-
-    # ---- model
-
-    def load_bundle(self, bundle_path: str) -> None:
-        """Load a bundle in the background; the one in use stays until the new one is there."""
-        if self._run is not None:
-            return
-        self._job += 1
-        self._loading = (self._job, bundle_path)
-        self._error = ""
-        self._jobs.load_bundle(self._job, bundle_path)
-        self.refresh()
-
-    def choose_bundle(self, index: int) -> None:
-        """Load the bundle of this place in the panel's list."""
-        if 0 <= index < len(self._bundle_paths):
-            self.load_bundle(self._bundle_paths[index])
-
-    def bundle_loaded(self, job: int, bundle: ModelBundle, devices: tuple[str, ...]) -> None:
-        """Report of a job: `devices` are the names that this machine can compute on."""
-        if self._loading is None or self._loading[0] != job:
-            return
-        self._bundle, self._bundle_path = bundle, self._loading[1]
-        if self._bundle_path not in self._bundle_paths:
-            self._bundle_paths.append(self._bundle_path)
-        self._loading = None
-        self._devices = ("auto", *devices)
-        self._ended.clear()
-        for slide in self._canvas.slides():
-            self._canvas.place_slide(slide, student_mpp=self._student_mpp)
-        self.refresh()
-
-    def bundle_failed(self, job: int, message: str) -> None:
-        """Report of a job."""
-        if self._loading is None or self._loading[0] != job:
-            return
-        self._loading, self._error = None, message
-        self.refresh()
-
-    def choose_device(self, device: str) -> None:
-        """Compute there from the next classification on."""
-        if device in self._devices:
-            self._device = device
-        self.refresh()
-
-    # ---- classification
-
-    def classify(self) -> None:
-        """Classify the current slide in the background."""
-        if not self._can_classify or self._slide is None or self._bundle is None:
-            return
-        self._job += 1
-        self._error = ""
-        self._run = Run(self._job, self._slide)
-        self._jobs.classify(self._job, self._slide, self._bundle, self._device)
-        self.refresh()
-
-    def cancel(self) -> None:
-        """Stop the classification under way."""
-        if self._run is not None:
-            self._ended[self._run.slide] = State.CANCELLED
-            self._stop()
-        self.refresh()
-
-    def progressed(self, job: int, progress: PredictProgress) -> None:
-        """Report of a job."""
-        if self._run is not None and self._run.job == job:
-            self._run.progress = progress
-            self.refresh()
-
-    def classified(self, job: int, prediction: SlidePrediction) -> None:
-        """Report of a job. One that was cancelled, or whose slide is gone, changes nothing."""
-        if self._run is None or self._run.job != job:
-            return
-        slide, self._run = self._run.slide, None
-        self._results[slide] = prediction
-        self._ended[slide] = State.DONE
-        self._canvas.show_heatmap(slide, prediction, self._evidence.look_for(prediction))
-        self.refresh()
-
-    def show_result(self, slide: Slide, prediction: SlidePrediction) -> None:
-        """Show a prediction that was made elsewhere, or before: by the batch, or from the cache."""
-        if slide in self._canvas.slides():
-            self._results[slide] = prediction
-            self._ended[slide] = State.DONE
-            self._canvas.show_heatmap(slide, prediction, self._evidence.look_for(prediction))
-        self.refresh()
-
-    def classification_failed(self, job: int, message: str) -> None:
-        """Report of a job."""
-        if self._run is None or self._run.job != job:
-            return
-        self._ended[self._run.slide] = State.FAILED
-        self._run, self._error = None, message
-        self.refresh()
-
-    def set_heatmap(self, *, visible: bool | None = None, opacity: float | None = None) -> None:
-        """Show, hide or fade the current slide's heatmap."""
-        if self._slide is not None and self.result is not None:
-            if visible and not self._canvas.has_heatmap(self._slide):  # its layer was deleted
-                self._canvas.show_heatmap(self._slide, self.result, self._evidence.look_for(self.result))
-            self._canvas.set_heatmap(self._slide, visible=visible, opacity=opacity)
-        self.refresh()
-
-    def choose_evidence(self, **choices: Any) -> None:
-        """Change what the heatmaps of all slides show; see `Evidence.choose`."""
-        if self.result is not None:
-            self._evidence.choose(self.result, **choices)
-            for slide, result in self._results.items():
-                if self._canvas.has_heatmap(slide):
-                    self._canvas.show_heatmap(slide, result, self._evidence.look_for(result))
-        self.refresh()
-
-    def hovered(self, x_um: float, y_um: float) -> None:
-        """The mouse is at this place in level-0 µm."""
-        if self.result is not None:
-            self._view.show_hover(self._evidence.text_at(self.result, x_um, y_um))
-
-    def shutdown(self) -> None:
-        """Stop what runs and render nothing from now on: the view is going."""
-        self._stop()
-        self._loading = None
-        self.changed.disconnect()
-        self._ended_for_good = True
-
-    def _stop(self) -> None:
-        if self._run is not None:
-            job, self._run = self._run.job, None
-            self._jobs.cancel(job)
-
-    # ---- what others may ask
-
-    @property
-    def slide(self) -> Slide | None:
-        """The current one."""
-        return self._slide
-
-    @property
-    def bundle(self) -> ModelBundle | None:
-        """The model in use."""
-        return self._bundle
-
-    @property
-    def device(self) -> str:
-        """The name of the device to compute on."""
-        return self._device
+    # ---- what docks may ask
 
     @property
     def state(self) -> State:
@@ -315,9 +134,39 @@ class Controller:
         return self._ended.get(self._slide, State.READY)
 
     @property
-    def result(self) -> SlidePrediction | None:
-        """Of the current slide."""
-        return self._results.get(self._slide) if self._slide is not None else None
+    def error(self) -> str:
+        """What went wrong last, in a sentence; empty where nothing did."""
+        return self._error
+
+    @property
+    def slides(self) -> tuple[Slide, ...]:
+        """Open ones, the uppermost last."""
+        return self._canvas.slides()
+
+    @property
+    def slide(self) -> Slide | None:
+        """The current one."""
+        return self._slide
+
+    @property
+    def bundle(self) -> ModelBundle | None:
+        """The model in use."""
+        return self._bundle
+
+    @property
+    def bundle_path(self) -> str:
+        """Where it came from; empty without one."""
+        return self._bundle_path
+
+    @property
+    def bundle_paths(self) -> tuple[str, ...]:
+        """Where the models came from that were loaded so far, and the demonstration model's."""
+        return tuple(self._bundle_paths)
+
+    @property
+    def device(self) -> str:
+        """The name of the device to compute on."""
+        return self._device
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -325,24 +174,19 @@ class Controller:
         return self._devices
 
     @property
-    def slides(self) -> tuple[Slide, ...]:
-        """Open ones."""
-        return self._canvas.slides()
-
-    @property
     def running_slide(self) -> Slide | None:
         """The one that is being classified."""
         return self._run.slide if self._run is not None else None
 
     @property
-    def look(self) -> HeatmapLook | None:
-        """Of the current slide's heatmap; None without a result."""
-        return self._evidence.look_for(self.result) if self.result is not None else None
+    def progress(self) -> PredictProgress | None:
+        """Of the classification under way; None where there is none, or before its first batch."""
+        return self._run.progress if self._run is not None else None
 
     @property
-    def card(self) -> str:
-        """The card of the model in use, as Markdown; empty without one."""
-        return card_markdown(self._bundle.info) if self._bundle is not None else ""
+    def result(self) -> SlidePrediction | None:
+        """Of the current slide."""
+        return self._results.get(self._slide) if self._slide is not None else None
 
     @property
     def results(self) -> dict[Slide, SlidePrediction]:
@@ -350,69 +194,247 @@ class Controller:
         return dict(self._results)
 
     @property
-    def error(self) -> str:
-        """What went wrong last, in a sentence; empty where nothing did."""
-        return self._error
+    def look(self) -> HeatmapLook | None:
+        """Of the current slide's heatmap; None without a result."""
+        return self._look_for(self.result) if self.result is not None else None
 
-    def refresh(self) -> None:
-        """Render the state."""
-        if self._ended_for_good:
+    # ---- slides
+
+    def open_slide(self, path: str | Path, *, mpp: float | None = None) -> None:
+        """Open a slide and make it the current one; `mpp` stands in for what the file says of its pixels."""
+        try:
+            self._slide = self._canvas.open_slide(Path(path), mpp=mpp)
+            self._error = ""
+        except LRMILError as error:
+            self._error = str(error)
+        self._tell()
+
+    def replace_slide(self, path: str | Path, old: Collection[Slide], *, mpp: float | None = None) -> None:
+        """Open a slide in the place of `old` ones, which are closed; they stay where it can't be opened."""
+        self.open_slide(path, mpp=mpp)
+        if not self._error and self._slide is not None:
+            for slide in old:
+                self._canvas.remove_slide(slide)
+            self._canvas.bring_forward(self._slide)  # now the view fits this one alone
+
+    def layers_changed(self) -> None:
+        """Layers came, went or were chosen: another slide may be the current one."""
+        slides, active = self._canvas.slides(), self._canvas.active_slide()
+        for gone in [slide for slide in self._results.keys() | self._ended.keys() if slide not in slides]:
+            self._results.pop(gone, None)
+            self._ended.pop(gone, None)
+        if self._run is not None and self._run.slide not in slides:
+            self._stop()
+        if active is not None and active is not self._slide:
+            self._slide, self._error = active, ""
+        elif self._slide not in slides:
+            self._slide = slides[-1] if slides else None
+        self._tell()
+
+    def choose_slide(self, index: int) -> None:
+        """Make the slide of this place in `slides` the current one, in front of the others."""
+        slides = self._canvas.slides()
+        if 0 <= index < len(slides):
+            self._slide, self._error = slides[index], ""
+            self._canvas.bring_forward(slides[index])
+        self._tell()
+
+    def set_mpp(self, mpp: float) -> None:
+        """Say what a level-0 pixel of the current slide measures, where the file doesn't."""
+        if self._slide is not None and mpp > 0 and self.state is State.NEEDS_MPP:
+            self._slide.mpp_override = mpp
+            self._canvas.place_slide(self._slide, student_mpp=self._student_mpp)
+        self._tell()
+
+    def set_icc(self, applied: bool) -> None:
+        """Show the current slide's colours through its own profile, or as stored. Models aren't affected."""
+        if self._slide is not None and applied != self._slide.icc:
+            self._error = ""
+            self._tell()  # apart from what follows, so that the same error is told again
+            try:
+                self._slide.icc = applied
+            except LRMILError as error:
+                self._error = str(error)
+            self._canvas.redraw(self._slide)
+        self._tell()
+
+    # ---- model
+
+    def load_bundle(self, bundle_path: str) -> None:
+        """Load a bundle in the background; the one in use stays until the new one is there."""
+        if self._run is not None:
             return
-        result = self.result
-        self._canvas.show_text(overlay_text(result) if result is not None else "")
-        self._view.show_panel(self._panel())
-        before, self._before = self._before, self._snapshot()
-        change = Change.NOTHING
-        for kind, value in self._before.items():
-            if value != before[kind]:
-                change |= kind
-        if change:
-            self.changed.emit(change)
+        loading = self._loading = _Loading(bundle_path)
+        self._error = ""
+        self._background.start(
+            "load model",
+            in_one_step(lambda: load_model(bundle_path)),
+            done=partial(self._bundle_loaded, loading),
+            failed=partial(self._bundle_failed, loading),
+        )
+        self._tell()
+
+    def choose_bundle(self, index: int) -> None:
+        """Load the bundle of this place in `bundle_paths`."""
+        if 0 <= index < len(self._bundle_paths):
+            self.load_bundle(self._bundle_paths[index])
+
+    def choose_device(self, device: str) -> None:
+        """Compute there from the next classification on."""
+        if device in self._devices:
+            self._device = device
+        self._tell()
+
+    def _bundle_loaded(self, loading: _Loading, loaded: LoadedModel) -> None:
+        if self._loading is not loading:
+            return
+        self._loading = None
+        self._bundle, self._bundle_path = loaded.bundle, loading.bundle_path
+        if self._bundle_path not in self._bundle_paths:
+            self._bundle_paths.append(self._bundle_path)
+        self._devices = ("auto", *loaded.devices)
+        self._ended.clear()
+        self._prefer_device()
+        for slide in self._canvas.slides():
+            self._canvas.place_slide(slide, student_mpp=self._student_mpp)
+        self._tell()
+
+    def _bundle_failed(self, loading: _Loading, message: str) -> None:
+        if self._loading is loading:
+            self._loading, self._error = None, message
+            self._tell()
+
+    def _prefer_device(self) -> None:
+        """Take the device of the settings, once: from then on the user's choice holds."""
+        if self._bundle is not None and not self._device_is_chosen:
+            self._device_is_chosen = True
+            self._device = self._settings.device_among(self._devices) or self._device
 
     @property
     def _student_mpp(self) -> float | None:
         return self._bundle.info.tiles.mpp if self._bundle is not None else None
 
-    @property
-    def _can_classify(self) -> bool:
-        return self.state in (State.READY, State.DONE, State.CANCELLED, State.FAILED)
+    # ---- classification
 
-    def _panel(self) -> Panel:
-        slides, slide, result = self._canvas.slides(), self._slide, self.result
-        panel = Panel(
-            state=self.state,
-            devices=self._devices,
-            device=self._device,
-            can_classify=self._can_classify,
-            hint=panels.HINTS.get(self.state, ""),
-            error=self._error,
+    def classify(self) -> None:
+        """Classify the current slide in the background."""
+        slide, bundle = self._slide, self._bundle
+        if self.state not in RESTING or slide is None or bundle is None:
+            return
+        run = self._run = _Run(slide)
+        self._error = ""
+        self._background.start(
+            "classify",
+            classification(slide, bundle, self._device),
+            progressed=partial(self._progressed, run),
+            done=partial(self._classified, run),
+            failed=partial(self._classification_failed, run),
         )
-        panel = panels.with_slides(panel, slides, slide)
-        info = self._bundle.info if self._bundle is not None else None
-        panel = panels.with_models(panel, self._bundle_paths, self._bundle_path, info)
+        self._tell()
+
+    def cancel(self) -> None:
+        """Stop the classification under way."""
         if self._run is not None:
-            panel = panels.with_run(panel, self._run.slide.name, self._run.progress)
-        if slide is None or result is None:
-            return panel
-        return replace(
-            panel,
-            result=result_panel(result),
-            evidence=evidence_panel(result, self._evidence.look_for(result)),
-            heatmap_visible=self._canvas.heatmap_visible(slide),
-            heatmap_opacity=self._canvas.heatmap_opacity(slide),
-        )
+            self._ended[self._run.slide] = State.CANCELLED
+            self._stop()
+        self._tell()
+
+    def show_result(self, slide: Slide, prediction: SlidePrediction) -> None:
+        """Show a prediction that was made elsewhere, or before: by the batch, or from the cache."""
+        if slide in self._canvas.slides():
+            self._results[slide], self._ended[slide] = prediction, State.DONE
+            self._canvas.show_heatmap(slide, prediction, self._look_for(prediction))
+        self._tell()
+
+    def _progressed(self, run: _Run, progress: PredictProgress) -> None:
+        if self._run is run:
+            run.progress = progress
+            self._tell()
+
+    def _classified(self, run: _Run, prediction: SlidePrediction) -> None:
+        if self._run is run:
+            self._run = None
+            self.show_result(run.slide, prediction)
+
+    def _classification_failed(self, run: _Run, message: str) -> None:
+        if self._run is run:
+            self._ended[run.slide] = State.FAILED
+            self._run, self._error = None, message
+            self._tell()
+
+    def _stop(self) -> None:
+        if self._run is not None:
+            self._run = None
+            self._background.cancel("classify")
+
+    # ---- heatmaps
+
+    def choose_look(self, look: HeatmapLook) -> None:
+        """Change what the heatmaps of all slides show; a slide whose model lacks its class shows attention."""
+        self._look = look
+        for slide, result in self._results.items():
+            if self._canvas.has_heatmap(slide):
+                self._canvas.show_heatmap(slide, result, self._look_for(result))
+        self._tell()
+
+    def set_heatmap(self, *, visible: bool | None = None, opacity: float | None = None) -> None:
+        """Show, hide or fade the current slide's heatmap."""
+        if self._slide is not None and self.result is not None:
+            if visible and not self._canvas.has_heatmap(self._slide):  # its layer was deleted
+                self._canvas.show_heatmap(self._slide, self.result, self._look_for(self.result))
+            self._canvas.set_heatmap(self._slide, visible=visible, opacity=opacity)
+        self._tell()
+
+    def _look_for(self, prediction: SlidePrediction) -> HeatmapLook:
+        return fitting_look(prediction, self._look)
+
+    # ---- settings and end
+
+    def apply_settings(self, settings: Settings) -> None:
+        """Take over what the user has changed in the Preferences."""
+        before, self._settings = self._settings, settings
+        if settings.device != before.device:
+            self._device_is_chosen = False
+            self._prefer_device()
+        self._canvas.set_new_heatmaps(opacity=settings.heatmap_opacity)
+        if settings.heatmap_opacity != before.heatmap_opacity:
+            self.set_heatmap(opacity=settings.heatmap_opacity)
+        self._tell()
+
+    def shutdown(self) -> None:
+        """Stop what runs and tell nothing from now on: the window is going."""
+        self._stop()
+        self._loading = None
+        self.changed.disconnect()
+        self._shut_down = True
+
+    # ---- telling
+
+    def _tell(self) -> None:
+        """Say what has changed since the last time."""
+        if self._shut_down:
+            return
+        before, self._told = self._told, self._snapshot()
+        change = Change.NOTHING
+        for kind, value in self._told.items():
+            if value != before[kind]:
+                change |= kind
+        if change:
+            self.changed.emit(change)
 
     def _snapshot(self) -> dict[Change, tuple[object, ...]]:
         """What each kind of change is told by; results are told apart by identity, they hold arrays."""
-        slide = self._slide
-        progress = self._run.progress if self._run is not None else None
+        slide, canvas = self._slide, self._canvas
+        look: tuple[object, ...] = ()
+        if slide is not None and self.result is not None:
+            look = (self.look, canvas.heatmap_visible(slide), canvas.heatmap_opacity(slide))
         return {
-            Change.SLIDES: self._canvas.slides(),
+            Change.SLIDES: canvas.slides(),
             Change.SLIDE: (slide,),
             Change.PIXELS: () if slide is None else (slide.mpp_override, slide.has_mpp, slide.icc),
             Change.MODEL: (id(self._bundle), self._device, self._devices),
             Change.RESULTS: tuple((each, id(result)) for each, result in self._results.items()),
             Change.RESULT: (id(self.result),),
-            Change.LOOK: (self.look,),
-            Change.RUN: (self.state, self._error, self._run and self._run.job, progress),
+            Change.LOOK: look,
+            Change.RUN: (self.state, self._error, self._loading, self._run, self.progress),
         }

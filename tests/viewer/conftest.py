@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from napari_lrmil._viewer.model_imports import import_models
+from napari_lrmil._viewer.models import import_models
 
 import_models()  # before anything draws; see there
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import create_autospec
 
 from psygnal import Signal, SignalInstance
 
 from napari_lrmil._viewer.background import Background, Steps, error_text, ignore
+from napari_lrmil._viewer.canvas import Canvas
+from napari_lrmil.errors import SlideError
+from napari_lrmil.heatmap import HeatmapLook
+from napari_lrmil.slide import Slide
 
 T = TypeVar("T")
 
@@ -107,3 +112,55 @@ def run_all(background: Any) -> None:
     """Run all jobs that are under way, and those that they start."""
     while under_way := [job for job in background.jobs if not job.over]:
         under_way[0].run()
+
+
+def fake_slide(name: str, mpp: float | None = 0.5) -> Any:
+    """A slide of 2000 x 1000 px with a colour profile, whose µm/px the user can give."""
+    slide = create_autospec(Slide, instance=True)
+    kind = type(slide)
+    kind.has_mpp = property(lambda self: self.mpp_override is not None)
+    kind.mpp_xy = property(lambda self: (self.mpp_override, self.mpp_override))
+    slide.name, slide.path, slide.mpp_override, slide.icc = name, Path(f"{name}.svs"), mpp, False
+    slide.level_dimensions_xy = ((2000, 1000),)
+    slide.bounds_l0_xywh = (0, 0, 2000, 1000)
+    slide.metadata = {"objective_power": 20.0}
+    slide.has_icc_profile = True
+    return slide
+
+
+def fake_canvas() -> Any:
+    """A `Canvas` that remembers slides and heatmaps, and has no layers.
+
+    `opened` are its slides, `active` the chosen one, `heatmaps` and `looks` what lies on them. A path that ends
+    in ``.bad`` is no slide.
+    """
+    canvas = fake(Canvas)
+    canvas.opened, canvas.active, canvas.heatmaps, canvas.looks, canvas.opacity = [], None, {}, {}, 0.5
+
+    def open_slide(path: Path, *, mpp: float | None = None) -> Any:
+        if path.suffix == ".bad":
+            raise SlideError(f"{path.name} is no slide")
+        canvas.opened.append(fake_slide(path.stem, mpp or 0.5))
+        return canvas.opened[-1]
+
+    def bring_forward(slide: Any) -> None:
+        canvas.active = slide
+
+    def show_heatmap(slide: Any, prediction: Any, look: HeatmapLook) -> None:
+        canvas.heatmaps[slide], canvas.looks[slide] = prediction, look
+
+    def set_heatmap(slide: Any, *, visible: bool | None, opacity: float | None) -> None:
+        canvas.opacity = canvas.opacity if opacity is None else opacity
+
+    canvas.slides.side_effect = lambda: tuple(canvas.opened)
+    canvas.active_slide.side_effect = lambda: canvas.active
+    canvas.open_slide.side_effect = open_slide
+    canvas.remove_slide.side_effect = canvas.opened.remove
+    canvas.bring_forward.side_effect = bring_forward
+    canvas.show_heatmap.side_effect = show_heatmap
+    canvas.has_heatmap.side_effect = canvas.heatmap_visible.side_effect = lambda slide: (
+        slide in canvas.heatmaps
+    )
+    canvas.heatmap_opacity.side_effect = lambda slide: canvas.opacity
+    canvas.set_heatmap.side_effect = set_heatmap
+    return canvas

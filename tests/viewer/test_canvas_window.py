@@ -112,7 +112,7 @@ def test_layers_to_draw_on_come_and_go(viewer: Any, canvas: NapariCanvas) -> Non
     assert canvas.chosen_layer() == shapes
     canvas.remove_layer(shapes)
     canvas.remove_layer(shapes)
-    assert not canvas.has_layer(shapes)
+    assert list(viewer.layers) == [points]
     canvas.choose_layer(shapes)  # one that is gone stays unchosen
     assert list(viewer.layers) == [points]
 

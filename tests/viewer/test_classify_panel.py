@@ -8,9 +8,9 @@ import pytest
 from made_predictions import make_prediction
 from tiny_models import write_bundle
 
-from napari_lrmil._viewer.docks.classify.evidence import evidence_panel, value_text
-from napari_lrmil._viewer.docks.classify.result import card_markdown
-from napari_lrmil.heatmap import ATTENTION, HeatmapLook, Scaling
+from napari_lrmil._viewer.docks.classify.evidence import evidence_panel
+from napari_lrmil._viewer.docks.classify.panel import card_markdown
+from napari_lrmil.heatmap import ATTENTION, HeatmapLook, Scaling, value_text
 from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.model.encoder import EncoderSpec
 

@@ -15,8 +15,8 @@ from qtpy.QtWidgets import QComboBox, QWidget
 from window_files import write_slide
 
 from napari_lrmil._viewer import open_slide_with_result
-from napari_lrmil._viewer.docks.classify.card import CardDialog
 from napari_lrmil._viewer.docks.classify.evidence import NO_TILE
+from napari_lrmil._viewer.docks.classify.sections import CardDialog
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.layers import HEATMAP_KEY
 from napari_lrmil._viewer.session import dock_widget

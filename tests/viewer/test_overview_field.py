@@ -9,14 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_lrmil._viewer.canvas import Area
+from napari_lrmil._viewer.canvas import Area, magnification_of, zoom_of
 from napari_lrmil._viewer.docks.overview.field import (
     MAGNIFICATIONS,
     Fit,
-    magnification_of,
     magnification_text,
     scanned_area,
-    zoom_of,
 )
 from napari_lrmil._viewer.docks.overview.panel import MASKED_NOTE, slide_facts
 from napari_lrmil.slide import Slide

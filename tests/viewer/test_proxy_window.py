@@ -11,9 +11,9 @@ import pytest
 from dock_tests import open_slide
 from qtpy.QtCore import Qt
 
-from napari_lrmil._viewer.docks.classify.panel import State
 from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
 from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.window import State
 
 PLUGIN = "napari-lrmil"
 DOCKS = ("LRMIL: tiles", "LRMIL: overview", "LRMIL: annotations", "LRMIL: export")

@@ -202,7 +202,7 @@ def test_closing_while_images_are_read_ends_the_reading(
     viewer.window.remove_dock_widget(docked)
     qtbot.waitUntil(lambda: QThreadPool.globalInstance().activeThreadCount() == 0, timeout=10_000)
     assert not marks(viewer)
-    widget.controller.refresh()  # nobody listens any more who is gone
+    widget.controller.set_heatmap(visible=False)  # nobody listens any more who is gone
 
 
 def test_a_slide_closed_while_images_are_read_is_no_error(

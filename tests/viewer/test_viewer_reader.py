@@ -25,7 +25,7 @@ from napari_lrmil._viewer.layers import (
     heatmap_layer,
     slide_layer,
 )
-from napari_lrmil._viewer.model_imports import import_models
+from napari_lrmil._viewer.models import import_models
 from napari_lrmil._viewer.reader import get_reader, read_slide
 from napari_lrmil.errors import SlideError
 from napari_lrmil.heatmap import HeatmapLook
@@ -71,7 +71,7 @@ def test_reading_loads_neither_qt_nor_torch() -> None:
 def test_models_come_without_triton() -> None:
     code = (
         "import sys\n"
-        "from napari_lrmil._viewer.model_imports import import_models\n"
+        "from napari_lrmil._viewer.models import import_models\n"
         "import_models()\n"
         "import_models()\n"
         "print('triton' in sys.modules, 'torch' in sys.modules)"

@@ -19,10 +19,10 @@ from qtpy.QtCore import QPoint, Qt, QThreadPool
 from window_files import shared_slide, write_slide
 
 from napari_lrmil._viewer import open_slide_with_result
-from napari_lrmil._viewer.docks.classify.panel import State
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.layers import HEATMAP_KEY, MPP_UNKNOWN_KEY, SLIDE_KEY
 from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.window import Change, State
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide import Slide
 
@@ -164,11 +164,13 @@ def test_classify_by_clicks(
     viewer: Any, widget: ClassifyWidget, qtbot: Any, small_slide: Path, bundle_dir: Path
 ) -> None:
     progress: list[tuple[int, int]] = []
-    progressed = widget.controller.progressed
-    widget.controller.progressed = lambda job, now: (  # type: ignore[method-assign]
-        progress.append((now.tiles_done, now.tiles_total)),
-        progressed(job, now),
-    )
+
+    def note_progress(change: Change) -> None:
+        now = widget.controller.progress
+        if now is not None and (now.tiles_done, now.tiles_total) not in progress:
+            progress.append((now.tiles_done, now.tiles_total))
+
+    widget.controller.changed.connect(note_progress)
     assert not widget.run_section.classify.isEnabled()
     widget.controller.open_slide(small_slide)
     assert viewer.canvas.overlays.scale_bar.visible
@@ -309,11 +311,11 @@ _CLOSED_BY_THE_USER = """
 import sys, time
 import napari
 from qtpy.QtCore import QThreadPool, QTimer
-from napari_lrmil._viewer import model_imports
+from napari_lrmil._viewer.models import import_models
 from napari_lrmil._viewer.session import dock_widget
-from napari_lrmil._viewer.docks.classify.panel import State
+from napari_lrmil._viewer.window import State
 
-model_imports.import_models()
+import_models()
 import napari_lrmil.predict as predict
 original = predict.embed_tiles
 

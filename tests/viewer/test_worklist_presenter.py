@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +15,12 @@ from unittest.mock import call, create_autospec
 import pytest
 from fakes import Job, all_started, fake, fake_background, run_all, started
 from made_predictions import make_prediction
-from psygnal import Signal
 
-from napari_lrmil._viewer.bundle_names import bundle_folder, hub_name, is_bundle
-from napari_lrmil._viewer.docks.classify.panel import State
-from napari_lrmil._viewer.docks.classify.recall import Recall
 from napari_lrmil._viewer.docks.worklist import batch as batch_module
 from napari_lrmil._viewer.docks.worklist import presenter as presenter_module
 from napari_lrmil._viewer.docks.worklist.panel import ListState, Pace, Show, cells, tool_tip
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
-from napari_lrmil._viewer.settings import Settings
+from napari_lrmil._viewer.models import bundle_folder, hub_name, is_bundle
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.batch import BatchEvent, Kind
 from napari_lrmil.cache import ResultSummary
@@ -67,60 +63,6 @@ class FakeSlide:
 def prediction_of_it() -> SlidePrediction:
     """Lesion, 80 %, by the model in use."""
     return make_prediction(0.8, bundle_sha256=SHA)
-
-
-class Signals:
-    changed = Signal(Change)
-
-
-@dataclass
-class FakeController:
-    """What presenter and recall ask of the controller."""
-
-    slides: list[FakeSlide] = field(default_factory=list)
-    slide: FakeSlide | None = None
-    bundle: Any = None
-    device: str = "auto"
-    devices: tuple[str, ...] = ("auto", "cuda:0", "cuda:1", "cpu")
-    error: str = ""
-    state: State = State.READY
-    results: dict[Any, Any] = field(default_factory=dict)
-    running_slide: Any = None
-    loaded: list[str] = field(default_factory=list)
-    opacities: list[float] = field(default_factory=list)
-    signals: Signals = field(default_factory=Signals)
-
-    @property
-    def result(self) -> Any:
-        return self.results.get(self.slide)
-
-    @property
-    def changed(self) -> Any:
-        return self.signals.changed
-
-    def choose_slide(self, index: int) -> None:
-        self.slide = self.slides[index]
-
-    def choose_device(self, device: str) -> None:
-        self.device = device
-        self.changed.emit(Change.ALL)
-
-    def set_heatmap(self, *, opacity: float) -> None:
-        self.opacities.append(opacity)
-
-    def load_bundle(self, path: str) -> None:
-        self.loaded.append(path)
-
-    def replace_slide(self, path: Path, old: Any, *, mpp: float | None = None) -> None:
-        self.error = "" if path.stem != "bad" else "bad is no slide"
-        if not self.error:
-            self.slide = FakeSlide(path, mpp)
-            self.slides = [slide for slide in self.slides if slide not in old] + [self.slide]
-        self.changed.emit(Change.ALL)
-
-    def show_result(self, slide: FakeSlide, prediction: Any) -> None:
-        self.results[slide] = prediction
-        self.changed.emit(Change.ALL)
 
 
 def controller_with(model: Any) -> Any:
@@ -598,102 +540,6 @@ def test_what_is_a_bundle(tmp_path: Path) -> None:
 
 def test_presenters_load_no_qt_and_no_torch() -> None:
     docks = "napari_lrmil._viewer.docks"
-    modules = f"{docks}.worklist.presenter, {docks}.worklist.thumbnails, {docks}.classify.recall.presenter"
+    modules = f"{docks}.worklist.presenter, {docks}.worklist.thumbnails, {docks}.classify.kept_results"
     code = f"import sys, {modules}; assert not {{'qtpy', 'torch', 'napari'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# ---- results from before
-
-
-@dataclass
-class FakeRecallJobs:
-    asked: list[Any] = field(default_factory=list)
-    kept: list[Any] = field(default_factory=list)
-    limits: list[int] = field(default_factory=list)
-
-    def look_up(self, slide: Any, info: Any, found: Any) -> None:
-        self.asked.append((slide, info.weights_sha256, found))
-
-    def keep(self, slide_path: Path, prediction: Any, info: Any, mpp: float | None) -> None:
-        self.kept.append((slide_path, prediction, mpp))
-
-    def limit_cache(self, n_bytes: int) -> None:
-        self.limits.append(n_bytes)
-
-
-def recall_stage(settings: Settings = Settings()) -> tuple[Recall, FakeController, FakeRecallJobs]:  # noqa: B008
-    slide = FakeSlide(Path("/s/a.svs"))
-    controller, jobs = FakeController([slide], slide, bundle()), FakeRecallJobs()
-    recall = Recall(controller, jobs, settings)  # type: ignore[arg-type]
-    controller.changed.emit(Change.ALL)
-    return recall, controller, jobs
-
-
-def test_a_result_of_before_is_shown_and_not_kept_again() -> None:
-    _, controller, jobs = recall_stage()
-    ((slide, sha, found),) = jobs.asked
-    assert sha == SHA
-    prediction = prediction_of_it()
-    found(prediction)
-    assert controller.results[slide] is prediction
-    controller.changed.emit(Change.ALL)
-    assert len(jobs.asked) == 1
-    assert jobs.kept == []
-
-
-def test_a_new_result_is_kept_once_with_the_pixel_size_that_was_given() -> None:
-    _, controller, jobs = recall_stage()
-    assert controller.slide is not None
-    controller.slide.mpp_override = 0.25
-    prediction = prediction_of_it()
-    controller.results[controller.slide] = prediction
-    controller.changed.emit(Change.ALL)
-    controller.changed.emit(Change.ALL)
-    assert jobs.kept == [(Path("/s/a.svs"), prediction, 0.25)]
-
-
-@pytest.mark.parametrize("meanwhile", ["another model", "closed", "running", "classified", "absent"])
-def test_what_is_found_too_late_changes_nothing(meanwhile: str) -> None:
-    _, controller, jobs = recall_stage()
-    ((slide, _, found),) = jobs.asked
-    own = prediction_of_it()
-    if meanwhile == "another model":
-        controller.bundle = bundle("b" * 64)
-    elif meanwhile == "closed":
-        controller.slides, controller.slide = [], None
-    elif meanwhile == "running":
-        controller.running_slide = slide
-    elif meanwhile == "classified":
-        controller.results[slide] = own
-    controller.changed.emit(Change.ALL)
-    found(None if meanwhile == "absent" else prediction_of_it())
-    assert controller.results.get(slide) is (own if meanwhile == "classified" else None)
-
-
-def test_another_model_or_pixel_size_is_looked_up_anew() -> None:
-    _, controller, jobs = recall_stage()
-    controller.bundle = bundle("b" * 64)
-    controller.changed.emit(Change.ALL)
-    assert controller.slide is not None
-    controller.slide.mpp_override = 0.5
-    controller.changed.emit(Change.ALL)
-    assert [sha for _, sha, _ in jobs.asked] == [SHA, "b" * 64, "b" * 64]
-
-
-def test_settings_are_followed() -> None:
-    recall, controller, jobs = recall_stage(Settings(show_cached_results=False, device="cuda", cache_gb=3.0))
-    assert jobs.asked == []
-    assert controller.device == "cuda:0"
-    assert jobs.limits == [3_000_000_000]
-    recall.change_settings(Settings(device="cpu", cache_gb=1.5, heatmap_opacity=0.4))
-    assert len(jobs.asked) == 1
-    assert controller.device == "cpu"
-    assert jobs.limits[-1] == 1_500_000_000
-    assert controller.opacities == [0.4]
-
-
-def test_a_device_that_isnt_there_leaves_the_choice() -> None:
-    _, controller, jobs = recall_stage(Settings(device="mps"))
-    assert controller.device == "auto"
-    assert jobs.limits == []  # a limit set from the command line stays

@@ -22,12 +22,12 @@ from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QApplication, QInputDialog, QLabel, QMessageBox
 from window_files import write_slide
 
-from napari_lrmil._viewer.docks.classify.panel import State
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.worklist import WorklistWidget, worklist_dock
 from napari_lrmil._viewer.docks.worklist.panel import Show
 from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
 from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.window import State
 from napari_lrmil.cache import ResultCache
 from napari_lrmil.slide.cache import shared_cache
 from napari_lrmil.worklist import Order, Saved, Status, Worklist, reviews
@@ -628,8 +628,9 @@ def verdict_cell(widget: WorklistWidget, name: str) -> str:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
 def test_the_window_goes_on_while_another_program_holds_the_verdicts(
-    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any
+    viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reviews, "LOCK_WAIT_S", 60.0)  # however slow the computer is
     open_list(qtbot, widget, folder)
     widget.presenter.arrange(order=Order.NAME)
     turns = 0
@@ -690,8 +691,13 @@ def test_a_lock_that_stays_is_said_and_the_verdict_comes_along_with_the_next(
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
 @pytest.mark.parametrize("what", ["dock", "window"])
 def test_closing_waits_for_verdicts(
-    make_napari_viewer: Callable[..., Any], what: str, folder: Path, qtbot: Any
+    make_napari_viewer: Callable[..., Any],
+    what: str,
+    folder: Path,
+    qtbot: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(reviews, "LOCK_WAIT_S", 60.0)  # however slow the computer is
     viewer = make_napari_viewer(show=True, strict_qt="raise")
     widget = worklist_dock(viewer)
     open_list(qtbot, widget, folder)

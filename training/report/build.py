@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -135,11 +135,11 @@ def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[s
     }
 
 
-def _shown_config(config: dict[str, Any], *, show_identifiers: bool) -> dict[str, Any]:
+def _shown_config(config: Mapping[str, object], *, show_identifiers: bool) -> Mapping[str, object]:
     """Return the config, its paths cut down to the last part: folders are named after people and studies."""
     if show_identifiers:
         return config
-    shown: dict[str, Any] = {}
+    shown: dict[str, object] = {}
     for section, fields in config.items():
         if isinstance(fields, dict):
             shown[section] = {

@@ -19,6 +19,7 @@ from rich.console import Console
 from sklearn.linear_model import RidgeCV
 
 from napari_lrmil.errors import ConfigError
+from napari_lrmil.evidence import softmax
 from napari_lrmil.terminal import errors_as_messages
 from training.data.bags import parents_in_bag
 from training.data.splits import Split
@@ -91,7 +92,7 @@ def head_aucs(
     found = []
     for rows in (split.train, split.val, split.test):
         bags = context.bags(store, rows)
-        found.append(auc(bags.labels, bag_logits(model, bags, context.device)))
+        found.append(auc(bags.labels, softmax(bag_logits(model, bags, context.device))))
     return found
 
 

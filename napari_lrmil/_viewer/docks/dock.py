@@ -1,4 +1,4 @@
-"""What the docks beside the main one share: they find its controller, and end when they are closed."""
+"""What all docks share: a canvas, a background, an end; and how those beside the main one find its controller."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 260, 200
 
 
-class DockedWidget(QWidget):
-    """A dock that follows the main dock's controller.
+class Dock(QWidget):
+    """A dock that scrolls, and that ends when it is closed or the application quits.
 
-    A subclass fills `column`, calls `begin` last, and implements `attach` and `refresh`.
+    A subclass fills `column`, and puts into `ending` what is to be done at the end, the last first.
 
     Parameters
     ----------
@@ -43,15 +43,55 @@ class DockedWidget(QWidget):
         self.viewer = viewer
         self.background = QtBackground()
         self.canvas = NapariCanvas(viewer)
-        self.controller: Controller | None = None
         self.ending = ExitStack()
         self.ending.callback(self.canvas.close)
-        self._pages = QStackedWidget()
-        self._pages.addWidget(self._scrolled())
-        self._pages.addWidget(self._lost_page())
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(self._pages)
+        outer.addWidget(self._page())
+        self.destroyed.connect(partial(_close, self.ending))
+        QApplication.instance().aboutToQuit.connect(self._application_quits)
+
+    def closing(self) -> None:
+        """The dock was closed, and is about to end; the viewer stays."""
+
+    def event(self, event: QEvent) -> bool:
+        """End when the dock is closed: napari takes the widget out of it then, and drops it."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self.closing()
+            self.ending.close()
+            self.deleteLater()
+        return bool(super().event(event))
+
+    def _application_quits(self) -> None:
+        self.ending.close()
+
+    def _page(self) -> QWidget:
+        """All that is seen of the dock: `column`, which scrolls."""
+        inner = QWidget()
+        self.column = QVBoxLayout(inner)
+        self.column.setContentsMargins(8, 4, 8, 8)
+        self.column.setSpacing(6)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        scroll.setWidget(inner)
+        return scroll
+
+
+class DockedWidget(Dock):
+    """A dock that follows the main dock's controller.
+
+    A subclass calls `begin` last, and implements `attach` and `refresh`.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    """
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__(viewer)
+        self.controller: Controller | None = None
         self.setMinimumSize(_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX)
         # Otherwise napari puts a stretch under it, which takes half the dock's height.
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
@@ -66,16 +106,13 @@ class DockedWidget(QWidget):
 
     def begin(self) -> None:
         """Follow the controller, and tidy up at the end whichever way it comes."""
-        ending = self.ending
-        ending.callback(self.background.shutdown)
-        ending.callback(self._unfollow)
-        self.destroyed.connect(partial(_close, ending))
-        QApplication.instance().aboutToQuit.connect(self._application_quits)
+        self.ending.callback(self.background.shutdown)
+        self.ending.callback(self._unfollow)
         self.link()
 
     def link(self) -> None:
-        """Find the main dock, or dock it again, and follow its controller."""
-        from napari_lrmil._viewer.session import dock_widget
+        """Follow the controller of the main dock, which is docked again where it was closed."""
+        from napari_lrmil._viewer.session import dock_widget  # it knows docks
 
         main = dock_widget(self.viewer)
         main.destroyed.connect(self._lost)
@@ -85,35 +122,19 @@ class DockedWidget(QWidget):
         self.attach(main.controller)
         self.refresh(Change.ALL)
 
-    def event(self, event: QEvent) -> bool:
-        """End when the dock is closed: napari takes the widget out of it then, and drops it."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self.ending.close()
-            self.deleteLater()
-        return bool(super().event(event))
-
     def _unfollow(self) -> None:
         if self.controller is not None:
             self.controller.changed.disconnect(self.refresh, missing_ok=True)
-
-    def _application_quits(self) -> None:
-        self.ending.close()
 
     def _lost(self, *_: object) -> None:
         self.controller = None
         self._pages.setCurrentIndex(1)
 
-    def _scrolled(self) -> QWidget:
-        inner = QWidget()
-        self.column = QVBoxLayout(inner)
-        self.column.setContentsMargins(8, 4, 8, 8)
-        self.column.setSpacing(6)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
-        scroll.setWidget(inner)
-        return scroll
+    def _page(self) -> QWidget:
+        self._pages = QStackedWidget()
+        self._pages.addWidget(super()._page())
+        self._pages.addWidget(self._lost_page())
+        return self._pages
 
     def _lost_page(self) -> QWidget:
         page = QWidget()

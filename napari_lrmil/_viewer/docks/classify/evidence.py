@@ -1,4 +1,4 @@
-"""Which evidence the heatmap shows, its wording, and the value under the cursor. No Qt."""
+"""The evidence of a result in words: what the heatmap shows, its scale, a tile's values. No Qt."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from napari_lrmil.heatmap import (
-    ATTENTION,
     DIVERGING,
     SEQUENTIAL,
     HeatmapLook,
     Scaling,
-    TileFinder,
-    channel_values,
-    fitting_look,
+    channel_titles,
+    channels_of,
     shown_heatmap,
 )
 from napari_lrmil.wording import ATTENTION_NOTE, curve_text, with_minus_sign
@@ -81,16 +79,6 @@ class EvidencePanel:
     curve: CurvePanel
 
 
-def channels_of(prediction: SlidePrediction) -> tuple[str, ...]:
-    """What can be shown: attention, and each class."""
-    return (ATTENTION, *prediction.class_names)
-
-
-def channel_titles(prediction: SlidePrediction) -> tuple[str, ...]:
-    """The same for a reader."""
-    return ("Attention", *(f"Contribution to {name}" for name in prediction.class_names))
-
-
 def evidence_panel(prediction: SlidePrediction, look: HeatmapLook) -> EvidencePanel:
     """The section's values for a look that fits the prediction."""
     shown = shown_heatmap(prediction, look)
@@ -127,73 +115,31 @@ def curve_panel(prediction: SlidePrediction) -> CurvePanel:
     )
 
 
-def value_text(value: float, channel: str) -> str:
-    """One tile's value with its unit."""
-    return f"{value:.2f}×" if channel == ATTENTION else f"{_points(value)} pp"
-
-
-def tile_text(prediction: SlidePrediction, n: int) -> str:
-    """All values of one tile: where it lies, attention, and what it does to each class."""
-    row, col = int(prediction.tiles.rows[n]), int(prediction.tiles.cols[n])
-    values = [f"attention {value_text(float(channel_values(prediction, ATTENTION)[n]), ATTENTION)}"]
-    values += [
-        f"{name} {value_text(float(prediction.class_contributions[n, c]) * 100, name)}"
-        for c, name in enumerate(prediction.class_names)
-    ]
-    return f"Tile in row {row}, column {col}\n{', '.join(values)}"
-
-
-class Evidence:
-    """The look that the user has chosen for all slides, and the tile under the cursor."""
-
-    def __init__(self) -> None:
-        self._look = HeatmapLook()
-        self._finder: tuple[SlidePrediction, TileFinder] | None = None
-
-    def look_for(self, prediction: SlidePrediction) -> HeatmapLook:
-        """As chosen, as far as this model's classes allow."""
-        return fitting_look(prediction, self._look)
-
-    def choose(
-        self,
-        prediction: SlidePrediction,
-        *,
-        channel: int | None = None,
-        scaling: int | None = None,
-        colormap: int | None = None,
-        threshold: float | None = None,
-    ) -> None:
-        """Change what is given; numbers are places in the lists of the panel."""
-        look = self.look_for(prediction)
-        if channel is not None:
-            look = replace(look, channel=channels_of(prediction)[channel])
-        if scaling is not None:
-            look = replace(look, scaling=SCALINGS[scaling])
-        if colormap is not None:
-            look = _with_colormap(look, colormap)
-        if threshold is not None:
-            look = replace(look, threshold=min(max(threshold, 0.0), 1.0))
-        self._look = look
-
-    def text_at(self, prediction: SlidePrediction, x_um: float, y_um: float) -> str:
-        """Values of the tile at a place in level-0 µm; empty where none was read."""
-        if self._finder is None or self._finder[0] is not prediction:
-            self._finder = (prediction, TileFinder(prediction))
-        n = self._finder[1].at(x_um, y_um)
-        return "" if n is None else tile_text(prediction, n)
+def changed_look(
+    prediction: SlidePrediction,
+    look: HeatmapLook,
+    *,
+    channel: int | None = None,
+    scaling: int | None = None,
+    colormap: int | None = None,
+    threshold: float | None = None,
+) -> HeatmapLook:
+    """The look with what is given changed; whole numbers are places in the lists of the panel."""
+    if channel is not None:
+        look = replace(look, channel=channels_of(prediction)[channel])
+    if scaling is not None:
+        look = replace(look, scaling=SCALINGS[scaling])
+    if colormap is not None:
+        look = _with_colormap(look, colormap)
+    if threshold is not None:
+        look = replace(look, threshold=min(max(threshold, 0.0), 1.0))
+    return look
 
 
 def _with_colormap(look: HeatmapLook, index: int) -> HeatmapLook:
     if look.signed:
         return replace(look, diverging=DIVERGING[index])
     return replace(look, sequential=SEQUENTIAL[index])
-
-
-def _points(value: float) -> str:
-    """Percentage points; a small value keeps one digit, so that it can be told from none."""
-    if abs(value) < 1e-4:
-        return "≈ 0"
-    return with_minus_sign(f"{value:+.2f}" if abs(value) >= 0.01 else f"{value:+.4f}")
 
 
 def _threshold_text(threshold: float, look: HeatmapLook) -> str:

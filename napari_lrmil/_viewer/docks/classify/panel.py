@@ -1,40 +1,53 @@
-"""What the dock widget shows, as plain values, and the wording of it. No Qt."""
+"""What the main dock shows, as plain values and in words; the evidence is in `evidence`. No Qt."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_lrmil._viewer.docks.classify.result import ResultPanel
+from napari_lrmil._viewer.models import DEMO_BUNDLE
+from napari_lrmil._viewer.window import State
 from napari_lrmil.slide import Slide
-from napari_lrmil.wording import duration_text
+from napari_lrmil.wording import (
+    NOT_FOR_DIAGNOSIS,
+    distance_text,
+    duration_text,
+    percent_text,
+    set_text,
+    time_taken_text,
+    unlike_training_text,
+)
 
 if TYPE_CHECKING:
     from napari_lrmil._viewer.docks.classify.evidence import EvidencePanel
     from napari_lrmil.model.bundle import BundleInfo
-    from napari_lrmil.predict import PredictProgress
+    from napari_lrmil.predict import PredictProgress, SlidePrediction
 
 DEMO_BUNDLE_NAME = "Demonstration model"
 
 
-class State(StrEnum):
-    """Where the user is."""
+@dataclass(frozen=True)
+class ResultPanel:
+    """One prediction in words: label, (class, probability) from most to least probable, and how it was made.
 
-    NO_SLIDE = "no slide"
-    NEEDS_MPP = "needs mpp"
-    LOADING_BUNDLE = "loading bundle"
-    NO_BUNDLE = "no bundle"
-    READY = "ready"
-    RUNNING = "running"
-    DONE = "done"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
+    `headline` is the label, or that there is none; `set_text` says which classes are left at the bundle's
+    coverage; `strange_text` is empty where the slide looks like those of training, or nothing is known.
+    """
+
+    label: str
+    classes: tuple[tuple[str, float], ...]
+    details: str
+    demonstration: bool
+    headline: str
+    unsure: bool
+    set_text: str
+    strange_text: str
+    distance_text: str
 
 
 @dataclass(frozen=True)
-class Panel:
+class ClassifyPanel:
     """Everything the dock widget shows. Showing one needs no other knowledge.
 
     An index of -1 means that nothing is chosen. `progress` is (done, total) in tiles, None where nothing
@@ -90,6 +103,11 @@ def slide_facts(slide: Slide) -> str:
     return " · ".join(facts)
 
 
+def bundle_name(bundle_path: str) -> str:
+    """A model in the list."""
+    return DEMO_BUNDLE_NAME if bundle_path == DEMO_BUNDLE else Path(bundle_path).name
+
+
 def bundle_facts(info: BundleInfo) -> str:
     """The model card in three lines: classes, what is read, encoder."""
     return (
@@ -108,34 +126,47 @@ def progress_text(slide_name: str, progress: PredictProgress | None) -> str:
     return text if left is None else f"{text}, {duration_text(left)} left"
 
 
-def with_slides(panel: Panel, slides: tuple[Slide, ...], slide: Slide | None) -> Panel:
-    """The panel with the open slides, and the current one."""
-    return replace(
-        panel,
-        slide_names=tuple(each.name for each in slides),
-        slide_index=slides.index(slide) if slide in slides else -1,
-        slide_facts=slide_facts(slide) if slide is not None else "",
-        icc_available=slide is not None and slide.has_icc_profile,
-        icc_applied=slide is not None and slide.icc,
+def result_panel(prediction: SlidePrediction) -> ResultPanel:
+    """A prediction in words."""
+    classes = sorted(
+        zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True),
+        key=lambda pair: -pair[1],
+    )
+    details = (
+        f"{len(prediction.tiles):,} tiles in {time_taken_text(prediction.seconds)} on {prediction.device}\n"
+        f"Level {prediction.level} at {prediction.level_mpp:.3g} µm/px\n"
+        f"Model: {prediction.bundle_name} ({prediction.bundle_sha256[:8]})\n"
+        f"LRMIL {prediction.version}"
+    )
+    return ResultPanel(
+        label=prediction.label,
+        classes=tuple(classes),
+        details=details,
+        demonstration=prediction.demonstration,
+        headline="Unsure" if prediction.unsure else prediction.label,
+        unsure=prediction.unsure,
+        set_text=set_text(prediction),
+        strange_text=unlike_training_text(prediction),
+        distance_text=distance_text(prediction),
     )
 
 
-def with_models(panel: Panel, paths: list[str], path: str, info: BundleInfo | None) -> Panel:
-    """The panel with the models known, and the one in use."""
-    return replace(
-        panel,
-        bundle_names=tuple(DEMO_BUNDLE_NAME if each == "demo" else Path(each).name for each in paths),
-        bundle_index=paths.index(path) if path else -1,
-        bundle_facts=bundle_facts(info) if info is not None else "",
-        bundle_is_demonstration=info.demonstration if info is not None else False,
-        card_available=info is not None,
-    )
+def card_markdown(info: BundleInfo) -> str:
+    """The model card without its head for machines."""
+    from napari_lrmil.model.card import render_card
+
+    card = render_card(info.model_dump(mode="json"))
+    return card.split("---\n", 2)[2].lstrip() if card.startswith("---\n") else card
 
 
-def with_run(panel: Panel, slide_name: str, progress: PredictProgress | None) -> Panel:
-    """The panel of a classification under way."""
-    return replace(
-        panel,
-        progress=(0, 0) if progress is None else progress[:2],
-        progress_text=progress_text(slide_name, progress),
-    )
+def overlay_text(prediction: SlidePrediction) -> str:
+    """What stands on the slide itself: class probabilities, the label first."""
+    result = result_panel(prediction)
+    lines = [f"{name}  {percent_text(probability)}" for name, probability in result.classes]
+    if result.unsure:
+        lines.append("unsure")
+    if result.strange_text:
+        lines.append("unlike the training slides")
+    if result.demonstration:
+        lines += NOT_FOR_DIAGNOSIS.lower().split(" – ")  # two lines: the canvas may be narrow
+    return "\n".join(lines)

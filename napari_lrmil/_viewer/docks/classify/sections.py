@@ -1,20 +1,36 @@
-"""The parts of the dock, top to bottom. Each shows its share of a `Panel` and sends what the user did."""
+"""The parts of the main dock, top to bottom. Each shows its share of a `ClassifyPanel` and sends what the user did."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
+    QDialog,
+    QDialogButtonBox,
     QDoubleSpinBox,
     QLabel,
     QProgressBar,
     QPushButton,
+    QSlider,
+    QTextBrowser,
+    QVBoxLayout,
+    QWidget,
 )
 
-from napari_lrmil._viewer.docks.classify.panel import Panel, State
+from napari_lrmil._viewer.docks.classify.evidence import NO_TILE
+from napari_lrmil._viewer.docks.classify.panel import ClassifyPanel
+from napari_lrmil._viewer.docks.classify.plots import ColourBar, CurvePlot
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.section import Section
+from napari_lrmil._viewer.window import State
 from napari_lrmil.wording import NOT_FOR_DIAGNOSIS
+
+_SET_TIP = (
+    "The classes that can't be ruled out. For at least this share of slides, of the kind that the model was calibrated "
+    "with, the true class is among them (split conformal prediction). Several classes, or none: unsure."
+)
 
 
 class SlideSection(Section):
@@ -60,7 +76,7 @@ class SlideSection(Section):
         self.set_mpp.clicked.connect(lambda: self.mpp_given.emit(self.mpp.value()))
         self.icc.clicked.connect(self.icc_toggled)
 
-    def show_panel(self, panel: Panel) -> None:
+    def show_panel(self, panel: ClassifyPanel) -> None:
         """Show slides, facts, and the mpp field where it is wanted."""
         parts.fill_combo(self.slides, panel.slide_names, panel.slide_index)
         self.slides.setEnabled(bool(panel.slide_names))
@@ -112,7 +128,7 @@ class ModelSection(Section):
         self.bundles.activated.connect(self.bundle_chosen)
         self.devices.activated.connect(lambda index: self.device_chosen.emit(self.devices.itemText(index)))
 
-    def show_panel(self, panel: Panel) -> None:
+    def show_panel(self, panel: ClassifyPanel) -> None:
         """Show models, the card of the one in use, and devices."""
         running = panel.state is State.RUNNING
         parts.fill_combo(self.bundles, panel.bundle_names, panel.bundle_index)
@@ -150,7 +166,7 @@ class RunSection(Section):
         self.classify.clicked.connect(lambda: self.classify_clicked.emit())
         self.cancel.clicked.connect(lambda: self.cancel_clicked.emit())
 
-    def show_panel(self, panel: Panel) -> None:
+    def show_panel(self, panel: ClassifyPanel) -> None:
         """Show the button that makes sense now, progress, hint and error."""
         running = panel.progress is not None
         self.classify.setVisible(not running)
@@ -164,3 +180,191 @@ class RunSection(Section):
         parts.show_text(self.progress_text, panel.progress_text)
         parts.show_text(self.hint, panel.hint)
         parts.show_text(self.error, panel.error)
+
+
+class ResultSection(Section):
+    """Shows a `ResultPanel`, or hides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strange = parts.Notice(style=parts.BANNER_STYLE)
+        self.strange.setAccessibleName("Warning: slide unlike the training slides")
+        self.label = parts.wrapped_label(style="QLabel { font-size: 22px; font-weight: bold; }")
+        self.set = parts.wrapped_label()
+        self.set.setToolTip(_SET_TIP)
+        self.bars = parts.ClassBars()
+        self.warning = parts.wrapped_label(NOT_FOR_DIAGNOSIS, style=parts.BANNER_STYLE)
+        self.warning.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.distance = parts.wrapped_label()
+        self.distance.setToolTip(
+            "How far the slide's tiles lie from those of training, as the model sees them: about 1 is alike."
+        )
+        self.details = parts.wrapped_label()
+        self.add_heading("Result")
+        for widget in (
+            self.strange,
+            self.label,
+            self.set,
+            self.bars,
+            self.warning,
+            self.details,
+            self.distance,
+        ):
+            self.column.addWidget(widget)
+
+    def show_panel(self, panel: ClassifyPanel) -> None:
+        """Show a result, or nothing."""
+        result = panel.result
+        self.setVisible(result is not None)
+        if result is None:
+            return
+        self.strange.show_text(result.strange_text)
+        self.label.setText(result.headline)
+        self.label.setToolTip(
+            f"The most probable class is {result.label}, but others can't be ruled out"
+            if result.unsure
+            else "The most probable class"
+        )
+        self.set.setText(result.set_text)
+        self.set.setStyleSheet(parts.HINT_STYLE if result.unsure else "")
+        self.bars.show_classes(result.classes)
+        self.details.setText(result.details)
+        parts.show_text(self.distance, "" if result.strange_text else result.distance_text)
+        self.warning.setVisible(result.demonstration and not panel.bundle_is_demonstration)
+
+
+class EvidenceSection(Section):
+    """Shows an `EvidencePanel`, or hides; `chosen` carries what `Evidence.choose` takes."""
+
+    chosen = Signal(dict)
+    heatmap_toggled = Signal(bool)
+    opacity_moved = Signal(float)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown = QCheckBox("Show heatm&ap")
+        self.shown.setToolTip("Show or hide the heatmap over the slide")
+        self.channel = parts.narrow_combo(
+            tool_tip="Attention: what the model looked at. Contribution: what the probability of a class loses "
+            "without the tile, worked out exactly by leaving each tile out once",
+            name="Heatmap of",
+        )
+        self.scaling = parts.narrow_combo(
+            tool_tip="Real units: a slide without evidence stays cold. Percentile: ranks the tiles of this slide alone",
+            name="Heatmap scale",
+        )
+        self.colormap = parts.narrow_combo(
+            tool_tip="Colours: all are even steps to the eye and hold for colour-blind readers",
+            name="Heatmap colours",
+        )
+        self.threshold = _slider("Tiles below this value are clear", "Heatmap threshold")
+        self.threshold_text = QLabel()
+        self.threshold_text.setMinimumWidth(84)
+        self.opacity = _slider("How strongly the heatmap covers the slide", "Heatmap opacity")
+        self.bar = ColourBar()
+        self.hover = parts.wrapped_label(NO_TILE)
+        self.hover.setToolTip(
+            "Values of the tile under the cursor: attention, × the average; contributions, points"
+        )
+        self.hover.setAccessibleName("Values of the tile under the cursor")
+        self.legend = parts.wrapped_label()
+        self.curve = CurvePlot()
+        self.curve_text = parts.wrapped_label()
+        self._lay_out()
+        self._connect()
+
+    def show_panel(self, panel: ClassifyPanel) -> None:
+        """Show evidence, or nothing."""
+        evidence = panel.evidence
+        self.setVisible(evidence is not None)
+        if evidence is None:
+            return
+        self.shown.setChecked(panel.heatmap_visible)
+        parts.fill_combo(self.channel, evidence.channels, evidence.channel_index)
+        parts.fill_combo(self.scaling, evidence.scalings, evidence.scaling_index)
+        parts.fill_combo(self.colormap, evidence.colormaps, evidence.colormap_index)
+        _place(self.threshold, evidence.threshold)
+        _place(self.opacity, panel.heatmap_opacity)
+        self.threshold_text.setText(evidence.threshold_text)
+        self.bar.show_bar(evidence.bar)
+        self.legend.setText(evidence.legend)
+        self.curve.show_curve(evidence.curve)
+        self.curve_text.setText(evidence.curve.text)
+
+    def show_hover(self, text: str) -> None:
+        """Show the values under the cursor."""
+        if (text or NO_TILE) != self.hover.text():
+            self.hover.setText(text or NO_TILE)
+
+    def _lay_out(self) -> None:
+        self.hover.setMinimumHeight(3 * self.hover.fontMetrics().height())  # what is below stays where it is
+        self.hover.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self.add_heading("Evidence")
+        self.column.addWidget(self.hover)
+        self.column.addWidget(self.shown)
+        self.add_field("&Show", self.channel)
+        self.add_field("Scale", self.scaling)
+        self.column.addWidget(self.bar)
+        self.add_field("&Threshold", self.threshold, self.threshold_text)
+        self.add_field("&Opacity", self.opacity)
+        self.add_field("Colo&urs", self.colormap)
+        self.column.addWidget(self.legend)
+        self.add_heading("Do these tiles carry the result?")
+        self.column.addWidget(self.curve)
+        self.column.addWidget(self.curve_text)
+
+    def _connect(self) -> None:
+        self.shown.clicked.connect(self.heatmap_toggled)
+        for combo, name in (
+            (self.channel, "channel"),
+            (self.scaling, "scaling"),
+            (self.colormap, "colormap"),
+        ):
+            combo.activated.connect(lambda index, name=name: self.chosen.emit({name: index}))
+        _when_moved(self.opacity, self.opacity_moved.emit)
+        _when_moved(self.threshold, lambda value: self.chosen.emit({"threshold": value}))
+
+
+def _slider(tool_tip: str, name: str) -> QSlider:
+    slider = QSlider(Qt.Orientation.Horizontal)
+    slider.setRange(0, 100)
+    slider.setToolTip(tool_tip)
+    slider.setAccessibleName(name)
+    return slider
+
+
+def _place(slider: QSlider, value: float) -> None:
+    if not slider.isSliderDown():
+        slider.setValue(round(value * 100))
+
+
+def _when_moved(slider: QSlider, report: Callable[[float], None]) -> None:
+    """By mouse or keys; not by the program."""
+    slider.sliderMoved.connect(lambda percent: report(percent / 100))
+    slider.actionTriggered.connect(lambda _: report(slider.sliderPosition() / 100))
+
+
+class CardDialog(QDialog):
+    """Text of a model card; the slide stays usable beside it.
+
+    Parameters
+    ----------
+    markdown : str
+    parent : QWidget
+    """
+
+    def __init__(self, markdown: str, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.setWindowTitle("Model card")
+        self.text = QTextBrowser()
+        self.text.setMarkdown(markdown)
+        self.text.setOpenLinks(False)  # a card comes from strangers, and nothing leaves the window unasked
+        self.text.setAccessibleName("Model card")
+        self.text.setToolTip("What the model is, what it was trained on, and how far to trust it")
+        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
+        buttons.rejected.connect(self.close)
+        column = QVBoxLayout(self)
+        column.addWidget(self.text)
+        column.addWidget(buttons)
+        self.resize(620, 640)

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from qtpy.QtCore import QEvent, Qt
-from qtpy.QtWidgets import QApplication, QFileDialog, QInputDialog, QScrollArea, QVBoxLayout, QWidget
+from napari.utils.notifications import show_warning
+from qtpy.QtWidgets import QFileDialog, QInputDialog
 
-from napari_lrmil._viewer.bundle_names import bundle_folder, hub_name, is_bundle
-from napari_lrmil._viewer.docks.classify.card import CardDialog
-from napari_lrmil._viewer.docks.classify.evidence_section import EvidenceSection
-from napari_lrmil._viewer.docks.classify.panel import Panel
-from napari_lrmil._viewer.docks.classify.recall.attach import attach_recall
-from napari_lrmil._viewer.docks.classify.result_section import ResultSection
-from napari_lrmil._viewer.docks.classify.sections import ModelSection, RunSection, SlideSection
-from napari_lrmil._viewer.napari_canvas import NapariCanvas
+from napari_lrmil._viewer.docks.classify.kept_results import KeptResults
+from napari_lrmil._viewer.docks.classify.panel import ClassifyPanel
+from napari_lrmil._viewer.docks.classify.presenter import ClassifyPresenter
+from napari_lrmil._viewer.docks.classify.sections import (
+    CardDialog,
+    EvidenceSection,
+    ModelSection,
+    ResultSection,
+    RunSection,
+    SlideSection,
+)
+from napari_lrmil._viewer.docks.dock import Dock
+from napari_lrmil._viewer.models import DEMO_BUNDLE, bundle_folder, hub_name, is_bundle
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
-from napari_lrmil._viewer.settings import read_settings
-from napari_lrmil._viewer.window import DEMO_BUNDLE, Controller
-from napari_lrmil._viewer.worker import QtJobs
+from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
+from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300
 
 
-class ClassifyWidget(QWidget):
+class ClassifyWidget(Dock):
     """Choose a slide and a model, classify, and see the label and where it comes from.
 
     Parameters
@@ -38,7 +40,7 @@ class ClassifyWidget(QWidget):
     """
 
     def __init__(self, napari_viewer: Any) -> None:
-        super().__init__()
+        super().__init__(napari_viewer)
         self.setObjectName("lrmil_classify")
         self.slide_section = SlideSection()
         self.model_section = ModelSection()
@@ -46,24 +48,25 @@ class ClassifyWidget(QWidget):
         self.result_section = ResultSection()
         self.evidence_section = EvidenceSection()
         self._lay_out()
-        canvas, jobs = NapariCanvas(napari_viewer), QtJobs()
-        self.controller = Controller(self, canvas, jobs)
-        jobs.controller = self.controller
-        self._end = partial(_end, self.controller, canvas, jobs, attach_recall(self.controller, canvas))
-        self.destroyed.connect(self._end)
-        QApplication.instance().aboutToQuit.connect(self._application_quits)
+        settings = read_settings()
+        self.controller = Controller(self.canvas, self.background, settings)
+        self.presenter = ClassifyPresenter(self, self.controller, self.canvas)
+        self.kept_results = KeptResults(self.controller, self.background, settings, show_warning)
+        self.ending.callback(self.background.shutdown)
+        self.ending.callback(follow_settings(self._apply_settings))
+        self.ending.callback(self.controller.shutdown)
         self._connect()
-        canvas.layers_changed.connect(self.controller.slides_changed)
-        canvas.hovered.connect(self.controller.hovered)
-        if canvas.slides():
-            canvas.show_scale_bar()
-        self.controller.slides_changed()
+        self.canvas.layers_changed.connect(self.controller.layers_changed)
+        if self.canvas.slides():
+            self.canvas.show_scale_bar()
+        self.controller.layers_changed()
+        self.presenter.refresh(Change.ALL)
         DropTarget(self, is_bundle, lambda path: self.controller.load_bundle(str(bundle_folder(path))))
-        bundle = read_settings().default_bundle
+        bundle = settings.default_bundle
         if bundle and (bundle != DEMO_BUNDLE or DEMO_BUNDLE_DIR.exists()):
             self.controller.load_bundle(bundle)
 
-    def show_panel(self, panel: Panel) -> None:
+    def show_panel(self, panel: ClassifyPanel) -> None:
         """Show a panel."""
         for section in self._sections:
             section.show_panel(panel)
@@ -82,32 +85,19 @@ class ClassifyWidget(QWidget):
             self.evidence_section,
         )
 
-    def event(self, event: QEvent) -> bool:
-        """End when the dock is closed: napari takes the widget out of it then, and drops it."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self._end(clear_text=True)
-            self.deleteLater()
-        return bool(super().event(event))
+    def closing(self) -> None:
+        """Take the label off the canvas: no dock would take it off another slide."""
+        self.controller.shutdown()
+        self.canvas.show_text("")
 
-    def _application_quits(self) -> None:
-        self._end()
+    def _apply_settings(self, settings: Settings) -> None:
+        self.controller.apply_settings(settings)
+        self.kept_results.apply_settings(settings)
 
     def _lay_out(self) -> None:
-        inner = QWidget()
-        column = QVBoxLayout(inner)
-        column.setContentsMargins(8, 4, 8, 8)
-        column.setSpacing(6)
         for section in self._sections:
-            column.addWidget(section)
-        column.addStretch(1)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
-        scroll.setWidget(inner)
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(scroll)
+            self.column.addWidget(section)
+        self.column.addStretch(1)
         self.setMinimumWidth(_WIDTH_PX)  # less would cut what stands beside the scroll bar
 
     def _connect(self) -> None:
@@ -126,10 +116,10 @@ class ClassifyWidget(QWidget):
         evidence = self.evidence_section
         evidence.heatmap_toggled.connect(lambda shown: controller.set_heatmap(visible=shown))
         evidence.opacity_moved.connect(lambda value: controller.set_heatmap(opacity=value))
-        evidence.chosen.connect(lambda choice: controller.choose_evidence(**choice))
+        evidence.chosen.connect(lambda choice: self.presenter.choose_evidence(**choice))
 
     def _show_card(self) -> None:
-        CardDialog(self.controller.card, self).show()
+        CardDialog(self.presenter.card, self).show()
 
     def _browse_slide(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, "Open a slide", "", f"{_FILE_FILTER};;All files (*)")
@@ -149,20 +139,3 @@ class ClassifyWidget(QWidget):
         )
         if given and name.strip():
             self.controller.load_bundle(hub_name(name))
-
-
-def _end(
-    controller: Controller,
-    canvas: NapariCanvas,
-    jobs: QtJobs,
-    end_recall: Callable[[], None],
-    *_: object,
-    clear_text: bool = False,
-) -> None:
-    # A function of its own, not a method: Qt calls it when the widget is already gone.
-    controller.shutdown()
-    end_recall()
-    if clear_text:  # a label must not outlive the dock that would take it off another slide
-        canvas.show_text("")
-    canvas.close()
-    jobs.shutdown()

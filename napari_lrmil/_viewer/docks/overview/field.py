@@ -1,32 +1,16 @@
-"""Magnification, and places on the map, as pure functions. World coordinates as everywhere: level-0 µm, (y, x).
-
-Magnification is the one that a microscope's objective would give on the field's convention that 10x means
-1.0 µm a pixel. A pixel here is a device-independent one: on a HiDPI screen, where it covers several physical
-ones, the same magnification shows the same field at the same size as on an ordinary screen.
-"""
+"""Magnification in words, and places on the map. World coordinates as everywhere: level-0 µm, (y, x)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from napari_lrmil._viewer.canvas import Area
+from napari_lrmil._viewer.canvas import Area, magnification_of
 
 if TYPE_CHECKING:
     from napari_lrmil.slide import Slide
 
-UM_PER_PX_AT_1X = 10.0
 MAGNIFICATIONS = (1, 2, 5, 10, 20, 40)
 """The presets; Ctrl+1 to Ctrl+6."""
-
-
-def magnification_of(um_per_px: float) -> float:
-    """The objective that shows `um_per_px`."""
-    return UM_PER_PX_AT_1X / um_per_px
-
-
-def zoom_of(magnification: float) -> float:
-    """The camera's zoom (pixels per µm) that shows this magnification."""
-    return magnification / UM_PER_PX_AT_1X
 
 
 def magnification_text(um_per_px: float | None) -> str:

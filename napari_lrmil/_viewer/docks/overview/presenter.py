@@ -9,13 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil._viewer.background import in_one_step
-from napari_lrmil._viewer.docks.overview.field import (
-    MAGNIFICATIONS,
-    magnification_of,
-    magnification_text,
-    scanned_area,
-    zoom_of,
-)
+from napari_lrmil._viewer.canvas import magnification_of, zoom_of
+from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, magnification_text, scanned_area
 from napari_lrmil._viewer.docks.overview.panel import OverviewPanel, confirmation_text, overview_panel
 from napari_lrmil._viewer.window import Change
 from napari_lrmil.slide import picture

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil._viewer.docks.classify.evidence import channel_titles, channels_of, tile_text, value_text
-from napari_lrmil._viewer.docks.overview.field import magnification_of
-from napari_lrmil.heatmap import ATTENTION, channel_values
+from napari_lrmil._viewer.canvas import magnification_of
+from napari_lrmil.heatmap import ATTENTION, channel_titles, channel_values, channels_of, tile_text, value_text
 from napari_lrmil.slide.picture import close_up_mpp
 
 if TYPE_CHECKING:

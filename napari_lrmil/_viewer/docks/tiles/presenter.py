@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil._viewer.canvas import Area
-from napari_lrmil._viewer.docks.classify.evidence import channels_of
 from napari_lrmil._viewer.docks.tiles.panel import (
     CLOSE_UP_MAX_PX,
     DEFAULT_K,
@@ -20,6 +19,7 @@ from napari_lrmil._viewer.docks.tiles.panel import (
     tiles_panel,
 )
 from napari_lrmil._viewer.window import Change
+from napari_lrmil.heatmap import channels_of
 from napari_lrmil.slide.picture import close_up
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil._viewer.background import Background, Steps
 from napari_lrmil._viewer.docks.worklist.panel import BatchPanel, Pace
-from napari_lrmil._viewer.model_imports import import_models
+from napari_lrmil._viewer.models import import_models
 from napari_lrmil.batch import BatchEvent, Kind, classify, follow
 from napari_lrmil.cache import ResultCache
 from napari_lrmil.worklist import Status, Worklist, WorklistItem

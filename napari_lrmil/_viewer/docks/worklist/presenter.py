@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from psygnal import Signal
 
 from napari_lrmil._viewer.background import Background, Steps, in_one_step
-from napari_lrmil._viewer.bundle_names import bundle_folder, is_bundle
 from napari_lrmil._viewer.docks.worklist.batch import FolderClassification
 from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel, is_shown
 from napari_lrmil._viewer.docks.worklist.table_file import TableFile
 from napari_lrmil._viewer.docks.worklist.verdicts import VerdictWriter
+from napari_lrmil._viewer.models import bundle_folder, is_bundle
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary, summarise
 from napari_lrmil.export.tables import PREDICTIONS_NAME

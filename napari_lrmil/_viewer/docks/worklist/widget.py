@@ -12,7 +12,6 @@ from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QMessageBox, Q
 from superqt.utils import QSignalThrottler
 
 from napari_lrmil._viewer.background import in_one_step
-from napari_lrmil._viewer.bundle_names import is_bundle
 from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.worklist import keys
 from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
@@ -26,6 +25,7 @@ from napari_lrmil._viewer.docks.worklist.sections import (
 )
 from napari_lrmil._viewer.docks.worklist.table import WorklistModel, WorklistTable
 from napari_lrmil._viewer.docks.worklist.thumbnails import Thumbnail, Thumbnails
+from napari_lrmil._viewer.models import is_bundle
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.settings import read_settings

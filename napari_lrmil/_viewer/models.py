@@ -1,0 +1,144 @@
+"""Models in a window: how they are named, loaded, and how one classifies a slide. No Qt; torch only when asked."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from napari_lrmil.errors import LRMILError
+
+if TYPE_CHECKING:  # they load torch, which the background does while the window is already there
+    from napari_lrmil._viewer.background import Steps
+    from napari_lrmil.model.bundle import ModelBundle
+    from napari_lrmil.predict import PredictProgress, SlidePrediction
+    from napari_lrmil.slide import Slide
+
+# ---- how a person names one
+
+DEMO_BUNDLE = "demo"
+BUNDLE_FILE = "bundle.json"
+_HUB_PREFIX = "hf-hub:"
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is a model: a folder with bundle.json, or that file."""
+    return path.name == BUNDLE_FILE or (path / BUNDLE_FILE).is_file()
+
+
+def bundle_folder(path: Path) -> Path:
+    """The folder of a model that `is_bundle` knows."""
+    return path.parent if path.name == BUNDLE_FILE else path
+
+
+def hub_name(text: str) -> str:
+    """What was typed as a name on the hub, with its prefix; a pasted web address is understood too."""
+    name = text.strip().removeprefix(_HUB_PREFIX)
+    for address in ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/"):
+        name = name.removeprefix(address)
+    return f"{_HUB_PREFIX}{name.strip('/')}"
+
+
+# ---- importing what they need
+
+_MODULES = (
+    "torch._dynamo",
+    "napari_lrmil.model.bundle",
+    "napari_lrmil.model.device",
+    "napari_lrmil.predict",
+    "napari_lrmil.heatmap",
+)
+_lock = threading.Lock()
+
+
+def import_models() -> None:
+    """Import what classifies, without Triton.
+
+    timm imports torchvision, that torch's compiler, and that Triton, which carries an LLVM of its own.
+    Mesa's OpenGL (every Linux desktop without NVIDIA's driver, every virtual display) has loaded another
+    one by then, their symbols mix, and the process dies of a segmentation fault; in the other order it
+    may die at exit. Classifying compiles nothing, so Triton is hidden during the import; torch
+    remembers that it isn't there. Call this, in any thread, before importing a model in the viewer.
+    """
+    with _lock:
+        hidden = sys.platform == "linux" and "triton" not in sys.modules
+        if hidden:
+            sys.modules["triton"] = None  # type: ignore[assignment]  # what makes an import fail
+        try:
+            for name in _MODULES:
+                importlib.import_module(name)
+        finally:
+            if hidden:
+                del sys.modules["triton"]
+
+
+def leave_a_core_to_the_window() -> None:
+    """Have torch compute on all processor cores but one: with all of them busy, clicks and pans wait.
+
+    Call it after `import_models`, in a process with a window.
+    """
+    import torch
+
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - 1)))
+
+
+# ---- what is computed behind the window
+
+_BATCH_ON_CPU, _BATCH_ON_GPU = 16, 128
+"""On a CPU a batch is short, so that progress moves and cancelling takes effect."""
+
+
+class ComputeError(LRMILError):
+    """The device failed in the middle of a slide."""
+
+
+class LoadedModel(NamedTuple):
+    """A bundle, and the names of the devices that this machine can compute on."""
+
+    bundle: ModelBundle
+    devices: tuple[str, ...]
+
+
+def load_model(bundle_path: str) -> LoadedModel:
+    """Load a bundle from a folder, the hub, or "demo". Takes seconds.
+
+    Raises
+    ------
+    BundleError
+    """
+    import_models()
+    leave_a_core_to_the_window()
+    from napari_lrmil.model.bundle import load_bundle
+    from napari_lrmil.model.device import available_devices
+
+    return LoadedModel(load_bundle(bundle_path), tuple(available_devices()))
+
+
+def classification(
+    slide: Slide, bundle: ModelBundle, device_name: str
+) -> Steps[PredictProgress, SlidePrediction]:
+    """Classify a slide, batch by batch.
+
+    Raises
+    ------
+    LRMILError
+        See `napari_lrmil.predict.predict_slide`; `ComputeError` where the device fails.
+    """
+    import_models()
+    from napari_lrmil.model.device import resolve_device
+    from napari_lrmil.predict import predict_slide
+
+    try:
+        device = resolve_device(device_name)
+        bundle.encoder.to(device)
+        bundle.mil.to(device)
+        batch_size = _BATCH_ON_CPU if device.type == "cpu" else _BATCH_ON_GPU
+        return (yield from predict_slide(slide, bundle, device=device, batch_size=batch_size))
+    except RuntimeError as error:  # torch's, out of memory among them
+        raise ComputeError(
+            f"The model stopped: {error}. If memory ran out, choose the device 'cpu'."
+        ) from error
