@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dock_tests import assert_controls_say_what_they_do, canvas_widget, choose_by_keys
+from made_slides import write_slide
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QImage
 from qtpy.QtWidgets import QWidget
-from window_files import write_slide
+from real_windows import assert_controls_say_what_they_do, canvas_widget, choose_by_keys
 
 from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.docks.classify.evidence import NO_TILE

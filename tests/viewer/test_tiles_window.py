@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dock_tests import assert_controls_say_what_they_do, canvas_widget, choose_by_keys
+from made_slides import write_slide
 from qtpy.QtCore import Qt, QThreadPool
 from qtpy.QtGui import QImage
 from qtpy.QtWidgets import QListWidget
-from window_files import write_slide
+from real_windows import assert_controls_say_what_they_do, canvas_widget, choose_by_keys
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.tiles import presenter as module
