@@ -74,6 +74,17 @@ def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
     return make_napari_viewer(show=True, strict_qt="raise")
 
 
+@pytest.fixture
+def main_dock(viewer: Any, small_slide: Path, bundle_dir: Path) -> Any:
+    """The main dock of a large window, with a result."""
+    from napari_lrmil._viewer import open_slide_with_result
+    from napari_lrmil._viewer.session import dock_widget
+
+    viewer.window.resize(1300, 1000)
+    open_slide_with_result(viewer, small_slide, bundle_dir)
+    return dock_widget(viewer)
+
+
 @pytest.fixture(scope="session")
 def bundle_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's own small encoder, 64 px tiles."""
