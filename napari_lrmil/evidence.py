@@ -125,7 +125,7 @@ def explain(
 
 
 def softmax(logits: Array) -> Array:
-    """Over the last axis."""
+    """Return the softmax over the last axis."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     found: Array = powers / powers.sum(axis=-1, keepdims=True)
     return found

@@ -208,10 +208,6 @@ class Canvas(ABC):
         """A new layer of points, chosen and uppermost; see `napari.Viewer.add_points`."""
 
     @abstractmethod
-    def has_layer(self, layer: Any) -> bool:
-        """Whether it is among the layers."""
-
-    @abstractmethod
     def remove_layer(self, layer: Any) -> None:
         """Where it is there."""
 

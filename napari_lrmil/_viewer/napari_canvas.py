@@ -331,13 +331,9 @@ class NapariCanvas(Canvas):
         """See `Canvas.add_points`."""
         return self._viewer.add_points(**attributes)
 
-    def has_layer(self, layer: Any) -> bool:
-        """See `Canvas.has_layer`."""
-        return layer in self._viewer.layers
-
     def remove_layer(self, layer: Any) -> None:
         """See `Canvas.remove_layer`."""
-        if self.has_layer(layer):
+        if layer in self._viewer.layers:
             self._viewer.layers.remove(layer)
 
     def chosen_layer(self) -> Any:
@@ -346,7 +342,7 @@ class NapariCanvas(Canvas):
 
     def choose_layer(self, layer: Any) -> None:
         """See `Canvas.choose_layer`."""
-        if layer is not None and self.has_layer(layer):
+        if layer is not None and layer in self._viewer.layers:
             self._viewer.layers.selection.active = layer
 
     # ---- inside

@@ -84,7 +84,7 @@ def follow(worklist: Worklist, event: BatchEvent) -> None:
 def known_results(
     items: Iterable[BatchItem], cache: ResultCache | None, bundle_sha256: str, keys: ResultKeys
 ) -> Generator[BatchEvent, None, list[BatchItem]]:
-    """Finished events of slides that the cache has seen, none of which is opened; returns the others."""
+    """Yield the kept results of slides, none of which is opened, as finished events; return the other slides."""
     others: list[BatchItem] = []
     for item in items:
         prediction = None
@@ -106,5 +106,5 @@ def message_of(error: BaseException) -> str:
 
 
 def unique(items: Sequence[BatchItem]) -> list[BatchItem]:
-    """Each path once."""
+    """Return each path once, in order."""
     return list({item.path: item for item in items}.values())

@@ -98,7 +98,7 @@ def predict(
             raise LRMILError("with --no-cache nothing would stay: give --out a folder for the results")
         if no_cache and cluster is not None:
             raise LRMILError("a cluster hands its results over through the cache: leave --no-cache out")
-        wanted = _wanted(slides, recursive, mpp)
+        wanted = _list_all(slides, recursive, mpp)
         stems = unique_stems((slide.path, slide.slide_id) for slide in wanted)
         if out is not None:
             refuse_existing(out, stems.values(), overwrite)
@@ -106,7 +106,7 @@ def predict(
         from napari_lrmil.cache import ResultCache
 
         cache = None if no_cache else ResultCache(cache_dir)
-        info, events = _begun(wanted, bundle, cache, device, batch_size, threads, cluster)
+        info, events = _start(wanted, bundle, cache, device, batch_size, threads, cluster)
         outcome = Outcome(stems)
         stopped = lost = False
         try:
@@ -138,7 +138,7 @@ def predict(
         raise typer.Exit(1)
 
 
-def _wanted(slides: list[Path], recursive: bool, mpp: float | None) -> list[ListedSlide]:
+def _list_all(slides: list[Path], recursive: bool, mpp: float | None) -> list[ListedSlide]:
     """The slides that the arguments mean; a table's mpp goes before the option's."""
     from napari_lrmil.worklist import list_slides
 
@@ -146,7 +146,7 @@ def _wanted(slides: list[Path], recursive: bool, mpp: float | None) -> list[List
     return [replace(slide, mpp=mpp) if slide.mpp is None else slide for slide in found]
 
 
-def _begun(
+def _start(
     wanted: list[ListedSlide],
     bundle: str,
     cache: ResultCache | None,
@@ -155,6 +155,7 @@ def _begun(
     threads: int,
     cluster: str | None,
 ) -> tuple[BundleInfo, Generator[BatchEvent, None, None]]:
+    """What the bundle says of itself, and the events of a batch that begins when they are asked for."""
     from napari_lrmil.batch import classify, classify_on_cluster
     from napari_lrmil.model.bundle import load_bundle, load_info, resolve_bundle
     from napari_lrmil.model.card import DEMONSTRATION_NOTE

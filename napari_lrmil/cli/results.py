@@ -182,7 +182,7 @@ def refuse_existing(out: Path, stems: Iterable[str], overwrite: bool) -> None:
 
 
 def make_folder(out: Path) -> None:
-    """Before the work, so that it isn't done in vain.
+    """Make the folder of the results before the work, so that it isn't done in vain.
 
     Raises
     ------
@@ -195,6 +195,6 @@ def make_folder(out: Path) -> None:
 
 
 def _count(marks: Iterable[bool]) -> str:
-    """How many hold; a dash where the bundle doesn't tell."""
+    """Return how many are true; a dash where the bundle doesn't tell."""
     known = list(marks)
     return str(sum(known)) if known else "-"

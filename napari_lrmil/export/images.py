@@ -14,8 +14,8 @@ from napari_lrmil.atomic import replacing, replacing_folder
 from napari_lrmil.export.errors import ExportError
 from napari_lrmil.export.painting import (
     OVERLAY_OPACITY,
-    band,
     grid_values,
+    legend_strip,
     overlay,
     paint,
     scale_of,
@@ -88,7 +88,7 @@ def heatmap_image(
     if not legend:
         return picture
     width = max(picture.width, 240)
-    strip = band(width, area[2] * prediction.mpp_xy[0] / picture.width, scale)
+    strip = legend_strip(width, area[2] * prediction.mpp_xy[0] / picture.width, scale)
     whole = Image.new("RGBA", (width, picture.height + strip.height), (255, 255, 255, 0))
     whole.paste(picture, (0, 0))
     whole.paste(strip, (0, picture.height))

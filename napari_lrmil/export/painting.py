@@ -37,7 +37,7 @@ LEAST_CONTRIBUTION = LEAST_POINTS / _POINTS
 
 OVERLAY_OPACITY = 0.7
 """Of the hottest tile over a picture of the slide."""
-_BAND_PX = 58
+_STRIP_PX = 58
 
 
 @dataclass(frozen=True)
@@ -190,10 +190,10 @@ def font_path(bold: bool = False) -> Path:
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"
 
 
-def band(width_px: int, um_per_px: float | None, scale: Scale | None) -> Image.Image:
+def legend_strip(width_px: int, um_per_px: float | None, scale: Scale | None) -> Image.Image:
     """A strip to put under an image: scale bar on the left, colour bar on the right."""
     unit = min(3.0, max(1.0, width_px / 640))
-    strip = Image.new("RGBA", (width_px, round(_BAND_PX * unit)), "white")
+    strip = Image.new("RGBA", (width_px, round(_STRIP_PX * unit)), "white")
     draw = ImageDraw.Draw(strip)
     font = ImageFont.truetype(font_path(), round(13 * unit))
     margin, top, below = round(10 * unit), round(8 * unit), round(22 * unit)

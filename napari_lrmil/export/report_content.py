@@ -86,7 +86,7 @@ class ReportContent:
     tile_um: float
     read_mpp: float
     deletion: DeletionCurve
-    deletion_line: str
+    curve_line: str
     verdict: Verdict
     verdict_text: str
     model_facts: tuple[tuple[str, str], ...]
@@ -145,7 +145,7 @@ def gather(
         tile_um=prediction.tiles.grid.spec.tile_um,
         read_mpp=prediction.tiles.grid.spec.mpp,
         deletion=prediction.deletion,
-        deletion_line=f"{curve_text(prediction.deletion)} {ATTENTION_NOTE}",
+        curve_line=f"{curve_text(prediction.deletion)} {ATTENTION_NOTE}",
         verdict=verdict,
         verdict_text=_verdict_text(verdict),
         model_facts=_model_facts(prediction, info),

@@ -106,7 +106,7 @@ attention {{ "%.2g"|format(tile.attention) }}×</figcaption></figure>
 <text x="10" y="56" text-anchor="middle" transform="rotate(-90 10 56)">p({{ short_label }})</text>
 <line x1="30" x2="48" y1="126" y2="126" stroke="#0072b2" stroke-width="2.2"/><text x="52" y="129">strongest tiles first</text>
 <line x1="150" x2="168" y1="126" y2="126" stroke="#666" stroke-dasharray="4 3"/><text x="172" y="129">random order, 5–95%</text>
-</svg><p>{{ c.deletion_line }}</p></div>
+</svg><p>{{ c.curve_line }}</p></div>
 <div><h2>Slide</h2><dl>{% for key, value in c.slide_facts %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></div>
 </section>
 <h2>Model card</h2>

@@ -223,7 +223,7 @@ class _Sheet:
         top = self.y
         below = self._heading("Do these tiles matter?", _MARGIN, half, top)
         self._curve(_MARGIN + 22, below - 82, half - 24, 80)
-        bottom = self.text(self.content.deletion_line, _MARGIN, below - 106, half, 34, size=7)
+        bottom = self.text(self.content.curve_line, _MARGIN, below - 106, half, 34, size=7)
         x = _MARGIN + half + _GAP * 1.5
         facts = self._facts(self.content.slide_facts, x, self._heading("Slide", x, half, top), half, 130)
         self.y = min(bottom, facts) - _GAP / 2

@@ -35,7 +35,7 @@ _SERIES_UID = re.compile(rb"\x20\x00\x0e\x00(?:UI..|..\x00\x00)([0-9.]+)", re.DO
 
 
 def slide_id_of(path: Path) -> str:
-    """The id of a slide where no table gives one: its name without the ending. A plain folder keeps its dots."""
+    """Return the id of a slide where no table gives one: its name without the ending. A plain folder keeps its dots."""
     known = SLIDE_SUFFIXES | SHARED_SUFFIXES | IMAGE_SUFFIXES
     return path.stem if path.suffix.lower() in known else path.name
 
@@ -44,7 +44,7 @@ def slide_id_of(path: Path) -> str:
 
 
 def pixel_files(path: Path, *, series_uid: str | None = None) -> tuple[Path, ...]:
-    """The files that hold the pixels of a slide, as many as tell it from another one; no pixels are read.
+    """Return the files that hold the pixels of a slide, as many as tell it from another one; no pixels are read.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def pixel_files(path: Path, *, series_uid: str | None = None) -> tuple[Path, ...
 
 
 def parts_of(path: Path) -> tuple[Path, ...]:
-    """`pixel_files`, and what else belongs to the slide.
+    """Return `pixel_files`, and what else belongs to the slide.
 
     An OME-TIFF, known by its name, has the files with other planes of its images, and the one that describes them.
     They aren't part of what is read: each such file is opened as a slide of its own.
@@ -98,7 +98,7 @@ def parts_of(path: Path) -> tuple[Path, ...]:
 
 
 def parts_beside(path: Path) -> set[Path]:
-    """Files and folders beside a slide that are no slides of their own but parts of it; what can't be read has none."""
+    """Return files and folders beside a slide that are no slides but parts of it; what can't be read has none."""
     suffix = path.suffix.lower()
     try:
         if suffix == _MIRAX_SUFFIX and path.with_suffix("").is_dir():
@@ -109,24 +109,27 @@ def parts_beside(path: Path) -> set[Path]:
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a path is a zarr folder, by its name or by what lies in it."""
+    """Return whether a path is a zarr folder, by its name or by what lies in it."""
     if not path.is_dir():
         return False
     return path.suffix.lower() == ZARR_SUFFIX or any((path / name).is_file() for name in _ZARR_METADATA[:3])
 
 
 def zarr_metadata(folder: Path) -> tuple[Path, ...]:
-    """The files that describe a zarr folder."""
+    """Return the files that describe a zarr folder."""
     return tuple(folder / name for name in _ZARR_METADATA if (folder / name).is_file())
 
 
 def dicom_files_in(folder: Path) -> tuple[Path, ...]:
-    """The DICOM files of a folder, whatever they are called, by name."""
+    """Return the DICOM files of a folder, whatever they are called, by name."""
     return tuple(path for path in _files_in(folder) if _dicom_header(path) is not None)
 
 
 def dicom_slides(files: Iterable[Path]) -> list[list[Path]]:
-    """The whole-slide images among DICOM files: the files of each series, by name. What can't be read is left out."""
+    """Return the whole-slide images among DICOM files: the files of each series, by name.
+
+    What can't be read is left out.
+    """
     series: dict[bytes, list[Path]] = {}
     for path in sorted(files):
         try:
@@ -251,7 +254,7 @@ def _files_in(folder: Path) -> tuple[Path, ...]:
 
 
 def fingerprint_of(files: Sequence[Path]) -> str:
-    """SHA-256 of the sizes of a slide's files and of the first and last MiB of the largest.
+    """Return the SHA-256 of the sizes of a slide's files and of the first and last MiB of the largest.
 
     The names stay out, so a renamed copy is the same slide.
 
@@ -271,7 +274,7 @@ def fingerprint_of(files: Sequence[Path]) -> str:
 
 
 def state_of(path: Path) -> str | None:
-    """A hash of where a slide is and of the sizes and times of its files; None where it is absent.
+    """Return a hash of where a slide is and of the sizes and times of its files; None where it is absent.
 
     It changes whenever the slide may have; looking takes no reading of pixels. The path can't be got back
     from it.
@@ -286,7 +289,7 @@ def state_of(path: Path) -> str | None:
 
 
 def stamp_of(path: Path) -> str:
-    """Sizes and times of a slide's files, wherever it is: other files at the same path are another slide.
+    """Return sizes and times of a slide's files, wherever it is: other files at the same path are another slide.
 
     Of a DICOM slide, those of `path` alone: the files beside it may be of other slides.
 

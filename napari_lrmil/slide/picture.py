@@ -25,7 +25,7 @@ CLOSE_UP_MPP = 0.5
 def overview(
     slide: Slide, edge_px: int, *, max_level_px: int | None = None, strip_px: int = STRIP_PX
 ) -> NDArray[np.uint8]:
-    """`overview_steps` to its end; its tiles stay out of the cache."""
+    """Run `overview_steps` to its end; its tiles stay out of the cache."""
     steps = overview_steps(slide, edge_px, max_level_px=max_level_px, strip_px=strip_px, keep_tiles=False)
     while True:
         try:
@@ -43,7 +43,7 @@ def overview_steps(
     strip_px: int = STRIP_PX,
     keep_tiles: bool = True,
 ) -> Generator[None, None, NDArray[np.uint8]]:
-    """A picture of the scanned area, read strip by strip: no large level is held whole, and it can be cancelled.
+    """Make a picture of the scanned area strip by strip: no large level is held whole, and it can be cancelled.
 
     It has the true proportions where the size of a pixel is known.
 
@@ -93,7 +93,7 @@ def overview_steps(
 
 
 def overview_size_xy(slide: Slide, edge_px: int) -> tuple[int, int]:
-    """Width and height of `overview` in px."""
+    """Return width and height of `overview` in px."""
     _, _, width, height = slide.bounds_l0_xywh
     mpp_x, mpp_y = _mpp_xy(slide)
     px_um = _downsample(slide, edge_px) * max(mpp_x, mpp_y)
@@ -101,7 +101,7 @@ def overview_size_xy(slide: Slide, edge_px: int) -> tuple[int, int]:
 
 
 def overview_level_px(slide: Slide, edge_px: int) -> float:
-    """How many pixels of a level have to be read for `overview`."""
+    """Return how many pixels of a level have to be read for `overview`."""
     _, _, width, height = slide.bounds_l0_xywh
     return width * height / slide.level_downsamples[_coarse_level(slide, _downsample(slide, edge_px))] ** 2
 
@@ -115,7 +115,7 @@ def close_up(
     max_px: int,
     keep_tiles: bool = False,
 ) -> NDArray[np.uint8]:
-    """A tile of a grid at `close_up_mpp`, (height, width, 3) uint8 RGB.
+    """Read a tile of a grid at `close_up_mpp`, (height, width, 3) uint8 RGB.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def close_up(
 
 
 def close_up_mpp(slide: Slide, grid: TileGrid, *, max_px: int) -> float:
-    """µm/px of a close-up: `CLOSE_UP_MPP`, or coarser where the slide has no more or a tile would exceed `max_px`.
+    """Return µm/px of a close-up: `CLOSE_UP_MPP`, or coarser where the slide has no more or a tile would exceed `max_px`.
 
     Never coarser than the model reads the tile.
     """

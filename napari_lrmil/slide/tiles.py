@@ -61,7 +61,7 @@ class NestedTiles(NamedTuple):
 
 
 def tile_grid(slide: Slide, spec: TileSpec) -> TileGrid:
-    """The grid of `spec` over the scanned area of a slide.
+    """Return the grid of `spec` over the scanned area of a slide.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def tile_grid(slide: Slide, spec: TileSpec) -> TileGrid:
 
 
 def find_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int = 1) -> TileSet:
-    """The tiles of a slide that a model reads: the one rule, for training and serving.
+    """Find the tiles of a slide that a model reads: the one rule, for training and serving.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def find_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int = 
 
 
 def find_nested_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int) -> NestedTiles:
-    """`find_tiles`, and by the same mask the tiles of the HR grid, for training.
+    """Find the tiles of `find_tiles`, and by the same mask those of the HR grid, for training.
 
     Raises
     ------

@@ -19,8 +19,8 @@ from napari_lrmil.export.painting import (
     LEAST_CONTRIBUTION,
     Scale,
     attention_scale,
-    band,
     grid_values,
+    legend_strip,
     length_text,
     nice_length,
     overlay,
@@ -177,10 +177,10 @@ def test_nice_lengths(limit: float, wanted: float, text: str) -> None:
 
 
 def test_scale_bar_is_as_long_as_it_says() -> None:
-    strip = np.asarray(band(640, 2.0, None).convert("L"))
+    strip = np.asarray(legend_strip(640, 2.0, None).convert("L"))
     bar = strip[13]  # a row through it
     assert (bar < 50).sum() == 500 / 2.0  # 0.6 * 640 px * 2 µm/px = 768 µm: 500 µm
-    narrow = band(240, 1.0, None)
+    narrow = legend_strip(240, 1.0, None)
     assert narrow.width == 240
 
 

@@ -143,7 +143,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     background, controller, changes, now = fake_background(), controller_with(bundle()), [0], [0.0]
     presenter = WorklistPresenter(background, reviewer=lambda: "Ada", clock=lambda: now[0])
     presenter.changed.connect(lambda: changes.append(0))
-    controller.changed.connect(presenter.controller_changed)
+    controller.changed.connect(presenter.refresh)
     presenter.attach(controller)
     presenter.open_list(folder)
     assert presenter.panel().state is ListState.LISTING

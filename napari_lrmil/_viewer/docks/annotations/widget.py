@@ -30,7 +30,6 @@ from napari_lrmil._viewer.docks.annotations.panel import PAN, RGB, AnnotationRow
 from napari_lrmil._viewer.docks.annotations.presenter import AnnotationsPresenter
 from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.window import Change, Controller
 
 NAME, CLASS, EXTENT = range(3)
 """Columns of the list."""
@@ -81,15 +80,7 @@ class AnnotationsWidget(DockedWidget):
             self.presenter.camera_moved, timeout=_THROTTLE_MS, leading=False, parent=self
         )
         self._connect()
-        self.begin()
-
-    def attach(self, controller: Controller) -> None:
-        """Follow this controller."""
-        self.presenter.attach(controller)
-
-    def refresh(self, change: Change) -> None:
-        """Show what is so now."""
-        self.presenter.refresh(change)
+        self.begin(self.presenter)
 
     def read_edits_soon(self) -> None:
         """Take over what was drawn, once napari is done with it."""

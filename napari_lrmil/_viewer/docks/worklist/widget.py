@@ -29,12 +29,10 @@ from napari_lrmil._viewer.models import is_bundle
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.settings import read_settings
-from napari_lrmil._viewer.window import Change
 from napari_lrmil.memory import collect_only_new_objects, return_free_memory
 from napari_lrmil.worklist.listing import TABLE_SUFFIXES
 
 if TYPE_CHECKING:
-    from napari_lrmil._viewer.window import Controller
     from napari_lrmil.model.bundle import BundleInfo
 
 P = ParamSpec("P")
@@ -87,16 +85,8 @@ class WorklistWidget(DockedWidget):
         for key, action in actions.items():
             self.canvas.bind_key(key, action)
         self.ending.callback(_end, self.presenter)
-        self.begin()
+        self.begin(self.presenter)
         self.show_now()
-
-    def attach(self, controller: Controller) -> None:
-        """The main dock's controller."""
-        self.presenter.attach(controller)
-
-    def refresh(self, change: Change) -> None:
-        """Slide, model or result may be others now."""
-        self.presenter.controller_changed(change)
 
     def show_now(self) -> None:
         """Show the presenter's panel without waiting for the next tick."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_slides import shared_slide, write_slide
 from PIL import Image, ImageCms
 from qtpy.QtCore import QPoint, Qt
-from window_files import shared_slide, write_slide
 
 from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget

@@ -16,7 +16,7 @@ from made_predictions import make_prediction
 from napari_lrmil._viewer.docks.classify.kept_results import KeptResults
 from napari_lrmil._viewer.models import LoadedModel
 from napari_lrmil._viewer.settings import Settings
-from napari_lrmil._viewer.window import Controller
+from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.cache import ResultCache, result_key
 from napari_lrmil.model.bundle import ModelBundle, load_bundle
 from napari_lrmil.predict import SlidePrediction
@@ -166,6 +166,14 @@ def test_another_model_or_pixel_size_is_looked_up_anew(stage: Stage) -> None:
     run_all(stage.disk)
     assert stage.controller.result is not None
     assert stage.controller.result.bundle_sha256 == "b" * 64
+
+
+def test_a_heatmap_that_fades_asks_nothing(stage: Stage) -> None:
+    asked = stage.canvas.slides.call_count
+    stage.kept.refresh(Change.LOOK)
+    assert stage.canvas.slides.call_count == asked
+    stage.kept.refresh(Change.LOOK | Change.RESULT)
+    assert stage.canvas.slides.call_count > asked
 
 
 def test_a_damaged_slide_is_found_nothing_for(stage: Stage) -> None:
