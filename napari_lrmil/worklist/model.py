@@ -50,6 +50,8 @@ class WorklistItem:
         The predicted class and its probability; None without a result.
     unsure, ood : bool
         More than one class is left, and out of the training's distribution.
+    prediction_set : tuple of str, or None
+        The classes that are left; None without a result, or where the bundle states no level.
     verdict : 'agree', 'disagree', 'unsure' or None
     saved : Saved
         Whether verdict and note are on the disk.
@@ -71,6 +73,7 @@ class WorklistItem:
     probability: float | None = None
     unsure: bool = False
     ood: bool = False
+    prediction_set: tuple[str, ...] | None = None
     verdict: Verdict | None = None
     saved: Saved = Saved.YES
     note: str = ""
@@ -201,6 +204,7 @@ class Worklist:
             probability=result.probability,
             unsure=result.unsure,
             ood=result.out_of_distribution,
+            prediction_set=result.prediction_set,
             error="",
             fingerprint=result.fingerprint,
             bundle_sha256=result.bundle_sha256,
@@ -235,7 +239,14 @@ class Worklist:
         """Drop all results, as when another bundle is chosen; verdicts stay."""
         for item in list(self):
             bare = replace(
-                item, label=None, probability=None, unsure=False, ood=False, error="", bundle_sha256=None
+                item,
+                label=None,
+                probability=None,
+                unsure=False,
+                ood=False,
+                prediction_set=None,
+                error="",
+                bundle_sha256=None,
             )
             self._keep(_settled(bare))
 
@@ -314,6 +325,9 @@ class Worklist:
             bundle_sha256=item.bundle_sha256,
             fingerprint=item.fingerprint,
             reviewer=reviewer,
+            set_shown=item.prediction_set,
+            unsure_shown=None if item.label is None else item.unsure,
+            unlike_training_shown=None if item.label is None else item.ood,
         )
         self.reviews.add(review)
         return review

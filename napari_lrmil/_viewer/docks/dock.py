@@ -20,6 +20,7 @@ from qtpy.QtWidgets import (
 from napari_lrmil._viewer.napari_canvas import NapariCanvas
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.background import QtBackground
+from napari_lrmil._viewer.qt.wheel import WheelGuard
 from napari_lrmil._viewer.window import Change
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Dock(QWidget):
 
     def event(self, event: QEvent) -> bool:
         """End when the dock is closed: napari takes the widget out of it then, and drops it."""
+        if event.type() == QEvent.Type.Polish:  # once, before it is first shown, when all of it is there
+            WheelGuard(self)
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
             self.closing()
             self.ending.close()

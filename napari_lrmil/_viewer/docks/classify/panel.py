@@ -71,6 +71,7 @@ class ClassifyPanel:
     progress_text: str = ""
     hint: str = ""
     error: str = ""
+    earlier: str = ""
     result: ResultPanel | None = None
     evidence: EvidencePanel | None = None
     card_available: bool = False
@@ -103,9 +104,19 @@ def slide_facts(slide: Slide) -> str:
     return " · ".join(facts)
 
 
-def bundle_name(bundle_path: str) -> str:
-    """A model in the list."""
-    return DEMO_BUNDLE_NAME if bundle_path == DEMO_BUNDLE else Path(bundle_path).name
+def bundle_name(bundle_path: str, sha256: str) -> str:
+    """A model in the list: its name and the start of its hash, which is known once it was loaded."""
+    name = DEMO_BUNDLE_NAME if bundle_path == DEMO_BUNDLE else Path(bundle_path).name
+    return f"{name} ({sha256[:8]})" if sha256 else name
+
+
+def earlier_text(prediction: SlidePrediction) -> str:
+    """What another model said of the slide, which isn't what is shown."""
+    probability = float(prediction.class_probabilities.max())
+    words = [f"{prediction.label} {percent_text(probability)}"]
+    words += ["unsure"] if prediction.unsure else []
+    words += ["unlike the training slides"] if prediction.out_of_distribution else []
+    return f"Earlier, by {prediction.bundle_name} ({prediction.bundle_sha256[:8]}): {', '.join(words)}"
 
 
 def bundle_facts(info: BundleInfo) -> str:

@@ -160,8 +160,18 @@ class RunSection(Section):
         self.progress_text = parts.wrapped_label()
         self.hint = parts.wrapped_label(style=parts.HINT_STYLE)
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
+        self.earlier = parts.wrapped_label()
+        self.earlier.setToolTip("Another model's result is put away; choose that model to see it again")
         self.column.addSpacing(6)
-        for widget in (self.classify, self.cancel, self.bar, self.progress_text, self.hint, self.error):
+        for widget in (
+            self.classify,
+            self.cancel,
+            self.bar,
+            self.progress_text,
+            self.hint,
+            self.error,
+            self.earlier,
+        ):
             self.column.addWidget(widget)
         self.classify.clicked.connect(lambda: self.classify_clicked.emit())
         self.cancel.clicked.connect(lambda: self.cancel_clicked.emit())
@@ -180,6 +190,7 @@ class RunSection(Section):
         parts.show_text(self.progress_text, panel.progress_text)
         parts.show_text(self.hint, panel.hint)
         parts.show_text(self.error, panel.error)
+        parts.show_text(self.earlier, panel.earlier)
 
 
 class ResultSection(Section):

@@ -79,6 +79,8 @@ class WorklistPanel:
         The slide of the list that is open.
     judged : WorklistItem or None
         The same as item, which the verdict is about.
+    order_is_old : bool
+        Sorting again would move rows.
     """
 
     state: ListState = ListState.EMPTY
@@ -88,6 +90,7 @@ class WorklistPanel:
     judged: WorklistItem | None = None
     reviewed_text: str = ""
     order: Order = Order.UNSURE_FIRST
+    order_is_old: bool = False
     which: Show = Show.ALL
     text: str = ""
     hint: str = ""
@@ -173,7 +176,10 @@ def is_shown(item: WorklistItem, which: Show, text: str) -> bool:
 def cells(item: WorklistItem) -> tuple[str, str]:
     """The texts of a row: name, prediction and status in one cell, for a dock is narrow; verdict and note."""
     resting = item.status in (Status.DONE, Status.REVIEWED)  # which prediction and verdict say too
-    lines = (item.slide_id, prediction_text(item), (resting and _marks(item)) or _STATUS[item.status])
+    status = _STATUS[item.status]
+    if item.error:
+        status = f"{status}: {item.error}"
+    lines = (item.slide_id, prediction_text(item), (resting and _marks(item)) or status)
     verdict = (verdict_text(item), SAVED_TEXT[item.saved], item.note)
     return "\n".join(line for line in lines if line), "\n".join(line for line in verdict if line)
 
