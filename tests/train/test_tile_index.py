@@ -99,7 +99,7 @@ def test_skipping_survives_whatever_a_damaged_slide_raises(
     )
     assert [item.row.slide_id for item in found] == [rows[0].slide_id, rows[-1].slide_id]
     assert "Skipped 3 of 5 slides:" in text.getvalue()
-    assert "\n  deep: deep.zarr can't be read (" in text.getvalue()
+    assert "\n  deep: deep.zarr" in text.getvalue()
 
 
 def test_nothing_usable_is_an_error_even_when_skipping(rows: list[SlideRow]) -> None:
