@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil._viewer.canvas import magnification_of
-from napari_lrmil.heatmap import ATTENTION, channel_titles, channel_values, channels_of, tile_text, value_text
+from napari_lrmil.heatmap import (
+    ATTENTION,
+    channel_titles,
+    channel_values,
+    channels_of,
+    speaking_tiles,
+    tile_text,
+    value_text,
+)
 from napari_lrmil.slide.picture import close_up_mpp
 
 if TYPE_CHECKING:
@@ -52,7 +60,11 @@ class TilesPanel:
 def tiles_panel(slide: Slide, result: SlidePrediction, channel: str, k: int) -> TilesPanel:
     """The k tiles of highest and of lowest value in a channel of the result."""
     values = channel_values(result, channel)
+    attention = channel == ATTENTION
     top, bottom = ranked_tiles(values, k)
+    if not attention:
+        speaking = set(speaking_tiles(result, channel))
+        top = [n for n in top if n in speaking]
 
     def entries(numbers: list[int]) -> tuple[TileEntry, ...]:
         return tuple(
@@ -64,12 +76,12 @@ def tiles_panel(slide: Slide, result: SlidePrediction, channel: str, k: int) -> 
             for n in numbers
         )
 
-    attention = channel == ATTENTION
+    most_for = f"Most for {channel}" if top else f"No tile speaks for {channel}"
     return TilesPanel(
         channels=channel_titles(result),
         channel_index=channels_of(result).index(channel),
         k=k,
-        top_title="Most attention" if attention else f"Most for {channel}",
+        top_title="Most attention" if attention else most_for,
         top=entries(top),
         bottom_title="Least attention" if attention else f"Least for {channel}, or against it",
         bottom=entries(bottom),
