@@ -41,7 +41,9 @@ class Method:
     name : str
         In tables and plots.
     embedding : Embedding, optional
-        None for baselines that take numbers of the whole slide.
+        None for baselines that take numbers of the whole slide instead.
+    slide_features : tuple of str
+        These numbers, by their names in `ShortcutFeatures`.
     head : {"abmil", "logistic"}
     losses : tuple of str
         Of the head.
@@ -57,6 +59,7 @@ class Method:
     embedding: Embedding | None
     head: Literal["abmil", "logistic"]
     losses: tuple[str, ...]
+    slide_features: tuple[str, ...] = ()
     bar: str = ""
     is_shortcut: bool = False
     long_name: str = ""
@@ -89,6 +92,7 @@ METHODS = (
         None,
         "logistic",
         CROSS_ENTROPY,
+        slide_features=("tissue_fraction", "tissue_mm2"),
         is_shortcut=True,
         long_name="shortcut: tissue fraction",
     ),
@@ -98,6 +102,7 @@ METHODS = (
         None,
         "logistic",
         CROSS_ENTROPY,
+        slide_features=("rgb_mean", "rgb_std"),
         is_shortcut=True,
         long_name="shortcut: mean and std of RGB",
     ),

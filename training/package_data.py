@@ -15,11 +15,12 @@ import numpy as np
 from napari_lrmil.atomic import replacing_folder
 from training.cohort import CohortConfig, generate_slide
 from training.cohort.writer import write_slide
+from training.run.layout import RunDir
 
 SAMPLE_SEED = 4242
 SAMPLE_SIZE_PX = (2048, 1536)
 TARGET = Path(__file__).resolve().parents[1] / "napari_lrmil" / "demo"
-BUNDLE = Path("demo/run/fold0/bundle")
+BUNDLE = RunDir(Path("demo/run")).fold(0).bundle
 
 
 def main() -> None:

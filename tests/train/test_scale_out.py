@@ -87,7 +87,7 @@ def test_a_dead_worker_loses_nothing_and_nothing_is_done_twice(
         client.run(stop_at_the_second_slide, str(mark), workers=[address])
 
         def kill_one() -> None:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while not mark.exists():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

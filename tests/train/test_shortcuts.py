@@ -13,6 +13,7 @@ from napari_lrmil.slide import Slide
 from training.cohort.writer import write_slide
 from training.data.table import SlideRow, read_table
 from training.data.tile_index import SlideTiles, TileGeometry, index_slides
+from training.methods import BY_KEY
 from training.metrics import auc
 from training.progress import Reporter
 from training.stages.shortcuts import STRENGTHS, ShortcutFeatures, shortcut_predictions, slide_shortcuts
@@ -90,8 +91,8 @@ def test_only_the_low_level_is_read(cohort: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_each_baseline_sees_its_own_features() -> None:
     features = ShortcutFeatures(0.4, 12.0, np.asarray([1.0, 2, 3]), np.asarray([4.0, 5, 6]))
-    np.testing.assert_array_equal(features.vector("tissue_fraction"), [0.4, 12])
-    np.testing.assert_array_equal(features.vector("rgb"), [1, 2, 3, 4, 5, 6])
+    np.testing.assert_array_equal(features.vector(BY_KEY["tissue_fraction"].slide_features), [0.4, 12])
+    np.testing.assert_array_equal(features.vector(BY_KEY["rgb"].slide_features), [1, 2, 3, 4, 5, 6])
 
 
 # --- regression -------------------------------------------------------------------------------------------------------

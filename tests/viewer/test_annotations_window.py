@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dock_tests import canvas_point, canvas_widget, delete_what_is_due, drag_to, open_slide
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QMessageBox
+from real_windows import canvas_point, canvas_widget, delete_what_is_due, drag_to, open_slide
 
 from napari_lrmil._viewer.docks.annotations import store
 from napari_lrmil._viewer.docks.annotations import widget as module

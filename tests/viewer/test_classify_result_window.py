@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dock_tests import assert_controls_say_what_they_do, canvas_widget
+from made_slides import write_slide
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QImage
-from qtpy.QtWidgets import QComboBox, QWidget
-from window_files import write_slide
+from qtpy.QtWidgets import QWidget
+from real_windows import assert_controls_say_what_they_do, canvas_widget, choose_by_keys
 
 from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.docks.classify.evidence import NO_TILE
@@ -28,31 +28,9 @@ pytestmark = pytest.mark.usefixtures("alone")
 LEFT = Qt.MouseButton.LeftButton
 
 
-@pytest.fixture
-def viewer(viewer: Any) -> Any:
-    viewer.window.resize(1300, 1000)
-    return viewer
-
-
-@pytest.fixture
-def widget(viewer: Any, small_slide: Path, bundle_dir: Path) -> ClassifyWidget:
-    """The dock with a result."""
-    open_slide_with_result(viewer, small_slide, bundle_dir)
-    return dock_widget(viewer)
-
-
 def heatmap(viewer: Any) -> Any:
     (layer,) = [layer for layer in viewer.layers if HEATMAP_KEY in layer.metadata]
     return layer
-
-
-def choose(qtbot: Any, combo: QComboBox, index: int) -> None:
-    """As by keys: up to the first, down to the one wanted."""
-    combo.setFocus()
-    qtbot.keyClick(combo, Qt.Key.Key_Home)
-    for _ in range(index):
-        qtbot.keyClick(combo, Qt.Key.Key_Down)
-    assert combo.currentIndex() == index
 
 
 def bundle_with_trust(source: Path, target: Path, *, quantile: float | None, threshold: float) -> Path:
@@ -99,15 +77,15 @@ def test_a_familiar_slide_gets_its_set_and_no_warning(
     assert "warning above 1e+09" in section.distance.text()
 
 
-def test_without_trust_the_dock_says_that_there_is_none(widget: ClassifyWidget) -> None:
-    assert "states none" in widget.result_section.set.text()
-    assert widget.result_section.label.text() in ("benign", "lesion")
-    assert not widget.result_section.strange.isVisible()
+def test_without_trust_the_dock_says_that_there_is_none(main_dock: ClassifyWidget) -> None:
+    assert "states none" in main_dock.result_section.set.text()
+    assert main_dock.result_section.label.text() in ("benign", "lesion")
+    assert not main_dock.result_section.strange.isVisible()
 
 
-def test_the_card_opens_beside_the_slide(widget: ClassifyWidget, qtbot: Any) -> None:
-    qtbot.mouseClick(widget.model_section.card, LEFT)
-    dialog = widget.findChild(CardDialog)
+def test_the_card_opens_beside_the_slide(main_dock: ClassifyWidget, qtbot: Any) -> None:
+    qtbot.mouseClick(main_dock.model_section.card, LEFT)
+    dialog = main_dock.findChild(CardDialog)
     assert dialog is not None
     assert not dialog.isModal()
     text = dialog.text.toPlainText()
@@ -115,14 +93,14 @@ def test_the_card_opens_beside_the_slide(widget: ClassifyWidget, qtbot: Any) -> 
     assert "library_name" not in text
     assert "How far to trust a result" in text
     qtbot.keyClick(dialog, Qt.Key.Key_Escape)
-    qtbot.waitUntil(lambda: widget.findChild(CardDialog) is None, timeout=5_000)
+    qtbot.waitUntil(lambda: main_dock.findChild(CardDialog) is None, timeout=5_000)
 
 
 # --- evidence
 
 
-def test_the_heatmap_shows_what_is_chosen(viewer: Any, widget: ClassifyWidget, qtbot: Any) -> None:
-    section, result = widget.evidence_section, widget.controller.result
+def test_the_heatmap_shows_what_is_chosen(viewer: Any, main_dock: ClassifyWidget, qtbot: Any) -> None:
+    section, result = main_dock.evidence_section, main_dock.controller.result
     assert result is not None
     layer, tiles = heatmap(viewer), result.tiles
     read = (tiles.rows, tiles.cols)
@@ -131,7 +109,7 @@ def test_the_heatmap_shows_what_is_chosen(viewer: Any, widget: ClassifyWidget, q
         "Contribution to benign",
         "Contribution to lesion",
     ]
-    choose(qtbot, section.channel, 2)
+    choose_by_keys(qtbot, section.channel, 2)
     assert heatmap(viewer) is layer
     np.testing.assert_allclose(layer.data[read], result.class_contributions[:, 1] * 100, rtol=1e-5)
     assert layer.contrast_limits[0] == -layer.contrast_limits[1]
@@ -140,11 +118,11 @@ def test_the_heatmap_shows_what_is_chosen(viewer: Any, widget: ClassifyWidget, q
     assert section.bar.accessibleName().endswith("percentage points of p(lesion)")
     assert layer.name == "small contribution to lesion"
 
-    choose(qtbot, section.scaling, 1)
+    choose_by_keys(qtbot, section.scaling, 1)
     assert layer.contrast_limits == [-100, 100]
     assert "rank" in section.legend.text()
 
-    choose(qtbot, section.channel, 0)
+    choose_by_keys(qtbot, section.channel, 0)
     assert layer.contrast_limits == [0, 100]
     section.threshold.setFocus()
     qtbot.keyClick(section.threshold, Qt.Key.Key_End)
@@ -153,26 +131,26 @@ def test_the_heatmap_shows_what_is_chosen(viewer: Any, widget: ClassifyWidget, q
     qtbot.keyClick(section.threshold, Qt.Key.Key_Home)
     assert np.isfinite(layer.data).sum() == len(tiles)
 
-    choose(qtbot, section.colormap, 2)
+    choose_by_keys(qtbot, section.colormap, 2)
     assert "magma" in layer.colormap.name
-    choose(qtbot, section.scaling, 0)
+    choose_by_keys(qtbot, section.scaling, 0)
     assert layer.contrast_limits[0] == 1.0
 
 
 def test_another_classification_keeps_the_look(
-    viewer: Any, widget: ClassifyWidget, qtbot: Any, tmp_path: Path, bundle_dir: Path
+    viewer: Any, main_dock: ClassifyWidget, qtbot: Any, tmp_path: Path, bundle_dir: Path
 ) -> None:
-    choose(qtbot, widget.evidence_section.channel, 1)
+    choose_by_keys(qtbot, main_dock.evidence_section.channel, 1)
     other = write_slide(tmp_path / "other.tiff", size_xy=(2304, 1920))
     open_slide_with_result(viewer, other, bundle_dir)
-    assert widget.evidence_section.channel.currentIndex() == 1
+    assert main_dock.evidence_section.channel.currentIndex() == 1
     names = {layer.name for layer in viewer.layers if HEATMAP_KEY in layer.metadata}
     assert names == {"small contribution to benign", "other contribution to benign"}
 
 
-def test_the_mouse_reads_a_tiles_values(viewer: Any, widget: ClassifyWidget, qtbot: Any) -> None:
+def test_the_mouse_reads_a_tiles_values(viewer: Any, main_dock: ClassifyWidget, qtbot: Any) -> None:
     """A move over the canvas itself, through Qt and napari."""
-    result = widget.controller.result
+    result = main_dock.controller.result
     assert result is not None
     n = len(result.tiles) // 2
     layer = heatmap(viewer)
@@ -182,14 +160,14 @@ def test_the_mouse_reads_a_tiles_values(viewer: Any, widget: ClassifyWidget, qtb
     centre = QPoint(canvas.width() // 2, canvas.height() // 2)
     move(qtbot, canvas, centre + QPoint(3, 3))
     move(qtbot, canvas, centre)
-    text = widget.evidence_section.hover.text()
+    text = main_dock.evidence_section.hover.text()
     assert f"row {result.tiles.rows[n]}, column {result.tiles.cols[n]}" in text
     assert f"attention {result.attention_scores[n] * len(result.tiles):.2f}×" in text
     assert "lesion" in text
     viewer.scene.camera.center = (-1e5, -1e5)
     qtbot.wait(100)
     move(qtbot, canvas, centre + QPoint(2, 2))
-    assert widget.evidence_section.hover.text() == NO_TILE
+    assert main_dock.evidence_section.hover.text() == NO_TILE
 
 
 def move(qtbot: Any, canvas: QWidget, at: QPoint) -> None:
@@ -210,8 +188,8 @@ def move(qtbot: Any, canvas: QWidget, at: QPoint) -> None:
     qtbot.wait(20)
 
 
-def test_the_figures_are_drawn(widget: ClassifyWidget, qtbot: Any) -> None:
-    section = widget.evidence_section
+def test_the_figures_are_drawn(main_dock: ClassifyWidget, qtbot: Any) -> None:
+    section = main_dock.evidence_section
     for figure in (section.curve, section.bar):
         image = figure.grab().toImage().convertToFormat(QImage.Format.Format_RGB32)
         colours = {image.pixel(x, y) for x in range(0, image.width(), 2) for y in range(0, image.height(), 2)}
@@ -221,5 +199,5 @@ def test_the_figures_are_drawn(widget: ClassifyWidget, qtbot: Any) -> None:
     assert "Area gained over random" in section.curve_text.text()
 
 
-def test_every_control_can_be_reached_and_says_what_it_does(widget: ClassifyWidget) -> None:
-    assert_controls_say_what_they_do(widget.result_section, widget.evidence_section)
+def test_every_control_can_be_reached_and_says_what_it_does(main_dock: ClassifyWidget) -> None:
+    assert_controls_say_what_they_do(main_dock.result_section, main_dock.evidence_section)

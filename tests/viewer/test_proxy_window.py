@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dock_tests import open_slide
 from qtpy.QtCore import Qt
+from real_windows import open_slide
 
 from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
 from napari_lrmil._viewer.session import dock_widget

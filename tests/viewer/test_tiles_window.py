@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dock_tests import assert_controls_say_what_they_do, canvas_widget
-from qtpy.QtCore import Qt, QThreadPool
+from made_slides import write_slide
+from qtpy.QtCore import Qt
 from qtpy.QtGui import QImage
-from qtpy.QtWidgets import QComboBox, QListWidget
-from window_files import write_slide
+from qtpy.QtWidgets import QListWidget
+from real_windows import assert_controls_say_what_they_do, canvas_widget, choose_by_keys
 
-from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.tiles import presenter as module
 from napari_lrmil._viewer.docks.tiles.panel import CLOSE_UP_MAX_PX
 from napari_lrmil._viewer.docks.tiles.widget import TilesWidget
 from napari_lrmil._viewer.layers import TILE_MARK_KEY
-from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.qt.background import thread_pool
 from napari_lrmil.slide.picture import close_up
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -31,20 +30,7 @@ TILES = "LRMIL: tiles"
 
 
 @pytest.fixture
-def viewer(viewer: Any) -> Any:
-    viewer.window.resize(1300, 1000)
-    return viewer
-
-
-@pytest.fixture
-def widget(viewer: Any, small_slide: Path, bundle_dir: Path) -> ClassifyWidget:
-    """The main dock with a result."""
-    open_slide_with_result(viewer, small_slide, bundle_dir)
-    return dock_widget(viewer)
-
-
-@pytest.fixture
-def dock(viewer: Any, widget: ClassifyWidget, qtbot: Any) -> TilesWidget:
+def dock(viewer: Any, main_dock: ClassifyWidget, qtbot: Any) -> TilesWidget:
     """The tiles dock with all its images."""
     _, made = viewer.window.add_plugin_dock_widget("napari-lrmil", TILES)
     assert isinstance(made, TilesWidget)
@@ -58,15 +44,6 @@ def wait_for_images(qtbot: Any, dock: TilesWidget) -> None:
 
 def marks(viewer: Any) -> list[Any]:
     return [layer for layer in viewer.layers if TILE_MARK_KEY in layer.metadata]
-
-
-def choose(qtbot: Any, combo: QComboBox, index: int) -> None:
-    """As by keys: up to the first, down to the one wanted."""
-    combo.setFocus()
-    qtbot.keyClick(combo, Qt.Key.Key_Home)
-    for _ in range(index):
-        qtbot.keyClick(combo, Qt.Key.Key_Down)
-    assert combo.currentIndex() == index
 
 
 def icon_pixels(dock: TilesWidget, n: int) -> np.ndarray:
@@ -86,8 +63,8 @@ def numbers(tiles: QListWidget) -> list[int]:
     return [tiles.item(row).data(Qt.ItemDataRole.UserRole) for row in range(tiles.count())]
 
 
-def test_images_are_the_tiles_at_higher_power(widget: ClassifyWidget, dock: TilesWidget) -> None:
-    result, slide = widget.controller.result, widget.controller.slide
+def test_images_are_the_tiles_at_higher_power(main_dock: ClassifyWidget, dock: TilesWidget) -> None:
+    result, slide = main_dock.controller.result, main_dock.controller.slide
     assert result is not None
     assert slide is not None
     points = result.class_contributions[:, result.class_names.index(result.label)] * 100
@@ -104,9 +81,9 @@ def test_images_are_the_tiles_at_higher_power(widget: ClassifyWidget, dock: Tile
 
 
 def test_a_click_goes_to_the_tile_and_marks_it(
-    viewer: Any, widget: ClassifyWidget, dock: TilesWidget, qtbot: Any
+    viewer: Any, main_dock: ClassifyWidget, dock: TilesWidget, qtbot: Any
 ) -> None:
-    result = widget.controller.result
+    result = main_dock.controller.result
     assert result is not None
     active = viewer.layers.selection.active
     item = dock.top.item(1)
@@ -125,7 +102,7 @@ def test_a_click_goes_to_the_tile_and_marks_it(
     np.testing.assert_allclose((box.min(0) + box.max(0)) / 2, centre_um)
     assert ((box.max(0) - box.min(0)) > side_um).all()  # around the tile, not over it
     assert viewer.layers.selection.active is active
-    assert widget.controller.result is result
+    assert main_dock.controller.result is result
 
 
 def test_keys_go_through_the_tiles(viewer: Any, dock: TilesWidget, qtbot: Any) -> None:
@@ -146,7 +123,7 @@ def test_keys_go_through_the_tiles(viewer: Any, dock: TilesWidget, qtbot: Any) -
 
 
 def test_kind_and_number_can_be_chosen(dock: TilesWidget, qtbot: Any) -> None:
-    choose(qtbot, dock.channel, 0)
+    choose_by_keys(qtbot, dock.channel, 0)
     assert dock.top_title.text() == "Most attention"
     assert dock.top.item(0).text().endswith("×")
     dock.k.setFocus()
@@ -161,18 +138,18 @@ def test_kind_and_number_can_be_chosen(dock: TilesWidget, qtbot: Any) -> None:
 
 
 def test_it_follows_the_slide(
-    viewer: Any, widget: ClassifyWidget, dock: TilesWidget, qtbot: Any, tmp_path: Path, bundle_dir: Path
+    viewer: Any, main_dock: ClassifyWidget, dock: TilesWidget, qtbot: Any, tmp_path: Path, bundle_dir: Path
 ) -> None:
     qtbot.keyClick(dock.top, Qt.Key.Key_Down)
     dock.top.setCurrentRow(0)
     qtbot.keyClick(dock.top, Qt.Key.Key_Return)
     assert marks(viewer)
     other = write_slide(tmp_path / "other.tiff", size_xy=(2304, 1920))
-    widget.controller.open_slide(other)
+    main_dock.controller.open_slide(other)
     assert dock.hint.isVisibleTo(dock)
     assert "Classify this slide" in dock.hint.text()
     assert not marks(viewer)
-    widget.controller.choose_slide(0)
+    main_dock.controller.choose_slide(0)
     wait_for_images(qtbot, dock)
     assert not dock.hint.isVisibleTo(dock)
     assert dock.top.count() == 6
@@ -194,19 +171,19 @@ def slowly(monkeypatch: pytest.MonkeyPatch, *, seconds: float) -> threading.Even
 
 
 def test_closing_while_images_are_read_ends_the_reading(
-    viewer: Any, widget: ClassifyWidget, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    viewer: Any, main_dock: ClassifyWidget, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading = slowly(monkeypatch, seconds=0.3)
     docked, _ = viewer.window.add_plugin_dock_widget("napari-lrmil", TILES)
     assert reading.wait(10)
     viewer.window.remove_dock_widget(docked)
-    qtbot.waitUntil(lambda: QThreadPool.globalInstance().activeThreadCount() == 0, timeout=10_000)
+    qtbot.waitUntil(lambda: thread_pool().activeThreadCount() == 0, timeout=10_000)
     assert not marks(viewer)
-    widget.controller.set_heatmap(visible=False)  # nobody listens any more who is gone
+    main_dock.controller.set_heatmap(visible=False)  # nobody listens any more who is gone
 
 
 def test_a_slide_closed_while_images_are_read_is_no_error(
-    viewer: Any, widget: ClassifyWidget, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    viewer: Any, main_dock: ClassifyWidget, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading = slowly(monkeypatch, seconds=0.1)
     _, made = viewer.window.add_plugin_dock_widget("napari-lrmil", TILES)

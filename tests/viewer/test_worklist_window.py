@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dock_tests import end_threads
+from made_slides import write_slide
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QApplication, QInputDialog, QLabel, QMessageBox
-from window_files import write_slide
+from real_windows import end_threads
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.worklist import WorklistWidget, worklist_dock

@@ -352,7 +352,9 @@ def evaluate_shortcut(context: Context, split: Split, steps: Steps, method: Meth
         features = {row.slide_id: shortcut_features(context, row) for row in split.labelled}
         folder.write_predictions(
             method.key,
-            predict_shortcut(method.key, features, split.train, split.val, split.test, context.class_names),
+            predict_shortcut(
+                method.slide_features, features, split.train, split.val, split.test, context.class_names
+            ),
         )
 
     once(context, steps.test_shortcut(split, method), ask, quiet=True)

@@ -138,7 +138,7 @@ class Steps:
     # --- training
 
     def teacher(self, split: Split) -> Step:
-        """Return the training of a fold's teacher head, which sees the embeddings and none of the layers that lie beside them."""
+        """Return the step that trains a fold's teacher head; it sees no layers beside the embeddings."""
         spec = self._context.hr_store().spec
         key = content_hash(
             sorted((name, value) for name, value in spec.items() if name != "layers"),
@@ -181,7 +181,7 @@ class Steps:
         )
 
     def stage1(self, plan: Stage1Plan) -> Step:
-        """Return a training of f'."""
+        """Return the step that trains f'."""
         config = self._context.config
         start = config.student.weights
         key = content_hash(
@@ -208,7 +208,7 @@ class Steps:
         return self._context.lr_store(content_hash(self._context.student_spec, weights))
 
     def head(self, split: Split, method: Method, store: EmbeddingStore) -> Step:
-        """Return the training of a student's head on some embeddings of a fold."""
+        """Return the step that trains a student's head on some embeddings of a fold."""
         config = self._context.config
         key = content_hash(
             store.root.name,
@@ -227,7 +227,7 @@ class Steps:
     # --- test slides
 
     def test(self, split: Split, method: Method, head: Step) -> Step:
-        """Return the asking of a head about a fold's test slides."""
+        """Return the step that asks a head about a fold's test slides."""
         patients = [row.patient_id for row in split.test]  # they stand in the table of predictions
         hr = method.embedding is not None and method.embedding.is_hr
         key = content_hash(head.key, self._labelled(split.test, hr=hr), patients)
@@ -236,7 +236,7 @@ class Steps:
         return Step(f"{folder.name}/test_{method.key}", key, makes)
 
     def test_shortcut(self, split: Split, method: Method) -> Step:
-        """Return the asking of a baseline without an encoder about a fold's test slides."""
+        """Return the step that asks a baseline without an encoder about a fold's test slides."""
         key = content_hash(
             method.key,
             self._context.geometry,
@@ -248,13 +248,13 @@ class Steps:
         return Step(f"{folder.name}/test_{method.key}", key, (folder.predictions(method.key),))
 
     def export(self, split: Split, test: Step) -> Step:
-        """Return the export of a fold's bundle, which names its config; `test` made its test predictions."""
+        """Return the step that exports a fold's bundle, which names its config; `test` made its test predictions."""
         folder = self._context.run_dir.fold(split.fold)
         key = content_hash(test.key, self._context.config)
         return Step(f"{folder.name}/export", key, folder.bundle_files)
 
     def results(self, pooled: dict[str, Predictions]) -> Step:
-        """Return the comparison of all methods; thousands of resamples, so that the same ones aren't taken twice."""
+        """Return the step that compares all methods: thousands of resamples, not to be taken twice."""
         config = self._context.config
         told = [
             (method, list(one.patients), one.labels.tolist(), one.probabilities.tolist())
@@ -265,7 +265,7 @@ class Steps:
         return Step("results", key, (self._context.run_dir.kept_results_json,))
 
     def report(self) -> Step:
-        """Return the writing of the report: of all that it shows, and of the code that draws it."""
+        """Return the step that writes the report, from all that it shows and the code that draws it."""
         run_dir = self._context.run_dir
         code = sorted(path for kind in ("py", "j2", "css") for path in _REPORT_CODE.rglob(f"*.{kind}"))
         shown = [*run_dir.reported_files(), self._context.config.data.slides, *code]

@@ -78,7 +78,7 @@ def predict_test(
 
 
 def predict_shortcut(
-    shortcut: str,
+    slide_features: tuple[str, ...],
     features: Mapping[str, ShortcutFeatures],
     train: Sequence[SlideRow],
     val: Sequence[SlideRow],
@@ -89,15 +89,16 @@ def predict_shortcut(
 
     Parameters
     ----------
-    shortcut : str
-        Key of the baseline.
+    slide_features : tuple of str
+        What the baseline takes of a slide: names of `ShortcutFeatures`.
     features : mapping
         Of all slides, by id.
     train, val, test : sequences of SlideRow
     class_names : tuple of str
     """
     vectors = [
-        np.stack([features[row.slide_id].vector(shortcut) for row in part]) for part in (train, val, test)
+        np.stack([features[row.slide_id].vector(slide_features) for row in part])
+        for part in (train, val, test)
     ]
     labels = [_labels(part, class_names) for part in (train, val)]
     probabilities = shortcut_predictions(

@@ -39,11 +39,9 @@ class ShortcutFeatures(NamedTuple):
     rgb_std: Array
     """(3,)"""
 
-    def vector(self, shortcut: str) -> Array:
-        """Return the features of one baseline by its key: (2,) for tissue_fraction, (6,) for rgb."""
-        if shortcut == "tissue_fraction":
-            return np.asarray([self.tissue_fraction, self.tissue_mm2], np.float64)
-        return np.concatenate([self.rgb_mean, self.rgb_std])
+    def vector(self, names: tuple[str, ...]) -> Array:
+        """Return some of them, by name, as one vector (F,): those of `Method.slide_features` for a baseline."""
+        return np.concatenate([np.atleast_1d(getattr(self, name)) for name in names]).astype(np.float64)
 
     def as_json(self) -> dict[str, Json]:
         """Return the numbers as they are kept."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import (
@@ -35,14 +35,15 @@ class Dock(QWidget):
 
     Parameters
     ----------
-    viewer : napari.Viewer
+    napari_viewer : napari.Viewer
+        The name of the parameter is how napari knows to pass it, to subclasses too.
     """
 
-    def __init__(self, viewer: Any) -> None:
+    def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
-        self.viewer = viewer
+        self.viewer = napari_viewer
         self.background = QtBackground()
-        self.canvas = NapariCanvas(viewer)
+        self.canvas = NapariCanvas(napari_viewer)
         self.ending = ExitStack()
         self.ending.callback(self.canvas.close)
         outer = QVBoxLayout(self)
@@ -79,33 +80,34 @@ class Dock(QWidget):
         return scroll
 
 
+class Presenter(Protocol):
+    """What happens in a dock that follows the main dock's controller."""
+
+    def attach(self, controller: Controller) -> None:
+        """Follow this controller from now on; it may be another one than before."""
+        ...
+
+    def refresh(self, change: Change) -> None:
+        """Something of the controller has changed; after `attach`, all of it."""
+        ...
+
+
 class DockedWidget(Dock):
-    """A dock that follows the main dock's controller.
+    """A dock whose presenter follows the main dock's controller.
 
-    A subclass calls `begin` last, and implements `attach` and `refresh`.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
+    A subclass calls `begin` last.
     """
 
-    def __init__(self, viewer: Any) -> None:
-        super().__init__(viewer)
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__(napari_viewer)
         self.controller: Controller | None = None
         self.setMinimumSize(_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX)
         # Otherwise napari puts a stretch under it, which takes half the dock's height.
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
 
-    def attach(self, controller: Controller) -> None:
-        """Take what is needed from the controller; it may be another one than before."""
-        raise NotImplementedError
-
-    def refresh(self, change: Change) -> None:
-        """Something of the controller has changed; the first time, all of it."""
-        raise NotImplementedError
-
-    def begin(self) -> None:
-        """Follow the controller, and tidy up at the end whichever way it comes."""
+    def begin(self, presenter: Presenter) -> None:
+        """Have the presenter follow the controller, and tidy up at the end whichever way it comes."""
+        self._presenter = presenter
         self.ending.callback(self.background.shutdown)
         self.ending.callback(self._unfollow)
         self.link()
@@ -117,14 +119,14 @@ class DockedWidget(Dock):
         main = dock_widget(self.viewer)
         main.destroyed.connect(self._lost)
         self.controller = main.controller
-        main.controller.changed.connect(self.refresh)
+        main.controller.changed.connect(self._presenter.refresh)
         self._pages.setCurrentIndex(0)
-        self.attach(main.controller)
-        self.refresh(Change.ALL)
+        self._presenter.attach(main.controller)
+        self._presenter.refresh(Change.ALL)
 
     def _unfollow(self) -> None:
         if self.controller is not None:
-            self.controller.changed.disconnect(self.refresh, missing_ok=True)
+            self.controller.changed.disconnect(self._presenter.refresh, missing_ok=True)
 
     def _lost(self, *_: object) -> None:
         self.controller = None

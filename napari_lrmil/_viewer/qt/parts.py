@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
 from qtpy.QtCore import Qt
+from qtpy.QtGui import QImage
 from qtpy.QtWidgets import (
     QComboBox,
     QGridLayout,
@@ -116,6 +119,13 @@ def clear_layout(layout: QLayout) -> None:
         widget = item.widget()
         widget.hide()  # and stays its parent's child: without one it could outlive the window
         widget.deleteLater()
+
+
+def to_image(pixels: NDArray[np.uint8]) -> QImage:
+    """An image with pixels of its own, from (height, width, 3) RGB or (height, width, 4) RGBA."""
+    height, width, channels = pixels.shape
+    kind = QImage.Format.Format_RGBA8888 if channels == 4 else QImage.Format.Format_RGB888
+    return QImage(pixels.tobytes(), width, height, channels * width, kind).copy()
 
 
 class ClassBars(QWidget):

@@ -30,7 +30,6 @@ from napari_lrmil._viewer.docks.annotations.panel import PAN, RGB, AnnotationRow
 from napari_lrmil._viewer.docks.annotations.presenter import AnnotationsPresenter
 from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.window import Change, Controller
 
 NAME, CLASS, EXTENT = range(3)
 """Columns of the list."""
@@ -50,13 +49,7 @@ _TOOLS = (
 
 
 class AnnotationsWidget(DockedWidget):
-    """Draw, name and class annotations; they save themselves beside the slide.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Draw, name and class annotations; they save themselves beside the slide."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
@@ -81,15 +74,7 @@ class AnnotationsWidget(DockedWidget):
             self.presenter.camera_moved, timeout=_THROTTLE_MS, leading=False, parent=self
         )
         self._connect()
-        self.begin()
-
-    def attach(self, controller: Controller) -> None:
-        """Follow this controller."""
-        self.presenter.attach(controller)
-
-    def refresh(self, change: Change) -> None:
-        """Show what is so now."""
-        self.presenter.refresh(change)
+        self.begin(self.presenter)
 
     def read_edits_soon(self) -> None:
         """Take over what was drawn, once napari is done with it."""

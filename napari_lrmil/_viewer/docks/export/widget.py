@@ -15,17 +15,10 @@ from napari_lrmil._viewer.docks.export.formats import FORMATS, Format, Options
 from napari_lrmil._viewer.docks.export.panel import ExportPanel
 from napari_lrmil._viewer.docks.export.presenter import ExportPresenter
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.window import Change, Controller
 
 
 class ExportWidget(DockedWidget):
-    """Reports, pictures, numbers and tables of the current slide.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Reports, pictures, numbers and tables of the current slide."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
@@ -44,15 +37,7 @@ class ExportWidget(DockedWidget):
         self.presenter = ExportPresenter(self, self.background)
         self._lay_out()
         self._connect()
-        self.begin()
-
-    def attach(self, controller: Controller) -> None:
-        """Follow this controller."""
-        self.presenter.attach(controller)
-
-    def refresh(self, change: Change) -> None:
-        """Show what is so now."""
-        self.presenter.refresh(change)
+        self.begin(self.presenter)
 
     def show_panel(self, panel: ExportPanel) -> None:
         """Show a panel."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QPointF, QRectF, QSize, Qt, Signal
-from qtpy.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
+from qtpy.QtGui import QColor, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen, QResizeEvent
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
 from napari_lrmil._viewer.canvas import Area, DrawnHeatmap
 from napari_lrmil._viewer.docks.overview.field import Fit
+from napari_lrmil._viewer.qt.parts import to_image
 
 _FIELD_PEN, _FIELD_HALO = QColor("#0072B2"), QColor("white")
 _LEAST_FIELD_PX = 8.0
@@ -48,10 +47,10 @@ class OverviewMap(QWidget):
             "arrows move, + and - magnify, Home shows the whole slide."
         )
 
-    def show_picture(self, pixels: NDArray[Any] | None, area: Area | None) -> None:
+    def show_picture(self, pixels: NDArray[np.uint8] | None, area: Area | None) -> None:
         """Show the slide, or nothing yet."""
         self._area = area
-        self._picture = None if pixels is None else to_image(pixels, QImage.Format.Format_RGB888)
+        self._picture = None if pixels is None else to_image(pixels)
         self._fit_height()
         self.update()
 
@@ -59,7 +58,7 @@ class OverviewMap(QWidget):
         """Show a heatmap over it."""
         self._heat = None
         if heatmap is not None:
-            self._heat = (to_image(heatmap.rgba, QImage.Format.Format_RGBA8888), heatmap.area)
+            self._heat = (to_image(heatmap.rgba), heatmap.area)
         self.update()
 
     def show_field(self, field: Area | None) -> None:
@@ -80,7 +79,7 @@ class OverviewMap(QWidget):
         """As wide as the dock, as high as the slide's shape asks for."""
         return QSize(280, 220)
 
-    def resizeEvent(self, event: Any) -> None:
+    def resizeEvent(self, event: QResizeEvent) -> None:
         """Keep the slide's proportions, so that no room is wasted."""
         super().resizeEvent(event)
         self._fit_height()
@@ -155,10 +154,3 @@ class OverviewMap(QWidget):
         for pen in (QPen(_FIELD_HALO, 4), QPen(_FIELD_PEN, 2)):
             painter.setPen(pen)
             painter.drawRect(box)
-
-
-def to_image(pixels: NDArray[Any], kind: QImage.Format) -> QImage:
-    """An image with pixels of its own."""
-    pixels = np.ascontiguousarray(pixels, np.uint8)
-    height, width, channels = pixels.shape
-    return QImage(pixels.tobytes(), width, height, channels * width, kind).copy()

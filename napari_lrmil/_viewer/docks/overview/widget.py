@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from qtpy.QtCore import Qt
-from qtpy.QtGui import QImage, QPixmap
+from qtpy.QtGui import QPixmap
 from qtpy.QtWidgets import (
     QCheckBox,
     QDialog,
@@ -23,24 +23,17 @@ from superqt.utils import QSignalThrottler
 from napari_lrmil._viewer.canvas import UM_PER_PX_AT_1X, Area, DrawnHeatmap
 from napari_lrmil._viewer.docks.dock import DockedWidget
 from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS
-from napari_lrmil._viewer.docks.overview.overview_map import OverviewMap, to_image
+from napari_lrmil._viewer.docks.overview.overview_map import OverviewMap
 from napari_lrmil._viewer.docks.overview.panel import MASKED_NOTE, OverviewPanel
 from napari_lrmil._viewer.docks.overview.presenter import OverviewPresenter, Pixels
 from napari_lrmil._viewer.qt import parts
-from napari_lrmil._viewer.window import Change, Controller
 
 _THROTTLE_MS = 33
 _ASSOCIATED_MAX_PX = 700
 
 
 class OverviewWidget(DockedWidget):
-    """Where one is on the slide, and how much is magnified.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Where one is on the slide, and how much is magnified."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
@@ -56,17 +49,9 @@ class OverviewWidget(DockedWidget):
         self.presenter = OverviewPresenter(self, self.canvas, self.background)
         self._lay_out()
         self._connect()
-        self.begin()
+        self.begin(self.presenter)
 
     # ---- the presenter's view
-
-    def attach(self, controller: Controller) -> None:
-        """Follow this controller."""
-        self.presenter.attach(controller)
-
-    def refresh(self, change: Change) -> None:
-        """Show what is so now."""
-        self.presenter.refresh(change)
 
     def show_panel(self, panel: OverviewPanel) -> None:
         """Show words and switches."""
@@ -113,7 +98,7 @@ class OverviewWidget(DockedWidget):
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.setWindowTitle(f"{name} – can show the patient's identity")
         picture = QLabel()
-        image = QPixmap.fromImage(to_image(pixels, QImage.Format.Format_RGB888))
+        image = QPixmap.fromImage(parts.to_image(pixels))
         if max(image.width(), image.height()) > _ASSOCIATED_MAX_PX:
             image = image.scaled(
                 _ASSOCIATED_MAX_PX,

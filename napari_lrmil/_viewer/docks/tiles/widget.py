@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from qtpy.QtCore import QSize, Qt, Signal
-from qtpy.QtGui import QColor, QIcon, QImage, QKeyEvent, QPixmap, QResizeEvent
+from qtpy.QtGui import QColor, QIcon, QKeyEvent, QPixmap, QResizeEvent
 from qtpy.QtWidgets import (
     QListView,
     QListWidget,
@@ -22,7 +22,6 @@ from napari_lrmil._viewer.docks.tiles.panel import MAX_K, TileEntry, TilesPanel
 from napari_lrmil._viewer.docks.tiles.presenter import Pixels, TilesPresenter
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.section import Section
-from napari_lrmil._viewer.window import Change, Controller
 
 NEXT_KEY, PREVIOUS_KEY = "Alt-Right", "Alt-Left"
 _LEAST_PX, _START_PX, _MOST_PX = 64, 112, 512
@@ -89,13 +88,7 @@ class TileList(QListWidget):
 
 
 class TilesWidget(DockedWidget):
-    """Tiles that count most and least for the result, at higher power.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Tiles that count most and least for the result, at higher power."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
@@ -125,15 +118,7 @@ class TilesWidget(DockedWidget):
         self._lay_out()
         self.setMinimumHeight(_LEAST_HEIGHT_PX)
         self._connect()
-        self.begin()
-
-    def attach(self, controller: Controller) -> None:
-        """Follow this controller from now on."""
-        self.presenter.attach(controller)
-
-    def refresh(self, change: Change) -> None:
-        """Slide or result may have changed."""
-        self.presenter.refresh(change)
+        self.begin(self.presenter)
 
     def show_panel(self, panel: TilesPanel) -> None:
         """Show tiles, or what to do to get some."""
@@ -152,9 +137,7 @@ class TilesWidget(DockedWidget):
 
     def show_image(self, n: int, pixels: Pixels) -> None:
         """Show a tile's image."""
-        height, width, _ = pixels.shape
-        image = QImage(pixels.tobytes(), width, height, 3 * width, QImage.Format.Format_RGB888)
-        pixmap = QPixmap.fromImage(image)
+        pixmap = QPixmap.fromImage(parts.to_image(pixels))
         icon = QIcon(pixmap)
         icon.addPixmap(pixmap, QIcon.Mode.Selected)  # the chosen tile keeps its stain: Qt would tint it
         for tiles in (self.top, self.bottom):

@@ -81,7 +81,7 @@ class WorklistPresenter:
     def attach(self, controller: Controller) -> None:
         """Work with this controller from now on."""
         self._controller = controller
-        self.controller_changed()
+        self.refresh()
 
     @property
     def worklist(self) -> Worklist | None:
@@ -284,7 +284,7 @@ class WorklistPresenter:
             table_file=self._table_file.panel(worklist),
         )
 
-    def controller_changed(self, change: Change = Change.ALL) -> None:
+    def refresh(self, change: Change = Change.ALL) -> None:
         """Slide, model or result may be others now."""
         controller = self._controller
         if controller is None or not change & CONCERNS:
@@ -315,7 +315,7 @@ class WorklistPresenter:
         self._rows.show_list(worklist)
         self._shown_results.clear()
         self._look_up()
-        self.controller_changed()
+        self.refresh()
 
     def _list_failed(self, path: Path, text: str) -> None:
         if self._opening == path:

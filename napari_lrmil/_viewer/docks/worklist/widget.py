@@ -29,12 +29,10 @@ from napari_lrmil._viewer.models import is_bundle
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.settings import read_settings
-from napari_lrmil._viewer.window import Change
 from napari_lrmil.memory import collect_only_new_objects, return_free_memory
 from napari_lrmil.worklist.listing import TABLE_SUFFIXES
 
 if TYPE_CHECKING:
-    from napari_lrmil._viewer.window import Controller
     from napari_lrmil.model.bundle import BundleInfo
 
 P = ParamSpec("P")
@@ -48,13 +46,7 @@ _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 330, 300
 
 
 class WorklistWidget(DockedWidget):
-    """A folder of slides to go through: what the model says of each, and what the reviewer says.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """A folder of slides to go through: what the model says of each, and what the reviewer says."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
@@ -87,16 +79,8 @@ class WorklistWidget(DockedWidget):
         for key, action in actions.items():
             self.canvas.bind_key(key, action)
         self.ending.callback(_end, self.presenter)
-        self.begin()
+        self.begin(self.presenter)
         self.show_now()
-
-    def attach(self, controller: Controller) -> None:
-        """The main dock's controller."""
-        self.presenter.attach(controller)
-
-    def refresh(self, change: Change) -> None:
-        """Slide, model or result may be others now."""
-        self.presenter.controller_changed(change)
 
     def show_now(self) -> None:
         """Show the presenter's panel without waiting for the next tick."""

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 from fakes import all_started, fake, fake_background, started
 from made_predictions import make_prediction
+from made_slides import write_slide
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
-from window_files import write_slide
 
 from napari_lrmil._viewer.docks.worklist import WorklistWidget, worklist_dock
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter

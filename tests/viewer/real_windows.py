@@ -69,6 +69,15 @@ def drag_to(widget: QWidget, at: QPoint) -> None:
     QApplication.sendEvent(widget, event)
 
 
+def choose_by_keys(qtbot: Any, combo: QComboBox, index: int) -> None:
+    """Up to the first entry, down to the one wanted."""
+    combo.setFocus()
+    qtbot.keyClick(combo, Qt.Key.Key_Home)
+    for _ in range(index):
+        qtbot.keyClick(combo, Qt.Key.Key_Down)
+    assert combo.currentIndex() == index
+
+
 def assert_controls_say_what_they_do(*parts: QWidget) -> None:
     """Each control of these widgets can be reached by Tab, and has a tool tip and a name."""
     kinds = (QAbstractButton, QComboBox, QAbstractSlider, QAbstractSpinBox, QListWidget)
