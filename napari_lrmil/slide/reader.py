@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.errors import SlideError, UnknownMppError
 from napari_lrmil.slide.backends import open_backend
-from napari_lrmil.slide.backends.base import file_key
+from napari_lrmil.slide.backends.base import decoder_errors, file_key
 from napari_lrmil.slide.colour import SRGBTransform
 from napari_lrmil.slide.files import fingerprint_of
 from napari_lrmil.slide.pixel_size import Evidence, PixelSize, check_given, decide
@@ -55,15 +55,16 @@ class Slide:
         self._closed = False
         self._icc = False
         self._to_srgb: SRGBTransform | None = None
-        self._backend = open_backend(self.path, backend)
+        with decoder_errors(self.path):
+            self._backend = open_backend(self.path, backend)
+            self._file_key = file_key(self.path)
         self._stated = decide(self._backend.evidence)
-        self._file_key = file_key(self.path)
         # A slide that is dropped unclosed, as pickled copies are, still gives its handle back.
         self._release = weakref.finalize(self, self._backend.close)
         try:
             self._probe()
             self.icc = icc
-        except SlideError:
+        except BaseException:
             self._release()
             raise
 
@@ -171,7 +172,11 @@ class Slide:
     @property
     def has_icc_profile(self) -> bool:
         """Whether the file carries a colour profile, so that `icc` makes a difference."""
-        return self._backend.icc_profile is not None
+        return self._icc_profile() is not None
+
+    def _icc_profile(self) -> bytes | None:
+        with decoder_errors(self.path):
+            return self._backend.icc_profile
 
     @property
     def icc(self) -> bool:
@@ -186,7 +191,7 @@ class Slide:
 
     @icc.setter
     def icc(self, wanted: bool) -> None:
-        profile = self._backend.icc_profile if wanted else None
+        profile = self._icc_profile() if wanted else None
         self._to_srgb = None if profile is None else SRGBTransform(profile)
         self._icc = wanted
 
@@ -227,12 +232,14 @@ class Slide:
 
     def fingerprint(self) -> str:
         """A hash that tells whether a path holds the same slide, whatever it is called."""
-        return fingerprint_of(self.files)
+        with decoder_errors(self.path):
+            return fingerprint_of(self.files)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold the slide's pixels, looked for when asked."""
-        return self._backend.files
+        with decoder_errors(self.path):
+            return self._backend.files
 
     def read_region(
         self,
@@ -263,7 +270,7 @@ class Slide:
         """
         with self._reading():
             pixels = self._backend.read_region(location_l0_xy, level, size_xy, keep_tiles=keep_tiles)
-        return pixels if self._to_srgb is None else self._to_srgb(pixels)
+            return pixels if self._to_srgb is None else self._to_srgb(pixels)
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
         """Pixels of a label, macro or thumbnail image. They can show who the patient is.
@@ -295,7 +302,8 @@ class Slide:
                 raise SlideError(f"{self.path.name} is closed")
             self._reads_under_way += 1
         try:
-            yield
+            with decoder_errors(self.path):
+                yield
         finally:
             with self._state:
                 self._reads_under_way -= 1
