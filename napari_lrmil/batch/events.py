@@ -90,7 +90,7 @@ def known_results(
         prediction = None
         if cache is not None:
             name = item.path.stem
-            prediction = cache.known_result(item.path, bundle_sha256, keys(item.mpp), slide_name=name)
+            prediction = cache.known_result(item.path, bundle_sha256, keys, mpp=item.mpp, slide_name=name)
         if prediction is None:
             others.append(item)
         else:
