@@ -49,7 +49,7 @@ def _load_bundle(path: str | Sequence[str]) -> list[tuple[None]]:
 
 
 def _open_worklist(path: str | Sequence[str]) -> list[tuple[None]]:
-    from napari_lrmil._viewer.docks.worklist import worklist_dock
+    from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
 
     worklist_dock(_viewer()).presenter.open_list(Path(str(path)))
     return NO_LAYERS

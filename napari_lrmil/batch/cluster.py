@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from napari_lrmil import __version__
 from napari_lrmil.batch.events import (
-    SLIDE_FAILURES,
     BatchEvent,
     BatchItem,
     Kind,
     known_results,
-    message_of,
     unique,
 )
 from napari_lrmil.cache import ResultCache, ResultKeys
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.errors import LRMILError, reason_of
 
 if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo, ModelBundle
@@ -164,7 +162,7 @@ def _event(
         # Both wait: a worker that dies now takes its answer with it, and another one gives it again.
         error = future.exception()
         if error is not None:
-            return BatchEvent(Kind.FAILED, item.path, error=f"the cluster gave it up ({message_of(error)})")
+            return BatchEvent(Kind.FAILED, item.path, error=f"the cluster gave it up ({reason_of(error)})")
         answer = Answer(*future.result())
     except CancelledError as lost:
         raise ClusterError("the cluster was lost. What is finished is kept: run the same again.") from lost
@@ -231,6 +229,6 @@ def _classify(job: Job) -> Answer:
                     return Answer(made.slide_fingerprint, made.mpp_xy, event.cached, event.note)
                 if event.kind is Kind.FAILED:
                     return Answer("", None, False, event.error)
-    except SLIDE_FAILURES as error:
-        return Answer("", None, False, message_of(error))
+    except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
+        return Answer("", None, False, reason_of(error))
     raise AssertionError("a batch ended without a word of its slide")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.errors import SlideChangedError, SlideError, UnknownMppError
 from napari_lrmil.slide.backends import open_backend
-from napari_lrmil.slide.backends.base import file_key
+from napari_lrmil.slide.backends.base import decoder_errors, file_key
 from napari_lrmil.slide.colour import SRGBTransform
 from napari_lrmil.slide.files import is_zarr
 from napari_lrmil.slide.identity import FileState, fingerprint_of, states_of
@@ -56,8 +56,9 @@ class Slide:
         self._icc = False
         self._to_srgb: SRGBTransform | None = None
         before = self._main_state()
-        self._backend = open_backend(self.path, backend)
-        self._file_key = file_key(self.path)
+        with decoder_errors(self.path):
+            self._backend = open_backend(self.path, backend)
+            self._file_key = file_key(self.path)
         # A slide that is dropped unclosed, as pickled copies are, still gives its handle back.
         self._release = weakref.finalize(self, self._backend.close)
         try:
@@ -67,7 +68,7 @@ class Slide:
                 raise self._changed()
             self._probe()
             self.icc = icc
-        except SlideError:
+        except BaseException:
             self._release()
             raise
 
@@ -148,7 +149,11 @@ class Slide:
     @property
     def has_icc_profile(self) -> bool:
         """Whether the file carries a colour profile, so that `icc` makes a difference."""
-        return self._backend.icc_profile is not None
+        return self._icc_profile() is not None
+
+    def _icc_profile(self) -> bytes | None:
+        with decoder_errors(self.path):
+            return self._backend.icc_profile
 
     @property
     def icc(self) -> bool:
@@ -163,7 +168,7 @@ class Slide:
 
     @icc.setter
     def icc(self, wanted: bool) -> None:
-        profile = self._backend.icc_profile if wanted else None
+        profile = self._icc_profile() if wanted else None
         self._to_srgb = None if profile is None else SRGBTransform(profile)
         self._icc = wanted
 
@@ -210,11 +215,9 @@ class Slide:
         SlideError
             Where they can't be read.
         """
-        try:
+        self.check_unchanged()
+        with decoder_errors(self.path):
             found = fingerprint_of(self._opened_files, chunks_in=self._zarr_folder)
-        except OSError as error:
-            self.check_unchanged()
-            raise SlideError(f"{self.path.name} can't be read ({error.strerror or error})") from error
         self.check_unchanged()
         return found
 
@@ -247,16 +250,12 @@ class Slide:
             return ()
 
     def _files_now(self) -> tuple[Path, ...]:
-        try:
+        with decoder_errors(self.path):
             return self._backend.files
-        except OSError as error:
-            raise SlideError(f"{self.path.name} can't be read ({error.strerror or error})") from error
 
     def _states_now(self) -> tuple[FileState, ...]:
-        try:
+        with decoder_errors(self.path):
             return states_of(self._opened_files, chunks_in=self._zarr_folder)
-        except OSError as error:
-            raise SlideError(f"{self.path.name} can't be read ({error.strerror or error})") from error
 
     @property
     def _zarr_folder(self) -> Path | None:
@@ -265,7 +264,8 @@ class Slide:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold the slide's pixels, looked for when asked."""
-        return self._backend.files
+        with decoder_errors(self.path):
+            return self._backend.files
 
     def read_region(
         self,
@@ -296,7 +296,7 @@ class Slide:
         """
         with self._reading():
             pixels = self._backend.read_region(location_l0_xy, level, size_xy, keep_tiles=keep_tiles)
-        return pixels if self._to_srgb is None else self._to_srgb(pixels)
+            return pixels if self._to_srgb is None else self._to_srgb(pixels)
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
         """Pixels of a label, macro or thumbnail image. They can show who the patient is.
@@ -328,7 +328,8 @@ class Slide:
                 raise SlideError(f"{self.path.name} is closed")
             self._reads_under_way += 1
         try:
-            yield
+            with decoder_errors(self.path):
+                yield
         finally:
             with self._state:
                 self._reads_under_way -= 1

@@ -23,8 +23,8 @@ from qtpy.QtWidgets import QApplication, QInputDialog, QLabel, QMessageBox
 from real_windows import end_threads
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
-from napari_lrmil._viewer.docks.worklist import WorklistWidget, worklist_dock
 from napari_lrmil._viewer.docks.worklist.panel import Show
+from napari_lrmil._viewer.docks.worklist.widget import WorklistWidget, worklist_dock
 from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
 from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import State
@@ -746,7 +746,7 @@ import napari
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
-from napari_lrmil._viewer.docks.worklist import worklist_dock
+from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
 
 folder = Path(sys.argv[1])
 viewer = napari.Viewer()

@@ -35,14 +35,15 @@ class Dock(QWidget):
 
     Parameters
     ----------
-    viewer : napari.Viewer
+    napari_viewer : napari.Viewer
+        The name of the parameter is how napari knows to pass it, to subclasses too.
     """
 
-    def __init__(self, viewer: Any) -> None:
+    def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
-        self.viewer = viewer
+        self.viewer = napari_viewer
         self.background = QtBackground()
-        self.canvas = NapariCanvas(viewer)
+        self.canvas = NapariCanvas(napari_viewer)
         self.ending = ExitStack()
         self.ending.callback(self.canvas.close)
         outer = QVBoxLayout(self)
@@ -95,14 +96,10 @@ class DockedWidget(Dock):
     """A dock whose presenter follows the main dock's controller.
 
     A subclass calls `begin` last.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
     """
 
-    def __init__(self, viewer: Any) -> None:
-        super().__init__(viewer)
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__(napari_viewer)
         self.controller: Controller | None = None
         self.setMinimumSize(_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX)
         # Otherwise napari puts a stretch under it, which takes half the dock's height.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import SlideError
+from napari_lrmil.errors import LRMILError, SlideError, reason_of
 
 
 class Backend(Protocol):
@@ -66,6 +67,20 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release the file."""
         ...
+
+
+@contextmanager
+def decoder_errors(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into SlideError, so that one bad file is the matter of that file alone.
+
+    All calls of a backend go through here: damaged files make decoders raise anything.
+    """
+    try:
+        yield
+    except LRMILError:
+        raise
+    except Exception as error:
+        raise SlideError(f"{path.name} can't be read ({reason_of(error)})") from error
 
 
 def downsamples_of(sizes_xy: Sequence[tuple[int, int]]) -> tuple[float, ...]:

@@ -49,13 +49,7 @@ _TOOLS = (
 
 
 class AnnotationsWidget(DockedWidget):
-    """Draw, name and class annotations; they save themselves beside the slide.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Draw, name and class annotations; they save themselves beside the slide."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)

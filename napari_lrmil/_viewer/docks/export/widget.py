@@ -18,13 +18,7 @@ from napari_lrmil._viewer.qt import parts
 
 
 class ExportWidget(DockedWidget):
-    """Reports, pictures, numbers and tables of the current slide.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Reports, pictures, numbers and tables of the current slide."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)

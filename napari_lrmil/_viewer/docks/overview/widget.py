@@ -33,13 +33,7 @@ _ASSOCIATED_MAX_PX = 700
 
 
 class OverviewWidget(DockedWidget):
-    """Where one is on the slide, and how much is magnified.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Where one is on the slide, and how much is magnified."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)

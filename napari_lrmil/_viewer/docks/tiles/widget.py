@@ -88,13 +88,7 @@ class TileList(QListWidget):
 
 
 class TilesWidget(DockedWidget):
-    """Tiles that count most and least for the result, at higher power.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Tiles that count most and least for the result, at higher power."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)

@@ -46,13 +46,7 @@ _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 330, 300
 
 
 class WorklistWidget(DockedWidget):
-    """A folder of slides to go through: what the model says of each, and what the reviewer says.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """A folder of slides to go through: what the model says of each, and what the reviewer says."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
