@@ -61,10 +61,8 @@ def tiles_panel(slide: Slide, result: SlidePrediction, channel: str, k: int) -> 
     """The k tiles of highest and of lowest value in a channel of the result."""
     values = channel_values(result, channel)
     attention = channel == ATTENTION
-    top, bottom = ranked_tiles(values, k)
-    if not attention:
-        speaking = set(speaking_tiles(result, channel))
-        top = [n for n in top if n in speaking]
+    most_top = None if attention else len(speaking_tiles(result, channel))
+    top, bottom = ranked_tiles(values, k, most_top=most_top)
 
     def entries(numbers: list[int]) -> tuple[TileEntry, ...]:
         return tuple(
@@ -89,7 +87,9 @@ def tiles_panel(slide: Slide, result: SlidePrediction, channel: str, k: int) -> 
     )
 
 
-def ranked_tiles(values: NDArray[np.float64], k: int) -> tuple[list[int], list[int]]:
+def ranked_tiles(
+    values: NDArray[np.float64], k: int, *, most_top: int | None = None
+) -> tuple[list[int], list[int]]:
     """The k tiles of highest value, highest first, and the k of lowest, lowest first.
 
     None is in both: of fewer than 2 k tiles the larger half counts as high. Ties keep the order of the tiles.
@@ -98,9 +98,11 @@ def ranked_tiles(values: NDArray[np.float64], k: int) -> tuple[list[int], list[i
     ----------
     values : (N,) array
     k : int
+    most_top : int, optional
+        How many may count as high: of contributions, as many as speak for the class.
     """
     order = np.argsort(-values, kind="stable")
-    n_top = min(k, (len(order) + 1) // 2)
+    n_top = min(k, (len(order) + 1) // 2, len(order) if most_top is None else most_top)
     n_bottom = min(k, len(order) - n_top)
     return order[:n_top].tolist(), order[len(order) - n_bottom :][::-1].tolist()
 
