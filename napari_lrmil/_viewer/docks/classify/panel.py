@@ -71,6 +71,7 @@ class ClassifyPanel:
     progress_text: str = ""
     hint: str = ""
     error: str = ""
+    can_reopen: bool = False
     result: ResultPanel | None = None
     evidence: EvidencePanel | None = None
     card_available: bool = False
