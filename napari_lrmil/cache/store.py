@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo
     from napari_lrmil.predict import SlidePrediction
 
-RESULT_FORMAT = 1
+RESULT_FORMAT = 2
 """Raised whenever the same slide and bundle would give another result: older ones then count as absent."""
 CACHE_DIR_VARIABLE = "LRMIL_CACHE_DIR"
 

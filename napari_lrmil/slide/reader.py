@@ -17,6 +17,7 @@ from napari_lrmil.slide.backends import open_backend
 from napari_lrmil.slide.backends.base import decoder_errors, file_key
 from napari_lrmil.slide.colour import SRGBTransform
 from napari_lrmil.slide.files import fingerprint_of
+from napari_lrmil.slide.pixel_size import Evidence, PixelSize, check_given, decide
 
 
 class Slide:
@@ -29,7 +30,7 @@ class Slide:
     path : path-like
         A slide file, a folder of one slide's DICOM files, an OME-Zarr folder, or a PNG or JPEG region.
     mpp : float, optional
-        µm per level-0 pixel, overriding what the file says. Needed where it says nothing.
+        µm per level-0 pixel, overriding what the file says. Needed where it says nothing believable.
     backend : {'auto', 'openslide', 'tiff', 'ome-zarr', 'image'}
         Which library reads the pixels; 'auto' takes the fastest that reads them right.
     icc : bool
@@ -38,15 +39,15 @@ class Slide:
     Raises
     ------
     SlideError
-        Where the file can't be opened or its pixels can't be read.
+        Where the file can't be opened, its pixels can't be read, or no slide has the `mpp` that is given.
     """
 
     def __init__(
         self, path: str | Path, *, mpp: float | None = None, backend: str = "auto", icc: bool = False
     ) -> None:
         self.path = Path(path)
-        if mpp is not None and not mpp > 0:
-            raise SlideError(f"mpp must be above 0, got {mpp}")
+        self._mpp_override: float | None = None
+        self._given_by = "the value given"
         self.mpp_override = mpp
         self._asked_backend = backend
         self._state = threading.Condition()
@@ -57,6 +58,7 @@ class Slide:
         with decoder_errors(self.path):
             self._backend = open_backend(self.path, backend)
             self._file_key = file_key(self.path)
+        self._stated = decide(self._backend.evidence)
         # A slide that is dropped unclosed, as pickled copies are, still gives its handle back.
         self._release = weakref.finalize(self, self._backend.close)
         try:
@@ -107,9 +109,39 @@ class Slide:
         return self._backend.bounds_l0_xywh
 
     @property
+    def mpp_override(self) -> float | None:
+        """µm per level-0 pixel where it was given instead of read from the slide.
+
+        Raises
+        ------
+        SlideError
+            On setting it to what no slide has; nothing changes then.
+        """
+        return self._mpp_override
+
+    @mpp_override.setter
+    def mpp_override(self, mpp: float | None) -> None:
+        if mpp is not None:
+            check_given(mpp)
+        self._mpp_override, self._given_by = mpp, "the value given"
+
+    def use_remembered_mpp(self, mpp: float) -> None:
+        """Set `mpp_override` to what somebody once typed for this slide, which `pixel_size` then says."""
+        self.mpp_override = mpp
+        self._given_by = "what was typed in the window"
+
+    @property
+    def pixel_size(self) -> PixelSize:
+        """The decision on µm/px, with its source and with what speaks against it."""
+        if self._mpp_override is None:
+            return self._stated
+        given = Evidence(self._given_by, (self._mpp_override, self._mpp_override))
+        return decide([given, *self._backend.evidence])
+
+    @property
     def has_mpp(self) -> bool:
         """Whether the pixel size is known."""
-        return self.mpp_override is not None or self._backend.mpp_xy is not None
+        return self._mpp_override is not None or self._stated.mpp_xy is not None
 
     @property
     def mpp_xy(self) -> tuple[float, float]:
@@ -119,15 +151,17 @@ class Slide:
         ------
         UnknownMppError
         """
-        if self.mpp_override is not None:
-            return (self.mpp_override, self.mpp_override)
-        if self._backend.mpp_xy is None:
+        if self._mpp_override is not None:
+            return (self._mpp_override, self._mpp_override)
+        if self._stated.mpp_xy is None:
+            doubt = self._stated.doubt
             raise UnknownMppError(
-                f"{self.path.name} doesn't say how many µm a pixel measures. Give it: --mpp on the command "
-                "line, the column 'mpp' in a slide table, or the field 'µm/px' in the viewer "
-                "(0.25 is usual for 40x, 0.5 for 20x)."
+                f"{self.path.name} doesn't say how many µm a pixel measures"
+                + (f" in a way that can be believed: it says {doubt}. " if doubt else ". ")
+                + "Give it: --mpp on the command line, the column 'mpp' in a slide table, or the field 'µm/px' in "
+                "the viewer (0.25 is usual for 40x, 0.5 for 20x)."
             )
-        return self._backend.mpp_xy
+        return self._stated.mpp_xy
 
     @property
     def level_mpps(self) -> tuple[float, ...]:
@@ -183,6 +217,8 @@ class Slide:
             "levels": len(self.level_dimensions_xy),
             "size_px": self.level_dimensions_xy[0],
             "mpp": self.mpp_xy if self.has_mpp else None,
+            "mpp_source": self.pixel_size.text,
+            "image": self._backend.shown_image or "the only one",
             "objective_power": self._backend.objective_power,
             "bounds_l0_xywh": self.bounds_l0_xywh,
             "associated_images": self.associated_images,

@@ -16,9 +16,9 @@ from made_slides import write_slide
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
 
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
 from napari_lrmil._viewer.docks.worklist.widget import WorklistWidget, worklist_dock
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import Controller
 from napari_lrmil.cache import ResultCache, result_key, summarise
 from napari_lrmil.export.tables import folder_columns

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.errors import LRMILError, SlideError, reason_of
+from napari_lrmil.slide.pixel_size import Evidence
 
 
 class Backend(Protocol):
@@ -22,6 +23,10 @@ class Backend(Protocol):
         'openslide', 'tiff', 'ome-zarr' or 'image'.
     reason : str
         Why this backend reads the slide, in a few words.
+    evidence : tuple of Evidence
+        What is said of the pixel size, the most trusted first; `pixel_size.decide` makes one of it.
+    shown_image : str
+        Which image of several is read, and that there are others; empty where there is one.
     associated_images : tuple of str
         Names only. Labels and macro images can show a patient's name: pixels come on request.
     """
@@ -31,7 +36,8 @@ class Backend(Protocol):
     vendor: str
     level_dimensions_xy: tuple[tuple[int, int], ...]
     level_downsamples: tuple[float, ...]
-    mpp_xy: tuple[float, float] | None
+    evidence: tuple[Evidence, ...]
+    shown_image: str
     bounds_l0_xywh: tuple[int, int, int, int]
     objective_power: float | None
     associated_images: tuple[str, ...]
