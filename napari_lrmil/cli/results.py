@@ -231,16 +231,24 @@ def unique_stems(slides: Iterable[tuple[Path, str]]) -> dict[Path, str]:
         raise SlideError(f"two slides would write the same results: {named}. Run them apart.")
     stems = [stem for _, stem in pairs]
     reserved = [Path(PREDICTIONS_NAME).stem, Path(ERRORS_NAME).stem]
-    for longer in (
-        lambda path: _file_name(path.name),
-        lambda path: _file_name(f"{path.absolute().parent.name}_{path.name}"),
-        lambda path: _cut(_file_name(path.stem), str(path.absolute()), at_bytes=0),
-    ):
+    for longer in (_name_of, _name_with_folder, _name_with_hash):
         taken = Counter(stems + reserved)
         stems = [
             longer(path) if taken[stem] > 1 else stem for (path, _), stem in zip(pairs, stems, strict=True)
         ]
     return {path: stem for (path, _), stem in zip(pairs, stems, strict=True)}
+
+
+def _name_of(path: Path) -> str:
+    return _file_name(path.name)
+
+
+def _name_with_folder(path: Path) -> str:
+    return _file_name(f"{path.absolute().parent.name}_{path.name}")
+
+
+def _name_with_hash(path: Path) -> str:
+    return _cut(_name_of(path), str(path.absolute()), at_bytes=0)
 
 
 def _file_name(name: str) -> str:
