@@ -90,7 +90,7 @@ def known_results(
             name = readable(item.path.stem)
             # What hinders the look at a slide is told when it is opened.
             with suppress(Exception):
-                prediction = cache.known_result(item.path, bundle_sha256, keys(item.mpp), slide_name=name)
+                prediction = cache.known_result(item.path, bundle_sha256, keys, mpp=item.mpp, slide_name=name)
         if prediction is None:
             others.append(item)
         else:

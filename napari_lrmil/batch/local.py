@@ -72,8 +72,8 @@ def classify(
             if cache is None:
                 return _Opened(slide, None)
             fingerprint = slide.fingerprint()
-            cache.remember_fingerprint(item.path, fingerprint)
-            found = cache.get(fingerprint, sha, keys(item.mpp), slide_name=slide.name)
+            cache.remember_slide(slide, fingerprint)
+            found = cache.get(fingerprint, sha, keys(slide.mpp_xy), slide_name=slide.name)
         except BaseException:
             slide.close()
             raise
@@ -102,7 +102,7 @@ def classify(
                 except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
                     yield BatchEvent(Kind.FAILED, item.path, error=reason_of(error))
                     continue
-                note = _kept(cache, prediction, keys(item.mpp))
+                note = _kept(cache, prediction, keys(prediction.mpp_xy))
                 yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, note=note)
         finally:
             if following is not None and not following.cancel():
