@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
+import re
+
+_LONGEST_REASON = 400
+_NOT_READABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
 
 class LRMILError(Exception):
     """Base of every error that the CLI and the viewer show as a message instead of a traceback."""
 
 
+def readable(text: str) -> str:
+    """Return a text that every file and screen takes, with a replacement character for what they don't.
+
+    Names of files needn't be text: bytes that are no UTF-8 are in them, and characters that move a terminal's cursor.
+    """
+    return _NOT_READABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what went wrong in words for people, on one line: also of what libraries raise.
+
+    Parameters
+    ----------
+    error : BaseException
+    """
+    if isinstance(error, LRMILError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "the memory ran out"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # Decoders speak in paragraphs.
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 class SlideError(LRMILError):
     """A slide can't be opened or read."""
+
+
+class SlideChangedError(SlideError):
+    """The files of a slide are no longer those that were opened."""
 
 
 class UnknownMppError(SlideError):

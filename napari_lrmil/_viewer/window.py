@@ -19,7 +19,7 @@ from napari_lrmil._viewer.background import Background, in_one_step
 from napari_lrmil._viewer.canvas import Canvas
 from napari_lrmil._viewer.models import DEMO_BUNDLE, LoadedModel, classification, load_model
 from napari_lrmil._viewer.settings import Settings
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.errors import LRMILError, SlideChangedError
 from napari_lrmil.heatmap import HeatmapLook, fitting_look
 from napari_lrmil.slide import Slide
 
@@ -120,6 +120,7 @@ class Controller:
         self._bundle_shas: dict[str, str] = {}
         self._slide_errors: dict[Slide, str] = {}
         self._ended: dict[Slide, State] = {}
+        self._replaced: set[Slide] = set()
         self._look = HeatmapLook()
         self._loading: _Loading | None = None
         self._run: _Run | None = None
@@ -192,6 +193,11 @@ class Controller:
         return self._devices
 
     @property
+    def slide_replaced(self) -> bool:
+        """Whether the current slide's file was seen to be another one than is shown; `reopen_slide` shows it."""
+        return self._slide in self._replaced
+
+    @property
     def running_slide(self) -> Slide | None:
         """The one that is being classified."""
         return self._run.slide if self._run is not None else None
@@ -258,6 +264,15 @@ class Controller:
         self._tell()
         return slide
 
+    def reopen_slide(self) -> None:
+        """Open the current slide's file anew, in its place."""
+        if self._slide is not None:
+            try:
+                self.replace_slide(self._slide.path, [self._slide], mpp=self._slide.mpp_override)
+            except LRMILError as error:
+                self._error = str(error)
+            self._tell()
+
     def layers_changed(self) -> None:
         """Layers came, went or were chosen: another slide may be the current one.
 
@@ -298,6 +313,7 @@ class Controller:
         self._canvas.bring_forward(slide, choose=choose, fit=fit)
 
     def _forget_all_but(self, slides: Collection[Slide]) -> None:
+        self._replaced &= set(slides)
         for kept in (self._results, self._ended, self._slide_errors):
             for gone in [slide for slide in kept if slide not in slides]:
                 del kept[gone]
@@ -416,8 +432,14 @@ class Controller:
         """Take in a prediction that was made elsewhere, or before: by the batch, or from the cache.
 
         It shows with its slide; that isn't made the current one by it. One of another model than the one in use, or
-        of a slide that is closed, comes too late and is dropped.
+        of a slide that is closed, comes too late and is dropped. Where the slide's file is no longer the one that is
+        shown, that is said instead: the prediction may be of the new one.
         """
+        if slide in self._canvas.slides() and not self._is_replaced(slide):
+            self._show(slide, prediction)
+        self._tell()
+
+    def _show(self, slide: Slide, prediction: SlidePrediction) -> None:
         bundle = self._bundle
         of_this_model = bundle is not None and prediction.bundle_sha256 == bundle.info.weights_sha256
         if bundle is not None and of_this_model and slide in self._canvas.slides():
@@ -426,7 +448,16 @@ class Controller:
             self._ended.pop(slide, None)
             self._slide_errors.pop(slide, None)
             self._canvas.show_heatmap(slide, prediction, self._look_for(prediction))
-        self._tell()
+
+    def _is_replaced(self, slide: Slide) -> bool:
+        """Look whether a slide's file is another one by now, and note it."""
+        try:
+            slide.check_unchanged()
+        except SlideChangedError as error:
+            self._replaced.add(slide)
+            self._slide_errors[slide] = str(error)
+            return True
+        return False
 
     def _result_of(self, slide: Slide) -> SlidePrediction | None:
         if self._bundle is None:
@@ -442,13 +473,15 @@ class Controller:
     def _classified(self, run: _Run, prediction: SlidePrediction) -> None:
         if self._run is run:
             self._run = None
-            self.show_result(run.slide, prediction)
+            self._show(run.slide, prediction)
+            self._tell()
 
     def _classification_failed(self, run: _Run, message: str) -> None:
         if self._run is run:
             self._ended[run.slide] = State.FAILED
             self._slide_errors[run.slide] = message
             self._run = None
+            self._is_replaced(run.slide)
             self._tell()
 
     def _stop(self) -> None:
@@ -527,5 +560,12 @@ class Controller:
             Change.RESULTS: tuple((each, id(result)) for each, result in self.results.items()),
             Change.RESULT: (id(self.result), id(self.earlier_result)),
             Change.LOOK: look,
-            Change.RUN: (self.state, self.error, self._loading, self._run, self.progress),
+            Change.RUN: (
+                self.state,
+                self.error,
+                self.slide_replaced,
+                self._loading,
+                self._run,
+                self.progress,
+            ),
         }

@@ -8,15 +8,14 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari_lrmil.batch.events import (
-    SLIDE_FAILURES,
     BatchEvent,
     BatchItem,
     Kind,
     known_results,
-    message_of,
     unique,
 )
-from napari_lrmil.cache import CacheError, ResultCache, ResultKeys
+from napari_lrmil.cache import ResultCache, ResultKeys
+from napari_lrmil.errors import SlideChangedError, reason_of
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class _Opened(NamedTuple):
-    """A slide ready to be read, or its result where the cache had one."""
+    """A slide ready to be read, or closed again with its result where the cache had one."""
 
-    slide: Slide | None
+    slide: Slide
     prediction: SlidePrediction | None
 
 
@@ -73,15 +72,27 @@ def classify(
             if cache is None:
                 return _Opened(slide, None)
             fingerprint = slide.fingerprint()
-            cache.remember_fingerprint(item.path, fingerprint)
-            found = cache.get(fingerprint, sha, keys(item.mpp), slide_name=slide.name)
+            cache.remember_slide(slide, fingerprint)
+            found = cache.get(fingerprint, sha, keys(slide.mpp_xy), slide_name=slide.name)
         except BaseException:
             slide.close()
             raise
-        if found is None:
-            return _Opened(slide, None)
-        slide.close()
-        return _Opened(None, found)
+        if found is not None:
+            slide.close()
+        return _Opened(slide, found)
+
+    def as_it_is_now(ready: Future[_Opened], item: BatchItem) -> _Opened:
+        """What was opened ahead; opened anew where the file was replaced while it waited."""
+        try:
+            found = ready.result()
+        except SlideChangedError:
+            return opened(item)
+        try:
+            found.slide.check_unchanged()
+        except SlideChangedError:
+            found.slide.close()
+            return opened(item)
+        return found
 
     waiting = yield from known_results(unique(items), cache, sha, keys)
     following: Future[_Opened] | None = None
@@ -92,18 +103,18 @@ def classify(
                 ready = following or pool.submit(opened, item)
                 following = None
                 try:
-                    slide, prediction = ready.result()
+                    slide, prediction = as_it_is_now(ready, item)
                     if number + 1 < len(waiting):
                         following = pool.submit(opened, waiting[number + 1])
-                    if slide is None:
+                    if prediction is not None:
                         yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=True)
                         continue
                     with slide:
                         prediction = yield from _computed(slide, item, bundle, device, batch_size, threads)
-                except SLIDE_FAILURES as error:
-                    yield BatchEvent(Kind.FAILED, item.path, error=message_of(error))
+                except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
+                    yield BatchEvent(Kind.FAILED, item.path, error=reason_of(error))
                     continue
-                note = _kept(cache, prediction, keys(item.mpp))
+                note = _kept(cache, prediction, keys(prediction.mpp_xy))
                 yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, note=note)
         finally:
             if following is not None and not following.cancel():
@@ -133,19 +144,18 @@ def _computed(
 
 
 def _kept(cache: ResultCache | None, prediction: SlidePrediction, key: str) -> str:
-    """A result that can't be kept is still one."""
+    """Keep a result; one that can't be kept is still one, and why is returned."""
     if cache is not None:
         try:
             cache.put(prediction, key)
-        except CacheError as error:
-            return str(error)
+        except Exception as error:  # noqa: BLE001  # the prediction is whole
+            return reason_of(error)
     return ""
 
 
 def _close(ready: Future[_Opened]) -> None:
     try:
         slide = ready.result().slide
-    except SLIDE_FAILURES:  # nobody waits for it any more
+    except Exception:  # noqa: BLE001  # nobody waits for it any more
         return
-    if slide is not None:
-        slide.close()
+    slide.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from unittest.mock import create_autospec
 import pytest
 from fakes import Job, all_started, fake_background, fake_canvas, run_all, started
 from made_predictions import make_prediction
+from made_slides import write_slide
 
 from napari_lrmil._viewer.docks.classify.kept_results import KeptResults
 from napari_lrmil._viewer.models import LoadedModel
@@ -45,19 +47,22 @@ class Stage:
     def prediction(self, lesion: float = 0.8) -> SlidePrediction:
         info = self.bundle.info
         return make_prediction(
-            lesion, bundle_sha256=info.weights_sha256, slide_fingerprint=self.slide.fingerprint()
+            lesion,
+            bundle_sha256=info.weights_sha256,
+            slide_fingerprint=self.slide.fingerprint(),
+            mpp_xy=self.slide.mpp_xy,
         )
 
     def classified(self, prediction: SlidePrediction) -> None:
         self.controller.classify()
         started(self.background, "classify").finish(prediction)
 
-    def in_cache(self, mpp: float | None = None) -> SlidePrediction | None:
+    def in_cache(self, mpp: float = 0.5) -> SlidePrediction | None:
         info = self.bundle.info
         return ResultCache().get(
             self.slide.fingerprint(),
             info.weights_sha256,
-            result_key(info, mpp=mpp),
+            result_key(info, mpp_xy=(mpp, mpp)),
             slide_name=self.slide.name,
         )
 
@@ -91,7 +96,7 @@ def test_a_result_of_before_is_shown_and_not_kept_again(slide: Slide, bundle: Mo
     before = make_prediction(
         0.9, bundle_sha256=bundle.info.weights_sha256, slide_fingerprint=slide.fingerprint()
     )
-    ResultCache().put(before, result_key(bundle.info))
+    ResultCache().put(before, result_key(bundle.info, mpp_xy=slide.mpp_xy))
     stage = Stage(slide, bundle, Settings())
     assert stage.controller.result is None
     run_all(stage.disk)
@@ -113,7 +118,7 @@ def test_a_new_result_is_kept_once_with_the_pixel_size_that_was_given(stage: Sta
     stage.canvas.layers_changed.emit()
     run_all(stage.disk)
     assert len(stage.jobs("keep")) == 1
-    assert stage.in_cache() is None
+    assert stage.in_cache() is None  # not that of the slide's own pixel size
     kept = stage.in_cache(0.25)
     assert kept is not None
     assert kept.class_probabilities.tolist() == prediction.class_probabilities.tolist()
@@ -158,7 +163,7 @@ def test_another_model_or_pixel_size_is_looked_up_anew(stage: Stage) -> None:
     run_all(stage.disk)
     assert stage.controller.result is None
     before = make_prediction(bundle_sha256="b" * 64, slide_fingerprint=stage.slide.fingerprint())
-    ResultCache().put(before, result_key(other.info, mpp=0.25))
+    ResultCache().put(before, result_key(other.info, mpp_xy=(0.25, 0.25)))
     stage.slide.mpp_override = 0.25
     stage.canvas.layers_changed.emit()
     stage.canvas.layers_changed.emit()
@@ -181,6 +186,35 @@ def test_a_damaged_slide_is_found_nothing_for(stage: Stage) -> None:
     run_all(stage.disk)
     assert stage.controller.result is None
     assert not stage.warnings
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_slide_replaced_while_open_is_not_shown_the_result_of_the_new_one(
+    slide: Slide, bundle: ModelBundle, tmp_path: Path, known: bool
+) -> None:
+    """Nor is its own kept for it; the window says so and opens the new one on request."""
+    new = write_slide(tmp_path / "new.tiff", size_xy=(1536, 1024))
+    with Slide(new) as other:
+        of_new = make_prediction(
+            bundle_sha256=bundle.info.weights_sha256, slide_fingerprint=other.fingerprint()
+        )
+    ResultCache().put(of_new, result_key(bundle.info, mpp_xy=(0.5, 0.5)))
+    os.replace(new, slide.path)
+    if known:  # the batch has been there
+        with Slide(slide.path) as other:
+            ResultCache().remember_slide(other, other.fingerprint())
+    stage = Stage(slide, bundle, Settings())
+    run_all(stage.disk)
+    assert stage.controller.result is None
+    stage.controller.show_result(slide, of_new)  # as the batch does
+    assert stage.controller.result is None
+    assert "changed while it was read" in stage.controller.error
+    assert stage.controller.slide_replaced
+    stage.controller.reopen_slide()
+    assert stage.canvas.open_slide.call_args.args == (slide.path,)
+    assert slide not in stage.controller.slides
+    assert not stage.controller.slide_replaced
+    assert not stage.controller.error
 
 
 def test_settings_are_followed(slide: Slide, bundle: ModelBundle) -> None:

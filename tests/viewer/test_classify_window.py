@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -21,9 +22,9 @@ from tiny_models import write_bundle
 
 from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.layers import HEATMAP_KEY, MPP_UNKNOWN_KEY, SLIDE_KEY
 from napari_lrmil._viewer.qt.background import thread_pool
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import Change, State
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.model.encoder import EncoderSpec
@@ -161,6 +162,31 @@ def test_heatmap_is_drawn_over_its_tile(viewer: Any, small_slide: Path, bundle_d
     assert abs((left + right) / 2 - width / 2) <= 1.5
     assert abs((bottom - top) - tile_um) <= 2
     assert abs((right - left) - tile_um) <= 2
+
+
+def test_a_slide_replaced_while_open_is_told_and_opened_again(
+    viewer: Any, widget: ClassifyWidget, qtbot: Any, small_slide: Path, bundle_dir: Path, tmp_path: Path
+) -> None:
+    widget.controller.open_slide(small_slide)
+    widget.controller.load_bundle(str(bundle_dir))
+    wait_for(qtbot, widget, State.READY)
+    assert not widget.run_section.reopen.isVisible()
+    new = write_slide(tmp_path / "new.tiff", size_xy=(1536, 1024))
+    os.replace(new, small_slide)
+    qtbot.mouseClick(widget.run_section.classify, LEFT)
+    wait_for(qtbot, widget, State.FAILED)
+    assert widget.controller.result is None
+    assert "small.tiff changed while it was read" in widget.run_section.error.text()
+    assert widget.run_section.reopen.isVisible()
+    qtbot.mouseClick(widget.run_section.reopen, LEFT)
+    assert not widget.run_section.reopen.isVisible()
+    assert not widget.run_section.error.isVisible()
+    (slide,) = widget.controller.slides
+    assert slide.level_dimensions_xy[0] == (1536, 1024)
+    qtbot.mouseClick(widget.run_section.classify, LEFT)
+    wait_for(qtbot, widget, State.DONE)
+    assert widget.controller.result is not None
+    assert widget.controller.result.slide_fingerprint == slide.fingerprint()
 
 
 def test_classify_by_clicks(
@@ -421,7 +447,7 @@ import napari
 from qtpy.QtCore import QTimer
 from napari_lrmil._viewer.models import import_models
 from napari_lrmil._viewer.qt.background import thread_pool
-from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.window import State
 
 import_models()

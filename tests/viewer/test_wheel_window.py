@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.docks.docked import dock_widget
 
 pytestmark = pytest.mark.usefixtures("alone")
 DOCKS = ("LRMIL: worklist", "LRMIL: tiles", "LRMIL: overview", "LRMIL: annotations", "LRMIL: export")

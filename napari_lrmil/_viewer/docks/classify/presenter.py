@@ -129,6 +129,7 @@ class ClassifyPresenter:
             hint=HINTS.get(controller.state, ""),
             error=controller.error,
             earlier=earlier_text(earlier) if earlier is not None else "",
+            can_reopen=controller.slide_replaced,
             result=result_panel(result) if result is not None else None,
             evidence=evidence_panel(result, look) if result is not None and look is not None else None,
             heatmap_visible=slide is not None and shown and self._canvas.heatmap_visible(slide),
