@@ -28,6 +28,8 @@ class Status(StrEnum):
     """Several classes remain possible, or none is probable enough."""
     UNLIKE_TRAINING = "unlike training"
     """The slide is farther from those of training than the model's limit."""
+    DAMAGED = "damaged tiles"
+    """Some tiles of the slide can't be decoded; the result is of the others."""
     DEMONSTRATION = "demonstration"
     """The model is made to show the program: not for diagnosis."""
 
@@ -37,6 +39,7 @@ def status_of(prediction: SlidePrediction) -> tuple[Status, ...]:
     holds = {
         Status.UNSURE: prediction.unsure,
         Status.UNLIKE_TRAINING: prediction.out_of_distribution,
+        Status.DAMAGED: prediction.damaged_tiles > 0,
         Status.DEMONSTRATION: prediction.demonstration,
     }
     return tuple(status for status, true in holds.items() if true) or (Status.OK,)
@@ -110,6 +113,15 @@ def unlike_training_text(prediction: SlidePrediction) -> str:
         "This slide looks unlike the training slides, by stain, scanner or tissue: don't rely on the result. "
         f"{distance_text(prediction)}."
     )
+
+
+def damaged_text(prediction: SlidePrediction) -> str:
+    """How much of the slide couldn't be read; empty where all of it could."""
+    damaged = prediction.damaged_tiles
+    if not damaged:
+        return ""
+    tiles = "1 tile is" if damaged == 1 else f"{damaged} tiles are"
+    return f"{tiles} damaged in the file, grey stripes on the slide: the result doesn't know what was there."
 
 
 def curve_text(curve: DeletionCurve) -> str:

@@ -18,6 +18,7 @@ from napari_lrmil.heatmap import ATTENTION
 from napari_lrmil.wording import (
     ATTENTION_NOTE,
     curve_text,
+    damaged_text,
     distance_text,
     percent_text,
     set_text,
@@ -202,6 +203,8 @@ def _warnings_and_trust(prediction: SlidePrediction) -> tuple[tuple[str, ...], t
         warnings.insert(0, unlike_training_text(prediction))
     else:
         trust.append(distance_text(prediction))
+    if prediction.damaged_tiles:
+        warnings.append(damaged_text(prediction))
     return tuple(warnings), tuple(trust)
 
 

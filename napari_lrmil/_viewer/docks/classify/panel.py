@@ -11,6 +11,7 @@ from napari_lrmil._viewer.window import State
 from napari_lrmil.slide import Slide
 from napari_lrmil.wording import (
     NOT_FOR_DIAGNOSIS,
+    damaged_text,
     distance_text,
     duration_text,
     percent_text,
@@ -146,7 +147,7 @@ def result_panel(prediction: SlidePrediction) -> ResultPanel:
         headline="Unsure" if prediction.unsure else prediction.label,
         unsure=prediction.unsure,
         set_text=set_text(prediction),
-        strange_text=unlike_training_text(prediction),
+        strange_text=" ".join(filter(None, (unlike_training_text(prediction), damaged_text(prediction)))),
         distance_text=distance_text(prediction),
     )
 
