@@ -216,6 +216,12 @@ def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome) -> None
     to_compute = len(outcome.stems)
     notes: set[str] = set()
     shown = console.err.is_terminal
+
+    def tell(note: str) -> None:
+        if note and note not in notes:
+            notes.add(note)
+            console.err.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+
     # The pace of the last half hour: slides take minutes, and differ.
     with Progress(
         *columns, console=console.err, transient=True, speed_estimate_period=1800, disable=not shown
@@ -227,6 +233,7 @@ def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome) -> None
                 if task is None:
                     task = progress.add_task(f"  {escape(outcome.stems[event.path])}", total=None)
                 progress.update(task, completed=event.progress.tiles_done, total=event.progress.tiles_total)
+                tell(event.progress.note)
                 continue
             if event.prediction is None and not event.error:
                 continue
@@ -236,11 +243,7 @@ def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome) -> None
             outcome.take(event)
             if not shown:
                 console.err.print(outcome.line(event.path), highlight=False, markup=False, soft_wrap=True)
-            if event.note and event.note not in notes:
-                notes.add(event.note)
-                progress.console.print(
-                    f"[yellow]note:[/] {escape(event.note)}", highlight=False, soft_wrap=True
-                )
+            tell(event.note)
             if event.cached:
                 # Out of the count: what comes at once says nothing of the time left.
                 to_compute -= 1
