@@ -203,8 +203,8 @@ def test_tables(delimiter: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("file\na.svs\n", "no column 'path'"),
-    ("", "no column 'path'"),
+    ("file\na.svs\n", "column 'path' is missing"),
+    ("", "column 'path' is missing"),
     ("path\n", "has no rows"),
     ("path,mpp\na.svs,0\nb.svs,x\n,1\na.svs,\n",
      "line 2: mpp '0' is no number above 0; line 3: mpp 'x' is no number above 0; line 4: path is empty; "

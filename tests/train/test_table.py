@@ -52,7 +52,7 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "message"), [
     ("slide_id,path,patient,label\na,a.svs,p,x\n", r"column 'patient_id' is missing; is it 'patient'\?"),
-    ("Slide_ID,path,patient_id,labels\na,a.svs,p,x\n", r"is it 'Slide_ID'\?; column 'label' is missing; is it 'labels'"),
+    ("SlideID,path,patient_id,labels\na,a.svs,p,x\n", r"is it 'SlideID'\?; column 'label' is missing; is it 'labels'"),
     (HEAD + "\n", "the table has no rows"),
     ("", "column 'slide_id' is missing"),
     (HEAD + "\n,a.svs,p,x\n", "line 2: slide_id is empty"),
@@ -60,9 +60,9 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
     (HEAD + "\na,a.svs,,x\n", "line 2: patient_id is empty"),
     (HEAD + "\n../a,a.svs,p,x\n", r"line 2: slide_id '\.\./a' must not hold path separators"),
     (HEAD + "\n.a,a.svs,p,x\n", "begin with a dot"),
-    (HEAD + ",mpp\na,a.svs,p,x,half\n", "line 2: mpp 'half' is not a number"),
-    (HEAD + ",mpp\na,a.svs,p,x,-1\n", "mpp must be above 0"),
-    (HEAD + ",mpp\na,a.svs,p,x,nan\n", "mpp must be above 0"),
+    (HEAD + ",mpp\na,a.svs,p,x,half\n", "line 2: mpp 'half' is no number above 0"),
+    (HEAD + ",mpp\na,a.svs,p,x,-1\n", "line 2: mpp '-1' is no number above 0"),
+    (HEAD + ",mpp\na,a.svs,p,x,nan\n", "line 2: mpp 'nan' is no number above 0"),
     (HEAD + "\na,a.svs,p,x\na,b.svs,q,x\na,c.svs,q,x\n", "slide_id 'a' appears 3 times"),
     (HEAD + "\na,x/../s.svs,p,x\nb,s.svs,q,y\n", r"slides a, b are one file, s\.svs"),
 ])  # fmt: skip
