@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+_LONGEST_REASON = 400
+
 
 class LRMILError(Exception):
     """Base of every error that the CLI and the viewer show as a message instead of a traceback."""
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what went wrong in words for people, on one line: also of what libraries raise.
+
+    Parameters
+    ----------
+    error : BaseException
+    """
+    if isinstance(error, LRMILError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "the memory ran out"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # Decoders speak in paragraphs.
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 class SlideError(LRMILError):
     """A slide can't be opened or read."""
+
+
+class SlideChangedError(SlideError):
+    """The files of a slide are no longer those that were opened."""
 
 
 class UnknownMppError(SlideError):

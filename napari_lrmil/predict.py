@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from napari_lrmil import __version__
-from napari_lrmil.errors import SlideError
 from napari_lrmil.evidence import DeletionCurve, explain
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
 from napari_lrmil.model.encoder import Encoder
@@ -197,7 +196,7 @@ def predict_slide(
     """
     started = time.perf_counter()
     info = bundle.info
-    fingerprint = _fingerprint(slide)
+    fingerprint = slide.fingerprint()
     embeddings: list[torch.Tensor] = []
     with slide.in_colours(icc=info.tiles.apply_icc) as source:
         tiles = student_tiles(source, info)
@@ -217,6 +216,8 @@ def predict_slide(
             embeddings.append(batch)
             done += len(batch)
             yield PredictProgress(done, len(tiles), time.perf_counter() - started)
+        source.check_unchanged()
+    slide.check_unchanged()  # the pixels are of the slide whose fingerprint it is
     instances = torch.cat(embeddings).float()
     evidence = explain(bundle.mil, instances, temperature=info.temperature)
     left: tuple[str, ...] | None = None
@@ -258,10 +259,3 @@ def run_to_end(steps: Generator[PredictProgress, None, SlidePrediction]) -> Slid
         except StopIteration as stop:
             result: SlidePrediction = stop.value
             return result
-
-
-def _fingerprint(slide: Slide) -> str:
-    try:
-        return slide.fingerprint()
-    except OSError as error:
-        raise SlideError(f"{slide.path.name} can't be read ({error})") from error

@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from napari_lrmil.cache import ResultCache
-from napari_lrmil.cli import app
+from napari_lrmil.cli.main import app
 
 if TYPE_CHECKING:
     from napari_lrmil.predict import SlidePrediction

@@ -26,7 +26,7 @@ from napari_lrmil.batch import (
     follow,
     local,
 )
-from napari_lrmil.cache import CacheError, ResultCache, result_key
+from napari_lrmil.cache import CacheError, ResultCache, ResultKeys, result_key
 from napari_lrmil.model import bundle as model_bundle
 from napari_lrmil.model.bundle import ModelBundle, load_bundle, load_info
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
@@ -198,6 +198,52 @@ def test_errors_stay_with_their_slide(
     assert [event.path.name for event in again] == ["s0.tif", "s1.tif"]
 
 
+def test_whatever_a_slide_raises_is_its_own_failure(
+    folder: Path, bundle: ModelBundle, cache: ResultCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged files, of which the decoders make anything, and errors that no decoder foresees."""
+    for name, text in (("a_null", "null"), ("b_deep", "[" * 100_000)):
+        (folder / f"{name}.zarr").mkdir()
+        (folder / f"{name}.zarr" / "zarr.json").write_text(text)
+    raised = {
+        "s0": RecursionError("maximum recursion depth exceeded"),
+        "s1": MemoryError(),
+        "s2": KeyError(7),
+    }
+    really = predict.predict_slide
+
+    def failing(slide: Slide, *rest: Any, **options: Any) -> Any:
+        if slide.name in raised:
+            raise raised[slide.name]
+        return really(slide, *rest, **options)
+
+    monkeypatch.setattr(predict, "predict_slide", failing)
+    events = run(folder, bundle, cache)
+    assert [(name, kind) for name, kind, _ in ends(events)] == [
+        ("a_null.zarr", Kind.FAILED), ("b_deep.zarr", Kind.FAILED), ("s0.tif", Kind.FAILED),
+        ("s1.tif", Kind.FAILED), ("s2.tif", Kind.FAILED), ("s3.tif", Kind.FINISHED),
+    ]  # fmt: skip
+    errors = [event.error for event in events if event.error]
+    assert all(
+        error.startswith(name) for error, name in zip(errors[:2], ("a_null.zarr", "b_deep.zarr"), strict=True)
+    )
+    assert errors[2:] == ["it is nested too deeply", "the memory ran out", "KeyError: 7"]
+
+
+def test_a_slide_that_is_removed_meanwhile_fails_alone(
+    folder: Path, bundle: ModelBundle, cache: ResultCache
+) -> None:
+    events = []
+    for event in classify(list_slides(folder), bundle, cache=cache, device=CPU):
+        events.append(event)
+        if event.kind is Kind.STARTED and event.path.name == "s0.tif":
+            (folder / "s2.tif").unlink()
+    assert [(name, kind) for name, kind, _ in ends(events)] == [
+        ("s0.tif", Kind.FINISHED), ("s1.tif", Kind.FINISHED), ("s2.tif", Kind.FAILED), ("s3.tif", Kind.FINISHED)
+    ]  # fmt: skip
+    assert f"no such slide: {folder / 's2.tif'}" in [event.error for event in events]
+
+
 @pytest.mark.parametrize("when", [Kind.STARTED, Kind.PROGRESS, Kind.FINISHED])
 def test_closing_cancels_and_running_again_resumes(
     when: Kind, folder: Path, bundle: ModelBundle, cache: ResultCache
@@ -267,7 +313,7 @@ def test_a_worklist_follows(folder: Path, bundle: ModelBundle, cache: ResultCach
     # Opened anew, the list has it all from the cache at once.
     again = Worklist.open(folder)
     info = load_info(tiny_bundle)
-    found = again.load_results(cache, info.weights_sha256, lambda mpp: result_key(info, mpp=mpp))
+    found = again.load_results(cache, info.weights_sha256, ResultKeys(info))
     assert len(found) == 3
     assert [(item.label, item.probability) for item in again] == [
         (item.label, item.probability) for item in worklist
@@ -378,7 +424,7 @@ def test_a_killed_worker_loses_no_slide_and_none_is_done_twice(
         )
         assert "has other weights than the one here" in next(events).error
     alone = run_to_end_of(slides[0], tiny_bundle)
-    kept = cache.get(alone.slide_fingerprint, info.weights_sha256, result_key(info))
+    kept = cache.get(alone.slide_fingerprint, info.weights_sha256, result_key(info, mpp_xy=alone.mpp_xy))
     assert kept is not None
     np.testing.assert_allclose(kept.class_probabilities, alone.class_probabilities, atol=1e-6)
 

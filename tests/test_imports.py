@@ -26,7 +26,7 @@ def loaded_by(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     "statement",
     [
-        "import napari_lrmil.cli, napari_lrmil.predict, napari_lrmil.heatmap, napari_lrmil.export",
+        "import napari_lrmil.cli.main, napari_lrmil.predict, napari_lrmil.heatmap, napari_lrmil.export",
         "import training.run.cli",
     ],
 )
@@ -36,7 +36,7 @@ def test_neither_qt_nor_napari_is_loaded(statement: str) -> None:
 
 def test_command_line_starts_without_torch() -> None:
     """Help and wrong arguments shouldn't take the seconds that torch does."""
-    assert not loaded_by("import napari_lrmil.cli") & set(HEAVY)
+    assert not loaded_by("import napari_lrmil.cli.main") & set(HEAVY)
 
 
 def test_package_alone_loads_nothing_heavy() -> None:

@@ -42,14 +42,14 @@ def holds_slides(folder: Path) -> bool:
 
 
 def _load_bundle(path: str | Sequence[str]) -> list[tuple[None]]:
-    from napari_lrmil._viewer.session import dock_widget
+    from napari_lrmil._viewer.docks.docked import dock_widget
 
     dock_widget(_viewer()).controller.load_bundle(str(bundle_folder(Path(str(path)))))
     return NO_LAYERS
 
 
 def _open_worklist(path: str | Sequence[str]) -> list[tuple[None]]:
-    from napari_lrmil._viewer.docks.worklist import worklist_dock
+    from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
 
     worklist_dock(_viewer()).presenter.open_list(Path(str(path)))
     return NO_LAYERS

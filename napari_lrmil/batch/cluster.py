@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from napari_lrmil import __version__
 from napari_lrmil.batch.events import (
-    SLIDE_FAILURES,
     BatchEvent,
     BatchItem,
     Kind,
     known_results,
-    message_of,
     unique,
 )
 from napari_lrmil.cache import ResultCache, ResultKeys
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.errors import LRMILError, reason_of
 
 if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo, ModelBundle
@@ -48,6 +46,7 @@ class Answer(NamedTuple):
     """What a worker says of it: where the result is, or why there is none."""
 
     fingerprint: str
+    mpp_xy: tuple[float, float] | None
     cached: bool
     error: str
 
@@ -163,19 +162,19 @@ def _event(
         # Both wait: a worker that dies now takes its answer with it, and another one gives it again.
         error = future.exception()
         if error is not None:
-            return BatchEvent(Kind.FAILED, item.path, error=f"the cluster gave it up ({message_of(error)})")
+            return BatchEvent(Kind.FAILED, item.path, error=f"the cluster gave it up ({reason_of(error)})")
         answer = Answer(*future.result())
     except CancelledError as lost:
         raise ClusterError("the cluster was lost. What is finished is kept: run the same again.") from lost
-    if answer.error:
+    if answer.error or answer.mpp_xy is None:
         return BatchEvent(Kind.FAILED, item.path, error=answer.error)
     # One result is as large as the slide has tiles: the client need not hold them all.
-    prediction = cache.get(answer.fingerprint, bundle_sha256, keys(item.mpp), slide_name=item.path.stem)
+    key = keys(answer.mpp_xy)
+    prediction = cache.get(answer.fingerprint, bundle_sha256, key, slide_name=item.path.stem)
     if prediction is None:
         raise ClusterError(
             f"a worker's result isn't in {cache.root} here. Name a folder that all share with --cache-dir."
         )
-    cache.remember_fingerprint(item.path, answer.fingerprint)
     return BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=answer.cached)
 
 
@@ -226,9 +225,10 @@ def _classify(job: Job) -> Answer:
             for event in events:
                 if event.prediction is not None:
                     # A result that couldn't be kept can't be handed over either.
-                    return Answer(event.prediction.slide_fingerprint, event.cached, event.note)
+                    made = event.prediction
+                    return Answer(made.slide_fingerprint, made.mpp_xy, event.cached, event.note)
                 if event.kind is Kind.FAILED:
-                    return Answer("", False, event.error)
-    except SLIDE_FAILURES as error:
-        return Answer("", False, message_of(error))
+                    return Answer("", None, False, event.error)
+    except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
+        return Answer("", None, False, reason_of(error))
     raise AssertionError("a batch ended without a word of its slide")

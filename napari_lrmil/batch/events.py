@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from napari_lrmil.cache import ResultCache, ResultKeys, summarise
-from napari_lrmil.errors import LRMILError
 from napari_lrmil.worklist import Status, Worklist
 
 if TYPE_CHECKING:
     from napari_lrmil.predict import PredictProgress, SlidePrediction
-
-SLIDE_FAILURES = (LRMILError, OSError, RuntimeError, ValueError, MemoryError)
-"""What one slide can do to a run: also what decoders and torch raise. The others go on."""
 
 
 class BatchItem(Protocol):
@@ -90,19 +87,14 @@ def known_results(
         prediction = None
         if cache is not None:
             name = item.path.stem
-            prediction = cache.known_result(item.path, bundle_sha256, keys(item.mpp), slide_name=name)
+            # What hinders the look at a slide is told when it is opened.
+            with suppress(Exception):
+                prediction = cache.known_result(item.path, bundle_sha256, keys, mpp=item.mpp, slide_name=name)
         if prediction is None:
             others.append(item)
         else:
             yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=True)
     return others
-
-
-def message_of(error: BaseException) -> str:
-    """An error's text, with its type where it isn't one of ours."""
-    if isinstance(error, LRMILError):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def unique(items: Sequence[BatchItem]) -> list[BatchItem]:

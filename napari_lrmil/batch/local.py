@@ -8,15 +8,14 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari_lrmil.batch.events import (
-    SLIDE_FAILURES,
     BatchEvent,
     BatchItem,
     Kind,
     known_results,
-    message_of,
     unique,
 )
-from napari_lrmil.cache import CacheError, ResultCache, ResultKeys
+from napari_lrmil.cache import ResultCache, ResultKeys
+from napari_lrmil.errors import reason_of
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:
@@ -73,8 +72,8 @@ def classify(
             if cache is None:
                 return _Opened(slide, None)
             fingerprint = slide.fingerprint()
-            cache.remember_fingerprint(item.path, fingerprint)
-            found = cache.get(fingerprint, sha, keys(item.mpp), slide_name=slide.name)
+            cache.remember_slide(slide, fingerprint)
+            found = cache.get(fingerprint, sha, keys(slide.mpp_xy), slide_name=slide.name)
         except BaseException:
             slide.close()
             raise
@@ -100,10 +99,10 @@ def classify(
                         continue
                     with slide:
                         prediction = yield from _computed(slide, item, bundle, device, batch_size, threads)
-                except SLIDE_FAILURES as error:
-                    yield BatchEvent(Kind.FAILED, item.path, error=message_of(error))
+                except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
+                    yield BatchEvent(Kind.FAILED, item.path, error=reason_of(error))
                     continue
-                note = _kept(cache, prediction, keys(item.mpp))
+                note = _kept(cache, prediction, keys(prediction.mpp_xy))
                 yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, note=note)
         finally:
             if following is not None and not following.cancel():
@@ -133,19 +132,19 @@ def _computed(
 
 
 def _kept(cache: ResultCache | None, prediction: SlidePrediction, key: str) -> str:
-    """A result that can't be kept is still one."""
+    """Keep a result; one that can't be kept is still one, and why is returned."""
     if cache is not None:
         try:
             cache.put(prediction, key)
-        except CacheError as error:
-            return str(error)
+        except Exception as error:  # noqa: BLE001  # the prediction is whole
+            return reason_of(error)
     return ""
 
 
 def _close(ready: Future[_Opened]) -> None:
     try:
         slide = ready.result().slide
-    except SLIDE_FAILURES:  # nobody waits for it any more
+    except Exception:  # noqa: BLE001  # nobody waits for it any more
         return
     if slide is not None:
         slide.close()

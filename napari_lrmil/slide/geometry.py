@@ -20,6 +20,12 @@ from napari_lrmil.errors import SlideError
 LEVEL_TOLERANCE = 0.02
 """How much coarser than wanted a level may be and still serve: scanners' nominal mpp differ by about 1 %."""
 
+MAX_EDGE_UM, MAX_AREA_UM2 = 5e5, 3e10
+"""Half a metre; and 170 x 170 mm, of which a whole mount takes a part: a tissue mask of it still fits into memory."""
+
+MAX_TILE_L0_PX, MAX_TILES = 2**16, 2**22
+"""Pixels along a tile at level 0, and tiles of a grid: far more than any slide gives a model."""
+
 
 @dataclass(frozen=True)
 class TileSpec:
@@ -106,6 +112,34 @@ def make_tile_grid(
     rows = max(1, math.ceil(height / tile_l0_xy[1] - 1e-3))
     cols = max(1, math.ceil(width / tile_l0_xy[0] - 1e-3))
     return TileGrid(spec, (float(left), float(top)), tile_l0_xy, (rows, cols))
+
+
+def check_grid(
+    *, bounds_l0_xywh: tuple[int, int, int, int], mpp_xy: tuple[float, float], spec: TileSpec
+) -> None:
+    """Refuse what `make_tile_grid` would make of an mpp that is wrong by a factor of hundreds.
+
+    Masks and tiles over such a grid would ask for more memory than there is, so this comes first.
+
+    Raises
+    ------
+    SlideError
+        Naming the mpp.
+    """
+    (_, _, width, height), mpp = bounds_l0_xywh, max(mpp_xy)
+    width_um, height_um = width * mpp_xy[0], height * mpp_xy[1]
+    if max(width_um, height_um) > MAX_EDGE_UM or width_um * height_um > MAX_AREA_UM2:
+        raise SlideError(
+            f"at {mpp:.3g} µm/px (mpp), the slide would measure {width_um / 1000:,.0f} x {height_um / 1000:,.0f} mm, "
+            "more than any slide: its µm/px is wrong"
+        )
+    tile_l0_px = spec.tile_um / min(mpp_xy)
+    n_tiles = (width_um / spec.tile_um) * (height_um / spec.tile_um)
+    if tile_l0_px > MAX_TILE_L0_PX or n_tiles > MAX_TILES:
+        raise SlideError(
+            f"at {mpp:.3g} µm/px (mpp), the slide would have {n_tiles:,.0f} tiles, each {tile_l0_px:,.0f} of its pixels "
+            f"wide ({spec.tile_um:g} µm): its µm/px is wrong, or the model's"
+        )
 
 
 def choose_level(

@@ -12,11 +12,13 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import SlideError, UnknownMppError
+from napari_lrmil.errors import SlideChangedError, SlideError, UnknownMppError
 from napari_lrmil.slide.backends import open_backend
-from napari_lrmil.slide.backends.base import file_key
+from napari_lrmil.slide.backends.base import decoder_errors, file_key
 from napari_lrmil.slide.colour import SRGBTransform
-from napari_lrmil.slide.files import fingerprint_of
+from napari_lrmil.slide.files import is_zarr
+from napari_lrmil.slide.identity import FileState, fingerprint_of, states_of
+from napari_lrmil.slide.pixel_size import Evidence, PixelSize, check_given, decide
 
 
 class Slide:
@@ -29,7 +31,7 @@ class Slide:
     path : path-like
         A slide file, a folder of one slide's DICOM files, an OME-Zarr folder, or a PNG or JPEG region.
     mpp : float, optional
-        µm per level-0 pixel, overriding what the file says. Needed where it says nothing.
+        µm per level-0 pixel, overriding what the file says. Needed where it says nothing believable.
     backend : {'auto', 'openslide', 'tiff', 'ome-zarr', 'image'}
         Which library reads the pixels; 'auto' takes the fastest that reads them right.
     icc : bool
@@ -38,15 +40,15 @@ class Slide:
     Raises
     ------
     SlideError
-        Where the file can't be opened or its pixels can't be read.
+        Where the file can't be opened, its pixels can't be read, or no slide has the `mpp` that is given.
     """
 
     def __init__(
         self, path: str | Path, *, mpp: float | None = None, backend: str = "auto", icc: bool = False
     ) -> None:
         self.path = Path(path)
-        if mpp is not None and not mpp > 0:
-            raise SlideError(f"mpp must be above 0, got {mpp}")
+        self._mpp_override: float | None = None
+        self._given_by = "the value given"
         self.mpp_override = mpp
         self._asked_backend = backend
         self._state = threading.Condition()
@@ -54,14 +56,21 @@ class Slide:
         self._closed = False
         self._icc = False
         self._to_srgb: SRGBTransform | None = None
-        self._backend = open_backend(self.path, backend)
-        self._file_key = file_key(self.path)
+        before = self._main_state()
+        with decoder_errors(self.path):
+            self._backend = open_backend(self.path, backend)
+            self._file_key = file_key(self.path)
+        self._stated = decide(self._backend.evidence)
         # A slide that is dropped unclosed, as pickled copies are, still gives its handle back.
         self._release = weakref.finalize(self, self._backend.close)
         try:
+            self._opened_files = self._files_now()
+            self._states = self._states_now()
+            if before != self._main_state():
+                raise self._changed()
             self._probe()
             self.icc = icc
-        except SlideError:
+        except BaseException:
             self._release()
             raise
 
@@ -106,9 +115,44 @@ class Slide:
         return self._backend.bounds_l0_xywh
 
     @property
+    def mpp_override(self) -> float | None:
+        """µm per level-0 pixel where it was given instead of read from the slide.
+
+        Raises
+        ------
+        SlideError
+            On setting it to what no slide has; nothing changes then.
+        """
+        return self._mpp_override
+
+    @mpp_override.setter
+    def mpp_override(self, mpp: float | None) -> None:
+        if mpp is not None:
+            check_given(mpp)
+        self._mpp_override, self._given_by = mpp, "the value given"
+
+    def use_remembered_mpp(self, mpp: float) -> None:
+        """Set `mpp_override` to what somebody once typed for this slide, which `pixel_size` then says."""
+        self.mpp_override = mpp
+        self._given_by = "what was typed in the window"
+
+    @property
+    def pixel_size(self) -> PixelSize:
+        """The decision on µm/px, with its source and with what speaks against it."""
+        if self._mpp_override is None:
+            return self._stated
+        given = Evidence(self._given_by, (self._mpp_override, self._mpp_override))
+        return decide([given, *self._backend.evidence])
+
+    @property
     def has_mpp(self) -> bool:
         """Whether the pixel size is known."""
-        return self.mpp_override is not None or self._backend.mpp_xy is not None
+        return self._mpp_override is not None or self._stated.mpp_xy is not None
+
+    @property
+    def stated_mpp_xy(self) -> tuple[float, float] | None:
+        """µm per level-0 pixel along x and y as the file says it, whatever was given; None where it says nothing."""
+        return self._stated.mpp_xy
 
     @property
     def mpp_xy(self) -> tuple[float, float]:
@@ -118,15 +162,17 @@ class Slide:
         ------
         UnknownMppError
         """
-        if self.mpp_override is not None:
-            return (self.mpp_override, self.mpp_override)
-        if self._backend.mpp_xy is None:
+        if self._mpp_override is not None:
+            return (self._mpp_override, self._mpp_override)
+        if self._stated.mpp_xy is None:
+            doubt = self._stated.doubt
             raise UnknownMppError(
-                f"{self.path.name} doesn't say how many µm a pixel measures. Give it: --mpp on the command "
-                "line, the column 'mpp' in a slide table, or the field 'µm/px' in the viewer "
-                "(0.25 is usual for 40x, 0.5 for 20x)."
+                f"{self.path.name} doesn't say how many µm a pixel measures"
+                + (f" in a way that can be believed: it says {doubt}. " if doubt else ". ")
+                + "Give it: --mpp on the command line, the column 'mpp' in a slide table, or the field 'µm/px' in "
+                "the viewer (0.25 is usual for 40x, 0.5 for 20x)."
             )
-        return self._backend.mpp_xy
+        return self._stated.mpp_xy
 
     @property
     def level_mpps(self) -> tuple[float, ...]:
@@ -137,7 +183,11 @@ class Slide:
     @property
     def has_icc_profile(self) -> bool:
         """Whether the file carries a colour profile, so that `icc` makes a difference."""
-        return self._backend.icc_profile is not None
+        return self._icc_profile() is not None
+
+    def _icc_profile(self) -> bytes | None:
+        with decoder_errors(self.path):
+            return self._backend.icc_profile
 
     @property
     def icc(self) -> bool:
@@ -152,7 +202,7 @@ class Slide:
 
     @icc.setter
     def icc(self, wanted: bool) -> None:
-        profile = self._backend.icc_profile if wanted else None
+        profile = self._icc_profile() if wanted else None
         self._to_srgb = None if profile is None else SRGBTransform(profile)
         self._icc = wanted
 
@@ -178,6 +228,8 @@ class Slide:
             "levels": len(self.level_dimensions_xy),
             "size_px": self.level_dimensions_xy[0],
             "mpp": self.mpp_xy if self.has_mpp else None,
+            "mpp_source": self.pixel_size.text,
+            "image": self._backend.shown_image or "the only one",
             "objective_power": self._backend.objective_power,
             "bounds_l0_xywh": self.bounds_l0_xywh,
             "associated_images": self.associated_images,
@@ -190,13 +242,66 @@ class Slide:
         return self._backend.associated_images
 
     def fingerprint(self) -> str:
-        """A hash that tells whether a path holds the same slide, whatever it is called."""
-        return fingerprint_of(self.files)
+        """A hash that tells whether a path holds the same slide, whatever it is called; of the files that were opened.
+
+        Raises
+        ------
+        SlideChangedError
+            Where they are no longer there.
+        SlideError
+            Where they can't be read.
+        """
+        self.check_unchanged()
+        with decoder_errors(self.path):
+            found = fingerprint_of(self._opened_files, chunks_in=self._zarr_folder)
+        self.check_unchanged()
+        return found
+
+    def check_unchanged(self) -> None:
+        """Look whether the files are still those that were opened, by their sizes and times.
+
+        What was read before is of this slide only if this passes afterwards.
+
+        Raises
+        ------
+        SlideChangedError
+        """
+        try:
+            unchanged = self._states_now() == self._states
+        except SlideError:
+            unchanged = False
+        if not unchanged:
+            raise self._changed()
+
+    def _changed(self) -> SlideChangedError:
+        return SlideChangedError(
+            f"{self.path.name} changed while it was read: it was replaced, taken away, or is still being written. Open it "
+            "again once it is complete."
+        )
+
+    def _main_state(self) -> tuple[FileState, ...]:
+        try:
+            return states_of([self.path] if self.path.is_file() else [])
+        except OSError:  # opening it says why
+            return ()
+
+    def _files_now(self) -> tuple[Path, ...]:
+        with decoder_errors(self.path):
+            return self._backend.files
+
+    def _states_now(self) -> tuple[FileState, ...]:
+        with decoder_errors(self.path):
+            return states_of(self._opened_files, chunks_in=self._zarr_folder)
+
+    @property
+    def _zarr_folder(self) -> Path | None:
+        return self.path if is_zarr(self.path) else None
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that hold the slide's pixels, looked for when asked."""
-        return self._backend.files
+        with decoder_errors(self.path):
+            return self._backend.files
 
     def read_region(
         self,
@@ -227,7 +332,7 @@ class Slide:
         """
         with self._reading():
             pixels = self._backend.read_region(location_l0_xy, level, size_xy, keep_tiles=keep_tiles)
-        return pixels if self._to_srgb is None else self._to_srgb(pixels)
+            return pixels if self._to_srgb is None else self._to_srgb(pixels)
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
         """Pixels of a label, macro or thumbnail image. They can show who the patient is.
@@ -259,7 +364,8 @@ class Slide:
                 raise SlideError(f"{self.path.name} is closed")
             self._reads_under_way += 1
         try:
-            yield
+            with decoder_errors(self.path):
+                yield
         finally:
             with self._state:
                 self._reads_under_way -= 1

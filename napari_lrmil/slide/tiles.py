@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import NoTissueError
-from napari_lrmil.slide.geometry import TileGrid, TileSpec, choose_level, make_tile_grid
+from napari_lrmil.errors import NoTissueError, SlideError
+from napari_lrmil.slide.geometry import TileGrid, TileSpec, check_grid, choose_level, make_tile_grid
 from napari_lrmil.slide.reader import Slide
 from napari_lrmil.slide.resample import read_area
 from napari_lrmil.slide.tissue import tissue_fractions, tissue_mask
@@ -66,8 +66,15 @@ def tile_grid(slide: Slide, spec: TileSpec) -> TileGrid:
     Raises
     ------
     UnknownMppError
+    SlideError
+        Where the grid would be absurd, as it is with a wrong mpp.
     """
-    return make_tile_grid(bounds_l0_xywh=slide.bounds_l0_xywh, mpp_xy=slide.mpp_xy, spec=spec)
+    bounds, mpp_xy = slide.bounds_l0_xywh, slide.mpp_xy
+    try:
+        check_grid(bounds_l0_xywh=bounds, mpp_xy=mpp_xy, spec=spec)
+    except SlideError as error:
+        raise SlideError(f"{slide.path.name}: {error} (it is {slide.pixel_size.text})") from error
+    return make_tile_grid(bounds_l0_xywh=bounds, mpp_xy=mpp_xy, spec=spec)
 
 
 def find_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int = 1) -> TileSet:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from napari_lrmil.cache import ResultCache, ResultSummary
 from napari_lrmil.errors import WorklistError
+from napari_lrmil.slide.identity import same_slide
 from napari_lrmil.worklist.listing import ListedSlide, list_slides, natural
 from napari_lrmil.worklist.reviews import VERDICTS, Review, ReviewFile, Saved, Verdict
 
@@ -216,7 +217,7 @@ class Worklist:
         return self._keep(_settled(self._with_review(item)))
 
     def load_results(
-        self, cache: ResultCache, bundle_sha256: str, key_of: Callable[[float | None], str]
+        self, cache: ResultCache, bundle_sha256: str, key_of: Callable[[tuple[float, float]], str]
     ) -> list[WorklistItem]:
         """Take in the results that a cache holds of slides it has seen; no slide is opened.
 
@@ -225,7 +226,7 @@ class Worklist:
         cache : ResultCache
         bundle_sha256 : str
         key_of : callable
-            mpp of a slide's table row -> `result_key`, such as a `ResultKeys`.
+            µm/px in use -> `result_key`, such as a `ResultKeys`.
 
         Returns
         -------
@@ -234,7 +235,7 @@ class Worklist:
         """
         found = []
         for item in list(self):
-            result = cache.known_summary(item.path, bundle_sha256, key_of(item.mpp))
+            result = cache.known_summary(item.path, bundle_sha256, key_of, mpp=item.mpp)
             if result is not None:
                 found.append(self.set_result(item.path, result))
         return found
@@ -369,5 +370,5 @@ def _doubt_of(item: WorklistItem) -> tuple[float, ...]:
 
 
 def _differ(known: str | None, now: str | None) -> bool:
-    """Whether both are known and not the same."""
-    return known is not None and now is not None and known != now
+    """Whether both fingerprints are known and not of one slide."""
+    return known is not None and now is not None and not same_slide(known, now)

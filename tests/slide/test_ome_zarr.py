@@ -79,6 +79,17 @@ def test_ome_zarr_without_unit_has_no_mpp(tmp_path: Path) -> None:
         assert not slide.has_mpp
 
 
+@pytest.mark.parametrize("metadata", ["null", "[]", "[" * 100_000, '{"attributes": 3}', "\udcff"])
+def test_whatever_the_metadata_make_of_the_decoder_is_an_error_of_the_slide(
+    tmp_path: Path, metadata: str
+) -> None:
+    folder = tmp_path / "bad.zarr"
+    folder.mkdir()
+    (folder / "zarr.json").write_bytes(metadata.encode("utf-8", "surrogateescape"))
+    with pytest.raises(SlideError, match=r"bad\.zarr"):
+        Slide(folder)
+
+
 def test_zarr_without_image_is_refused(tmp_path: Path) -> None:
     zarr.open_group(tmp_path / "empty.zarr", mode="w", zarr_format=3)
     with pytest.raises(SlideError, match="without OME-Zarr multiscales"):

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from napari_lrmil.errors import LRMILError
 from training.metrics import auc
-from training.report import build_report
 from training.report.__main__ import app
+from training.report.build import build_report
 from training.report.data import read_run
 from training.report.examples import choose
 

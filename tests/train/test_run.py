@@ -27,7 +27,7 @@ from run_helpers import (
 )
 from typer.testing import CliRunner
 
-from napari_lrmil import cli
+from napari_lrmil.cli.main import app as lrmil
 from napari_lrmil.errors import ConfigError, EncoderError
 from napari_lrmil.model.bundle import load_bundle, load_info
 from napari_lrmil.predict import embed_tiles, predict_slide, run_to_end, student_tiles
@@ -252,7 +252,7 @@ def test_the_bundle_says_where_it_comes_from(finished: Path) -> None:
 def test_lrmil_predict_takes_the_bundle(finished: Path, cohort: Path, tmp_path: Path) -> None:
     slide = next(row["path"] for row in absolute_rows(cohort) if row["fold"] == "test")
     bundle = finished / "run" / "fold0" / "bundle"
-    done = CliRunner().invoke(cli.app, ["predict", slide, "-b", str(bundle), "-o", str(tmp_path / "out")])
+    done = CliRunner().invoke(lrmil, ["predict", slide, "-b", str(bundle), "-o", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     told = json.loads((tmp_path / "out" / f"{Path(slide).stem}.json").read_text())
     assert told["label"] in ("benign", "lesion")

@@ -80,6 +80,28 @@ def test_skipping_goes_on_and_says_what_it_skipped(rows: list[SlideRow]) -> None
     assert "[text].svs" in text.getvalue()
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_skipping_survives_whatever_a_damaged_slide_raises(
+    rows: list[SlideRow], tmp_path: Path, keeps: bool
+) -> None:
+    bad = []
+    for name, metadata in (("null", "null"), ("deep", "[" * 100_000)):
+        folder = tmp_path / f"{name}.zarr"
+        folder.mkdir()
+        (folder / "zarr.json").write_text(metadata)
+        bad.append(SlideRow(name, folder, name, "benign"))
+    bad.append(SlideRow("loop", tmp_path / "loop.tif", "loop", "benign"))
+    bad[-1].path.symlink_to("loop.tif")
+    reporter, text = quiet()
+    known = tmp_path / "known" if keeps else None
+    found = index_slides(
+        [rows[0], *bad, rows[-1]], GEOMETRY, skip_bad=True, reporter=reporter, threads=2, known=known
+    )
+    assert [item.row.slide_id for item in found] == [rows[0].slide_id, rows[-1].slide_id]
+    assert "Skipped 3 of 5 slides:" in text.getvalue()
+    assert "\n  deep: deep.zarr" in text.getvalue()
+
+
 def test_nothing_usable_is_an_error_even_when_skipping(rows: list[SlideRow]) -> None:
     with pytest.raises(ConfigError, match="no slide of the table can be used"):
         index(rows[1:3], skip_bad=True)

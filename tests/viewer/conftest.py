@@ -13,8 +13,8 @@ from napari_lrmil._viewer.models import import_models
 
 import_models()  # before anything draws; see there
 
+from made_slides import SHARED_DATA, write_slide  # noqa: E402
 from tiny_models import write_bundle  # noqa: E402
-from window_files import SHARED_DATA, write_slide  # noqa: E402
 
 from napari_lrmil.model.encoder import EncoderSpec  # noqa: E402
 from napari_lrmil.slide import Slide  # noqa: E402
@@ -61,7 +61,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """For tests of windows: docks start without a model, and background work doesn't outlive its window."""
-    from dock_tests import end_threads
+    from real_windows import end_threads
 
     monkeypatch.setattr("napari_lrmil._viewer.docks.classify.widget.DEMO_BUNDLE_DIR", tmp_path / "absent")
     yield
@@ -78,7 +78,7 @@ def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
 def main_dock(viewer: Any, small_slide: Path, bundle_dir: Path) -> Any:
     """The main dock of a large window, with a result."""
     from napari_lrmil._viewer import open_slide_with_result
-    from napari_lrmil._viewer.session import dock_widget
+    from napari_lrmil._viewer.docks.docked import dock_widget
 
     viewer.window.resize(1300, 1000)
     open_slide_with_result(viewer, small_slide, bundle_dir)

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dock_tests import canvas_point, canvas_widget, delete_what_is_due, drag_to, open_slide
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QMessageBox
+from real_windows import canvas_point, canvas_widget, delete_what_is_due, drag_to, open_slide
 
 from napari_lrmil._viewer.docks.annotations import store
 from napari_lrmil._viewer.docks.annotations import widget as module
 from napari_lrmil._viewer.docks.annotations.layers import ANNOTATIONS_KEY
 from napari_lrmil._viewer.docks.annotations.store import SUFFIX
 from napari_lrmil._viewer.docks.annotations.widget import CLASS, NAME, AnnotationsWidget
-from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.geojson import write_annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -156,3 +157,14 @@ def test_nobody_is_told_after_the_end(background: QtBackground, reports: Reports
 def test_errors_that_say_enough_by_themselves(error: Exception, words: str) -> None:
     assert words in error_text(error)
     assert is_foreseen(error)
+
+
+def test_a_short_job_waits_for_no_long_ones(background: QtBackground, qtbot: Any) -> None:
+    """Classifying takes hours; verdicts are written meanwhile, however few cores there are."""
+    go_on, done = threading.Event(), list[str]()
+    for number in range(2 * (os.cpu_count() or 1)):
+        background.start(f"long {number}", in_one_step(lambda: go_on.wait(60)))
+    background.start("short", in_one_step(lambda: "written"), done=done.append)
+    qtbot.waitUntil(lambda: done == ["written"], timeout=20_000)
+    assert not go_on.is_set()
+    go_on.set()

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dock_tests import canvas_widget
 from made_predictions import make_prediction
 from qtpy.QtCore import Qt
+from real_windows import canvas_widget
 
 from napari_lrmil._viewer.canvas import Area
 from napari_lrmil._viewer.layers import TILE_MARK_KEY

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dock_tests import assert_controls_say_what_they_do, canvas_widget, choose_by_keys
+from made_slides import write_slide
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QImage
 from qtpy.QtWidgets import QWidget
-from window_files import write_slide
+from real_windows import assert_controls_say_what_they_do, canvas_widget, choose_by_keys
 
 from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.docks.classify.evidence import NO_TILE
 from napari_lrmil._viewer.docks.classify.sections import CardDialog
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.layers import HEATMAP_KEY
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.model.bundle import load_bundle, save_bundle
 from napari_lrmil.model.trust import ConformalInfo, OODInfo, TileGaussian, Trust, TrustInfo
 

@@ -59,7 +59,7 @@ def test_facts_hold_no_identifier(shared_file: Callable[[str], Path]) -> None:
         facts = dict(slide_facts(slide))
         said = " ".join(facts.values())
     assert facts["Objective"] == "20×"
-    assert facts["Pixel size"] == "0.499 µm/px"
+    assert facts["Pixel size"] == "0.499 µm/px (the aperio header)"
     assert "CMU" not in said
     assert "macro" not in said
     assert "file name" in MASKED_NOTE

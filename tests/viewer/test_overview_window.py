@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dock_tests import canvas_widget, delete_what_is_due, open_slide
 from made_predictions import make_prediction
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtGui import QImage
 from qtpy.QtWidgets import QMessageBox, QWidget
+from real_windows import canvas_widget, delete_what_is_due, open_slide
 
 from napari_lrmil._viewer.canvas import Area
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, Fit
 from napari_lrmil._viewer.docks.overview.widget import OverviewWidget
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.slide import Slide
 
 pytestmark = pytest.mark.usefixtures("alone")

@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dock_tests import assert_controls_say_what_they_do, canvas_widget, choose_by_keys
-from qtpy.QtCore import Qt, QThreadPool
+from made_slides import write_slide
+from qtpy.QtCore import Qt
 from qtpy.QtGui import QImage
 from qtpy.QtWidgets import QListWidget
-from window_files import write_slide
+from real_windows import assert_controls_say_what_they_do, canvas_widget, choose_by_keys
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.tiles import presenter as module
 from napari_lrmil._viewer.docks.tiles.panel import CLOSE_UP_MAX_PX
 from napari_lrmil._viewer.docks.tiles.widget import TilesWidget
 from napari_lrmil._viewer.layers import TILE_MARK_KEY
+from napari_lrmil._viewer.qt.background import thread_pool
 from napari_lrmil.slide.picture import close_up
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -176,7 +177,7 @@ def test_closing_while_images_are_read_ends_the_reading(
     docked, _ = viewer.window.add_plugin_dock_widget("napari-lrmil", TILES)
     assert reading.wait(10)
     viewer.window.remove_dock_widget(docked)
-    qtbot.waitUntil(lambda: QThreadPool.globalInstance().activeThreadCount() == 0, timeout=10_000)
+    qtbot.waitUntil(lambda: thread_pool().activeThreadCount() == 0, timeout=10_000)
     assert not marks(viewer)
     main_dock.controller.set_heatmap(visible=False)  # nobody listens any more who is gone
 

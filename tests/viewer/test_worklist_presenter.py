@@ -26,6 +26,7 @@ from napari_lrmil.batch import BatchEvent, Kind
 from napari_lrmil.cache import ResultSummary
 from napari_lrmil.model.hub import parse_hub_name
 from napari_lrmil.predict import PredictProgress, SlidePrediction
+from napari_lrmil.slide import Slide
 from napari_lrmil.worklist import Order, Saved, Status, Worklist, WorklistItem, reviews
 
 SHA = "a" * 64
@@ -54,10 +55,11 @@ def summary(label: str = "lesion", probability: float = 0.9, **options: Any) -> 
     return ResultSummary(**values | options)
 
 
-class FakeSlide:
-    def __init__(self, path: Path, mpp: float | None = None) -> None:
-        self.path, self.mpp_override = path, mpp
-        self.name = path.stem
+def opened(path: Path, mpp: float | None = None) -> Any:
+    """A slide that is open."""
+    slide = fake(Slide)
+    slide.path, slide.name, slide.mpp_override = path, path.stem, mpp
+    return slide
 
 
 def prediction_of_it() -> SlidePrediction:
@@ -75,7 +77,7 @@ def controller_with(model: Any) -> Any:
     def replace_slide(path: Path, old: Any, *, mpp: float | None = None) -> None:
         controller.error = "" if path.stem != "bad" else "bad is no slide"
         if not controller.error:
-            controller.slide = FakeSlide(path, mpp)
+            controller.slide = opened(path, mpp)
             controller.slides = (
                 *(slide for slide in controller.slides if slide not in old),
                 controller.slide,
@@ -415,9 +417,9 @@ def test_changes_that_dont_concern_the_list_are_passed_over(stage: Stage) -> Non
 
 
 def test_slides_opened_elsewhere_count_when_they_are_listed(stage: Stage) -> None:
-    stage.controller.slide = FakeSlide(stage.path("s3"))
+    stage.controller.slide = opened(stage.path("s3"))
     assert stage.presenter.open_path == stage.path("s3")
-    stage.controller.slide = FakeSlide(Path("/elsewhere/s3.svs"))
+    stage.controller.slide = opened(Path("/elsewhere/s3.svs"))
     assert stage.presenter.open_path is None
     stage.presenter.judge("agree")
     assert stage.panel.reviewed_text == "0 of 4 reviewed"

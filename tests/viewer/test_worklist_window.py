@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dock_tests import end_threads
+from made_slides import write_slide
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QApplication, QInputDialog, QLabel, QMessageBox
-from window_files import write_slide
+from real_windows import end_threads
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
-from napari_lrmil._viewer.docks.worklist import WorklistWidget, worklist_dock
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.worklist.panel import Show
+from napari_lrmil._viewer.docks.worklist.widget import WorklistWidget, worklist_dock
 from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import State
 from napari_lrmil.cache import ResultCache
 from napari_lrmil.slide.cache import shared_cache
@@ -746,7 +746,7 @@ import napari
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 
-from napari_lrmil._viewer.docks.worklist import worklist_dock
+from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
 
 folder = Path(sys.argv[1])
 viewer = napari.Viewer()

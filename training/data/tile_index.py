@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from rich.markup import escape
 
-from napari_lrmil.errors import ConfigError, SlideError, UnknownMppError
+from napari_lrmil.errors import ConfigError, UnknownMppError, reason_of
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_nested_tiles, tile_grid
-from napari_lrmil.slide.files import stamp_of
+from napari_lrmil.slide.identity import stamp_of
 from training.data.table import SlideRow
 from training.files import Json, remembered
 from training.hashing import content_hash
@@ -146,7 +147,12 @@ def _examine(
 
 
 def _remembered(row: SlideRow, geometry: TileGeometry, known: Path | None) -> SlideTiles | str:
-    if known is None or not row.path.exists():
+    stamp = None
+    if known is not None:
+        # What hinders the look at a slide is told when it is opened.
+        with suppress(Exception):
+            stamp = stamp_of(row.path)
+    if known is None or stamp is None:
         return _examine_one(row, geometry)
 
     def examine() -> dict[str, Json]:
@@ -160,9 +166,7 @@ def _remembered(row: SlideRow, geometry: TileGeometry, known: Path | None) -> Sl
         }
 
     try:
-        saved = remembered(
-            known / f"{row.slide_id}.json", content_hash(stamp_of(row.path), row.mpp, geometry), examine
-        )
+        saved = remembered(known / f"{row.slide_id}.json", content_hash(stamp, row.mpp, geometry), examine)
     except _UnusableSlide as error:
         return str(error)
     lr, hr, shape = (np.asarray(saved[name], np.int64) for name in ("lr_places", "hr_places", "lr_shape_yx"))
@@ -184,8 +188,8 @@ def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:
             "its µm/px is unknown; fill the column 'mpp' of the table, or set data.mpp for all such slides "
             "(0.25 at 40x, 0.5 at 20x)"
         )
-    except SlideError as error:
-        return str(error)
+    except Exception as error:  # noqa: BLE001  # whatever a slide does, it is told of and the others go on
+        return reason_of(error)
     return SlideTiles(
         row, lr.grid.shape_yx, np.stack([lr.rows, lr.cols], axis=1), np.stack([hr.rows, hr.cols], axis=1)
     )

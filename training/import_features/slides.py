@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import ConfigError, LRMILError
+from napari_lrmil.errors import ConfigError, reason_of
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import HUB_PREFIX
 from napari_lrmil.slide import TileGrid
@@ -90,10 +90,10 @@ def import_slides(
             embedding, n_filled = import_slide(
                 job.tiles, geometry, files[name], options, coords_path=patches.get(name), embed_dim=embed_dim
             )
-            store.write(row.slide_id, stamp=job.stamp, embedding=embedding)
-        except LRMILError as error:
-            refused[row.slide_id] = str(error)
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with a file, the others are imported
+            refused[row.slide_id] = reason_of(error)
             continue
+        store.write(row.slide_id, stamp=job.stamp, embedding=embedding)
         imported.append(row.slide_id)
         filled_tiles += n_filled
     return Outcome(tuple(imported), tuple(there), refused, filled_tiles)

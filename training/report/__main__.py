@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from napari_lrmil.terminal import errors_as_messages
 from training.progress import Reporter
-from training.report import build_report
+from training.report.build import build_report
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -90,7 +90,7 @@ def run(
 
 def _report(context: Context, steps: Steps) -> None:
     def build() -> None:
-        from training.report import build_report  # takes seconds: only where there is something to draw
+        from training.report.build import build_report  # takes seconds: only where there is something to draw
 
         build_report(context.run_dir.root, device=context.config.run.device, reporter=context.reporter)
 

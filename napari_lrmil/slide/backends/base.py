@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import SlideError
+from napari_lrmil.errors import LRMILError, SlideError, reason_of
+from napari_lrmil.slide.pixel_size import Evidence
 
 
 class Backend(Protocol):
@@ -21,6 +23,10 @@ class Backend(Protocol):
         'openslide', 'tiff', 'ome-zarr' or 'image'.
     reason : str
         Why this backend reads the slide, in a few words.
+    evidence : tuple of Evidence
+        What is said of the pixel size, the most trusted first; `pixel_size.decide` makes one of it.
+    shown_image : str
+        Which image of several is read, and that there are others; empty where there is one.
     associated_images : tuple of str
         Names only. Labels and macro images can show a patient's name: pixels come on request.
     """
@@ -30,7 +36,8 @@ class Backend(Protocol):
     vendor: str
     level_dimensions_xy: tuple[tuple[int, int], ...]
     level_downsamples: tuple[float, ...]
-    mpp_xy: tuple[float, float] | None
+    evidence: tuple[Evidence, ...]
+    shown_image: str
     bounds_l0_xywh: tuple[int, int, int, int]
     objective_power: float | None
     associated_images: tuple[str, ...]
@@ -66,6 +73,20 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release the file."""
         ...
+
+
+@contextmanager
+def decoder_errors(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises into SlideError, so that one bad file is the matter of that file alone.
+
+    All calls of a backend go through here: damaged files make decoders raise anything.
+    """
+    try:
+        yield
+    except LRMILError:
+        raise
+    except Exception as error:
+        raise SlideError(f"{path.name} can't be read ({reason_of(error)})") from error
 
 
 def downsamples_of(sizes_xy: Sequence[tuple[int, int]]) -> tuple[float, ...]:

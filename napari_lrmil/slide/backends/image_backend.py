@@ -12,6 +12,7 @@ from PIL import Image
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import assemble, check_request
+from napari_lrmil.slide.pixel_size import Evidence
 
 MAX_PIXELS = 2**26
 """The largest image that is decoded whole: 200 MB of RGB, for instance 8,192 x 8,192 px."""
@@ -38,7 +39,8 @@ class ImageBackend:
         self.level_dimensions_xy: tuple[tuple[int, int], ...] = (size_xy,)
         self.level_downsamples: tuple[float, ...] = (1.0,)
         # The resolution in such files is a printer's (72 dpi), never a microscope's.
-        self.mpp_xy: tuple[float, float] | None = None
+        self.evidence: tuple[Evidence, ...] = ()
+        self.shown_image = ""
         self.bounds_l0_xywh = (0, 0, *size_xy)
         self.objective_power: float | None = None
         self.associated_images: tuple[str, ...] = ()

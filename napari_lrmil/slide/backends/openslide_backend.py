@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import check_request
 from napari_lrmil.slide.files import pixel_files
+from napari_lrmil.slide.pixel_size import DICOM, TIFF_TAG, Evidence, ome_evidence, tag_evidence
 
 CACHE_BYTES = 128 * 2**20
 """Decoded tiles kept by OpenSlide for all slides together. Its own 32 MiB a slide is less than one screen
@@ -50,9 +52,8 @@ class OpenSlideBackend:
         self._series_uid: str | None = properties.get("dicom.SeriesInstanceUID")
         self.level_dimensions_xy: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
-        mpp_x = _positive(properties.get(openslide.PROPERTY_NAME_MPP_X))
-        mpp_y = _positive(properties.get(openslide.PROPERTY_NAME_MPP_Y))
-        self.mpp_xy = (mpp_x, mpp_y) if mpp_x and mpp_y else None
+        self.evidence = _evidence_in(properties, self.vendor, self.level_dimensions_xy[0])
+        self.shown_image = ""
         self.objective_power = _positive(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
         self.bounds_l0_xywh = self._bounds()
         self.associated_images: tuple[str, ...] = tuple(sorted(self._handle.associated_images))
@@ -134,6 +135,26 @@ def _on_white(image: Image.Image) -> NDArray[np.uint8]:
         return np.ascontiguousarray(rgba[..., :3])
     blended = rgba[..., :3] * (alpha / 255.0) + (255 - alpha)
     return np.asarray(np.rint(blended), np.uint8)
+
+
+def _evidence_in(
+    properties: Mapping[str, str], vendor: str, size_xy: tuple[int, int]
+) -> tuple[Evidence, ...]:
+    """Pixel sizes in the order of trust: OME-XML, the scanner's own header, the resolution tags of a TIFF."""
+    found = ome_evidence(properties.get("tiff.ImageDescription"), size_xy)
+    mpp_x = _positive(properties.get(openslide.PROPERTY_NAME_MPP_X))
+    mpp_y = _positive(properties.get(openslide.PROPERTY_NAME_MPP_Y))
+    if mpp_x and mpp_y:
+        # Of a TIFF of no vendor, OpenSlide knows the tags only.
+        source = {"generic-tiff": TIFF_TAG, "dicom": DICOM}.get(vendor, f"the {vendor} header")
+        found.append(Evidence(source, (mpp_x, mpp_y)))
+    if vendor != "generic-tiff":
+        found += tag_evidence(
+            _positive(properties.get("tiff.XResolution")),
+            _positive(properties.get("tiff.YResolution")),
+            properties.get("tiff.ResolutionUnit"),
+        )
+    return tuple(found)
 
 
 def _positive(text: str | None) -> float | None:

@@ -106,10 +106,14 @@ def _open_tiff(path: Path, *, wanted: bool) -> Backend:
         return reference
     try:
         layout = read_layout(path)
-        if layout.is_ome and len(layout.levels) > len(reference.level_dimensions_xy):
-            direct = TiffBackend(path, layout, reason="OpenSlide doesn't see its pyramid")
-            reference.close()
-            return direct
+        if layout.is_ome and layout.levels:
+            # OpenSlide takes the first image for the slide, which may be the macro, and no level in a SubIFD.
+            same = layout.levels[0].size_xy == reference.level_dimensions_xy[0]
+            if not same or len(layout.levels) > len(reference.level_dimensions_xy):
+                direct = TiffBackend(path, layout, reason="OpenSlide doesn't see its pyramid")
+                reference.close()
+                return direct
+            reference.evidence, reference.shown_image = layout.evidence, layout.shown_image
         return TiffBackend.with_reference(path, layout, reference)
     except SlideError as error:
         if wanted:

@@ -64,7 +64,8 @@ class TiffBackend:
             self.vendor = "ome-tiff" if layout.is_ome else "tiff"
             self.level_dimensions_xy = tuple(level.size_xy for level in layout.levels)
             self.level_downsamples = downsamples_of(self.level_dimensions_xy)
-            self.mpp_xy = layout.mpp_xy
+            self.evidence = layout.evidence
+            self.shown_image = layout.shown_image
             self.bounds_l0_xywh = (0, 0, *self.level_dimensions_xy[0])
             self.objective_power: float | None = None
             self.associated_images: tuple[str, ...] = ()
@@ -72,7 +73,8 @@ class TiffBackend:
             self.vendor = reference.vendor
             self.level_dimensions_xy = reference.level_dimensions_xy
             self.level_downsamples = reference.level_downsamples
-            self.mpp_xy = reference.mpp_xy
+            self.evidence = reference.evidence
+            self.shown_image = reference.shown_image
             self.bounds_l0_xywh = reference.bounds_l0_xywh
             self.objective_power = reference.objective_power
             self.associated_images = reference.associated_images

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from napari_lrmil.errors import SlideError
+from napari_lrmil.slide.pixel_size import Evidence, ome_evidence, tag_evidence
 
 TIFF_ERRORS = (
     tifffile.TiffFileError,
@@ -29,7 +29,6 @@ MAX_SEGMENT_PIXELS = 2**26
 """The largest tile or strip that is decoded at once: 200 MB of RGB."""
 
 _YCBCR_JPEG2000 = 33003
-_UNIT_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,11 @@ class TiffLayout:
     levels : tuple of TiffLevel
         The pyramid of the largest image, finest first; empty where `refusal` says why it can't be read.
     refusal : str
-    mpp_xy : (float, float) or None
-        From OME-XML only.
+    evidence : tuple of Evidence
+        What is said of the pixel size of the largest image: by OME-XML, then by the resolution tags.
+    ome_xml : str or None
+    shown_image : str
+        Which of several images the largest is; empty where there is one.
     icc_profile : bytes or None
     is_ome : bool
     """
@@ -79,7 +81,9 @@ class TiffLayout:
     pages: tuple[TiffLevel, ...]
     levels: tuple[TiffLevel, ...]
     refusal: str
-    mpp_xy: tuple[float, float] | None
+    evidence: tuple[Evidence, ...]
+    ome_xml: str | None
+    shown_image: str
     icc_profile: bytes | None
     is_ome: bool
 
@@ -95,9 +99,15 @@ def read_layout(path: Path) -> TiffLayout:
     try:
         with tifffile.TiffFile(path) as tif:
             levels: tuple[TiffLevel, ...] = ()
-            refusal = ""
+            evidence: tuple[Evidence, ...] = ()
+            shown_image = refusal = ""
+            ome_xml = tif.ome_metadata if tif.is_ome else None
             try:
-                levels = _largest_image(tif, path.name)
+                images = _images(tif, path.name)
+                image = max(images, key=lambda series: series.size)
+                levels = _levels_of(image, path.name)
+                evidence = _evidence_of(image.keyframe, ome_xml)
+                shown_image = _shown_image(images, image)
             except SlideError as error:
                 refusal = str(error)
             profile = tif.pages.first.tags.get("InterColorProfile")
@@ -105,7 +115,9 @@ def read_layout(path: Path) -> TiffLayout:
                 pages=tuple(_understood_pages(tif, path.name)),
                 levels=levels,
                 refusal=refusal,
-                mpp_xy=_ome_mpp(tif.ome_metadata) if tif.is_ome else None,
+                evidence=evidence,
+                ome_xml=ome_xml,
+                shown_image=shown_image,
                 icc_profile=bytes(profile.value) if profile is not None else None,
                 is_ome=bool(tif.is_ome),
             )
@@ -113,7 +125,7 @@ def read_layout(path: Path) -> TiffLayout:
         raise SlideError(f"{path.name} is not a TIFF that tifffile can read ({error})") from error
 
 
-def _largest_image(tif: tifffile.TiffFile, name: str) -> tuple[TiffLevel, ...]:
+def _images(tif: tifffile.TiffFile, name: str) -> list[tifffile.TiffPageSeries]:
     images = [series for series in tif.series if len(series.pages)]
     if not images:
         raise SlideError(f"{name} holds no image")
@@ -121,13 +133,44 @@ def _largest_image(tif: tifffile.TiffFile, name: str) -> tuple[TiffLevel, ...]:
     images = [series for series in images if series.keyframe.parent is tif]
     if not images:
         raise SlideError(f"{name} only names the files that hold its images. Open one of those")
-    image = max(images, key=lambda series: series.size)
+    return images
+
+
+def _levels_of(image: tifffile.TiffPageSeries, name: str) -> tuple[TiffLevel, ...]:
     if len(image.pages) > 1:
         raise SlideError(
             f"{name} holds {len(image.pages)} planes of {image.dtype} ({image.axes} {image.shape}), "
             "but a slide needs one image of 8-bit RGB"
         )
     return tuple(_level_of(series.keyframe, name) for series in image.levels)
+
+
+def _evidence_of(page: tifffile.TiffPage, ome_xml: str | None) -> tuple[Evidence, ...]:
+    """What is said of the pixel size of an image, whose finest level is this page."""
+    tags = (page.tags.get(name) for name in ("XResolution", "YResolution", "ResolutionUnit"))
+    x, y, unit = (None if tag is None else tag.value for tag in tags)
+    found = ome_evidence(ome_xml, (page.imagewidth, page.imagelength), ifd=page.index)
+    # Without the unit's tag, it is the inch.
+    found += tag_evidence(_ratio(x), _ratio(y), 2 if unit is None else int(unit))
+    return tuple(found)
+
+
+def _ratio(value: object) -> float | None:
+    """A rational of a TIFF tag, which is stored as two whole numbers."""
+    if not isinstance(value, tuple) or len(value) < 2 or not value[1]:
+        return None
+    return float(value[0]) / float(value[1])
+
+
+def _shown_image(images: list[tifffile.TiffPageSeries], shown: tifffile.TiffPageSeries) -> str:
+    """Say which image is read, by place and size: names can hold a patient's."""
+    if len(images) == 1:
+        return ""
+    sizes = [f"{image.keyframe.imagewidth} x {image.keyframe.imagelength} px" for image in images]
+    number = next(place for place, image in enumerate(images) if image is shown)
+    others = [size for place, size in enumerate(sizes) if place != number]
+    listed = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+    return f"{number + 1} of {len(images)}, the largest ({sizes[number]}); not shown: {listed}"
 
 
 def _understood_pages(tif: tifffile.TiffFile, name: str) -> list[TiffLevel]:
@@ -181,26 +224,3 @@ def _level_of(page: tifffile.TiffPage, name: str) -> TiffLevel:
         byte_counts=np.asarray(page.databytecounts, np.int64),
         decode=decode,
     )
-
-
-def _ome_mpp(xml: str | None) -> tuple[float, float] | None:
-    """µm per pixel of the first image in OME-XML; its default unit is µm."""
-    if not xml:
-        return None
-    try:
-        pixels = ET.fromstring(xml).find(".//{*}Pixels")
-    except ET.ParseError:
-        return None
-    if pixels is None:
-        return None
-    mpp = []
-    for axis in "XY":
-        unit = _UNIT_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        try:
-            size = float(pixels.get(f"PhysicalSize{axis}", "0"))
-        except ValueError:
-            return None
-        if unit is None or not 0 < size < float("inf"):
-            return None
-        mpp.append(size * unit)
-    return (mpp[0], mpp[1])

@@ -16,6 +16,7 @@ from napari_lrmil.slide.backends.base import assemble, check_request, downsample
 from napari_lrmil.slide.cache import shared_cache
 from napari_lrmil.slide.files import pixel_files, zarr_metadata
 from napari_lrmil.slide.geometry import l0_to_level
+from napari_lrmil.slide.pixel_size import OME_ZARR, Evidence
 
 _UNIT_UM = {
     "angstrom": 1e-4,
@@ -71,7 +72,9 @@ class ZarrBackend:
         if list(self.level_dimensions_xy) != sorted(self.level_dimensions_xy, reverse=True):
             raise SlideError(f"{path.name} lists its levels in no order from fine to coarse")
         self.level_downsamples = downsamples_of(self.level_dimensions_xy)
-        self.mpp_xy = self._mpp(image)
+        mpp_xy = self._mpp(image)
+        self.evidence: tuple[Evidence, ...] = () if mpp_xy is None else (Evidence(OME_ZARR, mpp_xy),)
+        self.shown_image = ""
         self.bounds_l0_xywh = (0, 0, *self.level_dimensions_xy[0])
         self.objective_power: float | None = None
         self.associated_images: tuple[str, ...] = ()

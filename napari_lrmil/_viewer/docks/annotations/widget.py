@@ -28,7 +28,7 @@ from superqt.utils import qdebounced, qthrottled
 
 from napari_lrmil._viewer.docks.annotations.panel import PAN, RGB, AnnotationRow, AnnotationsPanel
 from napari_lrmil._viewer.docks.annotations.presenter import AnnotationsPresenter
-from napari_lrmil._viewer.docks.dock import DockedWidget
+from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.qt import parts
 
 NAME, CLASS, EXTENT = range(3)
@@ -49,13 +49,7 @@ _TOOLS = (
 
 
 class AnnotationsWidget(DockedWidget):
-    """Draw, name and class annotations; they save themselves beside the slide.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Draw, name and class annotations; they save themselves beside the slide."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)

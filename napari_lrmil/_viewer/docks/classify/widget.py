@@ -31,13 +31,7 @@ _WIDTH_PX = 300
 
 
 class ClassifyWidget(Dock):
-    """Choose a slide and a model, classify, and see the label and where it comes from.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Choose a slide and a model, classify, and see the label and where it comes from."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)

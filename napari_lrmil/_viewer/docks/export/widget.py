@@ -10,7 +10,7 @@ from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QProgressBar, QPushButton
 
-from napari_lrmil._viewer.docks.dock import DockedWidget
+from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.docks.export.formats import FORMATS, Format, Options
 from napari_lrmil._viewer.docks.export.panel import ExportPanel
 from napari_lrmil._viewer.docks.export.presenter import ExportPresenter
@@ -18,13 +18,7 @@ from napari_lrmil._viewer.qt import parts
 
 
 class ExportWidget(DockedWidget):
-    """Reports, pictures, numbers and tables of the current slide.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Reports, pictures, numbers and tables of the current slide."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)

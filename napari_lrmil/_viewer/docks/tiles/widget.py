@@ -17,7 +17,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_lrmil._viewer.docks.dock import DockedWidget
+from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.docks.tiles.panel import MAX_K, TileEntry, TilesPanel
 from napari_lrmil._viewer.docks.tiles.presenter import Pixels, TilesPresenter
 from napari_lrmil._viewer.qt import parts
@@ -88,13 +88,7 @@ class TileList(QListWidget):
 
 
 class TilesWidget(DockedWidget):
-    """Tiles that count most and least for the result, at higher power.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """Tiles that count most and least for the result, at higher power."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)

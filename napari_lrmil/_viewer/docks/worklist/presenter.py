@@ -411,5 +411,5 @@ def look_up_steps(items: Sequence[WorklistItem], info: BundleInfo) -> Steps[Foun
     cache, keys, sha = ResultCache(), ResultKeys(info), info.weights_sha256
     for start in range(0, len(items), _LOOK_UP_CHUNK):
         chunk = items[start : start + _LOOK_UP_CHUNK]
-        results = [(item.path, cache.known_summary(item.path, sha, keys(item.mpp))) for item in chunk]
+        results = [(item.path, cache.known_summary(item.path, sha, keys, mpp=item.mpp)) for item in chunk]
         yield [(path, summary) for path, summary in results if summary is not None]

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QAbstractTableModel, QModelIndex, QSize, Qt, Signal
-from qtpy.QtGui import QColor, QFont, QImage, QKeyEvent, QPainter, QPixmap, QResizeEvent, QShowEvent
+from qtpy.QtGui import QColor, QFont, QKeyEvent, QPainter, QPixmap, QResizeEvent, QShowEvent
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView
 from superqt.utils import QSignalDebouncer
 
 from napari_lrmil._viewer.docks.worklist.panel import HEADINGS, cells, tool_tip
+from napari_lrmil._viewer.qt import parts
 from napari_lrmil.worklist import WorklistItem
 
 THUMB_PX = 54
@@ -122,10 +123,7 @@ class WorklistModel(QAbstractTableModel):
 
 def _stamp(pixels: NDArray[np.uint8]) -> QPixmap:
     """The picture in the middle of a square, so that all names start at the same place."""
-    height, width, _ = pixels.shape
-    data = pixels.tobytes()
-    image = QImage(data, width, height, 3 * width, QImage.Format.Format_RGB888)
-    small = image.scaled(
+    small = parts.to_image(pixels).scaled(
         THUMB_PX,
         THUMB_PX,
         Qt.AspectRatioMode.KeepAspectRatio,

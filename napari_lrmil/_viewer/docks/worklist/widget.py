@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QMessageBox, Q
 from superqt.utils import QSignalThrottler
 
 from napari_lrmil._viewer.background import in_one_step
-from napari_lrmil._viewer.docks.dock import DockedWidget
+from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.docks.worklist import keys
 from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
@@ -46,13 +46,7 @@ _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 330, 300
 
 
 class WorklistWidget(DockedWidget):
-    """A folder of slides to go through: what the model says of each, and what the reviewer says.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The name of the parameter is how napari knows to pass it.
-    """
+    """A folder of slides to go through: what the model says of each, and what the reviewer says."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)

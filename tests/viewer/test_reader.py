@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import npe2
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from made_slides import shared_slide, write_slide
 from npe2 import PluginManifest
-from window_files import shared_slide, write_slide
 
 from napari_lrmil._viewer import sample_data
 from napari_lrmil._viewer.layers import (
@@ -92,6 +93,21 @@ def test_ordinary_images_are_left_to_others(tmp_path: Path) -> None:
     assert get_reader(["a.svs", "b.svs"]) is None
 
 
+@contextlib.contextmanager
+def counted_opens() -> Iterator[list[Path]]:
+    """Which slide files are opened meanwhile, in order."""
+    opens: list[Path] = []
+    opened = slide_reader.open_backend
+
+    def counted(path: Path, backend: str = "auto") -> Backend:
+        opens.append(path)
+        return opened(path, backend)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slide_reader, "open_backend", counted)
+        yield opens
+
+
 def handles_of(path: Path) -> int:
     """How many of this process's handles are on a file."""
     found = 0
@@ -105,15 +121,7 @@ def handles_of(path: Path) -> int:
 def test_a_slide_of_a_shared_suffix_is_opened_once(small_slide: Path, tmp_path: Path) -> None:
     """Asking and reading take one opening; its handles go with the layer's slide, or with a reader never called."""
     path = Path(shutil.copy(small_slide, tmp_path / "slide.tif"))
-    opens: list[Path] = []
-    opened = slide_reader.open_backend
-
-    def counted(path: Path, backend: str = "auto") -> Backend:
-        opens.append(path)
-        return opened(path, backend)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slide_reader, "open_backend", counted)
+    with counted_opens() as opens:
         read = get_reader(str(path))
         assert read is not None
         held = handles_of(path)
@@ -142,15 +150,7 @@ def test_a_slide_of_a_shared_suffix_is_opened_once(small_slide: Path, tmp_path: 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts handles in /proc")
 def test_napari_opens_a_tiff_once(small_slide: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(small_slide, tmp_path / "slide.tif"))
-    opens: list[Path] = []
-    opened = slide_reader.open_backend
-
-    def counted(path: Path, backend: str = "auto") -> Backend:
-        opens.append(path)
-        return opened(path, backend)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slide_reader, "open_backend", counted)
+    with counted_opens() as opens:
         npe2.PluginManager.instance().discover()
         layers = npe2.read([str(path)], plugin_name="napari-lrmil", stack=False)
     ((_, attributes, _),) = layers

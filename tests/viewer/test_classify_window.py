@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_slides import shared_slide, write_slide
 from PIL import Image, ImageCms
-from qtpy.QtCore import QPoint, Qt, QThreadPool
-from window_files import shared_slide, write_slide
+from qtpy.QtCore import QPoint, Qt
 
 from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.layers import HEATMAP_KEY, MPP_UNKNOWN_KEY, SLIDE_KEY
-from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.qt.background import thread_pool
 from napari_lrmil._viewer.window import Change, State
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide import Slide
@@ -270,7 +271,7 @@ def test_slide_removed_while_running(
     viewer.layers.remove("small")
     slow_tiles.set()
     wait_for(qtbot, widget, State.READY)
-    qtbot.waitUntil(lambda: QThreadPool.globalInstance().activeThreadCount() == 0, timeout=5_000)
+    qtbot.waitUntil(lambda: thread_pool().activeThreadCount() == 0, timeout=5_000)
     qtbot.wait(50)
     assert not heatmaps(viewer)
     assert widget.controller.result is None
@@ -303,16 +304,17 @@ def test_closing_while_running_ends_thread_and_slide(
     start(widget, qtbot, small_slide, bundle_dir)
     slide = slide_of(viewer.layers[0])
     viewer.close()
-    qtbot.waitUntil(lambda: QThreadPool.globalInstance().activeThreadCount() == 0, timeout=5_000)
+    qtbot.waitUntil(lambda: thread_pool().activeThreadCount() == 0, timeout=5_000)
     assert slide.closed
 
 
 _CLOSED_BY_THE_USER = """
 import sys, time
 import napari
-from qtpy.QtCore import QThreadPool, QTimer
+from qtpy.QtCore import QTimer
 from napari_lrmil._viewer.models import import_models
-from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.qt.background import thread_pool
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.window import State
 
 import_models()
@@ -342,7 +344,7 @@ timer = QTimer()
 timer.timeout.connect(step)
 timer.start(20)
 napari.run()
-print("threads", QThreadPool.globalInstance().activeThreadCount(), controller.state)
+print("threads", thread_pool().activeThreadCount(), controller.state)
 """
 
 
