@@ -29,7 +29,9 @@ MARKS = {"utf-8": b"", "utf-8-sig": b"", "utf-16-le": codecs.BOM_UTF16_LE, "utf-
 def written(rows: list[list[str]], delimiter: str, codec: str, end: str) -> bytes:
     text = io.StringIO(newline="")
     # The writer leaves line breaks other than its own without quotation marks.
-    quoting = csv.QUOTE_ALL if any(set("\r\n") & set(cell) for row in rows for cell in row) else csv.QUOTE_MINIMAL
+    quoting = (
+        csv.QUOTE_ALL if any(set("\r\n") & set(cell) for row in rows for cell in row) else csv.QUOTE_MINIMAL
+    )
     csv.writer(text, delimiter=delimiter, lineterminator=end, quoting=quoting).writerows(rows)
     return MARKS[codec] + text.getvalue().encode(codec)
 
