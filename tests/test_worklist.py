@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import numpy as np
@@ -504,6 +505,28 @@ def deny(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
         return really(path, flags, mode, **more)
 
     monkeypatch.setattr(reviews.os, "open", opened)
+
+
+def test_within_a_file_the_last_line_counts_though_the_clock_was_set_back(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime):
+        hour_now = 12
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2026, 1, 1, cls.hour_now, tzinfo=tz)
+
+    monkeypatch.setattr(reviews, "datetime", Clock)
+    for read_only in (False, True):
+        if read_only:  # the file in the user's data folder, which came after the other one
+            Clock.hour_now = 13
+            deny(monkeypatch, folder, errno.EACCES)
+        worklist = Worklist.open(folder)
+        worklist.set_verdict(folder / "s1.svs", "agree")
+        Clock.hour_now -= 1
+        worklist.set_verdict(folder / "s1.svs", "disagree")
+        assert Worklist.open(folder)[folder / "s1.svs"].verdict == "disagree"
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])

@@ -17,6 +17,7 @@ from napari_lrmil.cache.codec import Arrays, JSONValue, flatten, restore
 from napari_lrmil.cache.limit import JSON_NAME, RESULTS, THUMBNAILS, SizeLimit, entries, is_result, mark_used
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError, SlideChangedError
+from napari_lrmil.slide.files import from_home
 from napari_lrmil.slide.identity import state_of
 
 if TYPE_CHECKING:
@@ -91,9 +92,7 @@ class KnownSlide(NamedTuple):
 def default_cache_root() -> Path:
     """The folder named by LRMIL_CACHE_DIR, else the user's cache folder."""
     named = os.environ.get(CACHE_DIR_VARIABLE)
-    return (
-        Path(named).expanduser() if named else platformdirs.user_cache_path("napari-lrmil", appauthor=False)
-    )
+    return from_home(named) if named else platformdirs.user_cache_path("napari-lrmil", appauthor=False)
 
 
 def result_key(info: BundleInfo, *, mpp_xy: MppXY) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from napari_lrmil.errors import readable
+
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"})
 """Only slides are called so."""
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -38,7 +40,15 @@ _SERIES_UID = re.compile(rb"\x20\x00\x0e\x00(?:UI..|..\x00\x00)([0-9.]+)", re.DO
 def slide_id_of(path: Path) -> str:
     """Return the id of a slide where no table gives one: its name without the ending. A plain folder keeps its dots."""
     known = SLIDE_SUFFIXES | SHARED_SUFFIXES | IMAGE_SUFFIXES
-    return path.stem if path.suffix.lower() in known else path.name
+    return readable(path.stem if path.suffix.lower() in known else path.name)
+
+
+def from_home(path: str | Path) -> Path:
+    """Return a path with a leading ~ as the user's home folder; a user whom nobody knows is a plain name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 # ---- which files hold a slide
@@ -111,9 +121,14 @@ def parts_beside(path: Path) -> set[Path]:
 
 def is_zarr(path: Path) -> bool:
     """Return whether a path is a zarr folder, by its name or by what lies in it."""
-    if not path.is_dir():
+    try:
+        if not path.is_dir():
+            return False
+        return path.suffix.lower() == ZARR_SUFFIX or any(
+            (path / name).is_file() for name in _ZARR_METADATA[:3]
+        )
+    except OSError:  # what can't be looked into, such as a folder without access
         return False
-    return path.suffix.lower() == ZARR_SUFFIX or any((path / name).is_file() for name in _ZARR_METADATA[:3])
 
 
 def zarr_metadata(folder: Path) -> tuple[Path, ...]:

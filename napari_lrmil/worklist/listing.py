@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from napari_lrmil.errors import TableError, WorklistError
 from napari_lrmil.slide.files import (
@@ -88,12 +89,13 @@ def find_slides(folder: Path, *, recursive: bool = False) -> list[Path]:
     """The slides of a folder, by name. Files that belong to a slide aren't listed beside it.
 
     DICOM files of one series are one slide, as are OME-Zarr folders. PNG and JPEG regions are listed where
-    a folder holds nothing else that is a slide: beside slides they are pictures of them.
+    a folder holds nothing else that is a slide: beside slides they are pictures of them. What can't be looked at, an
+    inner folder without access or a link that leads nowhere, is listed as a slide too: opening it tells why.
 
     Raises
     ------
     WorklistError
-        Where the folder can't be read.
+        Where the folder itself can't be read.
     """
     if is_zarr(folder):
         return [folder]
@@ -102,7 +104,13 @@ def find_slides(folder: Path, *, recursive: bool = False) -> list[Path]:
     waiting = [folder]
     while waiting:
         here = waiting.pop()
-        slides, below = _slides_in(here)
+        try:
+            slides, below = _slides_in(here)
+        except WorklistError:
+            if here == folder:
+                raise
+            found.append(here)
+            continue
         found += slides
         for inner in below:
             # Links can lead back to where we came from.
@@ -188,25 +196,47 @@ def _slides_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """Slides of a folder, and the folders in it that may hold more."""
     try:
         visible = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-        files = {entry.name: Path(entry.path) for entry in visible if entry.is_file()}
-        folders = {entry.name: Path(entry.path) for entry in visible if entry.is_dir()}
+        kinds = {entry.name: (_kind(entry), Path(entry.path)) for entry in visible}
     except OSError as error:
         raise WorklistError(f"{folder} can't be read ({error.strerror})") from error
+    files = {name: path for name, (kind, path) in kinds.items() if kind == "file"}
+    folders = {name: path for name, (kind, path) in kinds.items() if kind == "folder"}
     zarrs = [path for path in folders.values() if is_zarr(path)]
     parts = {part for path in files.values() for part in parts_beside(path)}
     below = [path for path in folders.values() if path not in zarrs and path not in parts]
     slides = zarrs + [
-        path for path in files.values() if path.suffix.lower() in SLIDE_SUFFIXES | TIFF_SUFFIXES
+        path
+        for kind, path in kinds.values()
+        if kind in ("file", "lost link") and path.suffix.lower() in SLIDE_SUFFIXES | TIFF_SUFFIXES
     ]
     series = dicom_slides(path for path in files.values() if path.suffix.lower() in (DICOM_SUFFIX, ""))
     if len(series) == 1 and not slides and not below:
         slides.append(folder)
     else:
         # The largest file is the one that the others are levels of.
-        slides += [max(group, key=lambda path: path.stat().st_size) for group in series]
+        slides += [max(group, key=_size) for group in series]
     if not slides:
         slides = [path for path in files.values() if path.suffix.lower() in IMAGE_SUFFIXES]
     return [path for path in slides if path not in parts], below
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["file", "folder", "lost link", "other"]:
+    """What an entry is, or what its link leads to: nowhere, where that is gone or the link itself."""
+    try:
+        if entry.is_file():
+            return "file"
+        if entry.is_dir():
+            return "folder"
+        return "lost link" if entry.is_symlink() else "other"
+    except OSError:
+        return "lost link"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # gone meanwhile, which is told when it is opened
+        return 0
 
 
 def _is_dicom_slide(folder: Path) -> bool:

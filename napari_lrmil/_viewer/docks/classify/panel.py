@@ -71,6 +71,7 @@ class ClassifyPanel:
     progress_text: str = ""
     hint: str = ""
     error: str = ""
+    can_reopen: bool = False
     result: ResultPanel | None = None
     evidence: EvidencePanel | None = None
     card_available: bool = False
@@ -122,6 +123,7 @@ def progress_text(slide_name: str, progress: PredictProgress | None) -> str:
     if progress is None or not progress.tiles_total:
         return f"{slide_name}: looking for tissue …"
     text = f"{slide_name}: {progress.tiles_done:,} of {progress.tiles_total:,} tiles"
+    text += f". {progress.note}" if progress.note else ""
     left = progress.seconds_left
     return text if left is None else f"{text}, {duration_text(left)} left"
 
