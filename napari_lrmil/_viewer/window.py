@@ -239,12 +239,30 @@ class Controller:
             self._canvas.bring_forward(slides[index])
         self._tell()
 
-    def set_mpp(self, mpp: float) -> None:
-        """Say what a level-0 pixel of the current slide measures, where the file doesn't."""
-        if self._slide is not None and mpp > 0 and self.state is State.NEEDS_MPP:
-            self._slide.mpp_override = mpp
-            self._canvas.place_slide(self._slide, student_mpp=self._student_mpp)
+    def set_mpp(self, mpp: float | None) -> None:
+        """Say what a level-0 pixel of the current slide measures; None goes back to what the file says.
+
+        A result made with another value is no longer one.
+        """
+        slide = self._slide
+        if slide is not None and mpp != slide.mpp_override:
+            self._error = ""
+            try:
+                slide.mpp_override = mpp
+            except LRMILError as error:
+                self._error = str(error)
+            else:
+                self._drop_result(slide)
+                self._canvas.place_slide(slide, student_mpp=self._student_mpp)
         self._tell()
+
+    def _drop_result(self, slide: Slide) -> None:
+        """Take a slide's result away, and stop the classification that would give one."""
+        if self.running_slide is slide:
+            self._stop()
+        self._results.pop(slide, None)
+        self._ended.pop(slide, None)
+        self._canvas.remove_heatmap(slide)
 
     def set_icc(self, applied: bool) -> None:
         """Show the current slide's colours through its own profile, or as stored. Models aren't affected."""
@@ -340,8 +358,11 @@ class Controller:
         self._tell()
 
     def show_result(self, slide: Slide, prediction: SlidePrediction) -> None:
-        """Show a prediction that was made elsewhere, or before: by the batch, or from the cache."""
-        if slide in self._canvas.slides():
+        """Show a prediction that was made elsewhere, or before: by the batch, or from the cache.
+
+        One of another µm/px than the slide has by now isn't shown.
+        """
+        if slide in self._canvas.slides() and slide.has_mpp and slide.mpp_xy == prediction.mpp_xy:
             self._results[slide], self._ended[slide] = prediction, State.DONE
             self._canvas.show_heatmap(slide, prediction, self._look_for(prediction))
         self._tell()

@@ -18,7 +18,7 @@ from napari_lrmil.batch.events import (
     known_results,
     unique,
 )
-from napari_lrmil.cache import ResultCache, ResultKeys
+from napari_lrmil.cache import ResultCache, ResultKeys, typed_mpp
 from napari_lrmil.errors import LRMILError, reason_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class Answer(NamedTuple):
     fingerprint: str
     cached: bool
     error: str
+    mpp: float | None = None
+    """What was given or typed for the slide, which its result is kept under."""
+    needs_mpp: bool = False
 
 
 def classify_on_cluster(
@@ -105,7 +108,7 @@ def classify_on_cluster(
     jobs = [
         Job(
             str(item.path.absolute()),
-            item.mpp,
+            _given_mpp(item, cache),
             bundle,
             info.weights_sha256,
             str(cache.root.absolute()),
@@ -132,6 +135,12 @@ def classify_on_cluster(
                 yield _event(future, items_of[future.key], info.weights_sha256, cache, keys)
         finally:
             client.cancel(futures)
+
+
+def _given_mpp(item: BatchItem, cache: ResultCache) -> float | None:
+    """The µm/px of the list, else what was typed here for a slide that was seen before: workers may know other homes."""
+    fingerprint = None if item.mpp is not None else cache.known_fingerprint(item.path)
+    return item.mpp if fingerprint is None else typed_mpp(fingerprint)
 
 
 def _check_workers(client: Any, address: str, timeout_s: float) -> None:
@@ -166,9 +175,9 @@ def _event(
     except CancelledError as lost:
         raise ClusterError("the cluster was lost. What is finished is kept: run the same again.") from lost
     if answer.error:
-        return BatchEvent(Kind.FAILED, item.path, error=answer.error)
+        return BatchEvent(Kind.FAILED, item.path, error=answer.error, needs_mpp=answer.needs_mpp)
     # One result is as large as the slide has tiles: the client need not hold them all.
-    prediction = cache.get(answer.fingerprint, bundle_sha256, keys(item.mpp), slide_name=item.path.stem)
+    prediction = cache.get(answer.fingerprint, bundle_sha256, keys(answer.mpp), slide_name=item.path.stem)
     if prediction is None:
         raise ClusterError(
             f"a worker's result isn't in {cache.root} here. Name a folder that all share with --cache-dir."
@@ -224,9 +233,11 @@ def _classify(job: Job) -> Answer:
             for event in events:
                 if event.prediction is not None:
                     # A result that couldn't be kept can't be handed over either.
-                    return Answer(event.prediction.slide_fingerprint, event.cached, event.note)
+                    fingerprint = event.prediction.slide_fingerprint
+                    mpp = typed_mpp(fingerprint) if job.mpp is None else job.mpp
+                    return Answer(fingerprint, event.cached, event.note, mpp)
                 if event.kind is Kind.FAILED:
-                    return Answer("", False, event.error)
+                    return Answer("", False, event.error, needs_mpp=event.needs_mpp)
     except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
         return Answer("", False, reason_of(error))
     raise AssertionError("a batch ended without a word of its slide")

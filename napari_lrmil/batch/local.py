@@ -14,7 +14,7 @@ from napari_lrmil.batch.events import (
     known_results,
     unique,
 )
-from napari_lrmil.cache import ResultCache, ResultKeys
+from napari_lrmil.cache import ResultCache, ResultKeys, open_slide
 from napari_lrmil.errors import reason_of
 from napari_lrmil.slide import Slide
 
@@ -67,13 +67,15 @@ def classify(
     keys, sha = ResultKeys(bundle.info), bundle.info.weights_sha256
 
     def opened(item: BatchItem) -> _Opened:
-        slide = Slide(item.path, mpp=item.mpp)
+        slide = open_slide(item.path, mpp=item.mpp)
         try:
             if cache is None:
                 return _Opened(slide, None)
             fingerprint = slide.fingerprint()
             cache.remember_fingerprint(item.path, fingerprint)
-            found = cache.get(fingerprint, sha, keys(item.mpp), slide_name=slide.name)
+            found = cache.get(fingerprint, sha, keys(slide.mpp_override), slide_name=slide.name)
+            if found is not None and not (slide.has_mpp and found.mpp_xy == slide.mpp_xy):
+                found = None  # the µm/px in the file was corrected, where its fingerprint doesn't look
         except BaseException:
             slide.close()
             raise
@@ -97,12 +99,13 @@ def classify(
                     if slide is None:
                         yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=True)
                         continue
+                    key = keys(slide.mpp_override)
                     with slide:
                         prediction = yield from _computed(slide, item, bundle, device, batch_size, threads)
                 except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
-                    yield BatchEvent(Kind.FAILED, item.path, error=reason_of(error))
+                    yield BatchEvent.failed(item.path, error)
                     continue
-                note = _kept(cache, prediction, keys(item.mpp))
+                note = _kept(cache, prediction, key)
                 yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, note=note)
         finally:
             if following is not None and not following.cancel():

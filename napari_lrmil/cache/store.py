@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +14,7 @@ import platformdirs
 from napari_lrmil.atomic import remove_folder, replacing, replacing_folder, write_text
 from napari_lrmil.cache.codec import Arrays, JSONValue, flatten, restore
 from napari_lrmil.cache.limit import JSON_NAME, RESULTS, THUMBNAILS, SizeLimit, entries, is_result, mark_used
+from napari_lrmil.cache.pixel_sizes import typed_mpp
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide.files import state_of
@@ -203,18 +204,43 @@ class ResultCache:
         return found if len(found) == 64 else None
 
     def known_result(
-        self, slide_path: Path, bundle_sha256: str, tiles_key: str, *, slide_name: str
+        self,
+        slide_path: Path,
+        bundle_sha256: str,
+        key_of: Callable[[float | None], str],
+        *,
+        mpp: float | None,
+        slide_name: str,
     ) -> SlidePrediction | None:
-        """`get` for a slide that was here before and hasn't been touched since; the slide isn't opened."""
+        """`get` for a slide that was here before and hasn't been touched since; the slide isn't opened.
+
+        Parameters
+        ----------
+        key_of : callable
+            mpp that is given or was typed before -> `result_key`, such as a `ResultKeys`.
+        mpp : float, optional
+            The one that is given.
+        """
         fingerprint = self.known_fingerprint(slide_path)
         if fingerprint is None:
             return None
-        return self.get(fingerprint, bundle_sha256, tiles_key, slide_name=slide_name)
+        key = key_of(typed_mpp(fingerprint) if mpp is None else mpp)
+        return self.get(fingerprint, bundle_sha256, key, slide_name=slide_name)
 
-    def known_summary(self, slide_path: Path, bundle_sha256: str, tiles_key: str) -> ResultSummary | None:
-        """`summary` for a slide that was here before and hasn't been touched since; the slide isn't opened."""
+    def known_summary(
+        self,
+        slide_path: Path,
+        bundle_sha256: str,
+        key_of: Callable[[float | None], str],
+        *,
+        mpp: float | None,
+    ) -> ResultSummary | None:
+        """`summary` for a slide that was here before and hasn't been touched since; see `known_result`."""
         fingerprint = self.known_fingerprint(slide_path)
-        return None if fingerprint is None else self.summary(fingerprint, bundle_sha256, tiles_key)
+        if fingerprint is None:
+            return None
+        key = key_of(typed_mpp(fingerprint) if mpp is None else mpp)
+        return self.summary(fingerprint, bundle_sha256, key)
 
     def remember_fingerprint(self, slide_path: Path, fingerprint: str) -> None:
         """Make `known_fingerprint` know a slide. A cache that can't be written forgets; that costs time only."""

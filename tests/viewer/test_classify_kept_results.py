@@ -42,10 +42,10 @@ class Stage:
         self.controller.load_bundle("/models/mine")
         started(self.background, "load model").finish(LoadedModel(bundle, ("cuda:0", "cpu")))
 
-    def prediction(self, lesion: float = 0.8) -> SlidePrediction:
+    def prediction(self, lesion: float = 0.8, **more: Any) -> SlidePrediction:
         info = self.bundle.info
         return make_prediction(
-            lesion, bundle_sha256=info.weights_sha256, slide_fingerprint=self.slide.fingerprint()
+            lesion, bundle_sha256=info.weights_sha256, slide_fingerprint=self.slide.fingerprint(), **more
         )
 
     def classified(self, prediction: SlidePrediction) -> None:
@@ -108,7 +108,7 @@ def test_a_result_of_before_is_shown_and_not_kept_again(slide: Slide, bundle: Mo
 def test_a_new_result_is_kept_once_with_the_pixel_size_that_was_given(stage: Stage) -> None:
     run_all(stage.disk)
     stage.slide.mpp_override = 0.25
-    prediction = stage.prediction()
+    prediction = stage.prediction(mpp_xy=(0.25, 0.25))
     stage.classified(prediction)
     stage.canvas.layers_changed.emit()
     run_all(stage.disk)
@@ -157,7 +157,9 @@ def test_another_model_or_pixel_size_is_looked_up_anew(stage: Stage) -> None:
     assert len(stage.jobs("look up")) == 2
     run_all(stage.disk)
     assert stage.controller.result is None
-    before = make_prediction(bundle_sha256="b" * 64, slide_fingerprint=stage.slide.fingerprint())
+    before = make_prediction(
+        bundle_sha256="b" * 64, slide_fingerprint=stage.slide.fingerprint(), mpp_xy=(0.25, 0.25)
+    )
     ResultCache().put(before, result_key(other.info, mpp=0.25))
     stage.slide.mpp_override = 0.25
     stage.canvas.layers_changed.emit()

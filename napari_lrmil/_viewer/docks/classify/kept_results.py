@@ -128,7 +128,9 @@ def _look_up(slide: Slide, info: BundleInfo, mpp: float | None) -> SlidePredicti
     except (OSError, LRMILError):  # classifying it will say what is wrong
         return None
     cache.remember_fingerprint(slide.path, fingerprint)
-    return cache.get(fingerprint, info.weights_sha256, result_key(info, mpp=mpp), slide_name=slide.name)
+    kept = cache.get(fingerprint, info.weights_sha256, result_key(info, mpp=mpp), slide_name=slide.name)
+    # The µm/px in the file may have been corrected where its fingerprint doesn't look.
+    return kept if kept is not None and kept.mpp_xy == slide.mpp_xy else None
 
 
 def _keep(slide_path: Path, result: SlidePrediction, info: BundleInfo, mpp: float | None) -> None:

@@ -151,7 +151,7 @@ def _result_of(
     shown = request.shown.get(item.path)
     if shown is not None:
         return summarise(shown)
-    return cache.known_summary(item.path, info.weights_sha256, keys(item.mpp))
+    return cache.known_summary(item.path, info.weights_sha256, keys, mpp=item.mpp)
 
 
 def _row_of(item: WorklistItem, result: ResultSummary | None) -> FolderRow:
