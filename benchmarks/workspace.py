@@ -91,9 +91,9 @@ def run(many: Path, few: Path, n_slides: int, bundle: str) -> Results:
     from qtpy.QtTest import QTest
     from qtpy.QtWidgets import QApplication
 
+    from napari_lrmil._viewer.docks.docked import dock_widget
     from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
     from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
-    from napari_lrmil._viewer.session import dock_widget
     from napari_lrmil._viewer.window import State
     from napari_lrmil.slide.cache import shared_cache
 

@@ -34,6 +34,10 @@ class SlideError(LRMILError):
     """A slide can't be opened or read."""
 
 
+class SlideChangedError(SlideError):
+    """The files of a slide are no longer those that were opened."""
+
+
 class UnknownMppError(SlideError):
     """A slide doesn't say how many micrometres a pixel measures, and nobody else did."""
 

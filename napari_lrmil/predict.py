@@ -216,6 +216,8 @@ def predict_slide(
             embeddings.append(batch)
             done += len(batch)
             yield PredictProgress(done, len(tiles), time.perf_counter() - started)
+        source.check_unchanged()
+    slide.check_unchanged()  # the pixels are of the slide whose fingerprint it is
     instances = torch.cat(embeddings).float()
     evidence = explain(bundle.mil, instances, temperature=info.temperature)
     left: tuple[str, ...] | None = None

@@ -16,8 +16,8 @@ from qtpy.QtWidgets import QApplication, QScrollArea, QWidget
 from screenshot import dismiss_notices
 
 from napari_lrmil._viewer.docks.classify.sections import CardDialog
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.export.formats import FORMATS, Options
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import State
 from napari_lrmil.predict import SlidePrediction
 

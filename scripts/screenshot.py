@@ -16,7 +16,8 @@ from pathlib import Path
 import napari
 from qtpy.QtWidgets import QApplication, QDialog, QWidget
 
-from napari_lrmil._viewer.session import dock_widget, open_slide_with_result
+from napari_lrmil._viewer.docks.docked import dock_widget
+from napari_lrmil._viewer.session import open_slide_with_result
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.terminal import print_error
 

@@ -26,7 +26,7 @@ from napari_lrmil.batch import (
     follow,
     local,
 )
-from napari_lrmil.cache import CacheError, ResultCache, result_key
+from napari_lrmil.cache import CacheError, ResultCache, ResultKeys, result_key
 from napari_lrmil.model import bundle as model_bundle
 from napari_lrmil.model.bundle import ModelBundle, load_bundle, load_info
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
@@ -313,7 +313,7 @@ def test_a_worklist_follows(folder: Path, bundle: ModelBundle, cache: ResultCach
     # Opened anew, the list has it all from the cache at once.
     again = Worklist.open(folder)
     info = load_info(tiny_bundle)
-    found = again.load_results(cache, info.weights_sha256, lambda mpp: result_key(info, mpp=mpp))
+    found = again.load_results(cache, info.weights_sha256, ResultKeys(info))
     assert len(found) == 3
     assert [(item.label, item.probability) for item in again] == [
         (item.label, item.probability) for item in worklist
@@ -424,7 +424,7 @@ def test_a_killed_worker_loses_no_slide_and_none_is_done_twice(
         )
         assert "has other weights than the one here" in next(events).error
     alone = run_to_end_of(slides[0], tiny_bundle)
-    kept = cache.get(alone.slide_fingerprint, info.weights_sha256, result_key(info))
+    kept = cache.get(alone.slide_fingerprint, info.weights_sha256, result_key(info, mpp_xy=alone.mpp_xy))
     assert kept is not None
     np.testing.assert_allclose(kept.class_probabilities, alone.class_probabilities, atol=1e-6)
 

@@ -20,8 +20,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from seen_slides import remember
 
-from napari_lrmil.cache import CacheError, ResultCache, default_cache_root, result_key, summarise
+from napari_lrmil import RESULT_VERSION
+from napari_lrmil.cache import CacheError, ResultCache, default_cache_root, result_key, store, summarise
 from napari_lrmil.cache.codec import flatten, restore
 from napari_lrmil.model.bundle import load_bundle, load_info
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
@@ -161,7 +163,7 @@ def test_no_name_of_the_slide_is_kept(cache: ResultCache, prediction: SlidePredi
 def test_paths_are_kept_as_hashes_alone(cache: ResultCache, tmp_path: Path) -> None:
     slide = tmp_path / "DOE^JOHN.svs"
     slide.write_bytes(b"x")
-    cache.remember_fingerprint(slide, "f" * 64)
+    remember(cache, slide, "f" * 64)
     assert cache.known_fingerprint(slide) == "f" * 64
     for path in cache.root.rglob("*"):
         assert "DOE" not in path.name
@@ -181,13 +183,19 @@ def test_other_slides_bundles_and_settings_find_nothing(
     assert fetch(cache, prediction) is not None
 
 
-def test_key_follows_all_that_changes_a_result(tiny_bundle: Path) -> None:
+def test_key_follows_all_that_changes_a_result(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = load_info(tiny_bundle)
     warmer = info.model_copy(update={"temperature": info.temperature * 2})
     stricter = info.model_copy(update={"tiles": info.tiles.model_copy(update={"min_tissue": 0.9})})
-    keys = [result_key(info), result_key(info, mpp=0.25), result_key(warmer), result_key(stricter)]
-    assert len(set(keys)) == 4
-    assert result_key(load_info(tiny_bundle)) == keys[0]
+    in_colour = info.model_copy(
+        update={"tiles": info.tiles.model_copy(update={"apply_icc": not info.tiles.apply_icc})}
+    )
+    keys = [result_key(each, mpp_xy=(0.5, 0.5)) for each in (info, warmer, stricter, in_colour)]
+    keys += [result_key(info, mpp_xy=mpp_xy) for mpp_xy in ((0.25, 0.25), (0.5, 0.25))]
+    assert len(set(keys)) == 6
+    assert result_key(load_info(tiny_bundle), mpp_xy=(0.5, 0.5)) == keys[0]
+    monkeypatch.setattr(store, "RESULT_VERSION", RESULT_VERSION + 1)
+    assert result_key(info, mpp_xy=(0.5, 0.5)) not in keys
 
 
 @pytest.mark.parametrize("name", ["prediction.json", "arrays.safetensors"])
@@ -282,7 +290,7 @@ def test_an_unwritable_place_is_told_with_the_cure(tmp_path: Path, prediction: S
     assert fetch(cache, prediction) is None
     with pytest.raises(CacheError, match="LRMIL_CACHE_DIR"):
         cache.put(prediction, "k" * 64)
-    cache.remember_fingerprint(tmp_path / "file", "a" * 64)
+    remember(cache, tmp_path / "file", "a" * 64)
     cache.write_thumbnail("a" * 64, 32, b"picture")
     assert cache.read_thumbnail("a" * 64, 32) is None
 
@@ -299,7 +307,7 @@ def test_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_changed_slide_is_not_known(cache: ResultCache, tmp_path: Path) -> None:
     slide = tmp_path / "slide.svs"
     slide.write_bytes(b"one")
-    cache.remember_fingerprint(slide, "1" * 64)
+    remember(cache, slide, "1" * 64)
     assert cache.known_fingerprint(slide) == "1" * 64
     slide.write_bytes(b"other")
     assert cache.known_fingerprint(slide) is None
@@ -319,7 +327,7 @@ def test_parts_beside_belong_to_a_slide(head: str, part: str, cache: ResultCache
     slide = tmp_path / head
     if slide.suffix:
         slide.write_text("[Virtual Microscope Specimen]\r\nImageFile=a_image.jpg\r\n")
-    cache.remember_fingerprint(slide, "1" * 64)
+    remember(cache, slide, "1" * 64)
     assert cache.known_fingerprint(slide) == "1" * 64
     path.write_bytes(b"other pixels")
     assert cache.known_fingerprint(slide) is None

@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 
 from napari_lrmil import __version__, batch, cli
 from napari_lrmil.batch import BatchEvent
-from napari_lrmil.cache import ResultCache, result_key
+from napari_lrmil.cache import ResultCache, ResultKeys
 from napari_lrmil.cli import console
 from napari_lrmil.export import result as result_files
 from napari_lrmil.export.result import read_prediction, tile_columns
@@ -318,7 +318,7 @@ def test_a_folder_fills_the_cache_that_the_window_reads(
         "slides": "2", "computed": "2", "cached": "0", "failed": "0", "unsure": "-", "strange": "-", "left": "0"
     }  # fmt: skip
     worklist, info = Worklist.open(folder), load_bundle(tiny_bundle).info
-    found = worklist.load_results(ResultCache(), info.weights_sha256, lambda mpp: result_key(info, mpp=mpp))
+    found = worklist.load_results(ResultCache(), info.weights_sha256, ResultKeys(info))
     assert [item.slide_id for item in found] == ["a", "b"]
     deeper = lrmil("predict", folder, "--bundle", tiny_bundle, "--recursive")
     assert counts(deeper) == counts(result) | {"slides": "3", "computed": "1", "cached": "2"}

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from napari_lrmil.cli.main import app
 from tiny_models import tiny_spec, write_bundle
 from typer.testing import CliRunner
 
 from napari_lrmil.batch import Kind, classify
 from napari_lrmil.cache import ResultCache, ResultKeys, keep_typed_mpp, open_slide, typed_mpp
+from napari_lrmil.cli.main import app
 from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.model.device import resolve_device
 from napari_lrmil.slide import Slide

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from seen_slides import remember
 
 from napari_lrmil.cache import ResultCache, ResultSummary
 from napari_lrmil.errors import SlideError
@@ -225,7 +226,7 @@ def test_a_thousand_slides_open_at_once(
         (tmp_path / f"slide-{number}.svs").write_bytes(b"x")
     cache = ResultCache(tmp_path / "cache")
     for item in Worklist.open(tmp_path):
-        cache.remember_fingerprint(item.path, FINGERPRINT)
+        remember(cache, item.path, FINGERPRINT)
     writer = Worklist.open(tmp_path)
     for item in list(writer)[:50]:
         writer.set_verdict(item.path, "agree")
@@ -233,7 +234,7 @@ def test_a_thousand_slides_open_at_once(
     worklist = Worklist.open(tmp_path)
     opened = time.perf_counter() - started
     started = time.perf_counter()
-    worklist.load_results(cache, "c" * 64, lambda mpp: "k" * 64)
+    worklist.load_results(cache, "c" * 64, lambda mpp_xy: "k" * 64)
     looked_up = time.perf_counter() - started
     started = time.perf_counter()
     path = None
@@ -605,6 +606,24 @@ def test_threads_write_each_verdict_once_in_the_order_they_were_given(folder: Pa
     worklist.reviews.write_waiting()  # as the window does before it goes
     assert errors == []
     assert [line["note"] for line in lines_of(folder)] == [str(number) for number in range(200)]
+
+
+def test_a_verdict_by_the_fingerprint_of_an_earlier_version_still_counts(folder: Path) -> None:
+    """Its first 24 digits are the last ones of today's; a slide that differs there is another one."""
+    line = {
+        "format": "lrmil-review", "version": 1, "slide": "s1.svs", "verdict": "agree", "label_shown": "lesion",
+        "fingerprint": "c" * 64,
+    }  # fmt: skip
+    (folder / "lrmil-review.jsonl").write_text(json.dumps(line) + "\n")
+    worklist = Worklist.open(folder)
+    same, other = "0" * 40 + "c" * 24, "c" * 40 + "0" * 24
+    assert worklist.set_result(folder / "s1.svs", summary(fingerprint=same)).verdict == "agree"
+    assert worklist.set_result(folder / "s1.svs", summary(fingerprint=other)).verdict is None
+    # Two of today's must agree as a whole.
+    worklist.set_result(folder / "s1.svs", summary(fingerprint=same))
+    worklist.set_verdict(folder / "s1.svs", "disagree")
+    twin = "1" * 40 + "c" * 24
+    assert worklist.set_result(folder / "s1.svs", summary(fingerprint=twin)).verdict is None
 
 
 def test_a_verdict_that_cant_be_written_is_not_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEventLoop, QTimer
 
-from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.window import State
 from napari_lrmil.errors import LRMILError
 
@@ -16,23 +16,7 @@ if TYPE_CHECKING:
 
     from napari_lrmil.predict import SlidePrediction
 
-DOCK_NAME = "LRMIL: classify slide"
 _POLL_MS = 20
-
-
-def dock_widget(viewer: Any) -> ClassifyWidget:
-    """The plugin's dock widget of a viewer; docked on the right where it isn't there yet.
-
-    Parameters
-    ----------
-    viewer : napari.Viewer
-    """
-    for docked in viewer.window.dock_widgets.values():
-        if isinstance(docked, ClassifyWidget):
-            return docked
-    widget = ClassifyWidget(viewer)
-    viewer.window.add_dock_widget(widget, name=DOCK_NAME, area="right")
-    return widget
 
 
 def open_slide_with_result(

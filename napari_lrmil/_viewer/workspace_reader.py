@@ -42,7 +42,7 @@ def holds_slides(folder: Path) -> bool:
 
 
 def _load_bundle(path: str | Sequence[str]) -> list[tuple[None]]:
-    from napari_lrmil._viewer.session import dock_widget
+    from napari_lrmil._viewer.docks.docked import dock_widget
 
     dock_widget(_viewer()).controller.load_bundle(str(bundle_folder(Path(str(path)))))
     return NO_LAYERS

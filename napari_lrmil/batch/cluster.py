@@ -46,10 +46,9 @@ class Answer(NamedTuple):
     """What a worker says of it: where the result is, or why there is none."""
 
     fingerprint: str
+    mpp_xy: tuple[float, float] | None
     cached: bool
     error: str
-    mpp: float | None = None
-    """What was given or typed for the slide, which its result is kept under."""
     needs_mpp: bool = False
 
 
@@ -174,15 +173,15 @@ def _event(
         answer = Answer(*future.result())
     except CancelledError as lost:
         raise ClusterError("the cluster was lost. What is finished is kept: run the same again.") from lost
-    if answer.error:
+    if answer.error or answer.mpp_xy is None:
         return BatchEvent(Kind.FAILED, item.path, error=answer.error, needs_mpp=answer.needs_mpp)
     # One result is as large as the slide has tiles: the client need not hold them all.
-    prediction = cache.get(answer.fingerprint, bundle_sha256, keys(answer.mpp), slide_name=item.path.stem)
+    key = keys(answer.mpp_xy)
+    prediction = cache.get(answer.fingerprint, bundle_sha256, key, slide_name=item.path.stem)
     if prediction is None:
         raise ClusterError(
             f"a worker's result isn't in {cache.root} here. Name a folder that all share with --cache-dir."
         )
-    cache.remember_fingerprint(item.path, answer.fingerprint)
     return BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=answer.cached)
 
 
@@ -233,11 +232,10 @@ def _classify(job: Job) -> Answer:
             for event in events:
                 if event.prediction is not None:
                     # A result that couldn't be kept can't be handed over either.
-                    fingerprint = event.prediction.slide_fingerprint
-                    mpp = typed_mpp(fingerprint) if job.mpp is None else job.mpp
-                    return Answer(fingerprint, event.cached, event.note, mpp)
+                    made = event.prediction
+                    return Answer(made.slide_fingerprint, made.mpp_xy, event.cached, event.note)
                 if event.kind is Kind.FAILED:
-                    return Answer("", False, event.error, needs_mpp=event.needs_mpp)
+                    return Answer("", None, False, event.error, needs_mpp=event.needs_mpp)
     except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
-        return Answer("", False, reason_of(error))
+        return Answer("", None, False, reason_of(error))
     raise AssertionError("a batch ended without a word of its slide")

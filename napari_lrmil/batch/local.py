@@ -72,10 +72,8 @@ def classify(
             if cache is None:
                 return _Opened(slide, None)
             fingerprint = slide.fingerprint()
-            cache.remember_fingerprint(item.path, fingerprint)
-            found = cache.get(fingerprint, sha, keys(slide.mpp_override), slide_name=slide.name)
-            if found is not None and not (slide.has_mpp and found.mpp_xy == slide.mpp_xy):
-                found = None  # the µm/px in the file was corrected, where its fingerprint doesn't look
+            cache.remember_slide(slide, fingerprint)
+            found = cache.get(fingerprint, sha, keys(slide.mpp_xy), slide_name=slide.name)
         except BaseException:
             slide.close()
             raise
@@ -99,13 +97,12 @@ def classify(
                     if slide is None:
                         yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=True)
                         continue
-                    key = keys(slide.mpp_override)
                     with slide:
                         prediction = yield from _computed(slide, item, bundle, device, batch_size, threads)
                 except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
                     yield BatchEvent.failed(item.path, error)
                     continue
-                note = _kept(cache, prediction, key)
+                note = _kept(cache, prediction, keys(prediction.mpp_xy))
                 yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, note=note)
         finally:
             if following is not None and not following.cancel():

@@ -7,30 +7,34 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import platformdirs
 
+from napari_lrmil import RESULT_VERSION
 from napari_lrmil.atomic import remove_folder, replacing, replacing_folder, write_text
 from napari_lrmil.cache.codec import Arrays, JSONValue, flatten, restore
 from napari_lrmil.cache.limit import JSON_NAME, RESULTS, THUMBNAILS, SizeLimit, entries, is_result, mark_used
 from napari_lrmil.cache.pixel_sizes import typed_mpp
 from napari_lrmil.cache.summary import ResultSummary, summarise
-from napari_lrmil.errors import LRMILError
-from napari_lrmil.slide.files import state_of
+from napari_lrmil.errors import LRMILError, SlideChangedError
+from napari_lrmil.slide.identity import state_of
 
 if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo
     from napari_lrmil.predict import SlidePrediction
 
 RESULT_FORMAT = 2
-"""Raised whenever the same slide and bundle would give another result: older ones then count as absent."""
+"""Raised whenever results are stored in another way: older ones then count as absent."""
 CACHE_DIR_VARIABLE = "LRMIL_CACHE_DIR"
 
 ARRAYS_NAME = "arrays.safetensors"
-_FINGERPRINTS = "seen"
-"""Folder of the fingerprints of slides that were here before, by the state of their files."""
+_SEEN = "seen"
+"""Folder of what is known of slides that were here before, by the state of their files."""
 _FORMAT = "lrmil-result"
+
+MppXY = tuple[float, float]
+"""µm per level-0 pixel along x and y."""
 
 IDENTIFIERS = ("slide_name",)
 """Fields of a prediction that can name a patient. They stay out of the cache; whoever asks knows them."""
@@ -49,6 +53,42 @@ class CacheSize(NamedTuple):
     limit_bytes: int
 
 
+class OpenSlide(Protocol):
+    """What the cache asks of a slide; `Slide` is one."""
+
+    @property
+    def path(self) -> Path:
+        """What was opened."""
+        ...
+
+    @property
+    def stated_mpp_xy(self) -> MppXY | None:
+        """As the slide says it."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise SlideChangedError where its files aren't those that were opened."""
+        ...
+
+
+class KnownSlide(NamedTuple):
+    """What is kept of a slide in a certain state, so that it isn't opened again.
+
+    Attributes
+    ----------
+    fingerprint : str
+    stated_mpp_xy : (float, float) or None
+        As the slide says it.
+    """
+
+    fingerprint: str
+    stated_mpp_xy: MppXY | None
+
+    def mpp_in_use(self, given: float | None) -> MppXY | None:
+        """What counts: the value that is given, else the slide's own."""
+        return self.stated_mpp_xy if given is None else (given, given)
+
+
 def default_cache_root() -> Path:
     """The folder named by LRMIL_CACHE_DIR, else the user's cache folder."""
     named = os.environ.get(CACHE_DIR_VARIABLE)
@@ -57,32 +97,36 @@ def default_cache_root() -> Path:
     )
 
 
-def result_key(info: BundleInfo, *, mpp: float | None = None) -> str:
+def result_key(info: BundleInfo, *, mpp_xy: MppXY) -> str:
     """A hash of what changes a result beside the slide's pixels and the bundle's weights.
 
     Parameters
     ----------
     info : BundleInfo
-        Temperature, mpp, tissue share and all else that the bundle says.
-    mpp : float, optional
-        µm per level-0 pixel where it was given instead of read from the slide.
+        Temperature, mpp, tissue share, colour management and all else that the bundle says.
+    mpp_xy : (float, float)
+        µm per level-0 pixel in use: `SlidePrediction.mpp_xy`.
     """
-    said = {"format": RESULT_FORMAT, "bundle": json.loads(info.model_dump_json()), "mpp": mpp}
+    said = {
+        "result_version": RESULT_VERSION,
+        "bundle": json.loads(info.model_dump_json()),
+        "mpp_xy": [float(mpp) for mpp in mpp_xy],
+    }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 class ResultKeys:
-    """`result_key` of one bundle, worked out once for each mpp."""
+    """`result_key` of one bundle, worked out once for each µm/px."""
 
     def __init__(self, info: BundleInfo) -> None:
         self._info = info
-        self._keys: dict[float | None, str] = {}
+        self._keys: dict[MppXY, str] = {}
 
-    def __call__(self, mpp: float | None) -> str:
-        """Return `result_key` for a given mpp."""
-        if mpp not in self._keys:
-            self._keys[mpp] = result_key(self._info, mpp=mpp)
-        return self._keys[mpp]
+    def __call__(self, mpp_xy: MppXY) -> str:
+        """Return `result_key` for the µm/px in use."""
+        if mpp_xy not in self._keys:
+            self._keys[mpp_xy] = result_key(self._info, mpp_xy=mpp_xy)
+        return self._keys[mpp_xy]
 
 
 class ResultCache:
@@ -192,22 +236,21 @@ class ResultCache:
             raise self._unwritable(error) from error
         self._limit.enforce(keep=entry, added_bytes=len(blob) + len(text))
 
+    def known_slide(self, slide_path: Path) -> KnownSlide | None:
+        """What is known of a slide that was here before and hasn't been touched since; the slide isn't opened."""
+        state = state_of(slide_path)
+        return None if state is None else self._known(state)
+
     def known_fingerprint(self, slide_path: Path) -> str | None:
         """The fingerprint of a slide that was here before and hasn't been touched since; the slide isn't opened."""
-        state = state_of(slide_path)
-        if state is None:
-            return None
-        try:
-            found = self._fingerprint(state).read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            return None
-        return found if len(found) == 64 else None
+        known = self.known_slide(slide_path)
+        return None if known is None else known.fingerprint
 
     def known_result(
         self,
         slide_path: Path,
         bundle_sha256: str,
-        key_of: Callable[[float | None], str],
+        key_of: Callable[[MppXY], str],
         *,
         mpp: float | None,
         slide_name: str,
@@ -216,39 +259,63 @@ class ResultCache:
 
         Parameters
         ----------
+        slide_path : Path
+        bundle_sha256 : str
         key_of : callable
-            mpp that is given or was typed before -> `result_key`, such as a `ResultKeys`.
+            µm/px in use -> `result_key`, such as a `ResultKeys`.
         mpp : float, optional
-            The one that is given.
+            µm per level-0 pixel where it is given, in place of what was typed for the slide and of its own.
+        slide_name : str
         """
-        fingerprint = self.known_fingerprint(slide_path)
-        if fingerprint is None:
-            return None
-        key = key_of(typed_mpp(fingerprint) if mpp is None else mpp)
-        return self.get(fingerprint, bundle_sha256, key, slide_name=slide_name)
+        where = self._known_entry(slide_path, key_of, mpp)
+        return None if where is None else self.get(where[0], bundle_sha256, where[1], slide_name=slide_name)
 
     def known_summary(
-        self,
-        slide_path: Path,
-        bundle_sha256: str,
-        key_of: Callable[[float | None], str],
-        *,
-        mpp: float | None,
+        self, slide_path: Path, bundle_sha256: str, key_of: Callable[[MppXY], str], *, mpp: float | None
     ) -> ResultSummary | None:
-        """`summary` for a slide that was here before and hasn't been touched since; see `known_result`."""
-        fingerprint = self.known_fingerprint(slide_path)
-        if fingerprint is None:
-            return None
-        key = key_of(typed_mpp(fingerprint) if mpp is None else mpp)
-        return self.summary(fingerprint, bundle_sha256, key)
+        """`summary` for a slide that was here before, found as by `known_result`."""
+        where = self._known_entry(slide_path, key_of, mpp)
+        return None if where is None else self.summary(where[0], bundle_sha256, where[1])
 
-    def remember_fingerprint(self, slide_path: Path, fingerprint: str) -> None:
-        """Make `known_fingerprint` know a slide. A cache that can't be written forgets; that costs time only."""
-        state = state_of(slide_path)
-        if state is None or self.known_fingerprint(slide_path) == fingerprint:
+    def _known_entry(
+        self, slide_path: Path, key_of: Callable[[MppXY], str], mpp: float | None
+    ) -> tuple[str, str] | None:
+        """Fingerprint and key of the result that a slide would have."""
+        known = self.known_slide(slide_path)
+        if known is not None and mpp is None:
+            mpp = typed_mpp(known.fingerprint)
+        in_use = None if known is None else known.mpp_in_use(mpp)
+        return None if known is None or in_use is None else (known.fingerprint, key_of(in_use))
+
+    def _known(self, state: str) -> KnownSlide | None:
+        try:
+            said = json.loads(self._seen(state).read_bytes())
+            found = restore(KnownSlide, said, {})
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+        ):  # plain text is of an earlier kind of fingerprint
+            return None
+        assert isinstance(found, KnownSlide)
+        return found if len(found.fingerprint) == 64 else None
+
+    def remember_slide(self, slide: OpenSlide, fingerprint: str) -> None:
+        """Make `known_slide` know an open slide, unless its files have changed since it was opened."""
+        state = state_of(slide.path)
+        try:
+            slide.check_unchanged()  # so that it is the state of what was opened
+        except SlideChangedError:
+            return
+        self._remember(state, KnownSlide(fingerprint, slide.stated_mpp_xy))
+
+    def _remember(self, state: str | None, slide: KnownSlide) -> None:
+        """A cache that can't be written forgets; that costs time only."""
+        if state is None or self._known(state) == slide:
             return
         try:
-            write_text(self._fingerprint(state), fingerprint + "\n")
+            write_text(self._seen(state), json.dumps(slide._asdict()) + "\n")
         except OSError:
             return
 
@@ -281,7 +348,7 @@ class ResultCache:
 
     def clear(self) -> None:
         """Delete results, thumbnails and known fingerprints; the limit, and files of others, stay."""
-        for name in (RESULTS, THUMBNAILS, _FINGERPRINTS):
+        for name in (RESULTS, THUMBNAILS, _SEEN):
             try:
                 remove_folder(self.root / name)
             except OSError as error:
@@ -295,8 +362,8 @@ class ResultCache:
     def _thumbnail(self, fingerprint: str, edge_px: int) -> Path:
         return self.root / THUMBNAILS / fingerprint[:2] / f"{fingerprint}-{edge_px}.jpg"
 
-    def _fingerprint(self, state: str) -> Path:
-        return self.root / _FINGERPRINTS / state[:2] / state
+    def _seen(self, state: str) -> Path:
+        return self.root / _SEEN / state[:2] / state
 
     def _unwritable(self, error: OSError) -> CacheError:
         return CacheError(

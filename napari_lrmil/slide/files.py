@@ -1,14 +1,15 @@
-"""What belongs to a slide on disk: how it is called, which files hold it, and whether they are still the same."""
+"""What belongs to a slide on disk: how it is called, and which files hold it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import re
 import struct
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"})
 """Only slides are called so."""
@@ -24,7 +25,7 @@ _VMS_SUFFIXES = frozenset({".vms", ".vmu"})
 _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _OME_TIFF = re.compile(r"\.ome\.(tiff?|tf[28]|btf)$", re.IGNORECASE)
 
-_END_BYTES = 2**20
+_MAX_CHUNKS = 2**22
 
 _DICOM_PREAMBLE = 128
 _DICOM_HEADER_BYTES = 2**16
@@ -120,6 +121,68 @@ def zarr_metadata(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in _ZARR_METADATA if (folder / name).is_file())
 
 
+class Chunk(NamedTuple):
+    """A file of an OME-Zarr level: where it is in the folder, parts joined by '/', its size and time."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+
+def zarr_levels(folder: Path) -> tuple[str, ...]:
+    """Return where OME-Zarr's metadata (0.5, else 0.4) say the levels are; none where it isn't such an image.
+
+    Levels outside of the folder are left out: they are no part of the slide.
+    """
+    return tuple(level for level in _named_levels(folder) if is_inside(folder, level))
+
+
+def is_inside(folder: Path, name: str) -> bool:
+    """Return whether a name in a zarr's metadata leads to something in its folder, links followed."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+        return False
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a link to itself; a name that no file can have
+        return False
+
+
+def zarr_chunks(folder: Path) -> list[Chunk]:
+    """Return the chunks of all levels of an OME-Zarr folder, by name; nothing for anything else.
+
+    Raises
+    ------
+    OSError
+        Where a folder can't be read, or there are more than 4 million.
+    """
+    if not is_zarr(folder):
+        return []
+    found: list[Chunk] = []
+    for level in dict.fromkeys(zarr_levels(folder)):
+        for chunk in _chunks_below(str(folder / level), level):
+            found.append(chunk)
+            if len(found) > _MAX_CHUNKS:
+                raise OSError(f"more than {_MAX_CHUNKS} chunks in {folder.name}")
+    return sorted(found)
+
+
+def _chunks_below(folder: str, name: str) -> Iterator[Chunk]:
+    """Files in a folder and the folders in it; links to folders aren't followed."""
+    try:
+        with os.scandir(folder) as entries:
+            there = list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in there:
+        inner = f"{name}/{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            yield from _chunks_below(entry.path, inner)
+        else:
+            stat = entry.stat()
+            yield Chunk(inner, stat.st_size, stat.st_mtime_ns)
+
+
 def dicom_files_in(folder: Path) -> tuple[Path, ...]:
     """Return the DICOM files of a folder, whatever they are called, by name."""
     return tuple(path for path in _files_in(folder) if _dicom_header(path) is not None)
@@ -162,25 +225,29 @@ def _dicom_header(path: Path) -> bytes | None:
 
 
 def _zarr_files(folder: Path) -> tuple[Path, ...]:
-    metadata = zarr_metadata(folder)
-    coarsest = _coarsest_level(folder)
-    chunks = sorted((folder / coarsest).rglob("*")) if coarsest else []
-    return (*metadata, *(file for file in chunks if file.is_file()))
+    coarsest = _named_levels(folder)[-1:]
+    chunks = [
+        chunk
+        for level in coarsest
+        if is_inside(folder, level)
+        for chunk in _chunks_below(str(folder / level), level)
+    ]
+    return (*zarr_metadata(folder), *(folder / chunk.name for chunk in sorted(chunks)))
 
 
-def _coarsest_level(folder: Path) -> str | None:
-    """The path of the last level in OME-Zarr's metadata (0.5, else 0.4); None where it isn't such an image."""
+def _named_levels(folder: Path) -> list[str]:
     for name in ("zarr.json", ".zattrs"):
         try:
             attributes = json.loads((folder / name).read_text(encoding="utf-8"))
             if name == "zarr.json":
                 attributes = attributes["attributes"]
-            return str(attributes.get("ome", attributes)["multiscales"][0]["datasets"][-1]["path"])
+            datasets = attributes.get("ome", attributes)["multiscales"][0]["datasets"]
+            return [str(dataset["path"]) for dataset in datasets]
         except FileNotFoundError:
             continue
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return None
-    return None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return []
+    return []
 
 
 def _vms_names(path: Path) -> set[str]:
@@ -248,60 +315,3 @@ def _is_plain_name(name: str) -> bool:
 
 def _files_in(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(file for file in folder.iterdir() if file.is_file()))
-
-
-# ---- whether they are the same
-
-
-def fingerprint_of(files: Sequence[Path]) -> str:
-    """Return the SHA-256 of the sizes of a slide's files and of the first and last MiB of the largest.
-
-    The names stay out, so a renamed copy is the same slide.
-
-    Parameters
-    ----------
-    files : sequence of Path
-        See `pixel_files`.
-    """
-    sizes = sorted(((file.stat().st_size, file) for file in files), key=lambda pair: (-pair[0], pair[1].name))
-    digest = hashlib.sha256(",".join(str(size) for size, _ in sizes).encode())
-    size, largest = sizes[0]
-    with largest.open("rb") as file:
-        digest.update(file.read(_END_BYTES))
-        file.seek(max(0, size - _END_BYTES))
-        digest.update(file.read())
-    return digest.hexdigest()
-
-
-def state_of(path: Path) -> str | None:
-    """Return a hash of where a slide is and of the sizes and times of its files; None where it is absent.
-
-    It changes whenever the slide may have; looking takes no reading of pixels. The path can't be got back
-    from it.
-    """
-    try:
-        where = path.resolve()
-        files = [where, *sorted(set(parts_of(where)) - {where})]
-        states = [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
-    except OSError:
-        return None
-    return hashlib.sha256(json.dumps([str(where), states]).encode()).hexdigest()
-
-
-def stamp_of(path: Path) -> str:
-    """Return sizes and times of a slide's files, wherever it is: other files at the same path are another slide.
-
-    Of a DICOM slide, those of `path` alone: the files beside it may be of other slides.
-
-    Raises
-    ------
-    OSError
-        Where it is absent.
-    """
-    stat = path.stat()
-    stamp = f"{stat.st_size}-{stat.st_mtime_ns}"
-    parts = [] if path.suffix.lower() == DICOM_SUFFIX else sorted(set(parts_of(path)) - {path})
-    if not parts:
-        return stamp
-    states = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
-    return f"{stamp}-{hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]}"

@@ -12,11 +12,12 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import SlideError, UnknownMppError
+from napari_lrmil.errors import SlideChangedError, SlideError, UnknownMppError
 from napari_lrmil.slide.backends import open_backend
 from napari_lrmil.slide.backends.base import decoder_errors, file_key
 from napari_lrmil.slide.colour import SRGBTransform
-from napari_lrmil.slide.files import fingerprint_of
+from napari_lrmil.slide.files import is_zarr
+from napari_lrmil.slide.identity import FileState, fingerprint_of, states_of
 from napari_lrmil.slide.pixel_size import Evidence, PixelSize, check_given, decide
 
 
@@ -55,6 +56,7 @@ class Slide:
         self._closed = False
         self._icc = False
         self._to_srgb: SRGBTransform | None = None
+        before = self._main_state()
         with decoder_errors(self.path):
             self._backend = open_backend(self.path, backend)
             self._file_key = file_key(self.path)
@@ -62,6 +64,10 @@ class Slide:
         # A slide that is dropped unclosed, as pickled copies are, still gives its handle back.
         self._release = weakref.finalize(self, self._backend.close)
         try:
+            self._opened_files = self._files_now()
+            self._states = self._states_now()
+            if before != self._main_state():
+                raise self._changed()
             self._probe()
             self.icc = icc
         except BaseException:
@@ -142,6 +148,11 @@ class Slide:
     def has_mpp(self) -> bool:
         """Whether the pixel size is known."""
         return self._mpp_override is not None or self._stated.mpp_xy is not None
+
+    @property
+    def stated_mpp_xy(self) -> tuple[float, float] | None:
+        """µm per level-0 pixel along x and y as the file says it, whatever was given; None where it says nothing."""
+        return self._stated.mpp_xy
 
     @property
     def mpp_xy(self) -> tuple[float, float]:
@@ -236,9 +247,60 @@ class Slide:
         return self._backend.associated_images
 
     def fingerprint(self) -> str:
-        """A hash that tells whether a path holds the same slide, whatever it is called."""
+        """A hash that tells whether a path holds the same slide, whatever it is called; of the files that were opened.
+
+        Raises
+        ------
+        SlideChangedError
+            Where they are no longer there.
+        SlideError
+            Where they can't be read.
+        """
+        self.check_unchanged()
         with decoder_errors(self.path):
-            return fingerprint_of(self.files)
+            found = fingerprint_of(self._opened_files, chunks_in=self._zarr_folder)
+        self.check_unchanged()
+        return found
+
+    def check_unchanged(self) -> None:
+        """Look whether the files are still those that were opened, by their sizes and times.
+
+        What was read before is of this slide only if this passes afterwards.
+
+        Raises
+        ------
+        SlideChangedError
+        """
+        try:
+            unchanged = self._states_now() == self._states
+        except SlideError:
+            unchanged = False
+        if not unchanged:
+            raise self._changed()
+
+    def _changed(self) -> SlideChangedError:
+        return SlideChangedError(
+            f"{self.path.name} changed while it was read: it was replaced, taken away, or is still being written. Open it "
+            "again once it is complete."
+        )
+
+    def _main_state(self) -> tuple[FileState, ...]:
+        try:
+            return states_of([self.path] if self.path.is_file() else [])
+        except OSError:  # opening it says why
+            return ()
+
+    def _files_now(self) -> tuple[Path, ...]:
+        with decoder_errors(self.path):
+            return self._backend.files
+
+    def _states_now(self) -> tuple[FileState, ...]:
+        with decoder_errors(self.path):
+            return states_of(self._opened_files, chunks_in=self._zarr_folder)
+
+    @property
+    def _zarr_folder(self) -> Path | None:
+        return self.path if is_zarr(self.path) else None
 
     @property
     def files(self) -> tuple[Path, ...]:

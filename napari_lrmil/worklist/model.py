@@ -9,6 +9,7 @@ from pathlib import Path
 
 from napari_lrmil.cache import ResultCache, ResultSummary
 from napari_lrmil.errors import WorklistError
+from napari_lrmil.slide.identity import same_slide
 from napari_lrmil.worklist.listing import ListedSlide, list_slides, natural
 from napari_lrmil.worklist.reviews import VERDICTS, Review, ReviewFile, Saved, Verdict
 
@@ -214,7 +215,7 @@ class Worklist:
         return self._keep(_settled(self._with_review(item)))
 
     def load_results(
-        self, cache: ResultCache, bundle_sha256: str, key_of: Callable[[float | None], str]
+        self, cache: ResultCache, bundle_sha256: str, key_of: Callable[[tuple[float, float]], str]
     ) -> list[WorklistItem]:
         """Take in the results that a cache holds of slides it has seen; no slide is opened.
 
@@ -223,7 +224,7 @@ class Worklist:
         cache : ResultCache
         bundle_sha256 : str
         key_of : callable
-            mpp of a slide's table row -> `result_key`, such as a `ResultKeys`.
+            µm/px in use -> `result_key`, such as a `ResultKeys`.
 
         Returns
         -------
@@ -373,5 +374,5 @@ def _doubt_of(item: WorklistItem) -> tuple[float, ...]:
 
 
 def _differ(known: str | None, now: str | None) -> bool:
-    """Whether both are known and not the same."""
-    return known is not None and now is not None and known != now
+    """Whether both fingerprints are known and not of one slide."""
+    return known is not None and now is not None and not same_slide(known, now)

@@ -49,11 +49,12 @@ def thumbnail(
     with Slide(path) as slide:
         if cache:
             fingerprint = slide.fingerprint()
-            cache.remember_fingerprint(path, fingerprint)
+            cache.remember_slide(slide, fingerprint)
             kept = _decoded(cache.read_thumbnail(fingerprint, edge_px))
             if kept is not None:
                 return kept
         pixels = overview(slide, edge_px, max_level_px=MAX_LEVEL_PX)
+        slide.check_unchanged()
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "JPEG", quality=_QUALITY)
     if cache and fingerprint:

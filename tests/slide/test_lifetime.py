@@ -20,7 +20,7 @@ from slide_files import open_files, smooth_pixels, write_pyramid
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.slide.files import fingerprint_of
+from napari_lrmil.slide.identity import fingerprint_of
 from napari_lrmil.slide.pyramid import dask_pyramid
 
 

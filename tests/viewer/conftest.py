@@ -78,7 +78,7 @@ def viewer(make_napari_viewer: Callable[..., Any]) -> Any:
 def main_dock(viewer: Any, small_slide: Path, bundle_dir: Path) -> Any:
     """The main dock of a large window, with a result."""
     from napari_lrmil._viewer import open_slide_with_result
-    from napari_lrmil._viewer.session import dock_widget
+    from napari_lrmil._viewer.docks.docked import dock_widget
 
     viewer.window.resize(1300, 1000)
     open_slide_with_result(viewer, small_slide, bundle_dir)

@@ -18,9 +18,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.layers import SLIDE_KEY
 from napari_lrmil._viewer.qt.background import thread_pool
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.slide import Slide
 
 

@@ -12,6 +12,7 @@ from drawn_shapes import SHAPES
 
 from napari_lrmil._viewer.docks.annotations import store
 from napari_lrmil._viewer.docks.annotations.store import AnnotationsError, AnnotationStore
+from napari_lrmil.export.geojson import read_annotations
 
 BOUNDS = (1000, 2000, 5000, 4000)
 
@@ -54,6 +55,32 @@ def test_store_in_a_read_only_folder(slide_path: Path, monkeypatch: pytest.Monke
     found = AnnotationStore(renamed, "f" * 64, BOUNDS).load()
     assert found.annotations == list(SHAPES)
     assert "read-only" in found.note
+
+
+def test_regions_that_an_earlier_version_kept_by_its_fingerprint_are_found(
+    slide_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = store.write_annotations
+
+    def refusing(path: Path, *arguments: object, **options: object) -> Path:
+        if path.parent == slide_path.parent:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return write(path, *arguments, **options)  # type: ignore[arg-type]
+
+    before = tmp_path / "data" / "annotations" / f"{'e' * 64}.geojson"
+    before.parent.mkdir(parents=True)
+    write(before, SHAPES, bounds_l0_xywh=BOUNDS)
+    os.utime(before, (1e9, 1e9))
+    now = "0" * 40 + "e" * 24
+    assert AnnotationStore(slide_path, "0" * 64, BOUNDS).load().annotations == []
+    monkeypatch.setattr(store, "write_annotations", refusing)
+    kept = AnnotationStore(slide_path, now, BOUNDS)
+    found = kept.load()
+    assert found.annotations == list(SHAPES)
+    assert "read-only" in found.note
+    kept.save([], 1)
+    assert AnnotationStore(slide_path, now, BOUNDS).load().annotations == []  # not back again
+    assert len(read_annotations(before, bounds_l0_xywh=BOUNDS)) == len(SHAPES)
 
 
 def test_store_says_when_the_disk_is_full(slide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

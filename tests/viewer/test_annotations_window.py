@@ -18,7 +18,7 @@ from napari_lrmil._viewer.docks.annotations import widget as module
 from napari_lrmil._viewer.docks.annotations.layers import ANNOTATIONS_KEY
 from napari_lrmil._viewer.docks.annotations.store import SUFFIX
 from napari_lrmil._viewer.docks.annotations.widget import CLASS, NAME, AnnotationsWidget
-from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.geojson import write_annotations
 

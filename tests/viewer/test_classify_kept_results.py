@@ -42,22 +42,25 @@ class Stage:
         self.controller.load_bundle("/models/mine")
         started(self.background, "load model").finish(LoadedModel(bundle, ("cuda:0", "cpu")))
 
-    def prediction(self, lesion: float = 0.8, **more: Any) -> SlidePrediction:
+    def prediction(self, lesion: float = 0.8) -> SlidePrediction:
         info = self.bundle.info
         return make_prediction(
-            lesion, bundle_sha256=info.weights_sha256, slide_fingerprint=self.slide.fingerprint(), **more
+            lesion,
+            bundle_sha256=info.weights_sha256,
+            slide_fingerprint=self.slide.fingerprint(),
+            mpp_xy=self.slide.mpp_xy,
         )
 
     def classified(self, prediction: SlidePrediction) -> None:
         self.controller.classify()
         started(self.background, "classify").finish(prediction)
 
-    def in_cache(self, mpp: float | None = None) -> SlidePrediction | None:
+    def in_cache(self, mpp: float = 0.5) -> SlidePrediction | None:
         info = self.bundle.info
         return ResultCache().get(
             self.slide.fingerprint(),
             info.weights_sha256,
-            result_key(info, mpp=mpp),
+            result_key(info, mpp_xy=(mpp, mpp)),
             slide_name=self.slide.name,
         )
 
@@ -91,7 +94,7 @@ def test_a_result_of_before_is_shown_and_not_kept_again(slide: Slide, bundle: Mo
     before = make_prediction(
         0.9, bundle_sha256=bundle.info.weights_sha256, slide_fingerprint=slide.fingerprint()
     )
-    ResultCache().put(before, result_key(bundle.info))
+    ResultCache().put(before, result_key(bundle.info, mpp_xy=slide.mpp_xy))
     stage = Stage(slide, bundle, Settings())
     assert stage.controller.result is None
     run_all(stage.disk)
@@ -108,12 +111,12 @@ def test_a_result_of_before_is_shown_and_not_kept_again(slide: Slide, bundle: Mo
 def test_a_new_result_is_kept_once_with_the_pixel_size_that_was_given(stage: Stage) -> None:
     run_all(stage.disk)
     stage.slide.mpp_override = 0.25
-    prediction = stage.prediction(mpp_xy=(0.25, 0.25))
+    prediction = stage.prediction()
     stage.classified(prediction)
     stage.canvas.layers_changed.emit()
     run_all(stage.disk)
     assert len(stage.jobs("keep")) == 1
-    assert stage.in_cache() is None
+    assert stage.in_cache() is None  # not that of the slide's own pixel size
     kept = stage.in_cache(0.25)
     assert kept is not None
     assert kept.class_probabilities.tolist() == prediction.class_probabilities.tolist()
@@ -160,7 +163,7 @@ def test_another_model_or_pixel_size_is_looked_up_anew(stage: Stage) -> None:
     before = make_prediction(
         bundle_sha256="b" * 64, slide_fingerprint=stage.slide.fingerprint(), mpp_xy=(0.25, 0.25)
     )
-    ResultCache().put(before, result_key(other.info, mpp=0.25))
+    ResultCache().put(before, result_key(other.info, mpp_xy=(0.25, 0.25)))
     stage.slide.mpp_override = 0.25
     stage.canvas.layers_changed.emit()
     stage.canvas.layers_changed.emit()

@@ -18,8 +18,8 @@ from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.docks.classify.evidence import NO_TILE
 from napari_lrmil._viewer.docks.classify.sections import CardDialog
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.layers import HEATMAP_KEY
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.model.bundle import load_bundle, save_bundle
 from napari_lrmil.model.trust import ConformalInfo, OODInfo, TileGaussian, Trust, TrustInfo
 

@@ -20,9 +20,9 @@ from qtpy.QtCore import QPoint, Qt
 
 from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.layers import HEATMAP_KEY, MPP_UNKNOWN_KEY, SLIDE_KEY
 from napari_lrmil._viewer.qt.background import thread_pool
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import Change, State
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide import Slide
@@ -314,7 +314,7 @@ import napari
 from qtpy.QtCore import QTimer
 from napari_lrmil._viewer.models import import_models
 from napari_lrmil._viewer.qt.background import thread_pool
-from napari_lrmil._viewer.session import dock_widget
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.window import State
 
 import_models()

@@ -17,11 +17,12 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QMessageBox
 from real_windows import delete_what_is_due, open_slide
 
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.export import formats
 from napari_lrmil._viewer.docks.export import widget as module
 from napari_lrmil._viewer.docks.export.formats import FORMATS, Step
 from napari_lrmil._viewer.docks.export.widget import ExportWidget
-from napari_lrmil._viewer.session import dock_widget, open_slide_with_result
+from napari_lrmil._viewer.session import open_slide_with_result
 
 pytestmark = pytest.mark.usefixtures("alone")
 

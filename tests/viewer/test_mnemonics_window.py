@@ -9,8 +9,8 @@ import pytest
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QAbstractButton, QLabel
 
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
-from napari_lrmil._viewer.session import dock_widget
 
 pytestmark = pytest.mark.usefixtures("alone")
 

@@ -15,9 +15,9 @@ from qtpy.QtWidgets import QMessageBox, QWidget
 from real_windows import canvas_widget, delete_what_is_due, open_slide
 
 from napari_lrmil._viewer.canvas import Area
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, Fit
 from napari_lrmil._viewer.docks.overview.widget import OverviewWidget
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil.slide import Slide
 
 pytestmark = pytest.mark.usefixtures("alone")

@@ -11,8 +11,8 @@ import pytest
 from qtpy.QtCore import Qt
 from real_windows import open_slide
 
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import State
 
 PLUGIN = "napari-lrmil"

@@ -57,7 +57,7 @@ def test_the_window_takes_them_over(
     """At the start, and when they are changed in the open window."""
     from napari.settings import get_plugin_settings
 
-    from napari_lrmil._viewer.session import dock_widget
+    from napari_lrmil._viewer.docks.docked import dock_widget
     from napari_lrmil.cache import ResultCache
 
     npe2pm.register(str(MANIFEST))

@@ -15,10 +15,11 @@ from made_predictions import make_prediction
 from made_slides import write_slide
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
+from seen_slides import remember
 
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
 from napari_lrmil._viewer.docks.worklist.widget import WorklistWidget, worklist_dock
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import Controller
 from napari_lrmil.cache import ResultCache, result_key, summarise
 from napari_lrmil.export.tables import folder_columns
@@ -57,8 +58,8 @@ def test_every_slide_of_the_list_has_a_row(tmp_path: Path, bundle_dir: Path) -> 
     cached = make_prediction(0.25, bundle_sha256=sha, slide_fingerprint="b" * 64)
     foreign = make_prediction(0.5, bundle_sha256="9" * 64)
     cache = ResultCache()
-    cache.put(cached, result_key(info))
-    cache.remember_fingerprint(paths["B"], "b" * 64)
+    cache.put(cached, result_key(info, mpp_xy=cached.mpp_xy))
+    remember(cache, paths["B"], "b" * 64)
     worklist = Worklist.open(folder)
     worklist.set_result(paths["A"], summarise(shown))
     worklist.set_verdict(paths["A"], "agree", "clear case")

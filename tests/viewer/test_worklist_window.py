@@ -23,10 +23,10 @@ from qtpy.QtWidgets import QApplication, QInputDialog, QLabel, QMessageBox
 from real_windows import end_threads
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
+from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.worklist.panel import Show
 from napari_lrmil._viewer.docks.worklist.widget import WorklistWidget, worklist_dock
 from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
-from napari_lrmil._viewer.session import dock_widget
 from napari_lrmil._viewer.window import State
 from napari_lrmil.cache import ResultCache
 from napari_lrmil.slide.cache import shared_cache

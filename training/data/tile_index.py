@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from napari_lrmil.errors import ConfigError, UnknownMppError, reason_of
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_nested_tiles, tile_grid
-from napari_lrmil.slide.files import stamp_of
+from napari_lrmil.slide.identity import stamp_of
 from training.data.table import SlideRow
 from training.files import Json, remembered
 from training.hashing import content_hash

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from napari_lrmil.errors import EncoderError
 from napari_lrmil.model.encoder import Encoder, weights_file
 from napari_lrmil.model.mil import MILModel
-from napari_lrmil.slide.files import stamp_of
+from napari_lrmil.slide.identity import stamp_of
 from training.data.predictions import Predictions
 from training.data.splits import Split
 from training.data.store import EmbeddingStore

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from napari_lrmil.model.encoder import weights_file
-from napari_lrmil.slide.files import stamp_of
+from napari_lrmil.slide.identity import stamp_of
 from training.data.predictions import Predictions
 from training.data.splits import Split
 from training.data.store import EmbeddingStore

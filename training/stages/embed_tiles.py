@@ -15,7 +15,7 @@ from napari_lrmil.model.device import resolve_device
 from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_weights
 from napari_lrmil.predict import embed_tiles
 from napari_lrmil.slide import choose_level, iter_tiles
-from napari_lrmil.slide.files import stamp_of
+from napari_lrmil.slide.identity import stamp_of
 from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles, TileGeometry
 from training.hashing import content_hash

@@ -1,31 +1,16 @@
-"""What all docks share: a canvas, a background, an end; and how those beside the main one find its controller."""
+"""What all docks share: a canvas, a background, a column that scrolls, and an end."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from qtpy.QtCore import QEvent, Qt
-from qtpy.QtWidgets import (
-    QApplication,
-    QPushButton,
-    QScrollArea,
-    QSizePolicy,
-    QStackedWidget,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QApplication, QScrollArea, QVBoxLayout, QWidget
 
 from napari_lrmil._viewer.napari_canvas import NapariCanvas
-from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.background import QtBackground
-from napari_lrmil._viewer.window import Change
-
-if TYPE_CHECKING:
-    from napari_lrmil._viewer.window import Controller
-
-_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 260, 200
 
 
 class Dock(QWidget):
@@ -78,82 +63,6 @@ class Dock(QWidget):
         scroll.setFrameShape(QScrollArea.Shape.NoFrame)
         scroll.setWidget(inner)
         return scroll
-
-
-class Presenter(Protocol):
-    """What happens in a dock that follows the main dock's controller."""
-
-    def attach(self, controller: Controller) -> None:
-        """Follow this controller from now on; it may be another one than before."""
-        ...
-
-    def refresh(self, change: Change) -> None:
-        """Something of the controller has changed; after `attach`, all of it."""
-        ...
-
-
-class DockedWidget(Dock):
-    """A dock whose presenter follows the main dock's controller.
-
-    A subclass calls `begin` last.
-    """
-
-    def __init__(self, napari_viewer: Any) -> None:
-        super().__init__(napari_viewer)
-        self.controller: Controller | None = None
-        self.setMinimumSize(_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX)
-        # Otherwise napari puts a stretch under it, which takes half the dock's height.
-        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
-
-    def begin(self, presenter: Presenter) -> None:
-        """Have the presenter follow the controller, and tidy up at the end whichever way it comes."""
-        self._presenter = presenter
-        self.ending.callback(self.background.shutdown)
-        self.ending.callback(self._unfollow)
-        self.link()
-
-    def link(self) -> None:
-        """Follow the controller of the main dock, which is docked again where it was closed."""
-        from napari_lrmil._viewer.session import dock_widget  # it knows docks
-
-        main = dock_widget(self.viewer)
-        main.destroyed.connect(self._lost)
-        self.controller = main.controller
-        main.controller.changed.connect(self._presenter.refresh)
-        self._pages.setCurrentIndex(0)
-        self._presenter.attach(main.controller)
-        self._presenter.refresh(Change.ALL)
-
-    def _unfollow(self) -> None:
-        if self.controller is not None:
-            self.controller.changed.disconnect(self._presenter.refresh, missing_ok=True)
-
-    def _lost(self, *_: object) -> None:
-        self.controller = None
-        self._pages.setCurrentIndex(1)
-
-    def _page(self) -> QWidget:
-        self._pages = QStackedWidget()
-        self._pages.addWidget(super()._page())
-        self._pages.addWidget(self._lost_page())
-        return self._pages
-
-    def _lost_page(self) -> QWidget:
-        page = QWidget()
-        column = QVBoxLayout(page)
-        column.addWidget(
-            parts.wrapped_label(
-                "This panel works with the panel “LRMIL: classify slide”, which was closed.",
-                style=parts.HINT_STYLE,
-            )
-        )
-        self.open_again = QPushButton("Open it again")
-        self.open_again.setToolTip("Dock the panel “LRMIL: classify slide” again")
-        self.open_again.setAccessibleName("Open the panel “LRMIL: classify slide” again")
-        self.open_again.clicked.connect(lambda: self.link())
-        column.addWidget(self.open_again)
-        column.addStretch(1)
-        return page
 
 
 def _close(ending: ExitStack, *_: object) -> None:

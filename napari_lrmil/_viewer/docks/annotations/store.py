@@ -20,6 +20,7 @@ from napari_lrmil.errors import LRMILError
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.errors import GeoJSONError
 from napari_lrmil.export.geojson import read_annotations, write_annotations
+from napari_lrmil.slide.identity import earlier_digits
 
 if TYPE_CHECKING:
     from napari_lrmil._viewer.background import Steps
@@ -48,8 +49,9 @@ class AnnotationStore:
     """The file of one slide's annotations. Its methods may be called from any thread.
 
     Where the folder can't be written, a file in the user's data folder takes its place, found again by the
-    slide's fingerprint. A file that is damaged, or that another program has changed meanwhile, is never
-    overwritten: it is renamed first, and the note says to what.
+    slide's fingerprint; what an earlier version kept there by its own fingerprint is read, and left as it is. A file
+    that is damaged, or that another program has changed meanwhile, is never overwritten: it is renamed first, and the
+    note says to what.
 
     Parameters
     ----------
@@ -67,6 +69,8 @@ class AnnotationStore:
             else platformdirs.user_data_path("napari-lrmil", appauthor=False)
         )
         self.fallback = root / "annotations" / f"{fingerprint}.geojson"
+        of_before = sorted(self.fallback.parent.glob(f"{earlier_digits(fingerprint)}*.geojson"))
+        self._places = tuple(dict.fromkeys([self.beside, self.fallback, *of_before]))
         self.where = self.beside
         self._bounds = bounds_l0_xywh
         self._own: dict[Path, _Stamp] = {}
@@ -76,7 +80,7 @@ class AnnotationStore:
     def load(self) -> LoadedAnnotations:
         """What is there: beside the slide, or in its place; the newer one where both are."""
         with self._lock:
-            there = [path for path in (self.beside, self.fallback) if _stamp(path) is not None]
+            there = [path for path in self._places if _stamp(path) is not None]
             self._own = {path: _stamp(path) for path in there}
             notes = []
             for path in sorted(there, key=lambda each: _stamp(each) or (0, 0), reverse=True):
@@ -118,7 +122,7 @@ class AnnotationStore:
             return note
 
     def _save(self, annotations: Sequence[Annotation]) -> str:
-        if not annotations and _stamp(self.beside) is None and _stamp(self.fallback) is None:
+        if not annotations and all(_stamp(path) is None for path in self._places):
             return ""
         try:
             note = self._write(self.beside, annotations)
@@ -132,7 +136,7 @@ class AnnotationStore:
         return " ".join([*([note] if note else []), *self._place_note()])
 
     def _place_note(self) -> list[str]:
-        if self.where != self.fallback:
+        if self.where == self.beside:
             return []
         return [
             "The slide's folder is read-only: regions are kept on this computer, for this user alone "

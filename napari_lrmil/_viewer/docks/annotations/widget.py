@@ -28,7 +28,7 @@ from superqt.utils import qdebounced, qthrottled
 
 from napari_lrmil._viewer.docks.annotations.panel import PAN, RGB, AnnotationRow, AnnotationsPanel
 from napari_lrmil._viewer.docks.annotations.presenter import AnnotationsPresenter
-from napari_lrmil._viewer.docks.dock import DockedWidget
+from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.qt import parts
 
 NAME, CLASS, EXTENT = range(3)

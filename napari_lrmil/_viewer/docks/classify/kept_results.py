@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_lrmil._viewer.background import Background, R, ignore, in_one_step
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo, ModelBundle
     from napari_lrmil.predict import SlidePrediction
 
-_Wanted = tuple[str, float | None]
-"""What a result is looked up by, beside its slide: the model's weights, and the µm/px that the user gave."""
+_Wanted = tuple[str, tuple[float, float]]
+"""What a result is looked up by, beside its slide: the model's weights, and the µm/px in use."""
 
 
 class KeptResults:
@@ -79,8 +78,8 @@ class KeptResults:
             return
         self._kept[slide] = result
         if result.bundle_sha256 == bundle.info.weights_sha256:
-            path, info, mpp = slide.path, bundle.info, slide.mpp_override
-            self._start("keep", lambda: _keep(path, result, info, mpp))
+            info = bundle.info
+            self._start("keep", lambda: _keep(slide, result, info))
 
     def _look_up(self) -> None:
         controller = self._controller
@@ -89,7 +88,7 @@ class KeptResults:
             return
         if controller.state not in RESTING:
             return
-        wanted = (bundle.info.weights_sha256, slide.mpp_override)
+        wanted = (bundle.info.weights_sha256, slide.mpp_xy)
         if self._looked_up.get(slide) == wanted or _is_of(result, bundle):
             return
         self._looked_up[slide] = wanted
@@ -103,8 +102,8 @@ class KeptResults:
             self._kept[slide] = kept
             controller.show_result(slide, kept)
 
-        info, mpp = bundle.info, slide.mpp_override
-        self._start("look up", lambda: _look_up(slide, info, mpp), found)
+        info, mpp_xy = bundle.info, slide.mpp_xy
+        self._start("look up", lambda: _look_up(slide, info, mpp_xy), found)
 
     def _limit_cache(self) -> None:
         n_bytes = self._settings.cache_bytes
@@ -119,22 +118,21 @@ def _is_of(result: SlidePrediction | None, bundle: ModelBundle) -> bool:
     return result is not None and result.bundle_sha256 == bundle.info.weights_sha256
 
 
-def _look_up(slide: Slide, info: BundleInfo, mpp: float | None) -> SlidePrediction | None:
+def _look_up(slide: Slide, info: BundleInfo, mpp_xy: tuple[float, float]) -> SlidePrediction | None:
     """In a thread: the kept result of a slide, whose fingerprint is made where it isn't known yet."""
     import_models()
     cache = ResultCache()
     try:
         fingerprint = cache.known_fingerprint(slide.path) or slide.fingerprint()
-    except (OSError, LRMILError):  # classifying it will say what is wrong
+        slide.check_unchanged()  # what is known may be of a file that has taken its place
+    except LRMILError:  # classifying it will say what is wrong
         return None
-    cache.remember_fingerprint(slide.path, fingerprint)
-    kept = cache.get(fingerprint, info.weights_sha256, result_key(info, mpp=mpp), slide_name=slide.name)
-    # The µm/px in the file may have been corrected where its fingerprint doesn't look.
-    return kept if kept is not None and kept.mpp_xy == slide.mpp_xy else None
+    cache.remember_slide(slide, fingerprint)
+    return cache.get(fingerprint, info.weights_sha256, result_key(info, mpp_xy=mpp_xy), slide_name=slide.name)
 
 
-def _keep(slide_path: Path, result: SlidePrediction, info: BundleInfo, mpp: float | None) -> None:
+def _keep(slide: Slide, result: SlidePrediction, info: BundleInfo) -> None:
     """In a thread: put a result into the cache."""
     cache = ResultCache()
-    cache.remember_fingerprint(slide_path, result.slide_fingerprint)
-    cache.put(result, result_key(info, mpp=mpp))
+    cache.remember_slide(slide, result.slide_fingerprint)
+    cache.put(result, result_key(info, mpp_xy=result.mpp_xy))

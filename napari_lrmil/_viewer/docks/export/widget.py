@@ -10,7 +10,7 @@ from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QProgressBar, QPushButton
 
-from napari_lrmil._viewer.docks.dock import DockedWidget
+from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.docks.export.formats import FORMATS, Format, Options
 from napari_lrmil._viewer.docks.export.panel import ExportPanel
 from napari_lrmil._viewer.docks.export.presenter import ExportPresenter

@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
 from superqt.utils import QSignalThrottler
 
 from napari_lrmil._viewer.canvas import UM_PER_PX_AT_1X, Area, DrawnHeatmap
-from napari_lrmil._viewer.docks.dock import DockedWidget
+from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS
 from napari_lrmil._viewer.docks.overview.overview_map import OverviewMap
 from napari_lrmil._viewer.docks.overview.panel import MASKED_NOTE, OverviewPanel

@@ -17,7 +17,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_lrmil._viewer.docks.dock import DockedWidget
+from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.docks.tiles.panel import MAX_K, TileEntry, TilesPanel
 from napari_lrmil._viewer.docks.tiles.presenter import Pixels, TilesPresenter
 from napari_lrmil._viewer.qt import parts

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QMessageBox, Q
 from superqt.utils import QSignalThrottler
 
 from napari_lrmil._viewer.background import in_one_step
-from napari_lrmil._viewer.docks.dock import DockedWidget
+from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.docks.worklist import keys
 from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
