@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 _LONGEST_REASON = 400
+_NOT_READABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class LRMILError(Exception):
     """Base of every error that the CLI and the viewer show as a message instead of a traceback."""
+
+
+def readable(text: str) -> str:
+    """Return a text that every file and screen takes, with a replacement character for what they don't.
+
+    Names of files needn't be text: bytes that are no UTF-8 are in them, and characters that move a terminal's cursor.
+    """
+    return _NOT_READABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def reason_of(error: BaseException) -> str:

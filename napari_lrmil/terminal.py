@@ -1,23 +1,72 @@
-"""How every command of this project tells an error: one line on the error stream, and an exit status that says so."""
+"""How every command of this project talks: on any terminal, an error in one line, an exit status that says how it went."""
 
 from __future__ import annotations
 
+import io
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.errors import LRMILError, readable
 
 FAILED = 1
 """Exit status of a command that ended with an error."""
 
+INTERRUPTED = 128 + signal.SIGINT
+"""What a shell expects of a program ended by Ctrl-C."""
+
+
+class Commands(typer.Typer):
+    """The commands of a program. What the character set of a terminal or of a redirected output lacks is replaced."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Run the command that the arguments name."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().__call__(*args, **options)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the program; `status` is what it exits with."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.status = 128 + signal_number
+
+
+@contextmanager
+def stopping_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP raise `Stopped`, as Ctrl-C does KeyboardInterrupt: there is time to tidy up."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            # What was started with nohup stays deaf.
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
 
 def print_error(error: LRMILError | str) -> None:
     """Write ``error: ...`` on the error stream, as it is: uncut, brackets and colons in names are no markup."""
-    line = Text.assemble(("error:", "bold red"), " ", str(error))
+    line = Text.assemble(("error:", "bold red"), " ", readable(str(error)))
     Console(stderr=True).print(line, highlight=False, soft_wrap=True)
 
 

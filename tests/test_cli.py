@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,10 +23,11 @@ from held_predict import KEPT
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from napari_lrmil import __version__, batch, cli
+from napari_lrmil import __version__, batch
 from napari_lrmil.batch import BatchEvent
 from napari_lrmil.cache import ResultCache, ResultKeys
 from napari_lrmil.cli import console
+from napari_lrmil.cli.main import app
 from napari_lrmil.export import result as result_files
 from napari_lrmil.export.result import read_prediction, tile_columns
 from napari_lrmil.export.tables import folder_columns
@@ -46,7 +48,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def lrmil(*args: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 def message(result: Result) -> str:
@@ -142,11 +144,11 @@ def test_results_are_never_replaced_unasked(slide: Path, tiny_bundle: Path, tmp_
     assert lrmil(*args).exit_code == 0
     (out / "one.json").write_text("mine")
     refused = lrmil(*args)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "already holds results of 1 of these slides (one). Add --overwrite" in message(refused)
     assert (out / "one.json").read_text() == "mine"
     (out / "one.json").unlink()
-    assert lrmil(*args).exit_code == 1  # a table alone may be somebody's too
+    assert lrmil(*args).exit_code == 2  # a table alone may be somebody's too
     assert lrmil(*args, "--overwrite").exit_code == 0
     assert json.loads((out / "one.json").read_text())["label"]
 
@@ -188,12 +190,12 @@ def test_unknown_mpp_and_its_cure(tiny_bundle: Path, generated_slide: Path, tmp_
     tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", metadata=None)
     args = ("predict", path, "--bundle", tiny_bundle, "--out", tmp_path / "out")
     result = lrmil(*args)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "nompp.tif doesn't say how many µm a pixel measures. Give it: --mpp" in message(result)
     result = lrmil(*args, "--mpp", "0.5")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "out" / "nompp.json").read_text())["slide_mpp_xy"] == [0.5, 0.5]
-    assert lrmil(*args, "--overwrite", "--mpp", "0").exit_code == 1
+    assert lrmil(*args, "--overwrite", "--mpp", "0").exit_code == 2
 
 
 @pytest.mark.parametrize("name", ["[old]", "x[/]y", "[bold red]z"])
@@ -207,7 +209,7 @@ def test_brackets_in_names_are_no_markup(name: str, slide: Path, tiny_bundle: Pa
     assert odd.stem in message(result)
     missing = odd.with_name(f"{odd.stem}-missing.tif")
     result = lrmil("predict", missing, "--bundle", tiny_bundle, "--out", tmp_path / "out")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert missing.name in message(result)
 
 
@@ -233,14 +235,14 @@ def test_a_bundle_of_the_future(slide: Path, tiny_bundle: Path, tmp_path: Path) 
     raw = json.loads((newer / "bundle.json").read_text())
     (newer / "bundle.json").write_text(json.dumps(raw | {"format_version": 99}))
     result = lrmil("predict", slide, "--bundle", newer, "--out", tmp_path / "out")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "has format version 99; this program reads up to 2" in message(result)
 
 
 def test_a_file_where_the_results_should_go(slide: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     result = lrmil("predict", slide, "--bundle", tiny_bundle, "--out", tmp_path / "out")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "can't be the folder of the results" in message(result)
     assert (tmp_path / "out").read_text() == "a file"
 
@@ -252,7 +254,7 @@ def test_slides_of_one_name_keep_apart(slide: Path, tiny_bundle: Path, tmp_path:
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["one.tif.csv", "one.tif.json", "one.tiff.csv", "one.tiff.json", "predictions.csv"]
     result = lrmil("predict", slide, slide, "--bundle", tiny_bundle, "--out", tmp_path / "other")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "two slides would write the same results: one.tif" in message(result)
 
 
@@ -418,7 +420,7 @@ def test_no_cache_computes_and_keeps_nothing(
     assert [counts(lrmil(*args))["computed"] for _ in range(2)] == ["2", "2"]
     assert not own_cache.exists()
     refused = lrmil("predict", folder, "--bundle", tiny_bundle, "--no-cache")
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "with --no-cache nothing would stay: give --out" in message(refused)
     refused = lrmil(*args, "--cluster", "tcp://127.0.0.1:1")
     assert "leave --no-cache out" in message(refused)
@@ -429,7 +431,7 @@ def test_a_cluster_that_is_not_there(
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     result = lrmil("predict", folder, "--bundle", tiny_bundle, "--cluster", "tcp://127.0.0.1:1")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "pip install 'napari-lrmil[cluster]'" in message(result)
     assert "Stopped with 2 of 2 slides left" in message(result)
 
@@ -455,7 +457,7 @@ def test_workers_get_a_bundle_by_its_place_or_name(
 def test_an_empty_folder_and_a_wrong_table(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = lrmil("predict", tmp_path / "empty", "--bundle", tiny_bundle)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "holds no slides" in message(result)
     (tmp_path / "table.csv").write_text("file\na.svs\n")
     assert "has no column 'path'" in message(
@@ -471,7 +473,7 @@ def test_a_full_disk_stops_with_a_message(
 
     monkeypatch.setattr(result_files, "write_text", full)
     result = lrmil("predict", folder, "--bundle", tiny_bundle, "--out", tmp_path / "out")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "can't take results (No space left on device)" in message(result)
     assert "give the same command again" in message(result)
     assert "Traceback" not in result.output
@@ -479,11 +481,11 @@ def test_a_full_disk_stops_with_a_message(
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
 def test_a_run_that_is_stopped_goes_on(
-    how: signal.Signals, cohort: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+    how: str, cohort: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
 ) -> None:
-    """By Ctrl-C, or by the machine; a real process, in the middle of its slides, where it says that it is."""
+    """By Ctrl-C, by whoever ends it, or by the machine; a real process, in the middle of its slides, where it says that it is."""
     slides = cohort.parent / "slides"
     n_slides = len(list(slides.iterdir()))
     assert n_slides > KEPT + 1
@@ -499,19 +501,19 @@ def test_a_run_that_is_stopped_goes_on(
     )
     assert program.stdout is not None
     said = program.stdout.readline()
-    program.send_signal(how)
+    program.send_signal(signal.Signals[how])
     _, told = program.communicate(timeout=60)
     assert said == "held\n", told
     assert ResultCache(own_cache).size().n_results == KEPT
-    if how is signal.SIGINT:
-        assert program.returncode == 130
+    assert program.returncode == {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGKILL": -9}[how]
+    if how != "SIGKILL":
         assert "Traceback" not in told
-        left = (
-            f"Stopped with {n_slides - KEPT} of {n_slides} slides left. To go on, give the same command again"
-        )
-        assert f"{left} (with --overwrite" in told
-        assert len(read_csv(tmp_path / "out" / "predictions.csv")) == KEPT
-    again = lrmil(*arguments, "--overwrite")
+        left = f"Stopped with {n_slides - KEPT} of {n_slides} slides left."
+        assert f"{left} To go on, give the same command again." in told
+    # Whatever the end, the table is complete up to there, and the error stream told each slide.
+    assert len(read_csv(tmp_path / "out" / "predictions.csv")) == KEPT
+    assert len(re.findall(rf"^\d/{n_slides} \S+: \w+ [01]\.\d+, [0-9.]+ s$", told, re.MULTILINE)) == KEPT
+    again = lrmil(*arguments)
     assert again.exit_code == 0, again.output
     found = counts(again)
     assert (int(found["cached"]), int(found["computed"])) == (KEPT, n_slides - KEPT)
@@ -519,12 +521,131 @@ def test_a_run_that_is_stopped_goes_on(
     assert len(list((tmp_path / "out").glob("*.json"))) == n_slides
 
 
+def test_a_run_goes_on_in_its_folder_and_in_no_other(
+    folder: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    out = tmp_path / "out"
+    args = ("predict", folder, "--bundle", tiny_bundle, "--out", out)
+    assert lrmil(*args).exit_code == 0
+    # Killed between the two files of a slide, before it had a line in the table; and with a slide not begun.
+    (out / "b.json").unlink()
+    table = (out / "predictions.csv").read_text()
+    (out / "predictions.csv").write_text("".join(table.splitlines(keepends=True)[:-1]))
+    for options, found in (((), ("0", "2")), (("--no-cache",), ("2", "0"))):
+        again = lrmil(*args, *options)
+        assert again.exit_code == 0, again.output
+        assert (counts(again)["computed"], counts(again)["cached"]) == found
+        assert (out / "predictions.csv").read_text().count("\n") == 3
+        assert (out / "b.json").exists()
+    # Slides of the same names in another folder, and the results of another bundle, are somebody's.
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(folder / "deep" / "a.tif", other / "a.tif")
+    shutil.copy(folder / "b.tif", other / "b.tif")
+    kept = (out / "a.json").read_text()
+    mixed = lrmil("predict", other, "--bundle", tiny_bundle, "--out", out)
+    assert mixed.exit_code == 1
+    assert "a.json is the result of another slide or of other settings. Add --overwrite" in message(mixed)
+    refused = lrmil("predict", folder, "--bundle", "demo", "--out", out)
+    assert refused.exit_code == 2
+    assert "already holds results of 2 of these slides (a, b)" in message(refused)
+    assert (out / "a.json").read_text() == kept
+
+
+def test_a_result_that_is_kept_nowhere_is_a_failure(
+    folder: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    own_cache.write_text("a file where the cache should be")
+    result = lrmil("predict", folder, "--bundle", tiny_bundle)
+    assert result.exit_code == 2
+    assert "isn't kept: the result cache in" in message(result)
+    result = lrmil("predict", folder, "--bundle", tiny_bundle, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "note: the result cache in" in message(result)
+
+
+def test_an_output_that_is_no_terminal_gets_a_line_a_slide(folder: Path, tiny_bundle: Path) -> None:
+    (folder / "b.tif").write_bytes(b"no slide")
+    result = lrmil("predict", folder, "--bundle", tiny_bundle)
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if re.match(r"\d/2 ", line)]
+    assert re.fullmatch(r"1/2 a: (benign|lesion) [01]\.\d{3}, \d+\.\d s", lines[0])
+    assert lines[1].startswith("2/2 b: failed: b.tif is not a slide")
+    assert "1/2 a: " in lrmil("predict", folder, "--bundle", tiny_bundle).stderr
+    assert ", from cache" in lrmil("predict", folder, "--bundle", tiny_bundle).stderr
+
+
+def test_the_exit_status_is_in_the_help() -> None:
+    assert (
+        "Exit status: 0 all slides have a result, 1 some failed, 2 nothing could be done, 130 stopped by Ctrl-C, 143 by "
+        "SIGTERM, 129 by SIGHUP."
+    ) in " ".join(re.sub("[│╭╰─]", " ", lrmil("predict", "--help").output).split())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of bytes")
+def test_names_that_are_too_long_or_no_text(slide: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    names = [
+        "n" * 247,
+        "n" * 246 + "m",
+        "\u53f0" * 83,
+        os.fsdecode(b"Pr\xe4parat"),
+        os.fsdecode(b"Pr\xe5parat"),
+        "a\nb\x1b[31m",
+    ]
+    for name in names:
+        shutil.copy(slide, folder / f"{name}.tif"[-255:])
+    (folder / os.fsdecode(b"bad\xff.tif")).write_bytes(b"no slide")
+    out = tmp_path / "out"
+    result = lrmil("predict", folder, "--bundle", tiny_bundle, "--out", out)
+    assert result.exit_code == 1
+    assert "bad\ufffd.tif is not a slide" in message(result)
+    assert "\x1b" not in result.output
+    rows = read_csv(out / "predictions.csv")
+    assert len(rows) == 7
+    done = [row["slide"] for row in rows if row["status"] != "failed"]
+    assert len(set(done)) == 6
+    for name in done:
+        assert read_prediction(out / f"{name}.json").label
+    assert (out / "a_b\ufffd[31m.json").exists()
+    assert sum(re.fullmatch(r"n{231}-[0-9a-f]{8}", name) is not None for name in done) == 2
+    # The same names the next time: the run goes on.
+    assert counts(lrmil("predict", folder, "--bundle", tiny_bundle, "--out", out))["cached"] == "6"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_of_any_character_set(
+    encoding: str, slide: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    """Real processes: what can't be shown is replaced, in results, errors and help."""
+    odd = slide.parent / "\u53f0 \u00b5 \u03bb.tif"
+    slide.rename(odd)
+    with (tmp_path / "log.txt").open("wb") as log:
+        for words in (
+            ["predict", odd, "-b", tiny_bundle, "--out", tmp_path / "out"],
+            ["info", odd],
+            ["predict", "--help"],
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", "napari_lrmil", *map(str, words)],
+                stdout=log,
+                stderr=subprocess.PIPE,
+                env=os.environ | {"PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"},
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            assert b"Traceback" not in done.stderr
+    told = (tmp_path / "log.txt").read_bytes().decode(encoding)
+    assert ("? \u00b5 ?" if encoding == "cp1252" else "? ? ?") in told
+
+
 def test_cache_commands(folder: Path, tiny_bundle: Path, own_cache: Path) -> None:
     lrmil("predict", folder, "--bundle", tiny_bundle)
     shown = lrmil("cache", "info")
     assert f"folder {own_cache} results 2 thumbnails 0 size 0.0 MB of at most 2.00 GB" in message(shown)
     assert "of at most 0.50 GB" in message(lrmil("cache", "limit", "0.5"))
-    assert CliRunner().invoke(cli.app, ["cache", "clear"], input="n\n").exit_code == 1
+    assert CliRunner().invoke(app, ["cache", "clear"], input="n\n").exit_code == 1
     assert ResultCache(own_cache).size().n_results == 2
     assert "Deleted 2 results" in message(lrmil("cache", "clear", "--yes"))
     assert ResultCache(own_cache).size() == (0, 0, 0, 5 * 10**8)

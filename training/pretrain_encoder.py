@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.slide import Slide, TileSpec, find_tiles, iter_tiles
-from napari_lrmil.terminal import errors_as_messages
+from napari_lrmil.terminal import Commands, errors_as_messages
 from training.checkpoint import Files
 from training.cohort import TILE_ATTRIBUTES, CohortConfig, generate_cohort, read_truth, tile_truth
 from training.files import save_tensors
@@ -36,7 +36,7 @@ PRETRAINING_SEED = 900_001
 _LEFT_OUT = ("fibre_cos2", "fibre_sin2")
 """Directions: tiles are turned and flipped, which changes them."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Commands(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Examples(NamedTuple):

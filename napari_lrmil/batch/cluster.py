@@ -19,7 +19,7 @@ from napari_lrmil.batch.events import (
     unique,
 )
 from napari_lrmil.cache import ResultCache, ResultKeys, typed_mpp
-from napari_lrmil.errors import LRMILError, reason_of
+from napari_lrmil.errors import LRMILError, readable, reason_of
 
 if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo, ModelBundle
@@ -177,7 +177,7 @@ def _event(
         return BatchEvent(Kind.FAILED, item.path, error=answer.error, needs_mpp=answer.needs_mpp)
     # One result is as large as the slide has tiles: the client need not hold them all.
     key = keys(answer.mpp_xy)
-    prediction = cache.get(answer.fingerprint, bundle_sha256, key, slide_name=item.path.stem)
+    prediction = cache.get(answer.fingerprint, bundle_sha256, key, slide_name=readable(item.path.stem))
     if prediction is None:
         raise ClusterError(
             f"a worker's result isn't in {cache.root} here. Name a folder that all share with --cache-dir."

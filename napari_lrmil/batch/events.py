@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from napari_lrmil.cache import ResultCache, ResultKeys, summarise
-from napari_lrmil.errors import UnknownMppError, reason_of
+from napari_lrmil.errors import UnknownMppError, readable, reason_of
 from napari_lrmil.worklist import Status, Worklist
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def known_results(
     for item in items:
         prediction = None
         if cache is not None:
-            name = item.path.stem
+            name = readable(item.path.stem)
             # What hinders the look at a slide is told when it is opened.
             with suppress(Exception):
                 prediction = cache.known_result(item.path, bundle_sha256, keys, mpp=item.mpp, slide_name=name)

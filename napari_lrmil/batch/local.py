@@ -16,13 +16,13 @@ from napari_lrmil.batch.events import (
 )
 from napari_lrmil.cache import ResultCache, ResultKeys, open_slide
 from napari_lrmil.errors import reason_of
-from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:
     import torch
 
     from napari_lrmil.model.bundle import ModelBundle
     from napari_lrmil.predict import SlidePrediction
+    from napari_lrmil.slide import Slide
 
 
 class _Opened(NamedTuple):

@@ -11,8 +11,9 @@ from napari_lrmil.cli import console
 from napari_lrmil.cli.cache_commands import cache_app
 from napari_lrmil.cli.info_command import info
 from napari_lrmil.cli.predict_command import predict
+from napari_lrmil.terminal import Commands
 
-app = typer.Typer(
+app = Commands(
     help="Classify whole slides from their low-resolution tiles alone (LRMIL).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -24,7 +24,7 @@ from napari_lrmil.cli.results import (
 )
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.export.tables import PREDICTIONS_NAME
-from napari_lrmil.terminal import errors_as_messages, print_error
+from napari_lrmil.terminal import FAILED, INTERRUPTED, errors_as_messages, print_error, stopping_signals
 
 if TYPE_CHECKING:
     from napari_lrmil.batch import BatchEvent
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo
     from napari_lrmil.worklist import ListedSlide
 
-_INTERRUPTED = 130
-"""What a shell expects of a program ended by Ctrl-C."""
+SOME_FAILED = FAILED
+"""Exit status where some slides have no result and others have."""
+NOTHING_DONE = 2
+"""Exit status where no slide has a result, or none was begun: also that of wrong options."""
 
 
 def predict(
@@ -90,52 +92,56 @@ def predict(
     Results are kept: a slide is computed once for each bundle, and the window then shows it at once. With
     --out, OUT/<slide>.json and OUT/<slide>.csv (its tiles) are written, and predictions.csv for all.
 
-    A slide that can't be read doesn't stop the others: errors are listed at the end and in errors.csv, and the
-    exit status is 1. Stop with Ctrl-C whenever you like; the same command goes on from there.
-    """
-    with errors_as_messages():
-        if no_cache and out is None:
-            raise LRMILError("with --no-cache nothing would stay: give --out a folder for the results")
-        if no_cache and cluster is not None:
-            raise LRMILError("a cluster hands its results over through the cache: leave --no-cache out")
-        wanted = _list_all(slides, recursive, mpp)
-        stems = unique_stems((slide.path, slide.slide_id) for slide in wanted)
-        if out is not None:
-            refuse_existing(out, stems.values(), overwrite)
-            make_folder(out)
-        from napari_lrmil.cache import ResultCache
+    A slide that can't be read doesn't stop the others: errors are listed at the end and in errors.csv. Tables are
+    written slide by slide. Stop with Ctrl-C whenever you like; the same command goes on from there.
 
-        cache = None if no_cache else ResultCache(cache_dir)
-        info, events = _start(wanted, bundle, cache, device, batch_size, threads, cluster)
-        outcome = Outcome(stems)
-        stopped = lost = False
-        try:
-            with closing(events):
-                _follow(events, outcome, out)
-        except KeyboardInterrupt:
-            stopped = True
-        except LRMILError as error:  # the run's, not a slide's: what is done stays
-            print_error(error)
-            lost = True
-        if outcome.done or outcome.failed:
+    Exit status: 0 all slides have a result, 1 some failed, 2 nothing could be done, 130 stopped by Ctrl-C, 143 by
+    SIGTERM, 129 by SIGHUP.
+    """
+    status = 0
+    outcome: Outcome | None = None
+    try:
+        with stopping_signals(), errors_as_messages(status=NOTHING_DONE):
+            if no_cache and out is None:
+                raise LRMILError("with --no-cache nothing would stay: give --out a folder for the results")
+            if no_cache and cluster is not None:
+                raise LRMILError("a cluster hands its results over through the cache: leave --no-cache out")
+            wanted = _list_all(slides, recursive, mpp)
+            stems = unique_stems((slide.path, slide.slide_id) for slide in wanted)
+            from napari_lrmil.cache import ResultCache
+
+            cache = None if no_cache else ResultCache(cache_dir)
+            info, events = _start(wanted, bundle, cache, device, batch_size, threads, cluster)
             if out is not None:
-                outcome.write(out, info.class_names)
-            _show(outcome, info, out)
-    if stopped or lost:
-        files = (
-            " (with --overwrite, as OUT holds the first results)" if out is not None and outcome.done else ""
-        )
-        kept = "" if cache is None else " Finished slides come from the cache then."
-        left = len(stems) - len(outcome.done) - len(outcome.failed)
+                if not overwrite:
+                    refuse_existing(out, stems.values(), info)
+                make_folder(out)
+            outcome = Outcome(stems, info.class_names, out, overwrite)
+            try:
+                with closing(events):
+                    _follow(events, outcome)
+            except LRMILError as error:  # the run's, not a slide's: what is done stays
+                print_error(error)
+            outcome.write()
+    except KeyboardInterrupt as stop:
+        status = getattr(stop, "status", INTERRUPTED)
+    if outcome is None:
+        print_error("stopped before the first slide")
+        raise typer.Exit(status)
+    _show(outcome)
+    left = len(outcome.stems) - len(outcome.done) - len(outcome.failed)
+    if left:
+        kept = "" if no_cache else " Finished slides come from the cache then."
         console.err.print(
-            f"Stopped with {left} of {len(stems)} slides left. To go on, give the same command again{files}.{kept}",
+            f"Stopped with {left} of {len(outcome.stems)} slides left. To go on, give the same command again.{kept}",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
-        raise typer.Exit(_INTERRUPTED if stopped else 1)
-    if outcome.failed:
-        raise typer.Exit(1)
+    if not status and len(outcome.done) < len(outcome.stems):
+        status = SOME_FAILED if outcome.done else NOTHING_DONE
+    if status:
+        raise typer.Exit(status)
 
 
 def _list_all(slides: list[Path], recursive: bool, mpp: float | None) -> list[ListedSlide]:
@@ -188,13 +194,16 @@ def _start(
     return info, events
 
 
-def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome, out: Path | None) -> None:
+def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome) -> None:
     """Show how far it is, write files as slides finish, and note how each slide went."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     to_compute = len(outcome.stems)
     notes: set[str] = set()
+    shown = console.err.is_terminal
     # The pace of the last half hour: slides take minutes, and differ.
-    with Progress(*columns, console=console.err, transient=True, speed_estimate_period=1800) as progress:
+    with Progress(
+        *columns, console=console.err, transient=True, speed_estimate_period=1800, disable=not shown
+    ) as progress:
         whole = progress.add_task("slides", total=to_compute)
         task: TaskID | None = None
         for event in events:
@@ -208,7 +217,9 @@ def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome, out: Pa
             if task is not None:
                 progress.remove_task(task)
                 task = None
-            outcome.take(event, out)
+            outcome.take(event)
+            if not shown:
+                console.err.print(outcome.line(event.path), highlight=False, markup=False, soft_wrap=True)
             if event.note and event.note not in notes:
                 notes.add(event.note)
                 progress.console.print(
@@ -225,9 +236,12 @@ def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome, out: Pa
             progress.update(whole, description=f"slides ({', '.join(told)})" if told else "slides")
 
 
-def _show(outcome: Outcome, info: BundleInfo, out: Path | None) -> None:
+def _show(outcome: Outcome) -> None:
+    out = outcome.out
+    if not (outcome.done or outcome.failed):
+        return
     if outcome.done and len(outcome.stems) <= MAX_ROWS:
-        console.out.print(outcome.slides_table(info.class_names))
+        console.out.print(outcome.slides_table())
     if len(outcome.stems) > 1:
         console.out.print(outcome.counts_table())
     if outcome.done and out is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,33 +15,44 @@ from rich.markup import escape
 from rich.table import Table
 
 from napari_lrmil.atomic import write_text
-from napari_lrmil.errors import LRMILError, SlideError
+from napari_lrmil.errors import LRMILError, SlideError, readable
 from napari_lrmil.export.tables import (
     PREDICTIONS_NAME,
     FolderRow,
     csv_text,
+    folder_table,
     spreadsheet_safe,
-    write_folder_table,
 )
 from napari_lrmil.wording import Status
 
 if TYPE_CHECKING:
     from napari_lrmil.batch import BatchEvent
     from napari_lrmil.cache import ResultSummary
+    from napari_lrmil.model.bundle import BundleInfo
+    from napari_lrmil.predict import SlidePrediction
 
 ERRORS_NAME = "errors.csv"
+_LONGEST_STEM_BYTES = 240
+"""Most file systems take names of 255 bytes, endings and all."""
+_SAME_PROBABILITY = 1e-3
+"""Two computers, or batches of two sizes, give the same result within this."""
 MAX_ROWS = 30
 """Slides that the screen shows one by one; more are a matter for the table."""
 
 
 @dataclass
 class Outcome:
-    """How a run went, by slide.
+    """How a run went, by slide, on the way into its files.
 
     Attributes
     ----------
     stems : dict of Path to str
         Every slide of the run in order, and the name of its results.
+    class_names : sequence of str
+    out : Path, optional
+        Folder of the files; None: the results go into the cache alone.
+    overwrite : bool
+        Whether files of other results may be replaced.
     done : dict of Path to ResultSummary
     cached : set of Path
         Of those done, the ones that were there before.
@@ -47,12 +60,15 @@ class Outcome:
     """
 
     stems: dict[Path, str]
+    class_names: Sequence[str]
+    out: Path | None = None
+    overwrite: bool = False
     done: dict[Path, ResultSummary] = field(default_factory=dict)
     cached: set[Path] = field(default_factory=set)
     failed: dict[Path, str] = field(default_factory=dict)
 
-    def take(self, event: BatchEvent, out: Path | None) -> None:
-        """Note how a slide ended, and write its files where there is a folder for them.
+    def take(self, event: BatchEvent) -> None:
+        """Note how a slide ended, and write its files, and its line of the tables, where there is a folder for them.
 
         Raises
         ------
@@ -61,47 +77,97 @@ class Outcome:
         """
         from napari_lrmil.cache import summarise
         from napari_lrmil.export.errors import ExportError
-        from napari_lrmil.export.result import write_prediction
 
-        if event.prediction is None:
-            self.failed[event.path] = event.error
-            return
-        if out is not None:
-            try:
-                write_prediction(event.prediction, out, stem=self.stems[event.path])
-            except ExportError as error:
-                self.failed[event.path] = str(error)
-                return
-            except OSError as error:
-                raise LRMILError(f"{out} can't take results ({error.strerror or error})") from error
-        self.done[event.path] = summarise(event.prediction)
-        if event.cached:
-            self.cached.add(event.path)
-
-    def write(self, out: Path, class_names: Sequence[str]) -> None:
-        """``predictions.csv``, and ``errors.csv`` where a slide failed, each whole or not at all."""
-        rows = [
-            FolderRow(stem, self.done.get(path), error=self.failed.get(path, ""))
-            for path, stem in self.stems.items()
-            if path in self.done or path in self.failed
-        ]
-        try:
-            write_folder_table(out / PREDICTIONS_NAME, rows, class_names=class_names, show_identifiers=True)
-            if self.failed:
-                # A table that `lrmil predict` takes, to run the failed ones again: path and id stay as they are.
-                failures = [
-                    (path.absolute(), self.stems[path], spreadsheet_safe(text))
-                    for path, text in self.failed.items()
-                ]
-                write_text(out / ERRORS_NAME, csv_text(["path", "slide_id", "error"], failures))
+        error = event.error
+        if event.prediction is not None:
+            if self.out is None:
+                # What the cache doesn't keep is nowhere.
+                error = event.note and f"its result ({event.prediction.label}) isn't kept: {event.note}"
             else:
-                (out / ERRORS_NAME).unlink(missing_ok=True)
-        except OSError as error:
-            raise LRMILError(f"{out} can't take the results ({error.strerror or error})") from error
+                try:
+                    self._write_result(event.prediction, event.path)
+                except ExportError as fault:
+                    error = str(fault)
+                except OSError as fault:
+                    raise self._full(fault) from fault
+            if not error:
+                self.done[event.path] = summarise(event.prediction)
+                if event.cached:
+                    self.cached.add(event.path)
+        if error:
+            self.failed[event.path] = error
+        self._add_line(event.path)
 
-    def slides_table(self, class_names: Sequence[str]) -> RenderableType:
+    def _write_result(self, prediction: SlidePrediction, path: Path) -> None:
+        from napari_lrmil.export.errors import ExportError
+        from napari_lrmil.export.result import read_document, result_document, write_prediction
+
+        assert self.out is not None
+        stem = self.stems[path]
+        there = self.out / f"{stem}.json"
+        if not self.overwrite and there.exists():
+            old, new = read_document(there), result_document(prediction)
+            same = all(
+                abs(old.class_probabilities.get(name, 2.0) - value) < _SAME_PROBABILITY
+                for name, value in new.class_probabilities.items()
+            )
+            if not same or old.slide_fingerprint != new.slide_fingerprint:
+                raise ExportError(
+                    f"{there} is the result of another slide or of other settings. Add --overwrite to replace it."
+                )
+        write_prediction(prediction, self.out, stem=stem)
+
+    def _add_line(self, path: Path) -> None:
+        """Add a slide to the tables, which are complete up to there whenever the program ends."""
+        if self.out is None:
+            return
+        if len(self.done) + len(self.failed) == 1:  # the first one: the tables of an earlier run go
+            self.write()
+            return
+        try:
+            _append(self.out / PREDICTIONS_NAME, self._predictions([path]))
+            if path in self.failed:
+                _append(self.out / ERRORS_NAME, self._errors([path]))
+        except OSError as error:
+            raise self._full(error) from error
+
+    def write(self) -> None:
+        """``predictions.csv`` in the order of the run, and ``errors.csv`` where a slide failed, each whole or not at all."""
+        if self.out is None:
+            return
+        ended = [path for path in self.stems if path in self.done or path in self.failed]
+        try:
+            write_text(self.out / PREDICTIONS_NAME, self._predictions(ended))
+            if self.failed:
+                write_text(
+                    self.out / ERRORS_NAME, self._errors([path for path in ended if path in self.failed])
+                )
+            else:
+                (self.out / ERRORS_NAME).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._full(error) from error
+
+    def _predictions(self, paths: Sequence[Path]) -> str:
+        rows = [
+            FolderRow(self.stems[path], self.done.get(path), error=self.failed.get(path, ""))
+            for path in paths
+        ]
+        return folder_table(rows, class_names=self.class_names, show_identifiers=True)
+
+    def _errors(self, paths: Sequence[Path]) -> str:
+        # A table that `lrmil predict` takes, to run the failed ones again: path and id stay as they are.
+        failures = [
+            (readable(str(path.absolute())), self.stems[path], spreadsheet_safe(self.failed[path]))
+            for path in paths
+        ]
+        return csv_text(["path", "slide_id", "error"], failures)
+
+    def _full(self, error: OSError) -> LRMILError:
+        return LRMILError(f"{self.out} can't take results ({error.strerror or error})")
+
+    def slides_table(self) -> RenderableType:
         """A row for each slide that is done."""
-        table = Table("slide", "label", *map(escape, class_names), "tiles", "seconds")
+        table = Table("slide", "label", *map(escape, self.class_names), "tiles", "seconds")
         for path, stem in self.stems.items():
             if path not in self.done:
                 continue
@@ -116,6 +182,17 @@ class Outcome:
                 "cached" if path in self.cached else f"{result.seconds:.1f}",
             )
         return table
+
+    def line(self, path: Path) -> str:
+        """How a slide went, for an output that is no terminal."""
+        number = f"{len(self.done) + len(self.failed)}/{len(self.stems)} {self.stems[path]}"
+        if path in self.failed:
+            return readable(f"{number}: failed: {self.failed[path]}")
+        result = self.done[path]
+        marks = [mark for mark in result.status if mark not in (Status.OK, Status.DEMONSTRATION)]
+        time = "from cache" if path in self.cached else f"{result.seconds:.1f} s"
+        told = ", ".join([f"{result.label} {max(result.class_probabilities):.3f}", *marks, time])
+        return readable(f"{number}: {told}")
 
     def counts_table(self) -> RenderableType:
         """How many slides went which way."""
@@ -135,6 +212,9 @@ class Outcome:
 def unique_stems(slides: Iterable[tuple[Path, str]]) -> dict[Path, str]:
     """Return a name for each slide's results: its id, or where ids are the same, its file name, then with its folder's.
 
+    What isn't text in a name is replaced. Names that a file system would refuse as too long are cut, and those that are
+    still the same get a hash of the path at their end.
+
     Parameters
     ----------
     slides : iterable of (path, id)
@@ -142,43 +222,97 @@ def unique_stems(slides: Iterable[tuple[Path, str]]) -> dict[Path, str]:
     Raises
     ------
     SlideError
-        Where two slides would still get the same name.
+        Where a slide is named twice.
     """
-    pairs = [(path, name.replace("/", "_").replace("\\", "_")) for path, name in slides]
-    _refuse_same(sorted(path.name for path, count in Counter(path for path, _ in pairs).items() if count > 1))
+    pairs = [(path, _file_name(name)) for path, name in slides]
+    twice = sorted(path.name for path, count in Counter(path for path, _ in pairs).items() if count > 1)
+    if twice:
+        named = ", ".join(twice[:3]) + (", ..." if len(twice) > 3 else "")
+        raise SlideError(f"two slides would write the same results: {named}. Run them apart.")
     stems = [stem for _, stem in pairs]
     reserved = [Path(PREDICTIONS_NAME).stem, Path(ERRORS_NAME).stem]
-    for longer in (lambda path: path.name, lambda path: f"{path.absolute().parent.name}_{path.name}"):
+    for longer in (_name_of, _name_with_folder, _name_with_hash):
         taken = Counter(stems + reserved)
         stems = [
             longer(path) if taken[stem] > 1 else stem for (path, _), stem in zip(pairs, stems, strict=True)
         ]
-    counts = Counter(stems)
-    _refuse_same(sorted(stem for stem in counts if counts[stem] > 1))
     return {path: stem for (path, _), stem in zip(pairs, stems, strict=True)}
 
 
-def _refuse_same(names: list[str]) -> None:
-    if names:
-        named = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise SlideError(f"two slides would write the same results: {named}. Run them apart.")
+def _name_of(path: Path) -> str:
+    return _file_name(path.name)
 
 
-def refuse_existing(out: Path, stems: Iterable[str], overwrite: bool) -> None:
-    """Refuse to replace the files of an earlier run unless asked to.
+def _name_with_folder(path: Path) -> str:
+    return _file_name(f"{path.absolute().parent.name}_{path.name}")
+
+
+def _name_with_hash(path: Path) -> str:
+    return _cut(_name_of(path), str(path.absolute()), at_bytes=0)
+
+
+def _file_name(name: str) -> str:
+    """A name as that of a file: text, in one folder, and short enough with an ending."""
+    plain = readable(name).replace("/", "_").replace("\\", "_").replace("\n", "_").replace("\t", "_")
+    return _cut(plain, name, at_bytes=_LONGEST_STEM_BYTES)
+
+
+def _cut(text: str, whole: str, *, at_bytes: int) -> str:
+    """The text, or where it is longer its beginning and a hash of the `whole` that it stands for."""
+    raw = text.encode()
+    if len(raw) <= at_bytes:
+        return text
+    mark = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{raw[: _LONGEST_STEM_BYTES - 9].decode('utf-8', 'ignore')}-{mark}"
+
+
+def refuse_existing(out: Path, stems: Iterable[str], info: BundleInfo) -> None:
+    """Refuse to replace the files of an earlier run, unless they are of this bundle: then the run goes on.
 
     Raises
     ------
     SlideError
     """
-    there = [
-        stem for stem in stems if any((out / f"{stem}{ending}").exists() for ending in (".json", ".csv"))
-    ]
-    if there and not overwrite:
+    there = [stem for stem in stems if _is_other(out, stem, info)]
+    if there:
         raise SlideError(
             f"{out} already holds results of {len(there)} of these slides ({', '.join(there[:3])}"
             f"{', ...' if len(there) > 3 else ''}). Add --overwrite to replace them."
         )
+
+
+def _is_other(out: Path, stem: str, info: BundleInfo) -> bool:
+    """Whether files of a slide are there that this bundle didn't write."""
+    from napari_lrmil.export.errors import ResultFileError
+    from napari_lrmil.export.result import read_document, tile_columns
+
+    json_path, csv_path = out / f"{stem}.json", out / f"{stem}.csv"
+    if json_path.exists():
+        try:
+            return read_document(json_path).bundle.weights_sha256 != info.weights_sha256
+        except ResultFileError:
+            return True
+    if not csv_path.exists():
+        return False
+    # Killed between the two files, a run leaves the table alone, and no line of the slide in its own table.
+    try:
+        with csv_path.open(newline="", encoding="utf-8") as file:
+            columns = next(csv.reader(file), [])
+        with (out / PREDICTIONS_NAME).open(newline="", encoding="utf-8") as file:
+            told = {row.get("slide") for row in csv.DictReader(file)}
+    except (OSError, ValueError, csv.Error):
+        return True
+    return columns != tile_columns(info.class_names) or spreadsheet_safe(stem) in told
+
+
+def _append(path: Path, table: str) -> None:
+    """Add the rows of a table to a file in one write; a new file gets the header too."""
+    if not path.exists():
+        write_text(path, table)
+        return
+    rows = table.partition("\n")[2]
+    with path.open("ab", buffering=0) as file:
+        file.write(rows.encode())
 
 
 def make_folder(out: Path) -> None:

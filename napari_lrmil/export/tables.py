@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari_lrmil.atomic import write_text
+from napari_lrmil.errors import readable
 
 if TYPE_CHECKING:
     from napari_lrmil.cache import ResultSummary
@@ -87,15 +88,22 @@ def write_folder_table(
         Without it, slides are named by their fingerprint, slides that failed by their place in the list, and
         errors, which can name a file, are ``failed``. Notes are written as the reviewer wrote them.
     """
+    path = Path(path)
+    write_text(path, folder_table(rows, class_names=class_names, show_identifiers=show_identifiers))
+    return path
+
+
+def folder_table(
+    rows: Sequence[FolderRow], *, class_names: Sequence[str] = (), show_identifiers: bool = False
+) -> str:
+    """The text of `write_folder_table`, header and rows."""
     of_rows = (name for row in rows if row.result is not None for name in row.result.class_names)
     classes = list(dict.fromkeys((*class_names, *of_rows)))
-    path = Path(path)
     table = (
         _cells(row, number, classes, show_identifiers=show_identifiers)
         for number, row in enumerate(rows, start=1)
     )
-    write_text(path, csv_text(folder_columns(classes), table))
-    return path
+    return csv_text(folder_columns(classes), table)
 
 
 def _cells(row: FolderRow, number: int, classes: Sequence[str], *, show_identifiers: bool) -> list[str]:
@@ -145,7 +153,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def spreadsheet_safe(text: str) -> str:
-    """The text, with an apostrophe in front where a spreadsheet would run it as a formula."""
+    """The text as any program reads it, with an apostrophe in front where a spreadsheet would run it as a formula."""
     # The csv module leaves a lone carriage return unquoted, and readers take it for the end of a row.
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = readable(text.replace("\r\n", "\n").replace("\r", "\n"))
     return f"'{text}" if text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\n")) else text

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from napari_lrmil.errors import readable
+
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"})
 """Only slides are called so."""
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
@@ -38,7 +40,7 @@ _SERIES_UID = re.compile(rb"\x20\x00\x0e\x00(?:UI..|..\x00\x00)([0-9.]+)", re.DO
 def slide_id_of(path: Path) -> str:
     """Return the id of a slide where no table gives one: its name without the ending. A plain folder keeps its dots."""
     known = SLIDE_SUFFIXES | SHARED_SUFFIXES | IMAGE_SUFFIXES
-    return path.stem if path.suffix.lower() in known else path.name
+    return readable(path.stem if path.suffix.lower() in known else path.name)
 
 
 # ---- which files hold a slide

@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import SlideChangedError, SlideError, UnknownMppError
+from napari_lrmil.errors import SlideChangedError, SlideError, UnknownMppError, readable
 from napari_lrmil.slide.backends import open_backend
 from napari_lrmil.slide.backends.base import decoder_errors, file_key
 from napari_lrmil.slide.colour import SRGBTransform
@@ -91,8 +91,8 @@ class Slide:
 
     @property
     def name(self) -> str:
-        """File name without its ending: the slide's id where no table gives one."""
-        return self.path.stem
+        """File name without its ending, as text: the slide's id where no table gives one."""
+        return readable(self.path.stem)
 
     @property
     def cache_key(self) -> tuple[object, ...]:

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from napari_lrmil.errors import ConfigError
-from napari_lrmil.terminal import errors_as_messages
+from napari_lrmil.terminal import Commands, errors_as_messages
 from training.cohort.config import FOLDS, CohortConfig
 from training.cohort.generate import generate_cohort, is_complete
 
-app = typer.Typer(add_completion=False)
+app = Commands(add_completion=False)
 
 
 def parse_numbers(text: str, separator: str, names: tuple[str, ...], option: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from napari_lrmil.terminal import errors_as_messages
+from napari_lrmil.terminal import Commands, errors_as_messages
 from training.config import load_config
 from training.import_features.files import find_feature_files
 from training.import_features.slides import (
@@ -21,7 +21,7 @@ from training.import_features.slides import (
 from training.progress import Reporter
 from training.run.prepare import prepare
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Commands(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

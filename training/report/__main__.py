@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from napari_lrmil.terminal import errors_as_messages
+from napari_lrmil.terminal import Commands, errors_as_messages
 from training.progress import Reporter
 from training.report.build import build_report
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Commands(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.memory import give_large_blocks_back
-from napari_lrmil.terminal import exit_with
+from napari_lrmil.terminal import Commands, exit_with
 from training.config import RunConfig, load_config
 from training.config.describe import config_table
 from training.data.table import read_table
@@ -27,7 +27,7 @@ from training.run.results import compare
 from training.run.steps import Steps, once
 from training.runtime import Runtime, close_process_group, lost_a_peer
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Commands(add_completion=False, pretty_exceptions_enable=False)
 
 
 def run(

@@ -20,7 +20,7 @@ from sklearn.linear_model import RidgeCV
 
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.evidence import softmax
-from napari_lrmil.terminal import errors_as_messages
+from napari_lrmil.terminal import Commands, errors_as_messages
 from training.data.bags import parents_in_bag
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
@@ -35,7 +35,7 @@ from training.run.prepare import Prepared, prepare
 from training.stages.heads import bag_logits
 
 Array = NDArray[np.float64]
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Commands(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Explained(NamedTuple):

@@ -14,10 +14,10 @@ import typer
 
 from napari_lrmil.atomic import write_csv
 from napari_lrmil.errors import ConfigError
-from napari_lrmil.terminal import errors_as_messages
+from napari_lrmil.terminal import Commands, errors_as_messages
 from training.data.table import read_table
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Commands(add_completion=False, pretty_exceptions_enable=False)
 
 
 def write_kfold_table(cohort: Path) -> Path:

@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from napari_lrmil.atomic import write_csv, write_text
 from napari_lrmil.errors import ConfigError
-from napari_lrmil.terminal import errors_as_messages
+from napari_lrmil.terminal import Commands, errors_as_messages
 from training.cohort.writer import write_mask, write_slide
 from training.progress import Reporter
 from training.studies.mosaics import SIDE, Mosaic, compose, plan_mosaics, viable_mask
@@ -66,7 +66,7 @@ class By(StrEnum):
     PATIENT = "patient"
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Commands(add_completion=False, pretty_exceptions_enable=False)
 
 
 def build(src: Path, out: Path, *, by: By, mosaics: int, seed: int, reporter: Reporter) -> list[Path]:

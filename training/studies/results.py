@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError
-from napari_lrmil.terminal import errors_as_messages
+from napari_lrmil.terminal import Commands, errors_as_messages
 from training import methods
 from training.cohort.localisation import MIN_LESION
 from training.metrics import Interval, auc, bootstrap_over_patients, slide_metrics
@@ -27,7 +27,7 @@ from training.studies.runs import Experiment, read_experiment
 
 OURS = methods.OURS.key
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = Commands(add_completion=False, pretty_exceptions_enable=False)
 
 
 def auc_interval(

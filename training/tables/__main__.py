@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from napari_lrmil.errors import ConfigError
-from napari_lrmil.terminal import errors_as_messages
+from napari_lrmil.terminal import Commands, errors_as_messages
 from training.tables.bracs import draft_bracs
 from training.tables.build import Draft, Missing, Shared, SlideFolder, write_table
 from training.tables.camelyon16 import draft_camelyon16
@@ -20,7 +20,7 @@ from training.tables.camelyon17 import draft_camelyon17
 from training.tables.clam import apply_split, read_dataset, split_files
 from training.tables.tcga import Study, draft_tcga
 
-app = typer.Typer(
+app = Commands(
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
