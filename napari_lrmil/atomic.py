@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,17 +28,42 @@ _RACES = (errno.ENOTEMPTY, errno.EEXIST)
 def replacing(path: Path) -> Iterator[Path]:
     """Give a scratch file beside `path` that takes its place when the block ends well, else vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    # The longest names leave no room for more.
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}-", dir=path.parent)
     os.close(handle)
     scratch = Path(name)
     try:
         yield scratch
-        # Scratch files, and what safetensors writes, are made for their owner's eyes alone.
-        scratch.chmod(0o644)
+        give_usual_mode(scratch)
         os.replace(scratch, path)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def give_usual_mode(path: Path) -> None:
+    """Let a file be read by whom the user's umask lets read new files.
+
+    Scratch files, and what safetensors writes, are made for their owner's eyes alone.
+    """
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """The process's umask. Asking for it sets it for a moment, which other threads would notice; Linux tells it."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    except (OSError, ValueError):
+        pass
+    with _umask_lock:
+        mask = os.umask(0o077)
+        os.umask(mask)
+    return mask
+
+
+_umask_lock = threading.Lock()
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from napari_lrmil import __version__
+from napari_lrmil.errors import SlideError
 from napari_lrmil.evidence import DeletionCurve, explain
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
 from napari_lrmil.model.encoder import Encoder
@@ -24,6 +26,8 @@ class PredictProgress(NamedTuple):
     tiles_done: int
     tiles_total: int
     seconds: float
+    note: str = ""
+    """What else the user should know."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -126,6 +130,7 @@ def embed_tiles(
     device: torch.device,
     batch_size: int,
     threads: int = 2,
+    smaller: Callable[[int], None] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield the embeddings (B, D) of tiles, batch by batch, on `device`: float32 that float16 can hold.
 
@@ -142,14 +147,57 @@ def embed_tiles(
     batch_size : int
     threads : int
         Tiles decoded at once.
+    smaller : callable, optional
+        Told how many tiles go to the model at once from now on, where its memory doesn't take `batch_size`. Default:
+        a warning in the log.
+
+    Raises
+    ------
+    MemoryError, RuntimeError
+        Where the memory doesn't take a single tile.
     """
+    at_once = batch_size
     for tiles in iter_tiles(slide, grid, level, places, batch_size=batch_size, threads=threads):
-        # The yield stays outside: inference mode would hold in the caller too.
-        with torch.inference_mode():
-            embeddings = encoder(encoder.preprocess(torch.from_numpy(tiles).to(device))).embedding
-            # Halves are what training stores: the head learned, was evaluated and was calibrated on these numbers.
-            halves = embeddings.half().float()
-        yield halves
+        start = 0
+        while start < len(tiles):
+            part = tiles[start : start + at_once]
+            try:
+                # The yield stays outside: inference mode would hold in the caller too.
+                with torch.inference_mode():
+                    embeddings = encoder(encoder.preprocess(torch.from_numpy(part).to(device))).embedding
+                    # Halves are what training stores: the head learned, was evaluated and was calibrated on these.
+                    halves = embeddings.half().float()
+            except (MemoryError, RuntimeError) as error:
+                if len(part) == 1 or not _is_out_of_memory(error):
+                    raise
+                at_once = (len(part) + 1) // 2
+            else:
+                start += len(part)
+                yield halves
+                continue
+            # Out of the except block, so that the error no longer holds what was on the device.
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            (smaller or _log_smaller)(at_once)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the device's memory, or the computer's, was too small: torch says it in several ways."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return any(
+        said in text
+        for said in ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+    )
+
+
+def _smaller_text(at_once: int) -> str:
+    return f"The memory doesn't take as many tiles at once: going on with {at_once}."
+
+
+def _log_smaller(at_once: int) -> None:
+    logging.getLogger(__name__).warning(_smaller_text(at_once))
 
 
 def student_tiles(slide: Slide, info: BundleInfo) -> TileSet:
@@ -201,7 +249,12 @@ def predict_slide(
     with slide.in_colours(icc=info.tiles.apply_icc) as source:
         tiles = student_tiles(source, info)
         yield PredictProgress(0, len(tiles), time.perf_counter() - started)
-        done = 0
+        done, note = 0, ""
+
+        def smaller(at_once: int) -> None:
+            nonlocal note
+            note = _smaller_text(at_once)
+
         batches = embed_tiles(
             bundle.encoder,
             source,
@@ -211,15 +264,22 @@ def predict_slide(
             device=device,
             batch_size=batch_size,
             threads=threads,
+            smaller=smaller,
         )
         for batch in batches:
             embeddings.append(batch)
             done += len(batch)
-            yield PredictProgress(done, len(tiles), time.perf_counter() - started)
+            yield PredictProgress(done, len(tiles), time.perf_counter() - started, note)
         source.check_unchanged()
     slide.check_unchanged()  # the pixels are of the slide whose fingerprint it is
     instances = torch.cat(embeddings).float()
     evidence = explain(bundle.mil, instances, temperature=info.temperature)
+    numbers = (evidence.class_probabilities, evidence.attention_logits, evidence.class_contributions)
+    if not all(np.isfinite(values).all() for values in numbers):
+        raise SlideError(
+            f"{slide.path.name} has no result: {info.name} gave numbers that aren't finite. The model is damaged, or made "
+            "for other tiles"
+        )
     left: tuple[str, ...] | None = None
     trust = bundle.trust
     if trust is not None:

@@ -55,6 +55,25 @@ def test_a_failed_block_leaves_the_old_file(tmp_path: Path) -> None:
     assert names(path.parent) == ["file.txt"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_who_may_read_a_file_is_said_by_the_umask(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "file.txt", "text")
+        put(tmp_path / "folder", "text")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "file.txt", tmp_path / "folder" / "file"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_the_longest_name_leaves_room_for_the_scratch(tmp_path: Path) -> None:
+    for name in ("n" * 255, "\u53f0" * 85):
+        write_text(tmp_path / name, "text")
+        assert (tmp_path / name).read_text() == "text"
+
+
 @pytest.mark.parametrize("failing_call", [1, 2])
 def test_a_move_that_fails_leaves_the_old_folder(
     failing_call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -460,7 +460,7 @@ def test_an_empty_folder_and_a_wrong_table(tiny_bundle: Path, tmp_path: Path) ->
     assert result.exit_code == 2
     assert "holds no slides" in message(result)
     (tmp_path / "table.csv").write_text("file\na.svs\n")
-    assert "has no column 'path'" in message(
+    assert "column 'path' is missing" in message(
         lrmil("predict", tmp_path / "table.csv", "--bundle", tiny_bundle)
     )
 
@@ -612,6 +612,61 @@ def test_names_that_are_too_long_or_no_text(slide: Path, tiny_bundle: Path, tmp_
     assert sum(re.fullmatch(r"n{231}-[0-9a-f]{8}", name) is not None for name in done) == 2
     # The same names the next time: the run goes on.
     assert counts(lrmil("predict", folder, "--bundle", tiny_bundle, "--out", out))["cached"] == "6"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes")
+def test_links_to_nowhere_and_pipes_stop_nothing(slide: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = slide.parent
+    (folder / "loop").symlink_to(folder)
+    (folder / "self.tif").symlink_to("self.tif")
+    (folder / "gone.tif").symlink_to("nowhere.tif")
+    os.mkfifo(folder / "pipe.tif")
+    out = tmp_path / "out"
+    result = lrmil("predict", folder, "-r", "--bundle", tiny_bundle, "--out", out)
+    assert result.exit_code == 1
+    rows = {row["slide"]: row["error"] for row in read_csv(out / "predictions.csv")}
+    assert sorted(rows) == ["gone", "one", "self"]
+    assert rows["one"] == ""
+    assert "no such slide" in rows["gone"]
+    assert "no such slide" in rows["self"]
+    refused = lrmil("predict", folder / "pipe.tif", "--bundle", tiny_bundle)
+    assert refused.exit_code == 2
+    assert "pipe.tif is neither a file nor a folder" in message(refused)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="rights of folders")
+def test_a_folder_without_access_is_told_and_stops_nothing(
+    slide: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    """A real process without the superuser's rights."""
+    drop = []
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("the superuser may read everything")
+        drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    closed = slide.parent / "closed"
+    closed.mkdir(mode=0)
+    out = tmp_path / "out"
+    words = ["predict", slide.parent, "--recursive", "-b", tiny_bundle, "--out", out]
+    done = subprocess.run(
+        [*drop, sys.executable, "-m", "napari_lrmil", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "error: closed can't be read (Permission denied)" in done.stderr
+    assert sorted(row["slide"] for row in read_csv(out / "predictions.csv")) == ["closed", "one"]
+
+
+def test_the_home_of_nobody_is_a_plain_name(
+    slide: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LRMIL_CACHE_DIR", "~nosuchuser/cache")
+    assert lrmil("predict", slide, "--bundle", tiny_bundle).exit_code == 0
+    assert (tmp_path / "~nosuchuser" / "cache").is_dir()
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

@@ -147,6 +147,85 @@ def test_batches_and_threads_change_nothing(generated_slide: Path, bundle: Model
         np.testing.assert_allclose(other.attention_logits, whole.attention_logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("error", [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("MPS backend out of memory"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    MemoryError(),
+])  # fmt: skip
+def test_memory_that_takes_fewer_tiles_makes_batches_smaller(
+    error: Exception, generated_slide: Path, bundle: ModelBundle
+) -> None:
+    sizes: list[int] = []
+
+    def refuse(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(args[0]))
+        if len(args[0]) > 5:
+            raise error
+
+    whole = predict(generated_slide, bundle)
+    hook = bundle.encoder.register_forward_pre_hook(refuse)
+    notes: list[str] = []
+    try:
+        with Slide(generated_slide) as slide:
+            steps = predict_slide(slide, bundle, device=CPU, batch_size=32)
+            while True:
+                try:
+                    notes.append(next(steps).note)
+                except StopIteration as stop:
+                    found: SlidePrediction = stop.value
+                    break
+    finally:
+        hook.remove()
+    np.testing.assert_allclose(found.class_probabilities, whole.class_probabilities, atol=1e-5)
+    np.testing.assert_array_equal(found.tiles.rows, whole.tiles.rows)
+    # Found once, then kept to.
+    n_first = min(32, len(whole.tiles))
+    assert sizes[0] == n_first
+    assert sum(size > 5 for size in sizes) <= 4
+    assert notes[-1] == f"The memory doesn't take as many tiles at once: going on with {max(sizes[4:])}."
+    assert max(sizes[4:]) >= 3
+
+
+def test_memory_that_takes_no_tile_and_other_errors_are_raised(
+    generated_slide: Path, bundle: ModelBundle
+) -> None:
+    for error, n_calls in ((MemoryError("none left"), 6), (RuntimeError("shapes differ"), 1)):
+        calls: list[int] = []
+
+        def refuse(
+            _: torch.nn.Module,
+            args: tuple[torch.Tensor, ...],
+            calls: list[int] = calls,
+            error: Exception = error,
+        ) -> None:
+            calls.append(len(args[0]))
+            raise error
+
+        hook = bundle.encoder.register_forward_pre_hook(refuse)
+        try:
+            with pytest.raises(type(error), match=str(error)):
+                predict(generated_slide, bundle, batch_size=32)
+        finally:
+            hook.remove()
+        assert calls == [32, 16, 8, 4, 2, 1][:n_calls]
+    assert not tile_threads()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_no_result(
+    value: float, generated_slide: Path, bundle: ModelBundle
+) -> None:
+    hook = bundle.encoder.register_forward_hook(
+        lambda _, __, output: output._replace(embedding=output.embedding * value)
+    )
+    try:
+        with pytest.raises(SlideError, match=r"has no result: Tiny gave numbers that aren't finite"):
+            predict(generated_slide, bundle)
+    finally:
+        hook.remove()
+
+
 def test_the_bundle_says_whether_the_colour_profile_is_applied(
     generated_slide: Path, bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

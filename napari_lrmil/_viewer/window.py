@@ -19,7 +19,7 @@ from napari_lrmil._viewer.background import Background, in_one_step
 from napari_lrmil._viewer.canvas import Canvas
 from napari_lrmil._viewer.models import DEMO_BUNDLE, LoadedModel, classification, load_model
 from napari_lrmil._viewer.settings import Settings
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.errors import LRMILError, SlideChangedError
 from napari_lrmil.heatmap import HeatmapLook, fitting_look
 from napari_lrmil.slide import Slide
 
@@ -108,6 +108,7 @@ class Controller:
         self._device_is_chosen = False
         self._results: dict[Slide, SlidePrediction] = {}
         self._ended: dict[Slide, State] = {}
+        self._replaced: set[Slide] = set()
         self._look = HeatmapLook()
         self._loading: _Loading | None = None
         self._run: _Run | None = None
@@ -174,6 +175,11 @@ class Controller:
         return self._devices
 
     @property
+    def slide_replaced(self) -> bool:
+        """Whether the current slide's file was seen to be another one than is shown; `reopen_slide` shows it."""
+        return self._slide in self._replaced
+
+    @property
     def running_slide(self) -> Slide | None:
         """The one that is being classified."""
         return self._run.slide if self._run is not None else None
@@ -217,12 +223,18 @@ class Controller:
                 self._canvas.remove_slide(slide)
             self._canvas.bring_forward(self._slide)  # now the view fits this one alone
 
+    def reopen_slide(self) -> None:
+        """Open the current slide's file anew, in its place."""
+        if self._slide is not None:
+            self.replace_slide(self._slide.path, [self._slide], mpp=self._slide.mpp_override)
+
     def layers_changed(self) -> None:
         """Layers came, went or were chosen: another slide may be the current one."""
         slides, active = self._canvas.slides(), self._canvas.active_slide()
         for gone in [slide for slide in self._results.keys() | self._ended.keys() if slide not in slides]:
             self._results.pop(gone, None)
             self._ended.pop(gone, None)
+        self._replaced &= set(slides)
         if self._run is not None and self._run.slide not in slides:
             self._stop()
         if active is not None and active is not self._slide:
@@ -360,12 +372,28 @@ class Controller:
     def show_result(self, slide: Slide, prediction: SlidePrediction) -> None:
         """Show a prediction that was made elsewhere, or before: by the batch, or from the cache.
 
-        One of another µm/px than the slide has by now isn't shown.
+        One of another µm/px than the slide has by now isn't shown. Where the slide's file is no longer the one that is
+        shown, that is said instead: the prediction may be of the new one.
         """
+        if not self._is_replaced(slide):
+            self._show(slide, prediction)
+        self._tell()
+
+    def _show(self, slide: Slide, prediction: SlidePrediction) -> None:
         if slide in self._canvas.slides() and slide.has_mpp and slide.mpp_xy == prediction.mpp_xy:
             self._results[slide], self._ended[slide] = prediction, State.DONE
             self._canvas.show_heatmap(slide, prediction, self._look_for(prediction))
-        self._tell()
+
+    def _is_replaced(self, slide: Slide) -> bool:
+        """Look whether a slide's file is another one by now, and note it."""
+        try:
+            slide.check_unchanged()
+        except SlideChangedError as error:
+            self._replaced.add(slide)
+            if slide is self._slide:
+                self._error = str(error)
+            return True
+        return False
 
     def _progressed(self, run: _Run, progress: PredictProgress) -> None:
         if self._run is run:
@@ -375,12 +403,14 @@ class Controller:
     def _classified(self, run: _Run, prediction: SlidePrediction) -> None:
         if self._run is run:
             self._run = None
-            self.show_result(run.slide, prediction)
+            self._show(run.slide, prediction)
+            self._tell()
 
     def _classification_failed(self, run: _Run, message: str) -> None:
         if self._run is run:
             self._ended[run.slide] = State.FAILED
             self._run, self._error = None, message
+            self._is_replaced(run.slide)
             self._tell()
 
     def _stop(self) -> None:
@@ -457,5 +487,12 @@ class Controller:
             Change.RESULTS: tuple((each, id(result)) for each, result in self._results.items()),
             Change.RESULT: (id(self.result),),
             Change.LOOK: look,
-            Change.RUN: (self.state, self._error, self._loading, self._run, self.progress),
+            Change.RUN: (
+                self.state,
+                self._error,
+                self.slide_replaced,
+                self._loading,
+                self._run,
+                self.progress,
+            ),
         }

@@ -15,7 +15,7 @@ from napari_lrmil.batch.events import (
     unique,
 )
 from napari_lrmil.cache import ResultCache, ResultKeys, open_slide
-from napari_lrmil.errors import reason_of
+from napari_lrmil.errors import SlideChangedError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class _Opened(NamedTuple):
-    """A slide ready to be read, or its result where the cache had one."""
+    """A slide ready to be read, or closed again with its result where the cache had one."""
 
-    slide: Slide | None
+    slide: Slide
     prediction: SlidePrediction | None
 
 
@@ -77,10 +77,22 @@ def classify(
         except BaseException:
             slide.close()
             raise
-        if found is None:
-            return _Opened(slide, None)
-        slide.close()
-        return _Opened(None, found)
+        if found is not None:
+            slide.close()
+        return _Opened(slide, found)
+
+    def as_it_is_now(ready: Future[_Opened], item: BatchItem) -> _Opened:
+        """What was opened ahead; opened anew where the file was replaced while it waited."""
+        try:
+            found = ready.result()
+        except SlideChangedError:
+            return opened(item)
+        try:
+            found.slide.check_unchanged()
+        except SlideChangedError:
+            found.slide.close()
+            return opened(item)
+        return found
 
     waiting = yield from known_results(unique(items), cache, sha, keys)
     following: Future[_Opened] | None = None
@@ -91,10 +103,10 @@ def classify(
                 ready = following or pool.submit(opened, item)
                 following = None
                 try:
-                    slide, prediction = ready.result()
+                    slide, prediction = as_it_is_now(ready, item)
                     if number + 1 < len(waiting):
                         following = pool.submit(opened, waiting[number + 1])
-                    if slide is None:
+                    if prediction is not None:
                         yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=True)
                         continue
                     with slide:
@@ -146,5 +158,4 @@ def _close(ready: Future[_Opened]) -> None:
         slide = ready.result().slide
     except Exception:  # noqa: BLE001  # nobody waits for it any more
         return
-    if slide is not None:
-        slide.close()
+    slide.close()

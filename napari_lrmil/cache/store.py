@@ -18,6 +18,7 @@ from napari_lrmil.cache.limit import JSON_NAME, RESULTS, THUMBNAILS, SizeLimit, 
 from napari_lrmil.cache.pixel_sizes import typed_mpp
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError, SlideChangedError
+from napari_lrmil.slide.files import from_home
 from napari_lrmil.slide.identity import state_of
 
 if TYPE_CHECKING:
@@ -92,9 +93,7 @@ class KnownSlide(NamedTuple):
 def default_cache_root() -> Path:
     """The folder named by LRMIL_CACHE_DIR, else the user's cache folder."""
     named = os.environ.get(CACHE_DIR_VARIABLE)
-    return (
-        Path(named).expanduser() if named else platformdirs.user_cache_path("napari-lrmil", appauthor=False)
-    )
+    return from_home(named) if named else platformdirs.user_cache_path("napari-lrmil", appauthor=False)
 
 
 def result_key(info: BundleInfo, *, mpp_xy: MppXY) -> str:

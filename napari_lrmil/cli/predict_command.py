@@ -148,7 +148,10 @@ def _list_all(slides: list[Path], recursive: bool, mpp: float | None) -> list[Li
     """The slides that the arguments mean; a table's mpp goes before the option's."""
     from napari_lrmil.worklist import list_slides
 
-    found = [slide for path in slides for slide in list_slides(path, recursive=recursive)]
+    def note(text: str) -> None:
+        console.err.print(f"[yellow]Note:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+    found = [slide for path in slides for slide in list_slides(path, recursive=recursive, note=note)]
     return [replace(slide, mpp=mpp) if slide.mpp is None else slide for slide in found]
 
 
@@ -200,6 +203,12 @@ def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome) -> None
     to_compute = len(outcome.stems)
     notes: set[str] = set()
     shown = console.err.is_terminal
+
+    def tell(note: str) -> None:
+        if note and note not in notes:
+            notes.add(note)
+            console.err.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+
     # The pace of the last half hour: slides take minutes, and differ.
     with Progress(
         *columns, console=console.err, transient=True, speed_estimate_period=1800, disable=not shown
@@ -211,6 +220,7 @@ def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome) -> None
                 if task is None:
                     task = progress.add_task(f"  {escape(outcome.stems[event.path])}", total=None)
                 progress.update(task, completed=event.progress.tiles_done, total=event.progress.tiles_total)
+                tell(event.progress.note)
                 continue
             if event.prediction is None and not event.error:
                 continue
@@ -220,11 +230,7 @@ def _follow(events: Generator[BatchEvent, None, None], outcome: Outcome) -> None
             outcome.take(event)
             if not shown:
                 console.err.print(outcome.line(event.path), highlight=False, markup=False, soft_wrap=True)
-            if event.note and event.note not in notes:
-                notes.add(event.note)
-                progress.console.print(
-                    f"[yellow]note:[/] {escape(event.note)}", highlight=False, soft_wrap=True
-                )
+            tell(event.note)
             if event.cached:
                 # Out of the count: what comes at once says nothing of the time left.
                 to_compute -= 1

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from napari_lrmil.atomic import replacing_folder
+from napari_lrmil.atomic import give_usual_mode, replacing_folder
 from napari_lrmil.errors import BundleError
 from napari_lrmil.model.card import render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
@@ -37,10 +37,10 @@ _DEMO_PATH = Path(__file__).resolve().parents[1] / "demo" / "bundle"
 class TileInput(BaseModel):
     """The tiles that the model reads, and which of them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    tile_px: int = Field(gt=0)
-    mpp: float = Field(gt=0, description="µm/px; nothing finer is read")
+    tile_px: int = Field(gt=0, le=8192)
+    mpp: float = Field(gt=0, le=1000, description="µm/px; nothing finer is read")
     min_tissue: float = Field(ge=0, le=1, description="tiles with a smaller share of tissue are left out")
     apply_icc: bool = Field(default=False, description="convert to sRGB by the slide's ICC profile first")
 
@@ -61,7 +61,7 @@ class Provenance(BaseModel):
 class BundleInfo(BaseModel):
     """``bundle.json``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal["lrmil-bundle"] = "lrmil-bundle"
     format_version: Literal[1, 2] = 1
@@ -70,11 +70,11 @@ class BundleInfo(BaseModel):
     demonstration: bool = Field(description="true: shown as a demonstration, not for diagnosis")
     licence: str
     encoder: EncoderSpec
-    token_px: int = Field(gt=0)
+    token_px: int = Field(gt=0, le=8192)
     tiles: TileInput
-    teacher_mpp: float = Field(gt=0, description="µm/px of the teacher's tiles")
+    teacher_mpp: float = Field(gt=0, le=1000, description="µm/px of the teacher's tiles")
     mil: MILSpec
-    class_names: tuple[str, ...] = Field(min_length=2)
+    class_names: tuple[str, ...] = Field(min_length=2, max_length=1000)
     temperature: float = Field(gt=0, description="the bag logits are divided by it")
     trust: TrustInfo | None = None
     provenance: Provenance
@@ -173,8 +173,7 @@ def save_bundle(
         text = info.model_dump_json(indent=2, exclude={"trust"} if trust is None else None)
         (scratch / JSON_NAME).write_text(text + "\n", encoding="utf-8")
         (scratch / CARD_NAME).write_text(render_card(json.loads(info.model_dump_json())), encoding="utf-8")
-        # Files of safetensors are made for their owner's eyes alone.
-        (scratch / WEIGHTS_NAME).chmod(0o644)
+        give_usual_mode(scratch / WEIGHTS_NAME)
     return info
 
 
@@ -196,7 +195,7 @@ def load_info(bundle_dir: str | Path) -> BundleInfo:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BundleError(f"{root} is not a model bundle: it has no {JSON_NAME}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BundleError(f"{path} can't be read as JSON ({error})") from error
     if not isinstance(raw, dict) or raw.get("format") != "lrmil-bundle":
         raise BundleError(f"{path} is not the description of a model bundle")
@@ -241,6 +240,9 @@ def load_bundle(bundle_dir: str | Path, *, device: torch.device | str = "cpu") -
         raise BundleError(f"bundle {root} has no {WEIGHTS_NAME}") from error
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{weights} can't be read ({error})") from error
+    broken = sorted(name for name, value in tensors.items() if not bool(torch.isfinite(value).all()))
+    if broken:
+        raise BundleError(f"bundle {info.name!r} has weights that aren't finite: {', '.join(broken[:3])}")
     encoder, mil = Encoder(info.encoder), build_mil(info.mil)
     if encoder.token_px != info.token_px:
         raise BundleError(

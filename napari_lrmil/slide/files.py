@@ -43,6 +43,14 @@ def slide_id_of(path: Path) -> str:
     return readable(path.stem if path.suffix.lower() in known else path.name)
 
 
+def from_home(path: str | Path) -> Path:
+    """Return a path with a leading ~ as the user's home folder; a user whom nobody knows is a plain name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 # ---- which files hold a slide
 
 
@@ -113,9 +121,14 @@ def parts_beside(path: Path) -> set[Path]:
 
 def is_zarr(path: Path) -> bool:
     """Return whether a path is a zarr folder, by its name or by what lies in it."""
-    if not path.is_dir():
+    try:
+        if not path.is_dir():
+            return False
+        return path.suffix.lower() == ZARR_SUFFIX or any(
+            (path / name).is_file() for name in _ZARR_METADATA[:3]
+        )
+    except OSError:  # what can't be looked into, such as a folder without access
         return False
-    return path.suffix.lower() == ZARR_SUFFIX or any((path / name).is_file() for name in _ZARR_METADATA[:3])
 
 
 def zarr_metadata(folder: Path) -> tuple[Path, ...]:

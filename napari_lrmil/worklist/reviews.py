@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 import platformdirs
 
 from napari_lrmil.errors import WorklistError
+from napari_lrmil.slide.files import from_home
 
 REVIEW_NAME = "lrmil-review.jsonl"
 FORMAT, VERSION = "lrmil-review", 1
@@ -142,11 +143,11 @@ class ReviewFile:
         problems: list[str] = []
         found: dict[str, Review] = {}
         for path in (self.beside, self.fallback):
-            for review in _read(path, problems):
-                known = found.get(review.slide)
-                # Within a file the last line counts, whatever the clocks said; between files, the later time.
-                if known is None or path == self.beside or review.time >= known.time:
-                    found[review.slide] = review
+            # Within a file the last line counts, whatever the clocks said; between files, the later time.
+            last = {review.slide: review for review in _read(path, problems)}
+            for slide, review in last.items():
+                if slide not in found or review.time >= found[slide].time:
+                    found[slide] = review
         with self._memory:
             # Lines that came while the files were read.
             found |= {review.slide: review for review in self._written[n_written:]}
@@ -413,7 +414,7 @@ else:
 
 def _fallback(folder: Path) -> Path:
     named = os.environ.get(DATA_DIR_VARIABLE)
-    root = Path(named).expanduser() if named else platformdirs.user_data_path("napari-lrmil", appauthor=False)
+    root = from_home(named) if named else platformdirs.user_data_path("napari-lrmil", appauthor=False)
     key = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
     return root / "reviews" / f"{key[:32]}.jsonl"
 

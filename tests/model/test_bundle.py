@@ -146,6 +146,22 @@ def test_a_newer_version_says_how_to_update(bundle: Path) -> None:
         ({"token_px": 16}, r"tokens of 16 px stated, the encoder's are 8 px"),
         ({"mil.hidden_dim": 64}, r"don't fit the model"),
         ({"encoder.options.depth": 2}, r"don't fit the model"),
+        (
+            {"encoder.options.depth": 10**12},
+            r"encoder\.options: .*depth is 1000000000000; an encoder's is at most 256",
+        ),
+        ({"encoder.options.embed_dim": 10**12}, r"embed_dim is 1000000000000"),
+        ({"encoder.options.embed_dim": -(10**12)}, r"embed_dim is -1000000000000"),
+        ({"encoder.options.mlp_ratio": float("nan")}, r"mlp_ratio|options"),
+        ({"encoder.std": [0.2, 0.0, 0.2]}, r"encoder\.std\.1: Input should be greater than 0"),
+        ({"encoder.std": [0.2, float("nan"), 0.2]}, r"encoder\.std\.1"),
+        ({"encoder.mean": [0.2, float("inf"), 0.2]}, r"encoder\.mean\.1: Input should be a finite number"),
+        ({"temperature": float("inf")}, r"temperature: Input should be a finite number"),
+        ({"tiles.mpp": float("nan")}, r"tiles\.mpp"),
+        ({"tiles.tile_px": 10**12}, r"tiles\.tile_px: Input should be less than or equal to 8192"),
+        ({"mil.hidden_dim": 10**12}, r"mil\.hidden_dim"),
+        ({"mil.embed_dim": 10**12}, r"mil\.embed_dim"),
+        ({"mil.n_classes": 10**12}, r"mil\.n_classes"),
     ],
 )
 def test_wrong_descriptions_are_refused(bundle: Path, change: dict[str, Any], message: str) -> None:
@@ -163,7 +179,27 @@ def test_what_the_encoder_cannot_do_is_refused(bundle: Path) -> None:
         load_bundle(bundle)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\udce9"])
+@pytest.mark.parametrize("option", ["embed_dim", "depth", "heads", "image_px"])
+def test_options_of_zero_are_refused(bundle: Path, option: str) -> None:
+    edit(bundle, {f"encoder.options.{option}": 0})
+    with pytest.raises(LRMILError):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["encoder.", "mil."])
+def test_weights_that_are_not_finite_are_refused(bundle: Path, part: str, value: float) -> None:
+    path = bundle / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.startswith(part))
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, path)
+    edit(bundle, {"weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
+    with pytest.raises(BundleError, match=rf"bundle 'Tiny' has weights that aren't finite: {name}"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\udce9", "[" * 100_000])
 def test_what_is_no_json_object_is_refused(bundle: Path, text: str) -> None:
     (bundle / "bundle.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(BundleError):

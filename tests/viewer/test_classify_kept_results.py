@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from unittest.mock import create_autospec
 import pytest
 from fakes import Job, all_started, fake_background, fake_canvas, run_all, started
 from made_predictions import make_prediction
+from made_slides import write_slide
 
 from napari_lrmil._viewer.docks.classify.kept_results import KeptResults
 from napari_lrmil._viewer.models import LoadedModel
@@ -186,6 +188,35 @@ def test_a_damaged_slide_is_found_nothing_for(stage: Stage) -> None:
     run_all(stage.disk)
     assert stage.controller.result is None
     assert not stage.warnings
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_slide_replaced_while_open_is_not_shown_the_result_of_the_new_one(
+    slide: Slide, bundle: ModelBundle, tmp_path: Path, known: bool
+) -> None:
+    """Nor is its own kept for it; the window says so and opens the new one on request."""
+    new = write_slide(tmp_path / "new.tiff", size_xy=(1536, 1024))
+    with Slide(new) as other:
+        of_new = make_prediction(
+            bundle_sha256=bundle.info.weights_sha256, slide_fingerprint=other.fingerprint()
+        )
+    ResultCache().put(of_new, result_key(bundle.info, mpp_xy=(0.5, 0.5)))
+    os.replace(new, slide.path)
+    if known:  # the batch has been there
+        with Slide(slide.path) as other:
+            ResultCache().remember_slide(other, other.fingerprint())
+    stage = Stage(slide, bundle, Settings())
+    run_all(stage.disk)
+    assert stage.controller.result is None
+    stage.controller.show_result(slide, of_new)  # as the batch does
+    assert stage.controller.result is None
+    assert "changed while it was read" in stage.controller.error
+    assert stage.controller.slide_replaced
+    stage.controller.reopen_slide()
+    assert stage.canvas.open_slide.call_args.args == (slide.path,)
+    assert slide not in stage.controller.slides
+    assert not stage.controller.slide_replaced
+    assert not stage.controller.error
 
 
 def test_settings_are_followed(slide: Slide, bundle: ModelBundle) -> None:

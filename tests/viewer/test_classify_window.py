@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -159,6 +160,31 @@ def test_heatmap_is_drawn_over_its_tile(viewer: Any, small_slide: Path, bundle_d
     assert abs((left + right) / 2 - width / 2) <= 1.5
     assert abs((bottom - top) - tile_um) <= 2
     assert abs((right - left) - tile_um) <= 2
+
+
+def test_a_slide_replaced_while_open_is_told_and_opened_again(
+    viewer: Any, widget: ClassifyWidget, qtbot: Any, small_slide: Path, bundle_dir: Path, tmp_path: Path
+) -> None:
+    widget.controller.open_slide(small_slide)
+    widget.controller.load_bundle(str(bundle_dir))
+    wait_for(qtbot, widget, State.READY)
+    assert not widget.run_section.reopen.isVisible()
+    new = write_slide(tmp_path / "new.tiff", size_xy=(1536, 1024))
+    os.replace(new, small_slide)
+    qtbot.mouseClick(widget.run_section.classify, LEFT)
+    wait_for(qtbot, widget, State.FAILED)
+    assert widget.controller.result is None
+    assert "small.tiff changed while it was read" in widget.run_section.error.text()
+    assert widget.run_section.reopen.isVisible()
+    qtbot.mouseClick(widget.run_section.reopen, LEFT)
+    assert not widget.run_section.reopen.isVisible()
+    assert not widget.run_section.error.isVisible()
+    (slide,) = widget.controller.slides
+    assert slide.level_dimensions_xy[0] == (1536, 1024)
+    qtbot.mouseClick(widget.run_section.classify, LEFT)
+    wait_for(qtbot, widget, State.DONE)
+    assert widget.controller.result is not None
+    assert widget.controller.result.slide_fingerprint == slide.fingerprint()
 
 
 def test_classify_by_clicks(

@@ -162,7 +162,7 @@ def _build(spec: EncoderSpec) -> VisionTransformer:
     if spec.architecture == CONVSTEM:
         try:
             return _convstem_vit(**spec.options)  # type: ignore[arg-type]  # of a file: what is wrong raises
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        except Exception as error:  # a description from outside makes libraries raise anything
             raise EncoderError(f"{CONVSTEM} can't be built with {spec.options} ({error})") from error
     # A bundle comes from strangers: its weights are its own safetensors file, never what an option points to.
     foreign = sorted(_WEIGHT_OPTIONS & spec.options.keys())
@@ -178,7 +178,7 @@ def _build(spec: EncoderSpec) -> VisionTransformer:
     options: dict[str, object] = {"dynamic_img_size": True, "num_classes": 0, **_with_layers(spec.options)}
     try:
         vit = timm.create_model(spec.architecture, pretrained=False, **options)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+    except Exception as error:  # as above
         raise EncoderError(f"timm can't build {spec.architecture!r} with {spec.options} ({error})") from error
     if not isinstance(vit, VisionTransformer) or not vit.has_class_token:
         raise EncoderError(f"{spec.architecture!r} is not a vision transformer with a class token")

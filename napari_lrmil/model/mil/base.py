@@ -79,11 +79,11 @@ class MILModel(nn.Module):
 class MILSpec(BaseModel):
     """Everything needed to build an aggregator, weights apart."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["abmil"] = "abmil"
-    embed_dim: int = Field(gt=0)
-    n_classes: int = Field(ge=2)
-    hidden_dim: int = Field(default=128, gt=0)
+    embed_dim: int = Field(gt=0, le=65_536)
+    n_classes: int = Field(ge=2, le=1000)
+    hidden_dim: int = Field(default=128, gt=0, le=8192)
     gated: bool = True
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -37,6 +37,8 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
         raise SlideError(f"there is no slide backend {backend!r}; there are {', '.join(BACKENDS)}")
     if not path.exists():
         raise SlideError(f"no such slide: {path}")
+    if not (path.is_file() or path.is_dir()):  # reading from a pipe would wait for ever
+        raise SlideError(f"{path.name} is neither a file nor a folder")
     # Each library is loaded only where a slide needs it.
     if backend == "ome-zarr" or (backend == "auto" and is_zarr(path)):
         from napari_lrmil.slide.backends.zarr_backend import ZarrBackend

@@ -121,6 +121,7 @@ class ClassifyPresenter:
             progress_text="" if running is None else progress_text(running.name, progress),
             hint=hint_text(controller.state, slide),
             error=controller.error,
+            can_reopen=controller.slide_replaced,
             result=result_panel(result) if result is not None else None,
             evidence=evidence_panel(result, look) if result is not None and look is not None else None,
             heatmap_visible=slide is not None and shown and self._canvas.heatmap_visible(slide),

@@ -186,6 +186,7 @@ class RunSection(Section):
 
     classify_clicked = Signal()
     cancel_clicked = Signal()
+    reopen_clicked = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,11 +202,22 @@ class RunSection(Section):
         self.progress_text = parts.wrapped_label()
         self.hint = parts.wrapped_label(style=parts.HINT_STYLE)
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
+        self.reopen = QPushButton("Open again")
+        self.reopen.setToolTip("Show the file that is there now, in the place of the one that was opened")
         self.column.addSpacing(6)
-        for widget in (self.classify, self.cancel, self.bar, self.progress_text, self.hint, self.error):
+        for widget in (
+            self.classify,
+            self.cancel,
+            self.bar,
+            self.progress_text,
+            self.hint,
+            self.error,
+            self.reopen,
+        ):
             self.column.addWidget(widget)
         self.classify.clicked.connect(lambda: self.classify_clicked.emit())
         self.cancel.clicked.connect(lambda: self.cancel_clicked.emit())
+        self.reopen.clicked.connect(lambda: self.reopen_clicked.emit())
 
     def show_panel(self, panel: ClassifyPanel) -> None:
         """Show the button that makes sense now, progress, hint and error."""
@@ -221,6 +233,7 @@ class RunSection(Section):
         parts.show_text(self.progress_text, panel.progress_text)
         parts.show_text(self.hint, panel.hint)
         parts.show_text(self.error, panel.error)
+        self.reopen.setVisible(panel.can_reopen)
 
 
 class ResultSection(Section):
@@ -229,7 +242,7 @@ class ResultSection(Section):
     def __init__(self) -> None:
         super().__init__()
         self.strange = parts.Notice(style=parts.BANNER_STYLE)
-        self.strange.setAccessibleName("Warning: slide unlike the training slides")
+        self.strange.setAccessibleName("Warning: slide unlike the training slides, or of another stain")
         self.label = parts.wrapped_label(style="QLabel { font-size: 22px; font-weight: bold; }")
         self.set = parts.wrapped_label()
         self.set.setToolTip(_SET_TIP)
@@ -270,7 +283,9 @@ class ResultSection(Section):
         self.set.setStyleSheet(parts.HINT_STYLE if result.unsure else "")
         self.bars.show_classes(result.classes)
         self.details.setText(result.details)
-        parts.show_text(self.distance, "" if result.strange_text else result.distance_text)
+        parts.show_text(
+            self.distance, "" if result.distance_text in result.strange_text else result.distance_text
+        )
         self.warning.setVisible(result.demonstration and not panel.bundle_is_demonstration)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from napari_lrmil._viewer.background import Background, Steps
 from napari_lrmil._viewer.window import Controller
 from napari_lrmil.cache import keep_typed_mpp, open_slide
-from napari_lrmil.errors import LRMILError
-from napari_lrmil.slide.pixel_size import check_given
+from napari_lrmil.errors import LRMILError, reason_of
+from napari_lrmil.slide.pixel_size import is_plausible
 from napari_lrmil.worklist.listing import find_slides
 
 _JOB = "µm/px of the folder"
@@ -51,16 +51,13 @@ class TypedMpp:
         slide = self._controller.slide
         if slide is None:
             return
-        try:
-            if mpp is not None:
-                check_given(mpp)
-            keep_typed_mpp(slide.fingerprint(), mpp)
-        except LRMILError:
-            folder_too = False  # the controller says why
-        except OSError as error:
-            self._warn(f"{mpp} µm/px holds until the slide is closed, but can't be kept ({error.strerror}).")
-        self._controller.set_mpp(mpp)
-        if folder_too and mpp is not None:
+        if mpp is None or is_plausible(mpp):
+            try:
+                keep_typed_mpp(slide.fingerprint(), mpp)
+            except (LRMILError, OSError) as error:
+                self._warn(f"What was typed for µm/px can't be kept for the next time: {reason_of(error)}")
+        self._controller.set_mpp(mpp)  # which refuses what isn't plausible
+        if folder_too and mpp is not None and is_plausible(mpp):
             self._background.start(
                 _JOB,
                 _for_folder(slide.path.absolute(), mpp),

@@ -110,6 +110,7 @@ class ClassifyWidget(Dock):
         self.model_section.device_chosen.connect(controller.choose_device)
         self.run_section.classify_clicked.connect(controller.classify)
         self.run_section.cancel_clicked.connect(controller.cancel)
+        self.run_section.reopen_clicked.connect(controller.reopen_slide)
         self.model_section.card_clicked.connect(self._show_card)
         evidence = self.evidence_section
         evidence.heatmap_toggled.connect(lambda shown: controller.set_heatmap(visible=shown))
