@@ -33,6 +33,8 @@ DIVERGING = ("BrBG", "PuOr", "RdBu")
 """Perceptual maps that hold for colour-blind readers; the diverging ones have their light middle at 0."""
 
 _COLD_ALPHA = 0.18
+_ROUNDING = 1e-12
+"""By which values that are equal may differ: contributions are worked out in float64."""
 
 
 class Scaling(StrEnum):
@@ -114,6 +116,18 @@ def channel_values(prediction: SlidePrediction, channel: str) -> Array:
     if channel not in prediction.class_names:
         raise ValueError(f"no class {channel!r}; there are {', '.join(prediction.class_names)}")
     return prediction.class_contributions[:, prediction.class_names.index(channel)] * 100
+
+
+def speaking_tiles(prediction: SlidePrediction, class_name: str, *, against: bool = False) -> list[int]:
+    """Numbers of the tiles that speak for a class, or against it, those that do most first.
+
+    A tile that changes nothing, or not more than rounding does, is in neither list. Ties keep the order of the tiles.
+    """
+    values = prediction.class_contributions[:, prediction.class_names.index(class_name)]
+    values = -values if against else values
+    order = np.argsort(-values, kind="stable")
+    speaking: list[int] = order[values[order] > _ROUNDING].tolist()
+    return speaking
 
 
 def on_grid(prediction: SlidePrediction, values: Array) -> Heatmap:

@@ -28,6 +28,8 @@ class Status(StrEnum):
     """Several classes remain possible, or none is probable enough."""
     UNLIKE_TRAINING = "unlike training"
     """The slide is farther from those of training than the model's limit."""
+    OTHER_STAIN = "other stain"
+    """The slide looks immunostained, and the model is made for H&E."""
     DEMONSTRATION = "demonstration"
     """The model is made to show the program: not for diagnosis."""
 
@@ -37,6 +39,7 @@ def status_of(prediction: SlidePrediction) -> tuple[Status, ...]:
     holds = {
         Status.UNSURE: prediction.unsure,
         Status.UNLIKE_TRAINING: prediction.out_of_distribution,
+        Status.OTHER_STAIN: prediction.tiles.immunostained,
         Status.DEMONSTRATION: prediction.demonstration,
     }
     return tuple(status for status, true in holds.items() if true) or (Status.OK,)
@@ -110,6 +113,22 @@ def unlike_training_text(prediction: SlidePrediction) -> str:
         "This slide looks unlike the training slides, by stain, scanner or tissue: don't rely on the result. "
         f"{distance_text(prediction)}."
     )
+
+
+def other_stain_text(prediction: SlidePrediction) -> str:
+    """The warning that a slide isn't stained with H&E; empty where there is no reason to warn."""
+    if not prediction.tiles.immunostained:
+        return ""
+    share = percent_text(prediction.tiles.brown_share)
+    return (
+        f"This slide looks immunostained ({share} of its tissue is brown), and the model is made for H&E unless its card "
+        "says otherwise: don't rely on the result."
+    )
+
+
+def slide_warnings(prediction: SlidePrediction) -> tuple[str, ...]:
+    """Why a result shouldn't be relied on, as far as the slide is the reason."""
+    return tuple(filter(None, (other_stain_text(prediction), unlike_training_text(prediction))))
 
 
 def curve_text(curve: DeletionCurve) -> str:

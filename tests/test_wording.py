@@ -17,8 +17,10 @@ from napari_lrmil.wording import (
     NOT_CLEARED_NOTE,
     Status,
     curve_text,
+    other_stain_text,
     percent_text,
     set_text,
+    slide_warnings,
     status_of,
     time_taken_text,
     unlike_training_text,
@@ -49,6 +51,13 @@ def test_status_says_all_that_holds(prediction: SlidePrediction) -> None:
     assert status_of(replace(sure, ood_score=2.1)) == (Status.UNLIKE_TRAINING,)
     assert status_of(replace(sure, ood_score=float("nan"))) == (Status.UNLIKE_TRAINING,)
     assert status_of(replace(sure, demonstration=True)) == (Status.DEMONSTRATION,)
+    brown = replace(sure, tiles=replace(sure.tiles, brown_share=0.57))
+    assert status_of(brown) == (Status.OTHER_STAIN,)
+    assert slide_warnings(brown) == (other_stain_text(brown),)
+    assert "looks immunostained (57 % of its tissue is brown)" in other_stain_text(brown)
+    assert slide_warnings(sure) == ()
+    both = replace(brown, ood_score=2.1)
+    assert slide_warnings(both) == (other_stain_text(both), unlike_training_text(both))
     worst = replace(sure, prediction_set=("benign", "lesion"), ood_score=9.0, demonstration=True)
     assert [*map(str, status_of(worst))] == ["unsure", "unlike training", "demonstration"]
 

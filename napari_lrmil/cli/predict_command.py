@@ -148,7 +148,10 @@ def _list_all(slides: list[Path], recursive: bool, mpp: float | None) -> list[Li
     """The slides that the arguments mean; a table's mpp goes before the option's."""
     from napari_lrmil.worklist import list_slides
 
-    found = [slide for path in slides for slide in list_slides(path, recursive=recursive)]
+    def note(text: str) -> None:
+        console.err.print(f"[yellow]Note:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+    found = [slide for path in slides for slide in list_slides(path, recursive=recursive, note=note)]
     return [replace(slide, mpp=mpp) if slide.mpp is None else slide for slide in found]
 
 

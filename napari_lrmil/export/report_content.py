@@ -8,21 +8,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from napari_lrmil import __version__
 from napari_lrmil.export.painting import Scale, font_path, grid_values, overlay, scale_of, thumbnail
 from napari_lrmil.export.tables import shown_name
-from napari_lrmil.heatmap import ATTENTION
+from napari_lrmil.heatmap import ATTENTION, speaking_tiles
 from napari_lrmil.wording import (
     ATTENTION_NOTE,
     curve_text,
     distance_text,
     percent_text,
     set_text,
+    slide_warnings,
     time_taken_text,
-    unlike_training_text,
     use_note,
 )
 
@@ -118,7 +117,7 @@ def gather(
     ).convert("RGB")
     predicted = int(prediction.class_probabilities.argmax())
     contributions = prediction.class_contributions[:, predicted]
-    order: list[int] = np.argsort(-contributions, kind="stable")[:n_tiles].tolist()
+    order = speaking_tiles(prediction, prediction.label)[:n_tiles]
     _mark(marked, prediction, order, (left, top), plain.width / width)
     tiles = []
     for number, index in enumerate(order):
@@ -198,9 +197,8 @@ def _warnings_and_trust(prediction: SlidePrediction) -> tuple[tuple[str, ...], t
     warnings: list[str] = []
     trust: list[str] = []
     (warnings if prediction.unsure else trust).append(set_text(prediction))
-    if prediction.out_of_distribution:
-        warnings.insert(0, unlike_training_text(prediction))
-    else:
+    warnings[:0] = slide_warnings(prediction)
+    if not prediction.out_of_distribution:
         trust.append(distance_text(prediction))
     return tuple(warnings), tuple(trust)
 

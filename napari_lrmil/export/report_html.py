@@ -87,7 +87,7 @@ dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 {% if c.verdict.note %}<p class="text">{{ c.verdict.note }}</p>{% endif %}
 </div>
 </section>
-<h2>The {{ c.tiles|length }} tiles that speak most for {{ c.label }}</h2>
+<h2>{{ tiles_title }}</h2>
 <section class="tiles">{% for tile in c.tiles %}
 <figure><img src="{{ pictures[loop.index0] }}" alt="Tile {{ loop.index }}">
 <figcaption>{{ loop.index }}. p {{ "%+.4f"|format(tile.contribution) }}<br>
@@ -117,9 +117,26 @@ attention {{ "%.2g"|format(tile.attention) }}×</figcaption></figure>
 """
 
 
+def tiles_title(content: ReportContent) -> str:
+    """What stands above the tiles."""
+    n = len(content.tiles)
+    if not n:
+        return f"No tile speaks for {content.label}"
+    return (
+        f"The {n} tiles that speak most for {content.label}"
+        if n > 1
+        else f"The tile that speaks for {content.label}"
+    )
+
+
 def tiles_line(content: ReportContent) -> str:
     """What the captions under the tiles mean."""
-    mpp = content.tiles[0].mpp if content.tiles else content.read_mpp
+    if not content.tiles:
+        return (
+            f"Left out one by one, no tile lowers the probability of {content.label}: "
+            "none can be named as what the result rests on."
+        )
+    mpp = content.tiles[0].mpp
     return (
         f"Tiles of {content.tile_um:.0f} µm, shown at {mpp:.2g} µm/px; the model read {content.read_mpp:g} µm/px. "
         f"p: probability of {content.label} with the tile minus without it, exact. "
@@ -160,6 +177,7 @@ def render_html(content: ReportContent, *, page: str) -> str:
         ramp=_gradient(content.scale),
         scalebar_text=length_text(bar_um),
         scalebar_percent=round(100 * bar_um / width_um, 2),
+        tiles_title=tiles_title(content),
         tiles_line=tiles_line(content),
         percent=lambda probability: percent_text(probability, decimals=1),
         short_label=content.label if len(content.label) <= 18 else f"{content.label[:16]}…",

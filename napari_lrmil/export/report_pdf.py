@@ -21,7 +21,7 @@ from reportlab.platypus import Paragraph
 
 from napari_lrmil.export.painting import font_path, length_text, nice_length
 from napari_lrmil.export.report_content import ReportContent
-from napari_lrmil.export.report_html import tiles_line
+from napari_lrmil.export.report_html import tiles_line, tiles_title
 from napari_lrmil.wording import percent_text
 
 FONT, BOLD = "LRMILSans", "LRMILSans-Bold"
@@ -201,8 +201,11 @@ class _Sheet:
 
     def _tiles(self) -> None:
         content = self.content
-        title = f"The {len(content.tiles)} tiles that speak most for {content.label}"
-        self.y = self._heading(title, _MARGIN, self.width, self.y)
+        self.y = self._heading(tiles_title(content), _MARGIN, self.width, self.y)
+        if not content.tiles:
+            self.y = self.text(tiles_line(content), _MARGIN, self.y, self.width, 20, size=7, color=_GREY)
+            self.y -= _GAP / 2
+            return
         columns = max(6, len(content.tiles))
         step = (self.width + 6) / columns
         for number, tile in enumerate(content.tiles):

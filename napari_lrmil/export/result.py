@@ -22,6 +22,7 @@ from napari_lrmil.atomic import write_text
 from napari_lrmil.evidence import DeletionCurve
 from napari_lrmil.export.errors import ExportError, ResultFileError
 from napari_lrmil.export.tables import csv_text, spreadsheet_safe
+from napari_lrmil.heatmap import speaking_tiles
 from napari_lrmil.slide import TileGrid, TileSet, TileSpec
 from napari_lrmil.wording import Status, curve_text, status_of, use_note
 
@@ -73,6 +74,8 @@ class TilesOfResult(_Part):
     """Top left corner of tile (0, 0) in level-0 pixels, (0, 0) at the corner of the slide's first pixel."""
     tile_l0_xy: tuple[Number, Number]
     """Size of a tile in level-0 pixels."""
+    brown_share: Share = 0.0
+    """Of the stained area, the share that is brown as an immunostain is."""
     left_out: tuple[LeftOutTile, ...]
     """Tiles with some tissue that were not read; all other tiles of the grid hold none."""
 
@@ -89,8 +92,10 @@ class TileContribution(_Part):
 class ClassContributions(_Part):
     """The tiles that speak most for a class and most against it; the CSV has the contributions of all."""
 
-    highest: TileContribution
-    lowest: TileContribution
+    highest: TileContribution | None
+    """null where no tile speaks for the class."""
+    lowest: TileContribution | None
+    """null where none speaks against it."""
 
 
 class DeletionOfResult(_Part):
@@ -127,8 +132,9 @@ class ResultDocument(_Part):
     """The most probable class."""
     status: Annotated[tuple[Status, ...], Field(min_length=1)]
     """``ok`` alone, or all of these that hold. ``unsure``: several classes remain possible, or none is probable enough.
-    ``unlike training``: the slide is farther from those of training than the limit. ``demonstration``: the model is
-    made to show the program, not for diagnosis."""
+    ``unlike training``: the slide is farther from those of training than the limit. ``other stain``: it looks
+    immunostained, and the model is made for H&E. ``demonstration``: the model is made to show the program, not for
+    diagnosis."""
     class_probabilities: dict[str, Share]
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     """The classes in the model's order."""
@@ -231,12 +237,12 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                 "ood_threshold": prediction.ood_threshold,
                 "contributions": {
                     name: {
-                        "highest": _contribution(prediction, int(values.argmax()), number),
-                        "lowest": _contribution(prediction, int(values.argmin()), number),
+                        "highest": _contribution(prediction, speaking_tiles(prediction, name), number),
+                        "lowest": _contribution(
+                            prediction, speaking_tiles(prediction, name, against=True), number
+                        ),
                     }
-                    for number, (name, values) in enumerate(
-                        zip(prediction.class_names, prediction.class_contributions.T, strict=True)
-                    )
+                    for number, name in enumerate(prediction.class_names)
                 },
                 "deletion_curve": {
                     "class_name": prediction.class_names[curve.class_index],
@@ -260,6 +266,7 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                     "grid_shape_yx": tiles.grid.shape_yx,
                     "origin_l0_xy": tiles.grid.origin_l0_xy,
                     "tile_l0_xy": tiles.grid.tile_l0_xy,
+                    "brown_share": tiles.brown_share,
                     "left_out": tuple(
                         {"row": row, "col": col, "tissue_fraction": float(left_out[row, col])}
                         for row, col in np.argwhere(left_out).tolist()
@@ -396,7 +403,7 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
             np.array(curve.random_high),
             document.class_names.index(curve.class_name),
         ),
-        tiles=TileSet(grid, document.read_level, rows, cols, tissue_fraction),
+        tiles=TileSet(grid, document.read_level, rows, cols, tissue_fraction, document.tiles.brown_share),
         mpp_xy=document.slide_mpp_xy,
         level=document.read_level,
         level_mpp=document.read_level_mpp,
@@ -459,7 +466,13 @@ def _contradictions(document: ResultDocument) -> str:
     return ""
 
 
-def _contribution(prediction: SlidePrediction, tile: int, class_number: int) -> dict[str, int | float]:
+def _contribution(
+    prediction: SlidePrediction, tiles: list[int], class_number: int
+) -> dict[str, int | float] | None:
+    """The first of the tiles, None where there is none."""
+    if not tiles:
+        return None
+    tile = tiles[0]
     return {
         "row": int(prediction.tiles.rows[tile]),
         "col": int(prediction.tiles.cols[tile]),

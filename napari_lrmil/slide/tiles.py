@@ -15,7 +15,7 @@ from napari_lrmil.errors import NoTissueError, SlideError
 from napari_lrmil.slide.geometry import TileGrid, TileSpec, check_grid, choose_level, make_tile_grid
 from napari_lrmil.slide.reader import Slide
 from napari_lrmil.slide.resample import read_area
-from napari_lrmil.slide.tissue import tissue_fractions, tissue_mask
+from napari_lrmil.slide.tissue import IMMUNOSTAIN_SHARE, Tissue, find_tissue, tissue_fractions
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class TileSet:
         Places in the grid.
     tissue_fraction : (rows, cols) float32 array
         Of the whole grid, tiles left out included.
+    brown_share : float
+        Of the stained area, the share that is brown as an immunostain is, 0 to 1.
     """
 
     grid: TileGrid
@@ -38,9 +40,15 @@ class TileSet:
     rows: NDArray[np.int64]
     cols: NDArray[np.int64]
     tissue_fraction: NDArray[np.float32]
+    brown_share: float = 0.0
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def immunostained(self) -> bool:
+        """Whether so much is brown that the slide isn't one in H&E."""
+        return self.brown_share >= IMMUNOSTAIN_SHARE
 
     @property
     def places(self) -> list[tuple[float, float]]:
@@ -101,7 +109,7 @@ def find_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int = 
     """
     grid = tile_grid(slide, spec)
     choose_level(slide.level_mpps, spec.mpp)  # before the mask, which takes longer
-    return _with_tissue(slide, grid, tissue_mask(slide, grid, divisible_by=ratio), min_tissue)
+    return _with_tissue(slide, grid, find_tissue(slide, grid, divisible_by=ratio), min_tissue)
 
 
 def find_nested_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int) -> NestedTiles:
@@ -115,22 +123,22 @@ def find_nested_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio:
     grid = tile_grid(slide, spec)
     hr_grid = grid.subdivide(ratio)
     choose_level(slide.level_mpps, hr_grid.spec.mpp)
-    mask = tissue_mask(slide, grid, divisible_by=ratio)
+    tissue = find_tissue(slide, grid, divisible_by=ratio)
     return NestedTiles(
-        _with_tissue(slide, grid, mask, min_tissue), _with_tissue(slide, hr_grid, mask, min_tissue)
+        _with_tissue(slide, grid, tissue, min_tissue), _with_tissue(slide, hr_grid, tissue, min_tissue)
     )
 
 
-def _with_tissue(slide: Slide, grid: TileGrid, mask: NDArray[np.bool_], min_tissue: float) -> TileSet:
+def _with_tissue(slide: Slide, grid: TileGrid, tissue: Tissue, min_tissue: float) -> TileSet:
     level = choose_level(slide.level_mpps, grid.spec.mpp)
-    fractions = tissue_fractions(mask, grid.shape_yx)
+    fractions = tissue_fractions(tissue.mask, grid.shape_yx)
     rows, cols = np.nonzero(fractions >= max(min_tissue, 1e-6))
     if not len(rows):
         raise NoTissueError(
             f"{slide.path.name}: no tissue found. Of the {fractions.size} tiles none is tissue by "
             f"{min_tissue:.0%} or more (the most is {float(fractions.max()):.0%})."
         )
-    return TileSet(grid, level, rows.astype(np.int64), cols.astype(np.int64), fractions)
+    return TileSet(grid, level, rows.astype(np.int64), cols.astype(np.int64), fractions, tissue.brown_share)
 
 
 def read_tile(slide: Slide, grid: TileGrid, level: int, row: float, col: float) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,16 @@ _MIN_CONTRAST, _MAX_CONTRAST = 5.0, 12.0
 _MIN_BLUENESS = 0.12
 """Of what a pixel has more red than green, it has this share more blue: eosin 0.2 or more, red ink less."""
 
+_LEAST_BROWN = 20.0
+"""Grey levels by which brown has more red than blue."""
+
+_DAB_GREEN, _DAB_RED = (0.5, 0.95), (0.2, 0.8)
+"""Optical density of brown in green and red, as shares of that in blue. DAB has 0.73 and 0.34, alone; haematoxylin beside
+it raises both, and grey dirt has 1. Red and orange ink let nearly all red pass."""
+
+IMMUNOSTAIN_SHARE = 0.05
+"""Of the stained area: a slide with more brown is an immunostain. Sections in H&E have none to speak of."""
+
 _GLASS_SPREAD, _MIN_GLASS, _MIN_GLASS_SHARE, _MAX_GLASS_TINT = 12, 200, 0.1, 12
 """Glass is the brightest, at least a tenth of a slide, and tinted by a few grey levels at most: what is more
 is pale tissue that fills the view."""
@@ -30,12 +41,24 @@ _MIN_PIECE_UM2 = 4_000.0
 _STRIP_PX = 4_096
 
 
-def tissue_mask(slide: Slide, grid: TileGrid, *, divisible_by: int = 1) -> NDArray[np.bool_]:
-    """Tissue of the area that `grid` covers.
+class Tissue(NamedTuple):
+    """Where the tissue is, and how it is stained."""
+
+    mask: NDArray[np.bool_]
+    """(rows * k, cols * k) on the grid: k mask pixels along the edge of a tile, each about `MASK_UM` wide."""
+    brown_share: float
+    """Of the stained area, the share that is brown, 0 to 1: about 0 in H&E, see `IMMUNOSTAIN_SHARE`."""
+
+
+def find_tissue(slide: Slide, grid: TileGrid, *, divisible_by: int = 1) -> Tissue:
+    """Find the tissue of the area that `grid` covers.
 
     Haematoxylin and eosin both absorb green most, so stained tissue is magenta: red and blue exceed green.
     Glass and black, blue or green pen don't; red pen has little blue. Violet pen can't be told from
     haematoxylin by its colour.
+
+    The brown of an immunostain (DAB) absorbs blue most. It counts as tissue where it is `IMMUNOSTAIN_SHARE` or more of
+    all that is stained: a speck of brown dirt or glue on an H&E slide stays out. Brown ink can't be told from DAB.
 
     Parameters
     ----------
@@ -45,13 +68,23 @@ def tissue_mask(slide: Slide, grid: TileGrid, *, divisible_by: int = 1) -> NDArr
         The number of mask pixels along a tile is a multiple of this, so that a subdivided grid
         falls on whole mask pixels too.
 
-    Returns
-    -------
-    (rows * k, cols * k) bool array
-        k mask pixels along the edge of a tile, each about `MASK_UM` wide.
     """
     per_tile = divisible_by * max(1, math.ceil(grid.spec.tile_um / MASK_UM / divisible_by))
-    return _magenta_mask(_read_coarse(slide, grid, per_tile), grid.spec.tile_um / per_tile)
+    coarse = _read_coarse(slide, grid, per_tile)
+    rgb = ndimage.gaussian_filter(coarse.astype(np.float32), (0.7, 0.7, 0))
+    # Glass isn't white: a warm lamp or a tinted slide makes it look faintly stained.
+    rgb *= 255.0 / _glass_colour(coarse)
+    pixel_um = grid.spec.tile_um / per_tile
+    magenta = _pieces(_is_magenta(rgb), pixel_um)
+    brown = _pieces(_is_brown(rgb), pixel_um)
+    stained = magenta | brown
+    share = float((brown & ~magenta).sum() / max(1, stained.sum()))
+    return Tissue(stained if share >= IMMUNOSTAIN_SHARE else magenta, share)
+
+
+def tissue_mask(slide: Slide, grid: TileGrid, *, divisible_by: int = 1) -> NDArray[np.bool_]:
+    """The mask of `find_tissue`."""
+    return find_tissue(slide, grid, divisible_by=divisible_by).mask
 
 
 def _read_coarse(slide: Slide, grid: TileGrid, per_tile: int) -> NDArray[np.uint8]:
@@ -80,24 +113,33 @@ def _read_coarse(slide: Slide, grid: TileGrid, per_tile: int) -> NDArray[np.uint
     return image
 
 
-def _magenta_mask(rgb: NDArray[np.uint8], pixel_um: float) -> NDArray[np.bool_]:
-    signed = ndimage.gaussian_filter(rgb.astype(np.float32), (0.7, 0.7, 0))
-    # Glass isn't white: a warm lamp or a tinted slide makes it look faintly stained.
-    signed *= 255.0 / _glass_colour(rgb)
-    red, green, blue = np.moveaxis(signed, 2, 0)
+def _is_magenta(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
+    red, green, blue = np.moveaxis(rgb, 2, 0)
     magenta = np.minimum(red, blue) - green
     # Otsu finds the valley between glass and tissue; the limits hold where there is only one of them, or where
     # it would part pale tissue from dark.
     split = threshold_otsu(magenta) if magenta.max() > magenta.min() else _MIN_CONTRAST
     mask = magenta > np.clip(split, _MIN_CONTRAST, _MAX_CONTRAST)
     mask &= (blue - green) > _MIN_BLUENESS * (red - green)
-    labels, n_pieces = ndimage.label(mask)
-    if n_pieces:
-        area_px = np.bincount(labels.ravel())
-        keep = area_px * pixel_um**2 >= _MIN_PIECE_UM2
-        keep[0] = False
-        mask = keep[labels]
     return np.asarray(mask, np.bool_)
+
+
+def _is_brown(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
+    red, green, blue = np.moveaxis(-np.log(np.clip(rgb, 1, 255) / 255), 2, 0)  # optical densities
+    mask = rgb[..., 0] - rgb[..., 2] > _LEAST_BROWN
+    for density, (least, most) in ((green, _DAB_GREEN), (red, _DAB_RED)):
+        mask &= (density > least * blue) & (density < most * blue)
+    return np.asarray(mask, np.bool_)
+
+
+def _pieces(mask: NDArray[np.bool_], pixel_um: float) -> NDArray[np.bool_]:
+    """The mask without its specks."""
+    labels, n_pieces = ndimage.label(mask)
+    if not n_pieces:
+        return mask
+    keep = np.bincount(labels.ravel()) * pixel_um**2 >= _MIN_PIECE_UM2
+    keep[0] = False
+    return np.asarray(keep[labels], np.bool_)
 
 
 def _glass_colour(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -98,10 +98,15 @@ class Worklist:
     ----------
     slides : iterable of ListedSlide
     reviews : ReviewFile
+    notes : iterable of str
+        What looks odd in the table that lists them.
     """
 
-    def __init__(self, slides: Iterable[ListedSlide], reviews: ReviewFile) -> None:
+    def __init__(
+        self, slides: Iterable[ListedSlide], reviews: ReviewFile, *, notes: Iterable[str] = ()
+    ) -> None:
         self.reviews = reviews
+        self.notes = tuple(notes)
         self._items: dict[Path, WorklistItem] = {
             slide.path: WorklistItem(slide.path, slide.slide_id, mpp=slide.mpp, known_label=slide.known_label)
             for slide in slides
@@ -124,9 +129,12 @@ class Worklist:
         WorklistError
         """
         where = Path(path).absolute()
-        slides = list_slides(where, recursive=recursive)
+        notes: list[str] = []
+        slides = list_slides(where, recursive=recursive, note=notes.append)
         alone = where.is_dir() and [slide.path for slide in slides] == [where]
-        return cls(slides, ReviewFile.of(where if where.is_dir() and not alone else where.parent))
+        return cls(
+            slides, ReviewFile.of(where if where.is_dir() and not alone else where.parent), notes=notes
+        )
 
     def __len__(self) -> int:
         return len(self._items)

@@ -138,6 +138,7 @@ def predictions(draw: st.DrawFn) -> SlidePrediction:
             rows,
             cols,
             tissue,
+            draw(share),
         ),
         mpp_xy=draw(place),
         level=level,
@@ -161,6 +162,16 @@ def predictions(draw: st.DrawFn) -> SlidePrediction:
 def test_any_prediction_is_read_back(tmp_path: Path, prediction: SlidePrediction) -> None:
     path, _ = write_prediction(prediction, tmp_path, stem="any")
     assert_same(read_prediction(path), prediction)
+
+
+def test_only_tiles_that_speak_for_a_class_are_named_as_such(leica_prediction: SlidePrediction) -> None:
+    nothing = np.zeros_like(leica_prediction.class_contributions)
+    told = result_document(replace(leica_prediction, class_contributions=nothing)).contributions["lesion"]
+    assert (told.highest, told.lowest) == (None, None)
+    against = np.tile([0.01, -0.01], (len(nothing), 1))
+    told = result_document(replace(leica_prediction, class_contributions=against)).contributions["lesion"]
+    assert told.highest is None
+    assert told.lowest is not None
 
 
 def test_label_and_status_stand_together(leica_prediction: SlidePrediction) -> None:

@@ -178,6 +178,30 @@ def test_html_stands_alone_and_is_escaped(report: tuple[str, str, Path]) -> None
     assert "b" not in words.tags
 
 
+@pytest.mark.parametrize("n_for", [0, 1, 3])
+def test_only_tiles_that_speak_for_the_label_are_shown(
+    trusted: SlidePrediction, leica: Slide, demo_bundle: ModelBundle, tmp_path: Path, n_for: int
+) -> None:
+    lesion = np.full(len(trusted.tiles), -0.01)
+    lesion[:n_for] = 0.02
+    speaking = -1 if trusted.label == "benign" else 1
+    contributions = np.stack([-lesion, lesion], axis=1) * speaking
+    changed = replace(trusted, class_contributions=contributions)
+    html, pdf = tmp_path / "r.html", tmp_path / "r.pdf"
+    run_report(write_slide_report(changed, leica, demo_bundle.info, html=html, pdf=pdf))
+    words = Words()
+    words.feed(html.read_text(encoding="utf-8"))
+    title = {
+        0: f"No tile speaks for {changed.label}",
+        1: f"The tile that speaks for {changed.label}",
+        3: f"The 3 tiles that speak most for {changed.label}",
+    }[n_for]
+    for text in (re.sub(r"\s+", " ", words.text), pdf_of(pdf)[2]):
+        assert title in text
+        assert ("no tile lowers the probability" in text) == (n_for == 0)
+    assert len(words.loads) == 2 + n_for
+
+
 @pytest.mark.parametrize(("page", "size"), [("A4", (595, 842)), ("letter", (612, 792))])
 @pytest.mark.parametrize(
     "note", ["", LONG, "W" * 4000, "x\n" * 300], ids=["none", "long", "one word", "lines"]

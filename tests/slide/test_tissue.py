@@ -13,7 +13,7 @@ from slide_files import smooth_pixels, write_pyramid
 
 from napari_lrmil.errors import NoTissueError, SlideError
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_nested_tiles, find_tiles, make_tile_grid
-from napari_lrmil.slide.tissue import tissue_fractions, tissue_mask
+from napari_lrmil.slide.tissue import find_tissue, tissue_fractions, tissue_mask
 
 SPEC = TileSpec(128, 2.0)
 SIDE = 3072  # at 1 µm/px
@@ -157,6 +157,69 @@ def test_real_slides(file: str, mpp: float | None, least: float, most: float, sh
             bounds_l0_xywh=slide.bounds_l0_xywh, mpp_xy=slide.mpp_xy, spec=TileSpec(256, 1.0)
         )
         assert least <= tissue_mask(slide, grid).mean() <= most
+
+
+def _immunostain(dab: float, haematoxylin: float = 0.0) -> NDArray[np.uint8]:
+    """A 1024 px piece on glass; strengths are of the stain vectors of `skimage.color`."""
+    from skimage.color import hed2rgb
+
+    noise = np.random.default_rng(0).random((128, 128)).repeat(8, 0).repeat(8, 1)
+    stains = np.zeros((1024, 1024, 3))
+    stains[..., 0], stains[..., 2] = haematoxylin * (0.5 + noise), dab * (0.5 + noise)
+    pixels = _glass()
+    pixels[PIECE] = np.clip(hed2rgb(stains) * 255, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def _tissue_of(pixels: NDArray[np.uint8], folder: Path) -> tuple[float, float, float]:
+    """Share of the piece that is found, of the rest that is found too, and of the stain that is brown."""
+    path = write_pyramid(
+        folder / "slide.tiff", pixels, [pixels.shape[1::-1], (768, 768)], tile_px=256, mpp=1.0
+    )
+    with Slide(path) as slide:
+        grid = make_tile_grid(bounds_l0_xywh=slide.bounds_l0_xywh, mpp_xy=slide.mpp_xy, spec=SPEC)
+        mask, brown_share = find_tissue(slide, grid)
+    return *_scores(mask), brown_share
+
+
+@pytest.mark.parametrize(("dab", "haematoxylin"), [(0.06, 0.0), (0.12, 0.0), (0.3, 0.0), (0.2, 0.04)])
+def test_brown_of_an_immunostain_is_tissue(tmp_path: Path, dab: float, haematoxylin: float) -> None:
+    found, wrong, brown_share = _tissue_of(_immunostain(dab, haematoxylin), tmp_path)
+    assert found > 0.9
+    assert wrong < 0.01
+    assert brown_share > 0.5
+    with Slide(tmp_path / "slide.tiff") as slide:
+        assert find_tiles(slide, SPEC, min_tissue=0.5).immunostained
+
+
+@pytest.mark.parametrize("pen", PENS)
+def test_pen_on_an_immunostain_is_not_tissue(tmp_path: Path, pen: str) -> None:
+    found, wrong, _ = _tissue_of(_draw_pen(_immunostain(0.12), PENS[pen], 0.95), tmp_path)
+    assert found > 0.9
+    assert wrong < 0.012
+
+
+def test_a_speck_of_brown_on_he_is_no_tissue(tissue: NDArray[np.uint8], tmp_path: Path) -> None:
+    pixels = _glass()
+    pixels[PIECE] = tissue
+    pixels[2400:2600, 300:480] = (120, 80, 45)  # glue, rust, a scratch of brown ink: 3 % of the stained area
+    found, wrong, brown_share = _tissue_of(pixels, tmp_path)
+    assert found > 0.97
+    assert wrong < 0.001
+    assert 0.02 < brown_share < 0.05
+    with Slide(tmp_path / "slide.tiff") as slide:
+        assert not find_tiles(slide, SPEC, min_tissue=0.5).immunostained
+
+
+@pytest.mark.parametrize("folder", ["slides_real", "osteosarcoma_ut"])
+def test_he_has_no_brown(folder: str, shared_data: Path) -> None:
+    found = [*(shared_data / folder).glob("*.svs"), *(shared_data / folder).glob("*.jpg")][:12]
+    assert found
+    for path in found:
+        with Slide(path, mpp=1.0 if path.suffix == ".jpg" else None) as slide:
+            if slide.has_mpp:
+                grid = make_tile_grid(bounds_l0_xywh=slide.bounds_l0_xywh, mpp_xy=slide.mpp_xy, spec=SPEC)
+                assert find_tissue(slide, grid).brown_share < 0.005
 
 
 def test_mask_nests_in_subdivided_grids(shared_data: Path) -> None:

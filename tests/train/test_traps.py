@@ -49,7 +49,7 @@ class Slowed:
 
 
 PARTS: dict[str, tuple[Any, str]] = {
-    "tissue": (slide_tiles, "tissue_mask"),
+    "tissue": (slide_tiles, "find_tissue"),
     "reading": (Slide, "read_region"),
     "embedding": (Encoder, "forward"),
     "head": (predict, "explain"),

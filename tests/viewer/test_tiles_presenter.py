@@ -238,7 +238,21 @@ def test_steps_go_round(dock: Dock) -> None:
 
 def test_the_panel_by_itself() -> None:
     slide: Any = SimpleNamespace(level_mpps=(0.5,))
+    panel = tiles_panel(slide, make_prediction(0.9, shape_yx=(1, 3)), "benign", 6)
+    assert [each.n for each in panel.top] == [0, 1]
+    assert [each.n for each in panel.bottom] == [2]
+    assert panel.bottom_title == "Least for benign, or against it"
+
+
+def test_only_tiles_that_speak_for_a_class_are_listed_for_it() -> None:
+    """All of these speak against "lesion"; of twelve, tile 9 does nothing, and 10 and 11 speak for it."""
+    slide: Any = SimpleNamespace(level_mpps=(0.5,))
     panel = tiles_panel(slide, make_prediction(0.9, shape_yx=(1, 3)), "lesion", 6)
-    assert [each.n for each in panel.top] == [2, 1]
-    assert [each.n for each in panel.bottom] == [0]
+    assert panel.top_title == "No tile speaks for lesion"
+    assert panel.top == ()
+    assert [each.n for each in panel.bottom] == [0, 1, 2]
+    panel = tiles_panel(slide, make_prediction(0.9, shape_yx=(3, 4)), "lesion", 6)
+    assert panel.top_title == "Most for lesion"
+    assert [each.n for each in panel.top] == [11, 10]
+    assert [each.n for each in panel.bottom] == [0, 1, 2, 3, 4, 5]
     assert panel.bottom_title == "Least for lesion, or against it"

@@ -15,8 +15,8 @@ from napari_lrmil.wording import (
     duration_text,
     percent_text,
     set_text,
+    slide_warnings,
     time_taken_text,
-    unlike_training_text,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ResultPanel:
     """One prediction in words: label, (class, probability) from most to least probable, and how it was made.
 
     `headline` is the label, or that there is none; `set_text` says which classes are left at the bundle's
-    coverage; `strange_text` is empty where the slide looks like those of training, or nothing is known.
+    coverage; `strange_text` says why the slide itself makes the result doubtful, empty where nothing does.
     """
 
     label: str
@@ -148,7 +148,7 @@ def result_panel(prediction: SlidePrediction) -> ResultPanel:
         headline="Unsure" if prediction.unsure else prediction.label,
         unsure=prediction.unsure,
         set_text=set_text(prediction),
-        strange_text=unlike_training_text(prediction),
+        strange_text="\n".join(slide_warnings(prediction)),
         distance_text=distance_text(prediction),
     )
 
@@ -167,7 +167,9 @@ def overlay_text(prediction: SlidePrediction) -> str:
     lines = [f"{name}  {percent_text(probability)}" for name, probability in result.classes]
     if result.unsure:
         lines.append("unsure")
-    if result.strange_text:
+    if prediction.tiles.immunostained:
+        lines.append("not H&E")
+    if prediction.out_of_distribution:
         lines.append("unlike the training slides")
     if result.demonstration:
         lines += NOT_FOR_DIAGNOSIS.lower().split(" – ")  # two lines: the canvas may be narrow

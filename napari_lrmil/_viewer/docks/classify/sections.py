@@ -201,7 +201,7 @@ class ResultSection(Section):
     def __init__(self) -> None:
         super().__init__()
         self.strange = parts.Notice(style=parts.BANNER_STYLE)
-        self.strange.setAccessibleName("Warning: slide unlike the training slides")
+        self.strange.setAccessibleName("Warning: slide unlike the training slides, or of another stain")
         self.label = parts.wrapped_label(style="QLabel { font-size: 22px; font-weight: bold; }")
         self.set = parts.wrapped_label()
         self.set.setToolTip(_SET_TIP)
@@ -242,7 +242,9 @@ class ResultSection(Section):
         self.set.setStyleSheet(parts.HINT_STYLE if result.unsure else "")
         self.bars.show_classes(result.classes)
         self.details.setText(result.details)
-        parts.show_text(self.distance, "" if result.strange_text else result.distance_text)
+        parts.show_text(
+            self.distance, "" if result.distance_text in result.strange_text else result.distance_text
+        )
         self.warning.setVisible(result.demonstration and not panel.bundle_is_demonstration)
 
 

@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil._viewer.canvas import magnification_of
-from napari_lrmil.heatmap import ATTENTION, channel_titles, channel_values, channels_of, tile_text, value_text
+from napari_lrmil.heatmap import (
+    ATTENTION,
+    channel_titles,
+    channel_values,
+    channels_of,
+    speaking_tiles,
+    tile_text,
+    value_text,
+)
 from napari_lrmil.slide.picture import close_up_mpp
 
 if TYPE_CHECKING:
@@ -52,7 +60,9 @@ class TilesPanel:
 def tiles_panel(slide: Slide, result: SlidePrediction, channel: str, k: int) -> TilesPanel:
     """The k tiles of highest and of lowest value in a channel of the result."""
     values = channel_values(result, channel)
-    top, bottom = ranked_tiles(values, k)
+    attention = channel == ATTENTION
+    most_top = None if attention else len(speaking_tiles(result, channel))
+    top, bottom = ranked_tiles(values, k, most_top=most_top)
 
     def entries(numbers: list[int]) -> tuple[TileEntry, ...]:
         return tuple(
@@ -64,12 +74,12 @@ def tiles_panel(slide: Slide, result: SlidePrediction, channel: str, k: int) -> 
             for n in numbers
         )
 
-    attention = channel == ATTENTION
+    most_for = f"Most for {channel}" if top else f"No tile speaks for {channel}"
     return TilesPanel(
         channels=channel_titles(result),
         channel_index=channels_of(result).index(channel),
         k=k,
-        top_title="Most attention" if attention else f"Most for {channel}",
+        top_title="Most attention" if attention else most_for,
         top=entries(top),
         bottom_title="Least attention" if attention else f"Least for {channel}, or against it",
         bottom=entries(bottom),
@@ -77,7 +87,9 @@ def tiles_panel(slide: Slide, result: SlidePrediction, channel: str, k: int) -> 
     )
 
 
-def ranked_tiles(values: NDArray[np.float64], k: int) -> tuple[list[int], list[int]]:
+def ranked_tiles(
+    values: NDArray[np.float64], k: int, *, most_top: int | None = None
+) -> tuple[list[int], list[int]]:
     """The k tiles of highest value, highest first, and the k of lowest, lowest first.
 
     None is in both: of fewer than 2 k tiles the larger half counts as high. Ties keep the order of the tiles.
@@ -86,9 +98,11 @@ def ranked_tiles(values: NDArray[np.float64], k: int) -> tuple[list[int], list[i
     ----------
     values : (N,) array
     k : int
+    most_top : int, optional
+        How many may count as high: of contributions, as many as speak for the class.
     """
     order = np.argsort(-values, kind="stable")
-    n_top = min(k, (len(order) + 1) // 2)
+    n_top = min(k, (len(order) + 1) // 2, len(order) if most_top is None else most_top)
     n_bottom = min(k, len(order) - n_top)
     return order[:n_top].tolist(), order[len(order) - n_bottom :][::-1].tolist()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -218,3 +219,9 @@ def tool_tip(item: WorklistItem) -> str:
     if item.error:
         lines.append(item.error)
     return "\n".join(lines)
+
+
+def notes_text(notes: Sequence[str], most: int = 3) -> str:
+    """What looks odd in the table of the list."""
+    more = [f"And {len(notes) - most:,} more like it."] if len(notes) > most else []
+    return " ".join([*(f"{note}." for note in notes[:most]), *more])

@@ -11,7 +11,7 @@ from psygnal import Signal
 
 from napari_lrmil._viewer.background import Background, Steps, in_one_step
 from napari_lrmil._viewer.docks.worklist.batch import FolderClassification
-from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel, is_shown
+from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel, is_shown, notes_text
 from napari_lrmil._viewer.docks.worklist.table_file import TableFile
 from napari_lrmil._viewer.docks.worklist.verdicts import VerdictWriter
 from napari_lrmil._viewer.models import bundle_folder, is_bundle
@@ -278,7 +278,7 @@ class WorklistPresenter:
             order=self._rows.order,
             which=self._rows.which,
             text=self._rows.text,
-            hint=" ".join(part for part in (hint, worklist.reviews.note) if part),
+            hint=" ".join(part for part in (hint, notes_text(worklist.notes), worklist.reviews.note) if part),
             error=errors,
             batch=self._batch.panel(can_start=can_start),
             table_file=self._table_file.panel(worklist),
