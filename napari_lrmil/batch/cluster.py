@@ -20,6 +20,7 @@ from napari_lrmil.batch.events import (
 )
 from napari_lrmil.cache import ResultCache, ResultKeys
 from napari_lrmil.errors import LRMILError, readable, reason_of
+from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE
 
 if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo, ModelBundle
@@ -40,6 +41,7 @@ class Job(NamedTuple):
     device: str
     batch_size: int
     threads: int
+    max_damaged: float
 
 
 class Answer(NamedTuple):
@@ -61,6 +63,7 @@ def classify_on_cluster(
     device: str = "auto",
     batch_size: int = 32,
     threads: int = 2,
+    max_damaged: float = MAX_DAMAGED_SHARE,
     timeout_s: float = 30.0,
 ) -> Generator[BatchEvent, None, None]:
     """As `classify`, on the workers of a cluster; the results come through the cache.
@@ -79,7 +82,7 @@ def classify_on_cluster(
         Of the scheduler, such as ``tcp://host:8786``.
     cache : ResultCache
         Its folder is seen by all workers.
-    device, batch_size, threads
+    device, batch_size, threads, max_damaged
         For each worker.
     timeout_s : float
         How long scheduler and first worker may take to answer.
@@ -94,7 +97,7 @@ def classify_on_cluster(
     ClusterError
     """
     keys = ResultKeys(info)
-    waiting = yield from known_results(unique(items), cache, info.weights_sha256, keys)
+    waiting = yield from known_results(unique(items), cache, info.weights_sha256, keys, max_damaged)
     if not waiting:
         return
     try:
@@ -113,6 +116,7 @@ def classify_on_cluster(
             device,
             batch_size,
             threads,
+            max_damaged,
         )
         for item in waiting
     ]
@@ -220,6 +224,7 @@ def _classify(job: Job) -> Answer:
             device=resolve_device(job.device),
             batch_size=job.batch_size,
             threads=job.threads,
+            max_damaged=job.max_damaged,
         )
         with closing(events):
             for event in events:

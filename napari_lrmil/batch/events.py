@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from napari_lrmil.cache import ResultCache, ResultKeys, summarise
 from napari_lrmil.errors import readable
+from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE
 from napari_lrmil.worklist import Status, Worklist
 
 if TYPE_CHECKING:
@@ -80,7 +81,11 @@ def follow(worklist: Worklist, event: BatchEvent) -> None:
 
 
 def known_results(
-    items: Iterable[BatchItem], cache: ResultCache | None, bundle_sha256: str, keys: ResultKeys
+    items: Iterable[BatchItem],
+    cache: ResultCache | None,
+    bundle_sha256: str,
+    keys: ResultKeys,
+    max_damaged: float = MAX_DAMAGED_SHARE,
 ) -> Generator[BatchEvent, None, list[BatchItem]]:
     """Yield the kept results of slides, none of which is opened, as finished events; return the other slides."""
     others: list[BatchItem] = []
@@ -91,11 +96,16 @@ def known_results(
             # What hinders the look at a slide is told when it is opened.
             with suppress(Exception):
                 prediction = cache.known_result(item.path, bundle_sha256, keys, mpp=item.mpp, slide_name=name)
-        if prediction is None:
+        if prediction is None or not whole_enough(prediction, max_damaged):
             others.append(item)
         else:
             yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=True)
     return others
+
+
+def whole_enough(prediction: SlidePrediction, max_damaged: float) -> bool:
+    """Whether a kept result has no larger share of damaged tiles than allowed."""
+    return prediction.damaged_tiles <= max_damaged * len(prediction.tiles)
 
 
 def unique(items: Sequence[BatchItem]) -> list[BatchItem]:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from napari_lrmil.errors import ConfigError, UnknownMppError, reason_of
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_nested_tiles, tile_grid
 from napari_lrmil.slide.identity import stamp_of
+from napari_lrmil.slide.tiles import check_damage
 from training.data.table import SlideRow
 from training.files import Json, remembered
 from training.hashing import content_hash
@@ -183,6 +184,7 @@ def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:
             lr, hr = find_nested_tiles(
                 slide, geometry.lr_spec, min_tissue=geometry.min_tissue, ratio=geometry.ratio
             )
+            check_damage(slide, lr, ratio=geometry.ratio)
     except UnknownMppError:
         return (
             "its µm/px is unknown; fill the column 'mpp' of the table, or set data.mpp for all such slides "

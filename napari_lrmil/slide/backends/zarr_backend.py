@@ -11,9 +11,10 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import SlideError
+from napari_lrmil.errors import SlideError, reason_of
 from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of, file_key
 from napari_lrmil.slide.cache import shared_cache
+from napari_lrmil.slide.damage import damage_of, hatch
 from napari_lrmil.slide.files import pixel_files, zarr_metadata
 from napari_lrmil.slide.geometry import l0_to_level
 from napari_lrmil.slide.pixel_size import OME_ZARR, Evidence
@@ -63,6 +64,7 @@ class ZarrBackend:
             raise SlideError(f"{path.name} is not an OME-Zarr image that can be read ({error})") from error
         self._arrays = [self._checked(array) for array in arrays]
         self._key = file_key(zarr_metadata(path)[0])
+        self.damage = damage_of(self._key)
         self.reason = "OME-Zarr"
         self.vendor = f"ome-zarr (zarr v{group.metadata.zarr_format})"
         self.level_dimensions_xy = tuple(
@@ -137,11 +139,16 @@ class ZarrBackend:
 
         def tile(col: int, row: int, whole: bool) -> NDArray[np.uint8]:
             cols, rows = slice(col * tile_x, (col + 1) * tile_x), slice(row * tile_y, (row + 1) * tile_y)
-            return cache.get(
-                (self._key, level, col, row),
-                lambda: self._decode(array, cols, rows),
-                keep=keep_tiles or not whole,
-            )
+            try:
+                return cache.get(
+                    (self._key, level, col, row),
+                    lambda: self._decode(array, cols, rows),
+                    keep=keep_tiles or not whole,
+                )
+            except _DamagedChunkError as error:
+                place = (col * tile_x, row * tile_y, tile_x, tile_y)
+                self.damage.add((level, *place), error)
+                return hatch(*place)
 
         return assemble(
             tile,
@@ -155,8 +162,10 @@ class ZarrBackend:
         where: dict[str, slice | int] = {"x": cols, "y": rows, "c": slice(None)}
         try:
             pixels = np.asarray(array[tuple(where.get(axis, 0) for axis in self._axes)])
+        except OSError as error:  # the file can't be read, which says nothing of the chunk
+            raise SlideError(f"{self._path.name} can't be read ({reason_of(error)})") from error
         except _ZARR_ERRORS as error:
-            raise SlideError(f"a chunk of the image can't be decoded ({error})") from error
+            raise _DamagedChunkError(str(error)) from error
         kept = [axis for axis in self._axes if axis in where]
         if "c" not in kept:
             pixels, kept = pixels[..., None], [*kept, "c"]
@@ -170,6 +179,10 @@ class ZarrBackend:
 
     def close(self) -> None:
         """Nothing is held open: each chunk is a file."""
+
+
+class _DamagedChunkError(Exception):
+    """A chunk that can't be decoded. Raised through the cache, which keeps no error."""
 
 
 def _multiscale_of(attributes: Mapping[str, Any], name: str) -> Mapping[str, Any]:
