@@ -100,7 +100,7 @@ class Slide:
     @property
     def cache_key(self) -> tuple[object, ...]:
         """What names the pixels of this slide in the shared cache: the file, and how it is read."""
-        return (self._file_key, self._backend.name, self._to_srgb is not None)
+        return (self._file_key, hash(self._states), self._backend.name, self._to_srgb is not None)
 
     @property
     def level_dimensions_xy(self) -> tuple[tuple[int, int], ...]:
