@@ -141,7 +141,7 @@ class Canvas(ABC):
 
     @abstractmethod
     def remove_heatmap(self, slide: Slide) -> None:
-        """Where there is one."""
+        """Take the slide's heatmap away, where there is one."""
 
     @abstractmethod
     def has_heatmap(self, slide: Slide) -> bool:

@@ -27,6 +27,7 @@ from napari_lrmil._viewer.layers import (
     slide_of,
     slide_placement,
 )
+from napari_lrmil.cache import open_slide
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class NapariCanvas(Canvas):
 
     def open_slide(self, path: Path, *, mpp: float | None = None) -> Slide:
         """See `Canvas.open_slide`."""
-        slide = Slide(path, mpp=mpp)
+        slide = open_slide(path, mpp=mpp)
         levels, attributes, _ = slide_layer(slide, student_mpp=self._student_mpp)
         self._viewer.add_image(levels, **attributes)
         return slide
@@ -172,7 +173,7 @@ class NapariCanvas(Canvas):
         if tuple(layer.scale) != placement["scale"]:
             for name, value in placement.items():
                 setattr(layer, name, value)
-            layer.metadata[MPP_UNKNOWN_KEY] = not slide.has_mpp
+            layer.metadata.update({MPP_UNKNOWN_KEY: not slide.has_mpp, "lrmil": slide.metadata})
             if layer.visible:
                 self._viewer.reset_view(layers=[layer])
 

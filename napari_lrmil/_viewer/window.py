@@ -320,12 +320,30 @@ class Controller:
         if self._run is not None and self._run.slide not in slides:
             self._stop()
 
-    def set_mpp(self, mpp: float) -> None:
-        """Say what a level-0 pixel of the current slide measures, where the file doesn't."""
-        if self._slide is not None and mpp > 0 and self.state is State.NEEDS_MPP:
-            self._slide.mpp_override = mpp
-            self._canvas.place_slide(self._slide, student_mpp=self._student_mpp)
+    def set_mpp(self, mpp: float | None) -> None:
+        """Say what a level-0 pixel of the current slide measures; None goes back to what the file says.
+
+        A result made with another value is no longer one.
+        """
+        slide = self._slide
+        if slide is not None and mpp != slide.mpp_override:
+            self._error = ""
+            try:
+                slide.mpp_override = mpp
+            except LRMILError as error:
+                self._error = str(error)
+            else:
+                self._drop_result(slide)
+                self._canvas.place_slide(slide, student_mpp=self._student_mpp)
         self._tell()
+
+    def _drop_result(self, slide: Slide) -> None:
+        """Take a slide's result away, and stop the classification that would give one."""
+        if self.running_slide is slide:
+            self._stop()
+        for kept in (self._results, self._ended, self._slide_errors):
+            kept.pop(slide, None)
+        self._canvas.remove_heatmap(slide)
 
     def set_icc(self, applied: bool) -> None:
         """Show the current slide's colours through its own profile, or as stored. Models aren't affected."""
@@ -431,8 +449,9 @@ class Controller:
     def show_result(self, slide: Slide, prediction: SlidePrediction) -> None:
         """Take in a prediction that was made elsewhere, or before: by the batch, or from the cache.
 
-        It shows with its slide; that isn't made the current one by it. One of another model than the one in use, or
-        of a slide that is closed, comes too late and is dropped. Where the slide's file is no longer the one that is
+        It shows with its slide; that isn't made the current one by it. One of another model than the one in use, of
+        another µm/px than the slide has by now, or of a slide that is closed, comes too late and is dropped. Where the
+        slide's file is no longer the one that is
         shown, that is said instead: the prediction may be of the new one.
         """
         if slide in self._canvas.slides() and not self._is_replaced(slide):
@@ -441,8 +460,9 @@ class Controller:
 
     def _show(self, slide: Slide, prediction: SlidePrediction) -> None:
         bundle = self._bundle
-        of_this_model = bundle is not None and prediction.bundle_sha256 == bundle.info.weights_sha256
-        if bundle is not None and of_this_model and slide in self._canvas.slides():
+        if bundle is None or prediction.bundle_sha256 != bundle.info.weights_sha256:
+            return
+        if slide in self._canvas.slides() and slide.has_mpp and slide.mpp_xy == prediction.mpp_xy:
             kept = [each for each in self._results.get(slide, []) if each.info != bundle.info]
             self._results[slide] = [*kept, _Kept(bundle.info, prediction)]
             self._ended.pop(slide, None)
