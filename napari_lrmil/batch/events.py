@@ -93,7 +93,7 @@ def known_results(
         prediction = None
         if cache is not None:
             name = readable(item.path.stem)
-            # What hinders the look at a slide is told when it is opened.
+            # A slide that fails here is opened like any other, and then says what is wrong.
             with suppress(Exception):
                 prediction = cache.known_result(item.path, bundle_sha256, keys, mpp=item.mpp, slide_name=name)
         if prediction is None or not whole_enough(prediction, max_damaged):

@@ -29,7 +29,7 @@ RESULT_FORMAT = 2
 CACHE_DIR_VARIABLE = "LRMIL_CACHE_DIR"
 
 ARRAYS_NAME = "arrays.safetensors"
-_SEEN = "seen"
+_KNOWN_SLIDES = "seen"
 """Folder of what is known of slides that were here before, by the state of their files."""
 _FORMAT = "lrmil-result"
 
@@ -285,7 +285,7 @@ class ResultCache:
 
     def _known(self, state: str) -> KnownSlide | None:
         try:
-            said = json.loads(self._seen(state).read_bytes())
+            said = json.loads(self._known_file(state).read_bytes())
             found = restore(KnownSlide, said, {})
         except (
             OSError,
@@ -311,7 +311,7 @@ class ResultCache:
         if state is None or self._known(state) == slide:
             return
         try:
-            write_text(self._seen(state), json.dumps(slide._asdict()) + "\n")
+            write_text(self._known_file(state), json.dumps(slide._asdict()) + "\n")
         except OSError:
             return
 
@@ -344,7 +344,7 @@ class ResultCache:
 
     def clear(self) -> None:
         """Delete results, thumbnails and known fingerprints; the limit, and files of others, stay."""
-        for name in (RESULTS, THUMBNAILS, _SEEN):
+        for name in (RESULTS, THUMBNAILS, _KNOWN_SLIDES):
             try:
                 remove_folder(self.root / name)
             except OSError as error:
@@ -358,8 +358,8 @@ class ResultCache:
     def _thumbnail(self, fingerprint: str, edge_px: int) -> Path:
         return self.root / THUMBNAILS / fingerprint[:2] / f"{fingerprint}-{edge_px}.jpg"
 
-    def _seen(self, state: str) -> Path:
-        return self.root / _SEEN / state[:2] / state
+    def _known_file(self, state: str) -> Path:
+        return self.root / _KNOWN_SLIDES / state[:2] / state
 
     def _unwritable(self, error: OSError) -> CacheError:
         return CacheError(

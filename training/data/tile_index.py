@@ -150,7 +150,7 @@ def _examine(
 def _remembered(row: SlideRow, geometry: TileGeometry, known: Path | None) -> SlideTiles | str:
     stamp = None
     if known is not None:
-        # What hinders the look at a slide is told when it is opened.
+        # A slide that fails here is opened like any other, and then says what is wrong.
         with suppress(Exception):
             stamp = stamp_of(row.path)
     if known is None or stamp is None:

@@ -185,8 +185,8 @@ def _shown_image(images: list[tifffile.TiffPageSeries], shown: tifffile.TiffPage
     sizes = [f"{image.keyframe.imagewidth} x {image.keyframe.imagelength} px" for image in images]
     number = next(place for place, image in enumerate(images) if image is shown)
     others = [size for place, size in enumerate(sizes) if place != number]
-    listed = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-    return f"{number + 1} of {len(images)}, the largest ({sizes[number]}); not shown: {listed}"
+    sizes_of_others = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+    return f"{number + 1} of {len(images)}, the largest ({sizes[number]}); not shown: {sizes_of_others}"
 
 
 def _understood_pages(tif: tifffile.TiffFile, name: str) -> list[TiffLevel]:

@@ -1,4 +1,4 @@
-"""The dock widget: slide, model, classify, result, heatmap."""
+"""The dock "LRMIL: classify slide": slide, model, classify, result, heatmap; the main one, which the others follow."""
 
 from __future__ import annotations
 
