@@ -161,6 +161,18 @@ def test_nothing_is_open_at_first() -> None:
     assert "Open a slide" in presenter.panel().hint
 
 
+def test_what_looks_odd_in_a_table_is_said_beside_the_list(stage: Stage, tmp_path: Path) -> None:
+    table = tmp_path / "odd.csv"
+    table.write_text("path,slide_id,label\na.svs,7,Tumor\nb.svs,7.0,tumor\n")
+    stage.presenter.open_list(table)
+    started(stage.background, "list").run()
+    assert stage.names() == ["7", "7.0"]
+    assert stage.panel.hint.startswith(
+        "odd.csv: slide_id '7' (line 2) and '7.0' (line 3) look like one. odd.csv: label 'Tumor' (line 2)"
+    )
+    assert stage.panel.error == ""
+
+
 def test_a_folder_that_cant_be_listed_says_why_and_the_old_list_stays(stage: Stage) -> None:
     stage.presenter.open_list(Path("/nowhere"))
     stage.job("list").fail("/nowhere holds no slides.")
