@@ -40,6 +40,8 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     """
     if backend not in BACKENDS:
         raise SlideError(f"there is no slide backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if path.is_symlink() and not path.exists():
+        raise SlideError(f"{path.name} is a link that leads nowhere, or to itself")
     if not path.exists():
         raise SlideError(f"no such slide: {path}")
     if not (path.is_file() or path.is_dir()):  # reading from a pipe would wait for ever
