@@ -224,11 +224,12 @@ def dicom_slides(files: Iterable[Path]) -> list[list[Path]]:
 
 
 def _series_beside(path: Path, series_uid: str) -> tuple[Path, ...]:
-    mark = series_uid.encode("ascii")
+    # One UID may begin as another does: where this one ends and begins, no digit and no dot follows or comes before.
+    mark = re.compile(rb"(?<![0-9.])" + re.escape(series_uid.encode("ascii")) + rb"(?![0-9.])")
     found = []
     for file in _files_in(path.parent):
         header = _dicom_header(file)
-        if header is not None and (file == path or mark in header):
+        if header is not None and (file == path or mark.search(header)):
             found.append(file)
     return tuple(found)
 

@@ -244,6 +244,22 @@ def test_ids_are_names_without_endings(tmp_path: Path) -> None:
     assert [slide_id_of(Path(path)) for path in paths] == ["a.b", "a.ome", "c.v2", "d", "e", "f", "g"]
 
 
+def test_a_series_uid_that_begins_as_another_is_another(tmp_path: Path) -> None:
+    def write(name: str, uid: bytes) -> Path:
+        uid += b"\0" * (len(uid) % 2)
+        element = b"\x20\x00\x0e\x00UI" + len(uid).to_bytes(2, "little") + uid
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM" + element + b"\x20\x00\x11\x00IS\x02\x001 ")
+        return tmp_path / name
+
+    one, two = write("1.dcm", b"1.2.826.777.1"), write("2.dcm", b"1.2.826.777.1")
+    ten, deeper = write("10.dcm", b"1.2.826.777.10"), write("11.dcm", b"1.2.826.777.1.5")
+    longer = write("0.dcm", b"2.1.2.826.777.1")
+    assert pixel_files(one, series_uid="1.2.826.777.1") == (one, two)
+    assert pixel_files(ten, series_uid="1.2.826.777.10") == (ten,)
+    assert pixel_files(deeper, series_uid="1.2.826.777.1.5") == (deeper,)
+    assert pixel_files(longer, series_uid="2.1.2.826.777.1") == (longer,)
+
+
 # --- what would take for ever ---
 
 

@@ -60,7 +60,7 @@ class _LevelArray(Protocol):
 class ZarrBackend:
     """The first multiscale image of a folder, chunk by chunk through the shared cache of decoded tiles.
 
-    Axes are found by their names, so both `tczyx` and `yxc` will do; time and z stay at their first plane.
+    Axes are found by their names, so both `tczyx` and `yxc` will do; time and z must have one plane.
     """
 
     name = "ome-zarr"
@@ -119,6 +119,9 @@ class ZarrBackend:
             raise SlideError(f"{name} names a level that is no array")
         if array.ndim != len(self._axes) or not {"x", "y"} <= set(self._axes):
             raise SlideError(f"{name} has axes {self._axes}, but arrays of {array.ndim} dimensions")
+        for axis, size in zip(self._axes, array.shape, strict=True):
+            if axis not in "xyc" and size > 1:
+                raise SlideError(f"{name} holds {size} planes along its axis {axis}, but a slide needs one")
         channels = array.shape[self._axes.index("c")] if "c" in self._axes else 1
         if array.dtype != np.uint8 or channels not in (1, 3):
             raise SlideError(
