@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from napari_lrmil.cache import ResultCache, ResultKeys, summarise
-from napari_lrmil.errors import readable
+from napari_lrmil.errors import UnknownMppError, readable, reason_of
 from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE
 from napari_lrmil.worklist import Status, Worklist
 
@@ -57,6 +57,8 @@ class BatchEvent:
     progress : PredictProgress or None
     error : str
         Of a failed one.
+    needs_mpp : bool
+        Whether a failed one only lacks its µm/px.
     note : str
         What else the user should know of a finished one.
     """
@@ -67,7 +69,13 @@ class BatchEvent:
     cached: bool = False
     progress: PredictProgress | None = None
     error: str = ""
+    needs_mpp: bool = False
     note: str = ""
+
+    @classmethod
+    def failed(cls, path: Path, error: BaseException) -> BatchEvent:
+        """Of a slide that raised this."""
+        return cls(Kind.FAILED, path, error=reason_of(error), needs_mpp=isinstance(error, UnknownMppError))
 
 
 def follow(worklist: Worklist, event: BatchEvent) -> None:
@@ -75,7 +83,7 @@ def follow(worklist: Worklist, event: BatchEvent) -> None:
     if event.prediction is not None:
         worklist.set_result(event.path, summarise(event.prediction))
     elif event.kind is Kind.FAILED:
-        worklist.set_status(event.path, Status.FAILED, error=event.error)
+        worklist.set_status(event.path, Status.FAILED, error=event.error, needs_mpp=event.needs_mpp)
     elif event.kind is Kind.STARTED:
         worklist.set_status(event.path, Status.RUNNING)
 

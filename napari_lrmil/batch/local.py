@@ -15,9 +15,8 @@ from napari_lrmil.batch.events import (
     unique,
     whole_enough,
 )
-from napari_lrmil.cache import ResultCache, ResultKeys
+from napari_lrmil.cache import ResultCache, ResultKeys, open_slide
 from napari_lrmil.errors import SlideChangedError, reason_of
-from napari_lrmil.slide import Slide
 from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from napari_lrmil.model.bundle import ModelBundle
     from napari_lrmil.predict import SlidePrediction
+    from napari_lrmil.slide import Slide
 
 
 class _Opened(NamedTuple):
@@ -72,7 +72,7 @@ def classify(
     keys, sha = ResultKeys(bundle.info), bundle.info.weights_sha256
 
     def opened(item: BatchItem) -> _Opened:
-        slide = Slide(item.path, mpp=item.mpp)
+        slide = open_slide(item.path, mpp=item.mpp)
         try:
             if cache is None:
                 return _Opened(slide, None)
@@ -121,7 +121,7 @@ def classify(
                             slide, item, bundle, device, batch_size, threads, max_damaged
                         )
                 except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
-                    yield BatchEvent(Kind.FAILED, item.path, error=reason_of(error))
+                    yield BatchEvent.failed(item.path, error)
                     continue
                 note = _kept(cache, prediction, keys(prediction.mpp_xy))
                 yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, note=note)

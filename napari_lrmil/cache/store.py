@@ -15,6 +15,7 @@ from napari_lrmil import RESULT_VERSION
 from napari_lrmil.atomic import remove_folder, replacing, replacing_folder, write_text
 from napari_lrmil.cache.codec import Arrays, JSONValue, flatten, restore
 from napari_lrmil.cache.limit import JSON_NAME, RESULTS, THUMBNAILS, SizeLimit, entries, is_result, mark_used
+from napari_lrmil.cache.pixel_sizes import typed_mpp
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError, SlideChangedError
 from napari_lrmil.slide.files import from_home
@@ -262,7 +263,7 @@ class ResultCache:
         key_of : callable
             µm/px in use -> `result_key`, such as a `ResultKeys`.
         mpp : float, optional
-            µm per level-0 pixel where it is given, in place of the slide's own.
+            µm per level-0 pixel where it is given, in place of what was typed for the slide and of its own.
         slide_name : str
         """
         where = self._known_entry(slide_path, key_of, mpp)
@@ -280,6 +281,8 @@ class ResultCache:
     ) -> tuple[str, str] | None:
         """Fingerprint and key of the result that a slide would have."""
         known = self.known_slide(slide_path)
+        if known is not None and mpp is None:
+            mpp = typed_mpp(known.fingerprint)
         in_use = None if known is None else known.mpp_in_use(mpp)
         return None if known is None or in_use is None else (known.fingerprint, key_of(in_use))
 

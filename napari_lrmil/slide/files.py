@@ -28,6 +28,9 @@ _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _OME_TIFF = re.compile(r"\.ome\.(tiff?|tf[28]|btf)$", re.IGNORECASE)
 
 _MAX_CHUNKS = 2**22
+_MAX_NAMED = 2**12
+"""Files that an index or OME-XML may name as parts of its slide."""
+_MAX_INDEX_CHARS = 2**20
 
 _DICOM_PREAMBLE = 128
 _DICOM_HEADER_BYTES = 2**16
@@ -221,11 +224,12 @@ def dicom_slides(files: Iterable[Path]) -> list[list[Path]]:
 
 
 def _series_beside(path: Path, series_uid: str) -> tuple[Path, ...]:
-    mark = series_uid.encode("ascii")
+    # One UID may begin as another does: where this one ends and begins, no digit and no dot follows or comes before.
+    mark = re.compile(rb"(?<![0-9.])" + re.escape(series_uid.encode("ascii")) + rb"(?![0-9.])")
     found = []
     for file in _files_in(path.parent):
         header = _dicom_header(file)
-        if header is not None and (file == path or mark in header):
+        if header is not None and (file == path or mark.search(header)):
             found.append(file)
     return tuple(found)
 
@@ -270,7 +274,11 @@ def _vms_names(path: Path) -> set[str]:
 
     A value goes from the first '=' to the end of its line: names hold spaces and '=' too.
     """
-    values = (line.partition("=")[2].strip() for line in path.read_text("latin-1").splitlines())
+    with path.open(encoding="latin-1") as file:
+        text = file.read(_MAX_INDEX_CHARS + 1)
+    if len(text) > _MAX_INDEX_CHARS:
+        raise OSError(f"an index of more than {_MAX_INDEX_CHARS:,} characters")
+    values = (line.partition("=")[2].strip() for line in text.splitlines())
     return {value for value in values if value}
 
 
@@ -321,6 +329,8 @@ def _parsed(xml: str | bytes) -> ET.Element:
 def _named_beside(path: Path, names: Iterable[str]) -> list[Path]:
     """Files in the folder of `path` among what it names; names that lead elsewhere are left alone."""
     files = {path.parent / name for name in names if _is_plain_name(name)}
+    if len(files) > _MAX_NAMED:
+        raise OSError(f"it names more than {_MAX_NAMED:,} files")
     return sorted(file for file in files if file.is_file() and file != path)
 
 

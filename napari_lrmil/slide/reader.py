@@ -100,7 +100,7 @@ class Slide:
     @property
     def cache_key(self) -> tuple[object, ...]:
         """What names the pixels of this slide in the shared cache: the file, and how it is read."""
-        return (self._file_key, self._backend.name, self._to_srgb is not None)
+        return (self._file_key, hash(self._states), self._backend.name, self._to_srgb is not None)
 
     @property
     def level_dimensions_xy(self) -> tuple[tuple[int, int], ...]:
@@ -186,6 +186,11 @@ class Slide:
         return self._stated.mpp_xy
 
     @property
+    def shown_image(self) -> str:
+        """Which image of several in the file this is, and which others there are; empty where it is the only one."""
+        return self._backend.shown_image
+
+    @property
     def level_mpps(self) -> tuple[float, ...]:
         """µm/px of each level, of the coarser axis where they differ."""
         coarser = max(self.mpp_xy)
@@ -240,7 +245,7 @@ class Slide:
             "size_px": self.level_dimensions_xy[0],
             "mpp": self.mpp_xy if self.has_mpp else None,
             "mpp_source": self.pixel_size.text,
-            "image": self._backend.shown_image or "the only one",
+            "image": self.shown_image or "the only one",
             "objective_power": self._backend.objective_power,
             "bounds_l0_xywh": self.bounds_l0_xywh,
             "associated_images": self.associated_images,

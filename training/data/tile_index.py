@@ -185,6 +185,7 @@ def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:
                 slide, geometry.lr_spec, min_tissue=geometry.min_tissue, ratio=geometry.ratio
             )
             check_damage(slide, lr, ratio=geometry.ratio)
+            slide.check_unchanged()
     except UnknownMppError:
         return (
             "its µm/px is unknown; fill the column 'mpp' of the table, or set data.mpp for all such slides "

@@ -167,7 +167,7 @@ def _batches(
                 threads=job.threads,
             ):
                 yield embeddings.float().cpu().numpy(), np.empty((0, len(embeddings), 0), np.float32)
-            _refuse_damage(slide, grid, level, job.places)
+            _check_what_was_read(slide, grid, level, job.places)
             return
         grid = grid.subdivide(job.geometry.ratio)
         level = choose_level(slide.level_mpps, grid.spec.mpp)
@@ -175,10 +175,11 @@ def _batches(
             with torch.inference_mode(), autocast(device, job.precision):
                 output = encoder(encoder.preprocess(torch.from_numpy(tiles).to(device)), job.layers)
             yield output.embedding.float().cpu().numpy(), output.layer_class_tokens.float().cpu().numpy()
-        _refuse_damage(slide, grid, level, job.places)
+        _check_what_was_read(slide, grid, level, job.places)
 
 
-def _refuse_damage(slide: Slide, grid: TileGrid, level: int, places: NDArray[np.int64]) -> None:
-    """Raise SlideError where more of what was read is damaged than inference would allow."""
+def _check_what_was_read(slide: Slide, grid: TileGrid, level: int, places: NDArray[np.int64]) -> None:
+    """Raise SlideError where the file is another one by now, or more is damaged than inference would allow."""
+    slide.check_unchanged()
     rows, cols = places.T
     check_damage(slide, TileSet(grid, level, rows, cols, np.zeros(grid.shape_yx, np.float32)))

@@ -28,6 +28,11 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     the stored tiles are decoded directly, which is several times faster; OpenSlide then still says what
     the levels are and draws the tiles that the file leaves out.
 
+    Colours are proven: what is decoded directly has to agree with OpenSlide on a piece of each level that both have. What
+    OpenSlide can't open is decoded by tifffile's own rules for colours (photometric tag, codec, palettes refused), the ones
+    that `tifffile.imread` follows. What a TIFF's directories say that it holds is judged once, for all backends: OpenSlide
+    shows 16 bits, planes of a stack and turned tiles without a word.
+
     Raises
     ------
     SlideError
@@ -35,6 +40,8 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     """
     if backend not in BACKENDS:
         raise SlideError(f"there is no slide backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if path.is_symlink() and not path.exists():
+        raise SlideError(f"{path.name} is a link that leads nowhere, or to itself")
     if not path.exists():
         raise SlideError(f"no such slide: {path}")
     if not (path.is_file() or path.is_dir()):  # reading from a pipe would wait for ever
@@ -88,7 +95,7 @@ def _openslide(path: Path) -> OpenSlideBackend:
 def _open_tiff(path: Path, *, wanted: bool) -> Backend:
     """A TIFF: directly where its layout is understood, else through OpenSlide unless `wanted`."""
     from napari_lrmil.slide.backends.tiff_backend import TiffBackend
-    from napari_lrmil.slide.backends.tiff_layout import read_layout
+    from napari_lrmil.slide.backends.tiff_layout import UnfitImageError, read_layout
 
     try:
         reference = _openslide(path)
@@ -96,6 +103,8 @@ def _open_tiff(path: Path, *, wanted: bool) -> Backend:
         # Not tiled, or not one of OpenSlide's vendors: tifffile may still know it.
         try:
             return TiffBackend(path, read_layout(path), reason="OpenSlide can't read it")
+        except UnfitImageError:
+            raise
         except SlideError as no_tifffile:
             raise SlideError(f"{no_openslide}, nor one tifffile can: {no_tifffile}") from no_tifffile
     if reference.vendor not in _DIRECT_VENDORS:
@@ -108,17 +117,31 @@ def _open_tiff(path: Path, *, wanted: bool) -> Backend:
         return reference
     try:
         layout = read_layout(path)
+        if (
+            layout.is_ome
+            and layout.refusal
+            and layout.largest_xy not in (None, *reference.level_dimensions_xy)
+        ):
+            raise UnfitImageError(str(layout.refusal))  # OpenSlide would show another image of the file
+        if layout.refusal and isinstance(layout.refusal, UnfitImageError):
+            raise layout.refusal
         if layout.is_ome and layout.levels:
             # OpenSlide takes the first image for the slide, which may be the macro, and no level in a SubIFD.
             same = layout.levels[0].size_xy == reference.level_dimensions_xy[0]
             if not same or len(layout.levels) > len(reference.level_dimensions_xy):
                 direct = TiffBackend(path, layout, reason="OpenSlide doesn't see its pyramid")
+                try:
+                    if same:
+                        direct.compare_with(reference)
+                except SlideError:
+                    direct.close()
+                    raise
                 reference.close()
                 return direct
             reference.evidence, reference.shown_image = layout.evidence, layout.shown_image
         return TiffBackend.with_reference(path, layout, reference)
     except SlideError as error:
-        if wanted:
+        if wanted or isinstance(error, UnfitImageError):
             reference.close()
             raise
         reference.reason = str(error)

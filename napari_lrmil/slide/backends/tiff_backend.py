@@ -53,7 +53,7 @@ class TiffBackend:
         self, path: Path, layout: TiffLayout, *, reason: str, reference: OpenSlideBackend | None = None
     ) -> None:
         if not layout.levels:
-            raise SlideError(layout.refusal)
+            raise layout.refusal or SlideError(f"{path.name} holds no image")
         self._levels = layout.levels
         self._icc_profile = layout.icc_profile
         self._reference = reference
@@ -107,16 +107,25 @@ class TiffBackend:
             path, replace(layout, levels=levels), reason="plain grids of tiles", reference=reference
         )
         try:
-            backend._compare_with(reference)
+            backend.compare_with(reference)
         except SlideError:
             backend._file.close()
             raise
         return backend
 
-    def _compare_with(self, reference: OpenSlideBackend) -> None:
+    def compare_with(self, reference: OpenSlideBackend) -> None:
+        """Compare a piece of each level that OpenSlide has, too.
+
+        Raises
+        ------
+        SlideError
+            Where the pixels differ.
+        """
         # Whatever a vendor's colours or tables may be: a backend that isn't the reference has to agree
         # with it on this very file. The middle of a level is the likeliest place for tissue.
-        for number, level in enumerate(self._levels):
+        for number, level in enumerate(self._levels[: len(reference.level_dimensions_xy)]):
+            if reference.level_dimensions_xy[number] != self.level_dimensions_xy[number]:
+                continue
             scale = self.level_downsamples[number]
             middle = (
                 size // 2 // tile * tile
