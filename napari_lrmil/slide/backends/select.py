@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import Backend
-from napari_lrmil.slide.files import dicom_files_in, is_zarr
+from napari_lrmil.slide.files import dicom_files_in, is_zarr, is_zipped_zarr
 
 if TYPE_CHECKING:
     from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "openslide", "tiff", "ome-zarr", "image")
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ZIP_MAGIC = b"PK\3\4"
 _IMAGE_MAGICS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 _DIRECT_VENDORS = ("aperio", "generic-tiff", "philips", "trestle")
@@ -54,6 +55,8 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     if path.is_dir():
         return _open_dicom_folder(path)
     magic = _magic(path)
+    if is_zipped_zarr(path) and magic.startswith(_ZIP_MAGIC):
+        raise SlideError(f"{path.name} is a zipped OME-Zarr: unpack it and open the folder in it")
     if backend == "image" or (backend == "auto" and magic.startswith(_IMAGE_MAGICS)):
         from napari_lrmil.slide.backends.image_backend import ImageBackend
 

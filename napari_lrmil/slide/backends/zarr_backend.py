@@ -18,7 +18,7 @@ from napari_lrmil.errors import SlideError, reason_of
 from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of
 from napari_lrmil.slide.cache import shared_cache
 from napari_lrmil.slide.damage import damage_of, hatch
-from napari_lrmil.slide.files import is_inside, pixel_files, zarr_chunks, zarr_metadata
+from napari_lrmil.slide.files import is_inside, pixel_files, zarr_chunks, zarr_images, zarr_metadata
 from napari_lrmil.slide.geometry import l0_to_level
 from napari_lrmil.slide.pixel_size import OME_ZARR, Evidence
 
@@ -31,6 +31,7 @@ _UNIT_UM = {
     "meter": 1e6,
 }
 _MAX_CHUNK_PIXELS = 2**26
+_MAX_LISTED = 4
 _BLANK = 2.0
 """Grey levels by which pixels differ from the fill value on average where there is nothing."""
 _GLASS = 200
@@ -60,6 +61,9 @@ class _LevelArray(Protocol):
 class ZarrBackend:
     """The first multiscale image of a folder, chunk by chunk through the shared cache of decoded tiles.
 
+    A container as bioformats2raw writes it, with the image in a group of its own, is read as that image where it is the
+    only one.
+
     Axes are found by their names, so both `tczyx` and `yxc` will do; time and z must have one plane.
     """
 
@@ -69,12 +73,19 @@ class ZarrBackend:
         self._path = path
         try:
             group = zarr.open_group(path, mode="r")
-            image = _multiscale_of(group.attrs.asdict(), path.name)
+            images = zarr_images(path)
+            if len(images) > 1:
+                raise SlideError(
+                    f"{path.name} holds {len(images)} images: open one of {_listed(path, images)}"
+                )
+            inner = "".join(f"{name}/" for name in images)
+            described = group[inner[:-1]] if inner else group
+            image = _multiscale_of(described.attrs.asdict(), path.name)
             self._axes = [
                 str(axis["name"]) if isinstance(axis, Mapping) else str(axis)
                 for axis in image.get("axes", "tczyx")
             ]
-            names = [str(dataset["path"]) for dataset in image["datasets"]]
+            names = [f"{inner}{dataset['path']}" for dataset in image["datasets"]]
             for name in names:
                 if not is_inside(path, name):
                     raise SlideError(
@@ -277,6 +288,13 @@ class _ChunkFiles:
 
 class _DamagedChunkError(Exception):
     """A chunk that can't be decoded. Raised through the cache, which keeps no error."""
+
+
+def _listed(path: Path, names: Sequence[str]) -> str:
+    """The first few images of a container, as they are opened."""
+    return ", ".join(f"{path.name}/{name}" for name in names[:_MAX_LISTED]) + ", …" * (
+        len(names) > _MAX_LISTED
+    )
 
 
 def _multiscale_of(attributes: Mapping[str, Any], name: str) -> Mapping[str, Any]:
