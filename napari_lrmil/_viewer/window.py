@@ -85,9 +85,9 @@ class _Run:
 
 
 class _Kept(NamedTuple):
-    """A result, and the model that gave it."""
+    """A result, and the model that was in use when it came; None where none was."""
 
-    info: BundleInfo
+    info: BundleInfo | None
     prediction: SlidePrediction
 
 
@@ -459,12 +459,12 @@ class Controller:
         self._tell()
 
     def _show(self, slide: Slide, prediction: SlidePrediction) -> None:
-        bundle = self._bundle
-        if bundle is None or prediction.bundle_sha256 != bundle.info.weights_sha256:
+        info = self._bundle.info if self._bundle is not None else None
+        if info is not None and prediction.bundle_sha256 != info.weights_sha256:
             return
         if slide in self._canvas.slides() and slide.has_mpp and slide.mpp_xy == prediction.mpp_xy:
-            kept = [each for each in self._results.get(slide, []) if each.info != bundle.info]
-            self._results[slide] = [*kept, _Kept(bundle.info, prediction)]
+            kept = [each for each in self._results.get(slide, []) if each.info != info]
+            self._results[slide] = [*kept, _Kept(info, prediction)]
             self._ended.pop(slide, None)
             self._slide_errors.pop(slide, None)
             self._canvas.show_heatmap(slide, prediction, self._look_for(prediction))
@@ -480,9 +480,7 @@ class Controller:
         return False
 
     def _result_of(self, slide: Slide) -> SlidePrediction | None:
-        if self._bundle is None:
-            return None
-        info = self._bundle.info
+        info = self._bundle.info if self._bundle is not None else None
         return next((each.prediction for each in self._results.get(slide, []) if each.info == info), None)
 
     def _progressed(self, run: _Run, progress: PredictProgress) -> None:
