@@ -95,6 +95,8 @@ def test_files_hold_the_prediction(slide: Path, tiny_bundle: Path, tmp_path: Pat
     assert (told["status"], told["version"]) == (["demonstration"], __version__)
     again = read_prediction(tmp_path / "out" / "one.json")
     np.testing.assert_array_equal(again.class_contributions, expected.class_contributions)
+    np.testing.assert_array_equal(again.log_odds_contributions, expected.log_odds_contributions)
+    np.testing.assert_array_equal(again.log_odds_alone, expected.log_odds_alone)
     rows = read_tiles(tmp_path / "out" / "one.csv")
     assert len(rows) == len(expected.tiles)
     assert [row["attention_score"] for row in rows] == pytest.approx(expected.attention_scores, rel=1e-6)
