@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         title=f"{TILE_PX} px tiles at level {LEVEL}, {options.threads} threads, {os.cpu_count()} cores, "
         f"median of {options.turns} turns",
         caption="off by: furthest from OpenSlide's pixels, in grey levels of 256.\n"
-        + _verdict(ours / base, ours / limit),
+        + _target_text(ours / base, ours / limit),
         caption_justify="left",
     )
     for name, rate in medians.items():
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _verdict(times_openslide: float, share_of_limit: float) -> str:
+def _target_text(times_openslide: float, share_of_limit: float) -> str:
     lines = [
         "Where the rest goes: pixels that are kept land in memory that isn't warm ('its tiles kept');",
         "off the stored grid, each tile is decoded once, but four are pasted into one.",

@@ -189,9 +189,9 @@ def main() -> None:
             f"{models['LR'].info.tiles.tile_px} px, {torch.get_num_threads()} threads for torch"
         )
         ratio = report(turns, file_bytes, console)
-    verdict = "within" if ratio <= TARGET else "above"
+    place = "within" if ratio <= TARGET else "above"
     console.print(
-        f"LR / HR: {ratio:.3f} (median over slides), {verdict} the wanted {TARGET:.3f}", highlight=False
+        f"LR / HR: {ratio:.3f} (median over slides), {place} the wanted {TARGET:.3f}", highlight=False
     )
 
 

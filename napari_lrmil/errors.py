@@ -69,6 +69,10 @@ class DeviceError(LRMILError):
     """The wanted compute device isn't there."""
 
 
+class TableError(LRMILError):
+    """A CSV can't be read, or what stands in it is wrong: every line of the file that is."""
+
+
 class WorklistError(LRMILError):
     """A folder or slide table can't be listed, or a verdict can't be kept."""
 

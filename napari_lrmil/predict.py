@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from napari_lrmil.evidence import SATURATED_ABOVE, DeletionCurve, explain
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, find_tiles, iter_tiles
+from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE, check_damage
 
 
 class PredictProgress(NamedTuple):
@@ -81,6 +83,9 @@ class SlidePrediction:
     ood_score, ood_threshold : float, optional
         Distance of the slide's tiles to those of training, and where the warning starts; None where the
         bundle states none.
+    damaged_tiles : int
+        Tiles of which a part couldn't be decoded, which the model saw as grey stripes, and tiles that may hold tissue that
+        couldn't be seen.
     """
 
     slide_name: str
@@ -107,6 +112,7 @@ class SlidePrediction:
     coverage: float | None = None
     ood_score: float | None = None
     ood_threshold: float | None = None
+    damaged_tiles: int = 0
 
     @property
     def label(self) -> str:
@@ -222,8 +228,12 @@ def student_tiles(slide: Slide, info: BundleInfo) -> TileSet:
         slide,
         TileSpec(info.tiles.tile_px, info.tiles.mpp),
         min_tissue=info.tiles.min_tissue,
-        ratio=max(1, round(info.tiles.mpp / info.teacher_mpp)),
+        ratio=_ratio(info),
     )
+
+
+def _ratio(info: BundleInfo) -> int:
+    return max(1, round(info.tiles.mpp / info.teacher_mpp))
 
 
 def predict_slide(
@@ -233,6 +243,7 @@ def predict_slide(
     device: torch.device,
     batch_size: int = 32,
     threads: int = 2,
+    max_damaged: float = MAX_DAMAGED_SHARE,
 ) -> Generator[PredictProgress, None, SlidePrediction]:
     """Classify a slide step by step.
 
@@ -248,10 +259,13 @@ def predict_slide(
     batch_size : int
     threads : int
         Tiles decoded at once.
+    max_damaged : float
+        Share of the tiles with tissue that may be damaged.
 
     Raises
     ------
     NoTissueError, UnknownMppError, SlideError
+        The last also where more tiles than allowed are damaged.
     """
     started = time.perf_counter()
     info = bundle.info
@@ -259,6 +273,8 @@ def predict_slide(
     embeddings: list[torch.Tensor] = []
     with slide.in_colours(icc=info.tiles.apply_icc) as source:
         tiles = student_tiles(source, info)
+        allowed = partial(check_damage, source, tiles, ratio=_ratio(info), max_damaged=max_damaged)
+        damaged = allowed()
         yield PredictProgress(0, len(tiles), time.perf_counter() - started)
         done, note = 0, ""
 
@@ -280,6 +296,7 @@ def predict_slide(
         for batch in batches:
             embeddings.append(batch)
             done += len(batch)
+            damaged = allowed()
             yield PredictProgress(done, len(tiles), time.perf_counter() - started, note)
         source.check_unchanged()
     slide.check_unchanged()  # the pixels are of the slide whose fingerprint it is
@@ -311,6 +328,7 @@ def predict_slide(
         ood_score=None if trust is None else trust.tiles.slide_score(instances),
         ood_threshold=None if trust is None else trust.info.ood.threshold,
         tiles=tiles,
+        damaged_tiles=damaged,
         mpp_xy=slide.mpp_xy,
         level=tiles.level,
         level_mpp=slide.level_mpps[tiles.level],

@@ -31,6 +31,8 @@ class Status(StrEnum):
     """The slide is farther from those of training than the model's limit."""
     OTHER_STAIN = "other stain"
     """The slide looks immunostained, and the model is made for H&E."""
+    DAMAGED = "damaged tiles"
+    """Some tiles of the slide can't be decoded; the result is of the others."""
     DEMONSTRATION = "demonstration"
     """The model is made to show the program: not for diagnosis."""
 
@@ -41,6 +43,7 @@ def status_of(prediction: SlidePrediction) -> tuple[Status, ...]:
         Status.UNSURE: prediction.unsure,
         Status.UNLIKE_TRAINING: prediction.out_of_distribution,
         Status.OTHER_STAIN: prediction.tiles.immunostained,
+        Status.DAMAGED: prediction.damaged_tiles > 0,
         Status.DEMONSTRATION: prediction.demonstration,
     }
     return tuple(status for status, true in holds.items() if true) or (Status.OK,)
@@ -116,6 +119,15 @@ def unlike_training_text(prediction: SlidePrediction) -> str:
     )
 
 
+def damaged_text(prediction: SlidePrediction) -> str:
+    """How much of the slide couldn't be read; empty where all of it could."""
+    damaged = prediction.damaged_tiles
+    if not damaged:
+        return ""
+    tiles = "1 tile is" if damaged == 1 else f"{damaged} tiles are"
+    return f"{tiles} damaged in the file, grey stripes on the slide: the result doesn't know what was there."
+
+
 def other_stain_text(prediction: SlidePrediction) -> str:
     """The warning that a slide isn't stained with H&E; empty where there is no reason to warn."""
     if not prediction.tiles.immunostained:
@@ -129,7 +141,11 @@ def other_stain_text(prediction: SlidePrediction) -> str:
 
 def slide_warnings(prediction: SlidePrediction) -> tuple[str, ...]:
     """Why a result shouldn't be relied on, as far as the slide is the reason."""
-    return tuple(filter(None, (other_stain_text(prediction), unlike_training_text(prediction))))
+    return tuple(
+        filter(
+            None, (other_stain_text(prediction), unlike_training_text(prediction), damaged_text(prediction))
+        )
+    )
 
 
 def saturated_text(prediction: SlidePrediction) -> str:

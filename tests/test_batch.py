@@ -24,9 +24,8 @@ from napari_lrmil.batch import (
     classify,
     classify_on_cluster,
     follow,
-    local,
 )
-from napari_lrmil.cache import CacheError, ResultCache, ResultKeys, result_key
+from napari_lrmil.cache import CacheError, ResultCache, ResultKeys, pixel_sizes, result_key
 from napari_lrmil.model import bundle as model_bundle
 from napari_lrmil.model.bundle import ModelBundle, load_bundle, load_info
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
@@ -113,7 +112,7 @@ def test_running_again_computes_nothing(
 ) -> None:
     first = {event.path: event.prediction for event in run(folder, bundle, cache) if event.prediction}
     # Known slides aren't even opened.
-    monkeypatch.setattr(local, "Slide", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(pixel_sizes, "Slide", lambda *_, **__: pytest.fail("opened"))
     again = run(folder, bundle, cache)
     assert ends(again) == [(f"s{number}.tif", Kind.FINISHED, True) for number in range(4)]
     assert len(again) == 4
@@ -288,7 +287,7 @@ def test_the_next_slide_opens_while_one_is_computed(
             if len(opened) > 1:
                 second.set()
 
-    monkeypatch.setattr(local, "Slide", Noted)
+    monkeypatch.setattr(pixel_sizes, "Slide", Noted)
     events = classify(list_slides(folder), bundle, cache=cache, device=CPU)
     for event in events:
         if event.progress is not None and event.progress.tiles_done:

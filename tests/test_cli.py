@@ -462,7 +462,7 @@ def test_an_empty_folder_and_a_wrong_table(tiny_bundle: Path, tmp_path: Path) ->
     assert result.exit_code == 2
     assert "holds no slides" in message(result)
     (tmp_path / "table.csv").write_text("file\na.svs\n")
-    assert "has no column 'path'" in message(
+    assert "column 'path' is missing" in message(
         lrmil("predict", tmp_path / "table.csv", "--bundle", tiny_bundle)
     )
 

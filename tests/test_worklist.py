@@ -25,6 +25,7 @@ from napari_lrmil.cache import ResultCache, ResultSummary
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.worklist import (
+    ListedSlide,
     Order,
     Saved,
     Status,
@@ -205,8 +206,8 @@ def test_tables(delimiter: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("file\na.svs\n", "no column 'path'"),
-    ("", "no column 'path'"),
+    ("file\na.svs\n", "column 'path' is missing"),
+    ("", "column 'path' is missing"),
     ("path\n", "has no rows"),
     ("path,mpp\na.svs,0\nb.svs,x\n,1\na.svs,\n",
      "line 2: mpp '0' is no number above 0; line 3: mpp 'x' is no number above 0; line 4: path is empty; "
@@ -218,6 +219,35 @@ def test_wrong_tables_tell_everything_at_once(text: str, said: str, tmp_path: Pa
     with pytest.raises(WorklistError) as caught:
         read_slide_table(table)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("head", ['"","path"', ",path", ",path,"])
+def test_row_names_of_r_and_pandas_are_no_column(head: str, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    end = "," if head.endswith(",") else ""
+    table.write_text(head + "\n" + "".join(f"{n},s{n}.tiff{end}\n" for n in range(3)))
+    assert read_slide_table(table) == [ListedSlide(tmp_path / f"s{n}.tiff", f"s{n}") for n in range(3)]
+
+
+def test_names_that_look_like_one_are_a_note_in_the_worklist(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("path,slide_id,label\na.svs,7,Tumor\nb.svs,7.0,tumor\nc.svs,x,NA\nd.svs,x,\n")
+    worklist = Worklist.open(table)
+    assert worklist.notes == (
+        "table.csv: slide_id '7' (line 2) and '7.0' (line 3) look like one",
+        "table.csv: label 'Tumor' (line 2) and 'tumor' (line 3) look like one",
+        "table.csv: lines 4, 5 have the slide_id 'x'",
+    )
+    assert [item.known_label for item in worklist] == ["Tumor", "tumor", None, None]
+
+
+def test_a_home_of_nobody_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("path,mpp\n~nosuchuser/a.svs,1\nb.svs,x\n")
+    with pytest.raises(
+        WorklistError, match=r"line 2: path '~nosuchuser/a.svs' can't be one.*; line 3: mpp 'x'"
+    ):
+        read_slide_table(table)
 
 
 def test_a_thousand_slides_open_at_once(

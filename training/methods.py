@@ -27,7 +27,7 @@ class Embedding:
 
 CROSS_ENTROPY = ("ce",)
 DISTILLATION = ("ce", "bag", "soft", "hard")
-"""The terms of L2, weighted in ``[stage2]`` (method.md section 3)."""
+"""The terms of L2, weighted in ``[stage2]``: the names that `SlideDistillation` gives them, and the cross-entropy."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Slide-level metrics, calibration and intervals (method.md section 6)."""
+"""Slide-level metrics, calibration and intervals."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def expected_calibration_error(labels: Labels, probabilities: Array, *, n_bins: 
 
 
 def slide_metrics(labels: Labels, probabilities: Array) -> dict[str, float]:
-    """Return all metrics of method.md section 6 by name."""
+    """Return all metrics of one method, by name."""
     predicted = probabilities.argmax(axis=1)
     return {
         "auc": auc(labels, probabilities),

@@ -119,6 +119,10 @@ class Canvas(ABC):
         """Lay the heatmap right over its slide; one of the same tiles that is there changes its look."""
 
     @abstractmethod
+    def remove_heatmap(self, slide: Slide) -> None:
+        """Take the slide's heatmap away, where there is one."""
+
+    @abstractmethod
     def has_heatmap(self, slide: Slide) -> bool:
         """Whether a heatmap of the slide is among the layers, shown or hidden."""
 

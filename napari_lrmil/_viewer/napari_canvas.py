@@ -24,6 +24,7 @@ from napari_lrmil._viewer.layers import (
     slide_levels,
     slide_placement,
 )
+from napari_lrmil.cache import open_slide
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class NapariCanvas(Canvas):
 
     def open_slide(self, path: Path, *, mpp: float | None = None) -> Slide:
         """See `Canvas.open_slide`."""
-        slide = Slide(path, mpp=mpp)
+        slide = open_slide(path, mpp=mpp)
         levels, attributes, _ = slide_layer(slide, student_mpp=self._student_mpp)
         self._viewer.add_image(levels, **attributes)
         self.bring_forward(slide)
@@ -134,7 +135,7 @@ class NapariCanvas(Canvas):
         if tuple(layer.scale) != placement["scale"]:
             for name, value in placement.items():
                 setattr(layer, name, value)
-            layer.metadata[MPP_UNKNOWN_KEY] = not slide.has_mpp
+            layer.metadata.update({MPP_UNKNOWN_KEY: not slide.has_mpp, "lrmil": slide.metadata})
             self._viewer.reset_view()
 
     def redraw(self, slide: Slide) -> None:
@@ -176,7 +177,7 @@ class NapariCanvas(Canvas):
         layer.name = attributes["name"]
 
     def remove_heatmap(self, slide: Slide) -> None:
-        """Where there is one."""
+        """See `Canvas.remove_heatmap`."""
         at = self._index(HEATMAP_KEY, slide)
         if at is not None:
             self._viewer.layers.pop(at)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_lrmil._viewer.layers import LayerData, close_with_layers, slide_layer
+from napari_lrmil.cache import open_slide
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
@@ -40,7 +41,7 @@ def _reader_of_slide(path: str) -> Reader | None:
     called; a reader that is dropped uncalled gives the handle back, as a dropped `Slide` does.
     """
     try:
-        slide = Slide(path)
+        slide = open_slide(path)
     except SlideError:
         return None
     pyramid = len(slide.level_dimensions_xy) > 1
@@ -51,7 +52,7 @@ def _reader_of_slide(path: str) -> Reader | None:
     del slide
 
     def read(path: str | Sequence[str]) -> list[LayerData]:
-        return _layers_of(opened.pop() if opened else Slide(str(path)))
+        return _layers_of(opened.pop() if opened else open_slide(str(path)))
 
     return read
 
@@ -64,7 +65,7 @@ def read_slide(path: str | Sequence[str]) -> list[LayerData]:
     SlideError
         Where the file can't be opened or decoded.
     """
-    return _layers_of(Slide(str(path)))
+    return _layers_of(open_slide(str(path)))
 
 
 def _layers_of(slide: Slide) -> list[LayerData]:

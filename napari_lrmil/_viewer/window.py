@@ -251,12 +251,30 @@ class Controller:
             self._canvas.bring_forward(slides[index])
         self._tell()
 
-    def set_mpp(self, mpp: float) -> None:
-        """Say what a level-0 pixel of the current slide measures, where the file doesn't."""
-        if self._slide is not None and mpp > 0 and self.state is State.NEEDS_MPP:
-            self._slide.mpp_override = mpp
-            self._canvas.place_slide(self._slide, student_mpp=self._student_mpp)
+    def set_mpp(self, mpp: float | None) -> None:
+        """Say what a level-0 pixel of the current slide measures; None goes back to what the file says.
+
+        A result made with another value is no longer one.
+        """
+        slide = self._slide
+        if slide is not None and mpp != slide.mpp_override:
+            self._error = ""
+            try:
+                slide.mpp_override = mpp
+            except LRMILError as error:
+                self._error = str(error)
+            else:
+                self._drop_result(slide)
+                self._canvas.place_slide(slide, student_mpp=self._student_mpp)
         self._tell()
+
+    def _drop_result(self, slide: Slide) -> None:
+        """Take a slide's result away, and stop the classification that would give one."""
+        if self.running_slide is slide:
+            self._stop()
+        self._results.pop(slide, None)
+        self._ended.pop(slide, None)
+        self._canvas.remove_heatmap(slide)
 
     def set_icc(self, applied: bool) -> None:
         """Show the current slide's colours through its own profile, or as stored. Models aren't affected."""
@@ -354,15 +372,15 @@ class Controller:
     def show_result(self, slide: Slide, prediction: SlidePrediction) -> None:
         """Show a prediction that was made elsewhere, or before: by the batch, or from the cache.
 
-        Where the slide's file is no longer the one that is shown, that is said instead: the prediction may be of the
-        new one.
+        One of another µm/px than the slide has by now isn't shown. Where the slide's file is no longer the one that is
+        shown, that is said instead: the prediction may be of the new one.
         """
         if not self._is_replaced(slide):
             self._show(slide, prediction)
         self._tell()
 
     def _show(self, slide: Slide, prediction: SlidePrediction) -> None:
-        if slide in self._canvas.slides():
+        if slide in self._canvas.slides() and slide.has_mpp and slide.mpp_xy == prediction.mpp_xy:
             self._results[slide], self._ended[slide] = prediction, State.DONE
             self._canvas.show_heatmap(slide, prediction, self._look_for(prediction))
 

@@ -18,8 +18,9 @@ from napari_lrmil.batch.events import (
     known_results,
     unique,
 )
-from napari_lrmil.cache import ResultCache, ResultKeys
+from napari_lrmil.cache import ResultCache, ResultKeys, typed_mpp
 from napari_lrmil.errors import LRMILError, readable, reason_of
+from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE
 
 if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo, ModelBundle
@@ -40,6 +41,7 @@ class Job(NamedTuple):
     device: str
     batch_size: int
     threads: int
+    max_damaged: float
 
 
 class Answer(NamedTuple):
@@ -49,6 +51,7 @@ class Answer(NamedTuple):
     mpp_xy: tuple[float, float] | None
     cached: bool
     error: str
+    needs_mpp: bool = False
 
 
 def classify_on_cluster(
@@ -61,6 +64,7 @@ def classify_on_cluster(
     device: str = "auto",
     batch_size: int = 32,
     threads: int = 2,
+    max_damaged: float = MAX_DAMAGED_SHARE,
     timeout_s: float = 30.0,
 ) -> Generator[BatchEvent, None, None]:
     """As `classify`, on the workers of a cluster; the results come through the cache.
@@ -79,7 +83,7 @@ def classify_on_cluster(
         Of the scheduler, such as ``tcp://host:8786``.
     cache : ResultCache
         Its folder is seen by all workers.
-    device, batch_size, threads
+    device, batch_size, threads, max_damaged
         For each worker.
     timeout_s : float
         How long scheduler and first worker may take to answer.
@@ -94,7 +98,7 @@ def classify_on_cluster(
     ClusterError
     """
     keys = ResultKeys(info)
-    waiting = yield from known_results(unique(items), cache, info.weights_sha256, keys)
+    waiting = yield from known_results(unique(items), cache, info.weights_sha256, keys, max_damaged)
     if not waiting:
         return
     try:
@@ -106,13 +110,14 @@ def classify_on_cluster(
     jobs = [
         Job(
             str(item.path.absolute()),
-            item.mpp,
+            _given_mpp(item, cache),
             bundle,
             info.weights_sha256,
             str(cache.root.absolute()),
             device,
             batch_size,
             threads,
+            max_damaged,
         )
         for item in waiting
     ]
@@ -133,6 +138,12 @@ def classify_on_cluster(
                 yield _event(future, items_of[future.key], info.weights_sha256, cache, keys)
         finally:
             client.cancel(futures)
+
+
+def _given_mpp(item: BatchItem, cache: ResultCache) -> float | None:
+    """The µm/px of the list, else what was typed here for a slide that was seen before: workers may know other homes."""
+    fingerprint = None if item.mpp is not None else cache.known_fingerprint(item.path)
+    return item.mpp if fingerprint is None else typed_mpp(fingerprint)
 
 
 def _check_workers(client: Any, address: str, timeout_s: float) -> None:
@@ -167,7 +178,7 @@ def _event(
     except CancelledError as lost:
         raise ClusterError("the cluster was lost. What is finished is kept: run the same again.") from lost
     if answer.error or answer.mpp_xy is None:
-        return BatchEvent(Kind.FAILED, item.path, error=answer.error)
+        return BatchEvent(Kind.FAILED, item.path, error=answer.error, needs_mpp=answer.needs_mpp)
     # One result is as large as the slide has tiles: the client need not hold them all.
     key = keys(answer.mpp_xy)
     prediction = cache.get(answer.fingerprint, bundle_sha256, key, slide_name=readable(item.path.stem))
@@ -220,6 +231,7 @@ def _classify(job: Job) -> Answer:
             device=resolve_device(job.device),
             batch_size=job.batch_size,
             threads=job.threads,
+            max_damaged=job.max_damaged,
         )
         with closing(events):
             for event in events:
@@ -228,7 +240,7 @@ def _classify(job: Job) -> Answer:
                     made = event.prediction
                     return Answer(made.slide_fingerprint, made.mpp_xy, event.cached, event.note)
                 if event.kind is Kind.FAILED:
-                    return Answer("", None, False, event.error)
+                    return Answer("", None, False, event.error, needs_mpp=event.needs_mpp)
     except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
         return Answer("", None, False, reason_of(error))
     raise AssertionError("a batch ended without a word of its slide")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from napari_lrmil.cache import ResultCache, ResultKeys, summarise
-from napari_lrmil.errors import readable
+from napari_lrmil.errors import UnknownMppError, readable, reason_of
+from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE
 from napari_lrmil.worklist import Status, Worklist
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class BatchEvent:
     progress : PredictProgress or None
     error : str
         Of a failed one.
+    needs_mpp : bool
+        Whether a failed one only lacks its µm/px.
     note : str
         What else the user should know of a finished one.
     """
@@ -66,7 +69,13 @@ class BatchEvent:
     cached: bool = False
     progress: PredictProgress | None = None
     error: str = ""
+    needs_mpp: bool = False
     note: str = ""
+
+    @classmethod
+    def failed(cls, path: Path, error: BaseException) -> BatchEvent:
+        """Of a slide that raised this."""
+        return cls(Kind.FAILED, path, error=reason_of(error), needs_mpp=isinstance(error, UnknownMppError))
 
 
 def follow(worklist: Worklist, event: BatchEvent) -> None:
@@ -74,13 +83,17 @@ def follow(worklist: Worklist, event: BatchEvent) -> None:
     if event.prediction is not None:
         worklist.set_result(event.path, summarise(event.prediction))
     elif event.kind is Kind.FAILED:
-        worklist.set_status(event.path, Status.FAILED, error=event.error)
+        worklist.set_status(event.path, Status.FAILED, error=event.error, needs_mpp=event.needs_mpp)
     elif event.kind is Kind.STARTED:
         worklist.set_status(event.path, Status.RUNNING)
 
 
 def known_results(
-    items: Iterable[BatchItem], cache: ResultCache | None, bundle_sha256: str, keys: ResultKeys
+    items: Iterable[BatchItem],
+    cache: ResultCache | None,
+    bundle_sha256: str,
+    keys: ResultKeys,
+    max_damaged: float = MAX_DAMAGED_SHARE,
 ) -> Generator[BatchEvent, None, list[BatchItem]]:
     """Yield the kept results of slides, none of which is opened, as finished events; return the other slides."""
     others: list[BatchItem] = []
@@ -88,14 +101,19 @@ def known_results(
         prediction = None
         if cache is not None:
             name = readable(item.path.stem)
-            # What hinders the look at a slide is told when it is opened.
+            # A slide that fails here is opened like any other, and then says what is wrong.
             with suppress(Exception):
                 prediction = cache.known_result(item.path, bundle_sha256, keys, mpp=item.mpp, slide_name=name)
-        if prediction is None:
+        if prediction is None or not whole_enough(prediction, max_damaged):
             others.append(item)
         else:
             yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=True)
     return others
+
+
+def whole_enough(prediction: SlidePrediction, max_damaged: float) -> bool:
+    """Whether a kept result has no larger share of damaged tiles than allowed."""
+    return prediction.damaged_tiles <= max_damaged * len(prediction.tiles)
 
 
 def unique(items: Sequence[BatchItem]) -> list[BatchItem]:

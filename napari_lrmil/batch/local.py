@@ -13,16 +13,18 @@ from napari_lrmil.batch.events import (
     Kind,
     known_results,
     unique,
+    whole_enough,
 )
-from napari_lrmil.cache import ResultCache, ResultKeys
+from napari_lrmil.cache import ResultCache, ResultKeys, open_slide
 from napari_lrmil.errors import SlideChangedError, reason_of
-from napari_lrmil.slide import Slide
+from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE
 
 if TYPE_CHECKING:
     import torch
 
     from napari_lrmil.model.bundle import ModelBundle
     from napari_lrmil.predict import SlidePrediction
+    from napari_lrmil.slide import Slide
 
 
 class _Opened(NamedTuple):
@@ -40,6 +42,7 @@ def classify(
     device: torch.device,
     batch_size: int = 32,
     threads: int = 2,
+    max_damaged: float = MAX_DAMAGED_SHARE,
 ) -> Generator[BatchEvent, None, None]:
     """Classify slides; what the cache holds comes first and at once.
 
@@ -58,6 +61,8 @@ def classify(
         Tiles a step.
     threads : int
         Tiles decoded at once.
+    max_damaged : float
+        Share of a slide's tiles with tissue that may be damaged; kept results with more are computed again.
 
     Yields
     ------
@@ -67,13 +72,15 @@ def classify(
     keys, sha = ResultKeys(bundle.info), bundle.info.weights_sha256
 
     def opened(item: BatchItem) -> _Opened:
-        slide = Slide(item.path, mpp=item.mpp)
+        slide = open_slide(item.path, mpp=item.mpp)
         try:
             if cache is None:
                 return _Opened(slide, None)
             fingerprint = slide.fingerprint()
             cache.remember_slide(slide, fingerprint)
             found = cache.get(fingerprint, sha, keys(slide.mpp_xy), slide_name=slide.name)
+            if found is not None and not whole_enough(found, max_damaged):
+                found = None
         except BaseException:
             slide.close()
             raise
@@ -94,7 +101,7 @@ def classify(
             return opened(item)
         return found
 
-    waiting = yield from known_results(unique(items), cache, sha, keys)
+    waiting = yield from known_results(unique(items), cache, sha, keys, max_damaged)
     following: Future[_Opened] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="lrmil-open") as pool:
         try:
@@ -110,9 +117,11 @@ def classify(
                         yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, cached=True)
                         continue
                     with slide:
-                        prediction = yield from _computed(slide, item, bundle, device, batch_size, threads)
+                        prediction = yield from _computed(
+                            slide, item, bundle, device, batch_size, threads, max_damaged
+                        )
                 except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
-                    yield BatchEvent(Kind.FAILED, item.path, error=reason_of(error))
+                    yield BatchEvent.failed(item.path, error)
                     continue
                 note = _kept(cache, prediction, keys(prediction.mpp_xy))
                 yield BatchEvent(Kind.FINISHED, item.path, prediction=prediction, note=note)
@@ -128,11 +137,14 @@ def _computed(
     device: torch.device,
     batch_size: int,
     threads: int,
+    max_damaged: float,
 ) -> Generator[BatchEvent, None, SlidePrediction]:
     """The prediction of a slide; yields its progress as events."""
     from napari_lrmil.predict import predict_slide
 
-    steps = predict_slide(slide, bundle, device=device, batch_size=batch_size, threads=threads)
+    steps = predict_slide(
+        slide, bundle, device=device, batch_size=batch_size, threads=threads, max_damaged=max_damaged
+    )
     with closing(steps):
         while True:
             try:

@@ -1,6 +1,7 @@
 """Results kept on disk: opening a slide again shows them at once. Loads no torch until one is asked for."""
 
 from napari_lrmil.cache.limit import DEFAULT_LIMIT_BYTES
+from napari_lrmil.cache.pixel_sizes import keep_typed_mpp, open_slide, typed_mpp
 from napari_lrmil.cache.store import (
     CACHE_DIR_VARIABLE,
     CacheError,
@@ -21,6 +22,9 @@ __all__ = [
     "ResultKeys",
     "ResultSummary",
     "default_cache_root",
+    "keep_typed_mpp",
+    "open_slide",
     "result_key",
     "summarise",
+    "typed_mpp",
 ]

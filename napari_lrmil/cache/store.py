@@ -15,6 +15,7 @@ from napari_lrmil import RESULT_VERSION
 from napari_lrmil.atomic import remove_folder, replacing, replacing_folder, write_text
 from napari_lrmil.cache.codec import Arrays, JSONValue, flatten, restore
 from napari_lrmil.cache.limit import JSON_NAME, RESULTS, THUMBNAILS, SizeLimit, entries, is_result, mark_used
+from napari_lrmil.cache.pixel_sizes import typed_mpp
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError, SlideChangedError
 from napari_lrmil.slide.files import from_home
@@ -29,7 +30,7 @@ RESULT_FORMAT = 3
 CACHE_DIR_VARIABLE = "LRMIL_CACHE_DIR"
 
 ARRAYS_NAME = "arrays.safetensors"
-_SEEN = "seen"
+_KNOWN_SLIDES = "seen"
 """Folder of what is known of slides that were here before, by the state of their files."""
 _FORMAT = "lrmil-result"
 
@@ -262,7 +263,7 @@ class ResultCache:
         key_of : callable
             µm/px in use -> `result_key`, such as a `ResultKeys`.
         mpp : float, optional
-            µm per level-0 pixel where it is given, in place of the slide's own.
+            µm per level-0 pixel where it is given, in place of what was typed for the slide and of its own.
         slide_name : str
         """
         where = self._known_entry(slide_path, key_of, mpp)
@@ -280,12 +281,14 @@ class ResultCache:
     ) -> tuple[str, str] | None:
         """Fingerprint and key of the result that a slide would have."""
         known = self.known_slide(slide_path)
+        if known is not None and mpp is None:
+            mpp = typed_mpp(known.fingerprint)
         in_use = None if known is None else known.mpp_in_use(mpp)
         return None if known is None or in_use is None else (known.fingerprint, key_of(in_use))
 
     def _known(self, state: str) -> KnownSlide | None:
         try:
-            said = json.loads(self._seen(state).read_bytes())
+            said = json.loads(self._known_file(state).read_bytes())
             found = restore(KnownSlide, said, {})
         except (
             OSError,
@@ -311,7 +314,7 @@ class ResultCache:
         if state is None or self._known(state) == slide:
             return
         try:
-            write_text(self._seen(state), json.dumps(slide._asdict()) + "\n")
+            write_text(self._known_file(state), json.dumps(slide._asdict()) + "\n")
         except OSError:
             return
 
@@ -344,7 +347,7 @@ class ResultCache:
 
     def clear(self) -> None:
         """Delete results, thumbnails and known fingerprints; the limit, and files of others, stay."""
-        for name in (RESULTS, THUMBNAILS, _SEEN):
+        for name in (RESULTS, THUMBNAILS, _KNOWN_SLIDES):
             try:
                 remove_folder(self.root / name)
             except OSError as error:
@@ -358,8 +361,8 @@ class ResultCache:
     def _thumbnail(self, fingerprint: str, edge_px: int) -> Path:
         return self.root / THUMBNAILS / fingerprint[:2] / f"{fingerprint}-{edge_px}.jpg"
 
-    def _seen(self, state: str) -> Path:
-        return self.root / _SEEN / state[:2] / state
+    def _known_file(self, state: str) -> Path:
+        return self.root / _KNOWN_SLIDES / state[:2] / state
 
     def _unwritable(self, error: OSError) -> CacheError:
         return CacheError(

@@ -22,10 +22,10 @@ def info(
 ) -> None:
     """What a slide file says of itself: levels, pixel size, bounds. Identifiers are left out."""
     with errors_as_messages():
-        from napari_lrmil.slide import Slide
+        from napari_lrmil.cache import open_slide
 
         for path in slides:
-            with Slide(path, mpp=mpp) as slide:
+            with open_slide(path, mpp=mpp) as slide:
                 table = Table("property", "value", title=escape(path.name))
                 for key, value in slide.metadata.items():
                     table.add_row(key, "unknown" if value is None else escape(str(value)))

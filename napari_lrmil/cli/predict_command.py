@@ -70,6 +70,14 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles a step.")] = 32,
     threads: Annotated[int, typer.Option(min=1, help="Tiles decoded at once.")] = 2,
+    max_damaged: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the tiles with tissue that may be damaged; a slide with more fails.",
+        ),
+    ] = 0.01,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the files of an earlier run.")
     ] = False,
@@ -111,7 +119,7 @@ def predict(
             from napari_lrmil.cache import ResultCache
 
             cache = None if no_cache else ResultCache(cache_dir)
-            info, events = _start(wanted, bundle, cache, device, batch_size, threads, cluster)
+            info, events = _start(wanted, bundle, cache, device, batch_size, threads, max_damaged, cluster)
             if out is not None:
                 if not overwrite:
                     refuse_existing(out, stems.values(), info)
@@ -148,7 +156,10 @@ def _list_all(slides: list[Path], recursive: bool, mpp: float | None) -> list[Li
     """The slides that the arguments mean; a table's mpp goes before the option's."""
     from napari_lrmil.worklist import list_slides
 
-    found = [slide for path in slides for slide in list_slides(path, recursive=recursive)]
+    def note(text: str) -> None:
+        console.err.print(f"[yellow]Note:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+    found = [slide for path in slides for slide in list_slides(path, recursive=recursive, note=note)]
     return [replace(slide, mpp=mpp) if slide.mpp is None else slide for slide in found]
 
 
@@ -159,6 +170,7 @@ def _start(
     device: str,
     batch_size: int,
     threads: int,
+    max_damaged: float,
     cluster: str | None,
 ) -> tuple[BundleInfo, Generator[BatchEvent, None, None]]:
     """What the bundle says of itself, and the events of a batch that begins when they are asked for."""
@@ -172,7 +184,13 @@ def _start(
         model = load_bundle(bundle, device=torch_device)
         info = model.info
         events = classify(
-            wanted, model, cache=cache, device=torch_device, batch_size=batch_size, threads=threads
+            wanted,
+            model,
+            cache=cache,
+            device=torch_device,
+            batch_size=batch_size,
+            threads=threads,
+            max_damaged=max_damaged,
         )
     else:
         info = load_info(bundle)
@@ -188,6 +206,7 @@ def _start(
             device=device,
             batch_size=batch_size,
             threads=threads,
+            max_damaged=max_damaged,
         )
     if info.demonstration:
         console.err.print(f"[yellow]{escape(info.name)}: {DEMONSTRATION_NOTE}[/]", highlight=False)

@@ -81,12 +81,6 @@ class Annotation:
         for name, value in tidy.items():
             object.__setattr__(self, name, value)
 
-    @property
-    def vertex_count(self) -> int:
-        """Of all rings and holes together."""
-        holes = (hole for part in self.holes_l0_xy for hole in part)
-        return sum(len(ring) for rings in (self.rings_l0_xy, holes) for ring in rings)
-
 
 def _checked(ring: Ring, kind: Kind) -> Ring:
     vertices = tuple((float(x), float(y)) for x, y in ring)

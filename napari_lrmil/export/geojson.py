@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,11 +68,13 @@ def annotations_from_geojson(
     bounds_l0_xywh: Bounds,
     cropped: bool = True,
     object_types: Collection[str] | None = None,
+    left_out: Callable[[str], None] | None = None,
 ) -> list[Annotation]:
     """Annotations out of GeoJSON: a FeatureCollection, a Feature, a list of Features, or bare geometries.
 
     Child objects come out beside their parents. A collection of unlike shapes becomes one annotation a
-    kind. Unclosed rings are closed and self-intersections kept; both are said in `Annotation.notes`.
+    kind. Unclosed rings are closed and self-intersections kept; both are said in `Annotation.notes`. A feature
+    that can't be read is left out, the others are not.
 
     Parameters
     ----------
@@ -84,14 +86,16 @@ def annotations_from_geojson(
         Whether the file counts from the corner of these bounds, as QuPath does by default.
     object_types : collection of str, optional
         Keep these alone, such as ``{"annotation"}``; a file of QuPath can hold half a million cells.
+    left_out : callable, optional
+        Called with each feature that was left out, and why: "feature 2: ...". Default: the log.
 
     Raises
     ------
     GeoJSONError
-        Where it is not JSON, not GeoJSON, or a coordinate is missing or not finite.
+        Where it is not JSON, not GeoJSON, or no feature in it can be read.
     """
     document = parse_geojson(data) if isinstance(data, str | bytes) else data
-    return annotations_of(document, _offset(bounds_l0_xywh, cropped), object_types)
+    return annotations_of(document, _offset(bounds_l0_xywh, cropped), object_types, left_out)
 
 
 def write_annotations(
@@ -108,6 +112,7 @@ def read_annotations(
     cropped: bool = True,
     object_types: Collection[str] | None = None,
     max_bytes: int = MAX_FILE_BYTES,
+    left_out: Callable[[str], None] | None = None,
 ) -> list[Annotation]:
     """`annotations_from_geojson` of a file: ``.geojson``, ``.json``, or either within ``.zip`` or ``.gz``.
 
@@ -117,7 +122,7 @@ def read_annotations(
         As there, and where the file can't be opened or holds more than `max_bytes` once unpacked.
     """
     document = read_geojson(Path(path), max_bytes)
-    return annotations_of(document, _offset(bounds_l0_xywh, cropped), object_types)
+    return annotations_of(document, _offset(bounds_l0_xywh, cropped), object_types, left_out)
 
 
 def heatmap_to_geojson(

@@ -9,7 +9,7 @@ import math
 import uuid
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -110,24 +110,66 @@ def parse_geojson(data: str | bytes) -> object:
         raise GeoJSONError("this is no GeoJSON of annotations: it is nested too deeply") from error
     except ValueError as error:  # a number of thousands of digits
         raise GeoJSONError(f"this is not JSON that can be read: {error}") from error
-    return document
+    # JSON can spell half a character, which no file can hold again.
+    try:
+        return _whole_characters(document) if _has_escaped_halves(data) else document
+    except RecursionError as error:
+        raise GeoJSONError("this is no GeoJSON of annotations: it is nested too deeply") from error
+
+
+def _has_escaped_halves(data: str | bytes) -> bool:
+    if isinstance(data, str):
+        return "\\ud" in data or "\\uD" in data
+    return b"\\ud" in data or b"\\uD" in data
+
+
+def _whole_characters(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_whole_characters(key): _whole_characters(item) for key, item in value.items()}
+    return [_whole_characters(item) for item in value] if isinstance(value, list) else value
 
 
 def annotations_of(
-    document: object, offset_l0_xy: Vertex, object_types: Collection[str] | None
+    document: object,
+    offset_l0_xy: Vertex,
+    object_types: Collection[str] | None,
+    left_out: Callable[[str], None] | None,
 ) -> list[Annotation]:
     """See `napari_lrmil.export.geojson.annotations_from_geojson`."""
+    left_out = left_out or _log_left_out
     found: list[Annotation] = []
-    try:
-        for where, feature in _features(document):
-            for one_where, one in _with_children(where, feature, 0):
-                found += _annotations_of_feature(one, one_where, offset_l0_xy, object_types)
-    except RecursionError as error:
-        raise GeoJSONError("this is no GeoJSON of annotations: it is nested too deeply") from error
+    wrong: list[str] = []
+    n_read = 0
+    for where, item in _items(document):
+        try:
+            features = list(_with_children(where, _feature(where, item), 0))
+        except GeoJSONError as error:
+            wrong.append(str(error))
+            continue
+        for one_where, one in features:
+            try:
+                found += _annotations_of_feature(one, one_where, offset_l0_xy, object_types, left_out)
+            except GeoJSONError as error:
+                wrong.append(str(error))
+            except RecursionError:
+                wrong.append(f"{one_where} is nested too deeply")
+            else:
+                n_read += 1
+    if wrong and not n_read:
+        more = f"; {len(wrong) - 1:,} more features can't be read either" if len(wrong) > 1 else ""
+        raise GeoJSONError(wrong[0] + more)
+    for text in wrong:
+        left_out(text)
     return found
 
 
-def _features(document: object) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _log_left_out(text: str) -> None:
+    _log.warning("left out: %s", text)
+
+
+def _items(document: object) -> Iterator[tuple[str, object]]:
     if isinstance(document, Mapping) and document.get("type") == "FeatureCollection":
         listed = document.get("features")
         if not isinstance(listed, list):
@@ -139,19 +181,21 @@ def _features(document: object) -> Iterator[tuple[str, Mapping[str, object]]]:
     else:
         raise GeoJSONError("this is JSON, but not GeoJSON: it holds neither an object nor a list of features")
     for number, item in enumerate(listed, start=1):
-        where = f"feature {number}"
-        if not isinstance(item, Mapping):
-            raise GeoJSONError(f"{where} is not a GeoJSON object")
-        kind = item.get("type")
-        if kind == "Feature":
-            yield where, item
-        elif isinstance(kind, str) and (kind in _GEOMETRY_KINDS or kind == "GeometryCollection"):
-            yield where, {"type": "Feature", "geometry": item}
-        else:
-            raise GeoJSONError(
-                f"this is JSON, but not GeoJSON that can be read: {where} has the type {str(kind)[:40]!r}, "
-                "not 'Feature' or a geometry"
-            )
+        yield f"feature {number}", item
+
+
+def _feature(where: str, item: object) -> Mapping[str, object]:
+    if not isinstance(item, Mapping):
+        raise GeoJSONError(f"{where} is not a GeoJSON object")
+    kind = item.get("type")
+    if kind == "Feature":
+        return item
+    if isinstance(kind, str) and (kind in _GEOMETRY_KINDS or kind == "GeometryCollection"):
+        return {"type": "Feature", "geometry": item}
+    raise GeoJSONError(
+        f"this is JSON, but not GeoJSON that can be read: {where} has the type {str(kind)[:40]!r}, not 'Feature' or a "
+        "geometry"
+    )
 
 
 def _with_children(
@@ -173,6 +217,7 @@ def _annotations_of_feature(
     where: str,
     offset: Vertex,
     object_types: Collection[str] | None,
+    left_out: Callable[[str], None],
 ) -> list[Annotation]:
     properties = feature.get("properties") or {}
     if not isinstance(properties, Mapping):
@@ -188,11 +233,11 @@ def _annotations_of_feature(
         return []
     geometry = feature.get("geometry")
     if geometry is None:
-        _log.warning("%s has no shape and was left out", where)
+        left_out(f"{where} has no shape")
         return []
     shapes = _shapes_of(geometry, where, offset, check=object_type == "annotation", depth=0)
     if not shapes:
-        _log.warning("%s has an empty shape and was left out", where)
+        left_out(f"{where} has an empty shape")
         return []
     class_name, color = _class_of(properties.get("classification"))
     name = properties.get("name")

@@ -138,8 +138,8 @@ class ResultDocument(_Part):
     status: Annotated[tuple[Status, ...], Field(min_length=1)]
     """``ok`` alone, or all of these that hold. ``unsure``: several classes remain possible, or none is probable enough.
     ``unlike training``: the slide is farther from those of training than the limit. ``other stain``: it looks
-    immunostained, and the model is made for H&E. ``demonstration``: the model is made to show the program, not for
-    diagnosis."""
+    immunostained, and the model is made for H&E. ``damaged tiles``: some can't be decoded.
+    ``demonstration``: the model is made to show the program, not for diagnosis."""
     class_probabilities: dict[str, Share]
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     """The classes in the model's order."""
@@ -171,6 +171,8 @@ class ResultDocument(_Part):
     """The one level that was read."""
     read_level_mpp: Number
     tiles: TilesOfResult
+    damaged_tiles: int = 0
+    """Tiles of which a part couldn't be decoded; tiles in which the tissue mask couldn't look for tissue count, too."""
     tiles_csv_sha256: Sha256
     """Hash of the CSV that was written with this document."""
     seconds: Number
@@ -285,6 +287,7 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                         for row, col in np.argwhere(left_out).tolist()
                     ),
                 },
+                "damaged_tiles": prediction.damaged_tiles,
                 "tiles_csv_sha256": _sha256(tile_table(prediction)),
                 "seconds": prediction.seconds,
                 "device": prediction.device,
@@ -439,6 +442,7 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
         coverage=document.coverage,
         ood_score=None if document.ood_score is None else float(document.ood_score),
         ood_threshold=document.ood_threshold,
+        damaged_tiles=document.damaged_tiles,
     )
     if (prediction.label, status_of(prediction)) != (document.label, document.status):
         raise ResultFileError(

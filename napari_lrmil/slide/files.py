@@ -9,7 +9,7 @@ import struct
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from napari_lrmil.errors import readable
 
@@ -28,6 +28,9 @@ _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _OME_TIFF = re.compile(r"\.ome\.(tiff?|tf[28]|btf)$", re.IGNORECASE)
 
 _MAX_CHUNKS = 2**22
+_MAX_NAMED = 2**12
+"""Files that an index or OME-XML may name as parts of its slide."""
+_MAX_INDEX_CHARS = 2**20
 
 _DICOM_PREAMBLE = 128
 _DICOM_HEADER_BYTES = 2**16
@@ -132,8 +135,10 @@ def is_zarr(path: Path) -> bool:
 
 
 def zarr_metadata(folder: Path) -> tuple[Path, ...]:
-    """Return the files that describe a zarr folder."""
-    return tuple(folder / name for name in _ZARR_METADATA if (folder / name).is_file())
+    """Return the files that describe a zarr folder, and the one image in it where it is a container."""
+    images = zarr_images(folder)
+    folders = [folder, *(folder / image for image in images if len(images) == 1)]
+    return tuple(each / name for each in folders for name in _ZARR_METADATA if (each / name).is_file())
 
 
 class Chunk(NamedTuple):
@@ -150,6 +155,11 @@ def zarr_levels(folder: Path) -> tuple[str, ...]:
     Levels outside of the folder are left out: they are no part of the slide.
     """
     return tuple(level for level in _named_levels(folder) if is_inside(folder, level))
+
+
+def is_zipped_zarr(path: Path) -> bool:
+    """Return whether a file is called as a zipped OME-Zarr is."""
+    return path.name.lower().endswith((".zarr.zip", ".ozx"))
 
 
 def is_inside(folder: Path, name: str) -> bool:
@@ -221,11 +231,12 @@ def dicom_slides(files: Iterable[Path]) -> list[list[Path]]:
 
 
 def _series_beside(path: Path, series_uid: str) -> tuple[Path, ...]:
-    mark = series_uid.encode("ascii")
+    # One UID may begin as another does: where this one ends and begins, no digit and no dot follows or comes before.
+    mark = re.compile(rb"(?<![0-9.])" + re.escape(series_uid.encode("ascii")) + rb"(?![0-9.])")
     found = []
     for file in _files_in(path.parent):
         header = _dicom_header(file)
-        if header is not None and (file == path or mark in header):
+        if header is not None and (file == path or mark.search(header)):
             found.append(file)
     return tuple(found)
 
@@ -250,19 +261,45 @@ def _zarr_files(folder: Path) -> tuple[Path, ...]:
     return (*zarr_metadata(folder), *(folder / chunk.name for chunk in sorted(chunks)))
 
 
+def zarr_images(folder: Path) -> tuple[str, ...]:
+    """Return where in a container, as bioformats2raw writes it (layout 3), the images lie; none for anything else."""
+    attributes = _zarr_attributes(folder)
+    if "bioformats2raw.layout" not in attributes or "multiscales" in attributes:
+        return ()
+    series = _zarr_attributes(folder / "OME").get("series")
+    if isinstance(series, list):
+        names = [str(name) for name in series]
+    else:  # then they are numbered
+        names = sorted((path.name for path in folder.iterdir() if path.name.isdecimal()), key=int)
+    return tuple(name for name in names if is_inside(folder, name))
+
+
 def _named_levels(folder: Path) -> list[str]:
+    images = zarr_images(folder)
+    if len(images) > 1:
+        return []
+    inner = "".join(f"{image}/" for image in images)
+    try:
+        datasets = _zarr_attributes(folder / inner)["multiscales"][0]["datasets"]
+        return [f"{inner}{dataset['path']}" for dataset in datasets]
+    except (LookupError, TypeError):
+        return []
+
+
+def _zarr_attributes(folder: Path) -> dict[str, Any]:
+    """What OME-Zarr's metadata (0.5, else 0.4) say of a folder; nothing where there are none."""
     for name in ("zarr.json", ".zattrs"):
         try:
             attributes = json.loads((folder / name).read_text(encoding="utf-8"))
             if name == "zarr.json":
                 attributes = attributes["attributes"]
-            datasets = attributes.get("ome", attributes)["multiscales"][0]["datasets"]
-            return [str(dataset["path"]) for dataset in datasets]
+            found = attributes.get("ome", attributes)
         except FileNotFoundError:
             continue
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return []
-    return []
+            return {}
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _vms_names(path: Path) -> set[str]:
@@ -270,7 +307,11 @@ def _vms_names(path: Path) -> set[str]:
 
     A value goes from the first '=' to the end of its line: names hold spaces and '=' too.
     """
-    values = (line.partition("=")[2].strip() for line in path.read_text("latin-1").splitlines())
+    with path.open(encoding="latin-1") as file:
+        text = file.read(_MAX_INDEX_CHARS + 1)
+    if len(text) > _MAX_INDEX_CHARS:
+        raise OSError(f"an index of more than {_MAX_INDEX_CHARS:,} characters")
+    values = (line.partition("=")[2].strip() for line in text.splitlines())
     return {value for value in values if value}
 
 
@@ -321,6 +362,8 @@ def _parsed(xml: str | bytes) -> ET.Element:
 def _named_beside(path: Path, names: Iterable[str]) -> list[Path]:
     """Files in the folder of `path` among what it names; names that lead elsewhere are left alone."""
     files = {path.parent / name for name in names if _is_plain_name(name)}
+    if len(files) > _MAX_NAMED:
+        raise OSError(f"it names more than {_MAX_NAMED:,} files")
     return sorted(file for file in files if file.is_file() and file != path)
 
 

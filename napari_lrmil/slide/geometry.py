@@ -78,7 +78,7 @@ class TileGrid:
         return np.asarray(places * self.tile_l0_xy + self.origin_l0_xy, np.float64)
 
     def subdivide(self, ratio: int) -> TileGrid:
-        """The finer grid whose `ratio` x `ratio` tiles fill each tile of this one (method.md section 2).
+        """The finer grid whose `ratio` x `ratio` tiles fill each tile of this one.
 
         Both share one origin, so tile (i, j) here holds exactly the tiles
         (i * ratio + dy, j * ratio + dx) there.

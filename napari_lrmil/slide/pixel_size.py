@@ -59,7 +59,7 @@ class Evidence:
     @property
     def doubt(self) -> str:
         """Why it isn't believed; empty where it is."""
-        if not all(MIN_MPP <= mpp <= MAX_MPP for mpp in self.mpp_xy):
+        if not all(is_plausible(mpp) for mpp in self.mpp_xy):
             return f"{MIN_MPP:g} to {MAX_MPP:g} µm/px is plausible"
         if max(self.mpp_xy) / min(self.mpp_xy) > MAX_ASPECT:
             return "pixels of a slide are about square"
@@ -107,6 +107,11 @@ def decide(evidence: Sequence[Evidence]) -> PixelSize:
     return PixelSize(chosen.mpp_xy, chosen.source, "", "; ".join(told))
 
 
+def is_plausible(mpp: float) -> bool:
+    """Return whether a pixel of a slide can measure this, in µm."""
+    return MIN_MPP <= mpp <= MAX_MPP
+
+
 def check_given(mpp: float) -> None:
     """Refuse a pixel size that somebody gave and no slide has.
 
@@ -114,7 +119,7 @@ def check_given(mpp: float) -> None:
     ------
     SlideError
     """
-    if not MIN_MPP <= mpp <= MAX_MPP:
+    if not is_plausible(mpp):
         hint = "; it is meant in µm, not in nm" if mpp >= 50 else ""
         raise SlideError(
             f"{mpp:g} µm/px isn't plausible: mpp must lie between {MIN_MPP:g} and {MAX_MPP:g} "

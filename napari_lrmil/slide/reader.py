@@ -16,6 +16,7 @@ from napari_lrmil.errors import SlideChangedError, SlideError, UnknownMppError, 
 from napari_lrmil.slide.backends import open_backend
 from napari_lrmil.slide.backends.base import decoder_errors, file_key
 from napari_lrmil.slide.colour import SRGBTransform
+from napari_lrmil.slide.damage import Place
 from napari_lrmil.slide.files import is_zarr
 from napari_lrmil.slide.identity import FileState, fingerprint_of, states_of
 from napari_lrmil.slide.pixel_size import Evidence, PixelSize, check_given, decide
@@ -84,6 +85,8 @@ class Slide:
             self.read_region(
                 (int(left * scale), int(top * scale)), level, (min(256, width), min(256, height))
             )
+            if self._backend.damage.covers(level, left, top, min(256, width), min(256, height)):
+                raise SlideError("the middle of its coarsest level is damaged")
         except SlideError as error:
             raise SlideError(
                 f"{self.path.name} opens, but its pixels can't be read: {error}. Perhaps it was cut short: copy it again"
@@ -97,7 +100,7 @@ class Slide:
     @property
     def cache_key(self) -> tuple[object, ...]:
         """What names the pixels of this slide in the shared cache: the file, and how it is read."""
-        return (self._file_key, self._backend.name, self._to_srgb is not None)
+        return (self._file_key, hash(self._states), self._backend.name, self._to_srgb is not None)
 
     @property
     def level_dimensions_xy(self) -> tuple[tuple[int, int], ...]:
@@ -108,6 +111,14 @@ class Slide:
     def level_downsamples(self) -> tuple[float, ...]:
         """Level-0 pixels per pixel of each level."""
         return self._backend.level_downsamples
+
+    @property
+    def damaged_places(self) -> frozenset[Place]:
+        """What couldn't be decoded of what was read so far: level; left, top, width, height in its pixels.
+
+        Reads show such a place hatched in grey. The same for all handles of one file.
+        """
+        return self._backend.damage.places
 
     @property
     def bounds_l0_xywh(self) -> tuple[int, int, int, int]:
@@ -175,6 +186,11 @@ class Slide:
         return self._stated.mpp_xy
 
     @property
+    def shown_image(self) -> str:
+        """Which image of several in the file this is, and which others there are; empty where it is the only one."""
+        return self._backend.shown_image
+
+    @property
     def level_mpps(self) -> tuple[float, ...]:
         """µm/px of each level, of the coarser axis where they differ."""
         coarser = max(self.mpp_xy)
@@ -229,7 +245,7 @@ class Slide:
             "size_px": self.level_dimensions_xy[0],
             "mpp": self.mpp_xy if self.has_mpp else None,
             "mpp_source": self.pixel_size.text,
-            "image": self._backend.shown_image or "the only one",
+            "image": self.shown_image or "the only one",
             "objective_power": self._backend.objective_power,
             "bounds_l0_xywh": self.bounds_l0_xywh,
             "associated_images": self.associated_images,
@@ -327,7 +343,8 @@ class Slide:
         Returns
         -------
         (height, width, 3) uint8 array
-            RGB, white where nothing was scanned. A location between two pixels of a level goes to the nearest
+            RGB, white where nothing was scanned, hatched where a stored tile is damaged (see `damaged_places`). A location
+            between two pixels of a level goes to the nearest
             (through OpenSlide, it is interpolated).
         """
         with self._reading():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,10 @@ from napari_lrmil.errors import NoTissueError, SlideError
 from napari_lrmil.slide.geometry import TileGrid, TileSpec, check_grid, choose_level, make_tile_grid
 from napari_lrmil.slide.reader import Slide
 from napari_lrmil.slide.resample import read_area
-from napari_lrmil.slide.tissue import IMMUNOSTAIN_SHARE, Tissue, find_tissue, tissue_fractions
+from napari_lrmil.slide.tissue import IMMUNOSTAIN_SHARE, Tissue, find_tissue, mask_source, tissue_fractions
+
+MAX_DAMAGED_SHARE = 0.01
+"""Share of the tiles with tissue that may be damaged: so few change the result of no bag."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,62 @@ def _with_tissue(slide: Slide, grid: TileGrid, tissue: Tissue, min_tissue: float
             f"{min_tissue:.0%} or more (the most is {float(fractions.max()):.0%})."
         )
     return TileSet(grid, level, rows.astype(np.int64), cols.astype(np.int64), fractions, tissue.brown_share)
+
+
+def check_damage(
+    slide: Slide, tiles: TileSet, *, ratio: int = 1, max_damaged: float = MAX_DAMAGED_SHARE
+) -> int:
+    """Count tiles that hold a damaged place, of those that were read and those that the mask couldn't see.
+
+    Parameters
+    ----------
+    slide : Slide
+        That was read: of what wasn't, nothing is known.
+    tiles : TileSet
+    ratio : int
+        As in `find_tiles`.
+    max_damaged : float
+        Share of the tiles that may be damaged.
+
+    Raises
+    ------
+    SlideError
+        Where more are.
+    """
+    places = slide.damaged_places
+    if not places:
+        return 0
+    grid = tiles.grid
+    with_tissue = np.zeros(grid.shape_yx, np.bool_)
+    with_tissue[tiles.rows, tiles.cols] = True
+    read = with_tissue & _touched(slide, grid, tiles.level)
+    # A damaged place of the level that the mask is made of may hide tissue.
+    hidden = _touched(slide, grid, mask_source(slide, grid, divisible_by=ratio)) & ~with_tissue
+    damaged, of = int(read.sum() + hidden.sum()), int(with_tissue.sum() + hidden.sum())
+    if damaged > max_damaged * of:
+        raise SlideError(
+            f"{slide.path.name} is damaged: {damaged} of {of} tiles that hold or may hold tissue can't be decoded "
+            f"({damaged / of:.1%}; up to {max_damaged:.1%} are allowed, see --max-damaged): copy the file again"
+        )
+    return damaged
+
+
+def _touched(slide: Slide, grid: TileGrid, level: int) -> NDArray[np.bool_]:
+    """Tiles (rows, cols) of a grid with which a damaged place of a level overlaps."""
+    touched = np.zeros(grid.shape_yx, np.bool_)
+    scale = slide.level_downsamples[level]
+    for at, left, top, width, height in slide.damaged_places:
+        if at != level:
+            continue
+        edges = np.array([[left, left + width], [top, top + height]], np.float64) * scale
+        (first_col, last_col), (first_row, last_row) = (
+            edges - np.array(grid.origin_l0_xy)[:, None]
+        ) / np.array(grid.tile_l0_xy)[:, None]
+        touched[
+            max(0, math.floor(first_row)) : max(0, math.ceil(last_row)),
+            max(0, math.floor(first_col)) : max(0, math.ceil(last_col)),
+        ] = True
+    return touched
 
 
 def read_tile(slide: Slide, grid: TileGrid, level: int, row: float, col: float) -> NDArray[np.uint8]:

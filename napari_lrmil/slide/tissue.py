@@ -11,7 +11,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from napari_lrmil.slide.geometry import TileGrid, choose_level
-from napari_lrmil.slide.pyramid import lazy_pyramid
+from napari_lrmil.slide.pyramid import LevelArray, lazy_pyramid
 from napari_lrmil.slide.reader import Slide
 from napari_lrmil.slide.resample import resample_area
 
@@ -69,7 +69,7 @@ def find_tissue(slide: Slide, grid: TileGrid, *, divisible_by: int = 1) -> Tissu
         falls on whole mask pixels too.
 
     """
-    per_tile = divisible_by * max(1, math.ceil(grid.spec.tile_um / MASK_UM / divisible_by))
+    per_tile = _mask_pixels_along(grid, divisible_by)
     coarse = _read_coarse(slide, grid, per_tile)
     rgb = ndimage.gaussian_filter(coarse.astype(np.float32), (0.7, 0.7, 0))
     # Glass isn't white: a warm lamp or a tinted slide makes it look faintly stained.
@@ -87,13 +87,26 @@ def tissue_mask(slide: Slide, grid: TileGrid, *, divisible_by: int = 1) -> NDArr
     return find_tissue(slide, grid, divisible_by=divisible_by).mask
 
 
-def _read_coarse(slide: Slide, grid: TileGrid, per_tile: int) -> NDArray[np.uint8]:
-    rows, cols = grid.shape_yx
+def mask_source(slide: Slide, grid: TileGrid, *, divisible_by: int = 1) -> int:
+    """The stored level that `tissue_mask` reads."""
+    return _coarse_level(slide, grid, _mask_pixels_along(grid, divisible_by)).plan.source
+
+
+def _mask_pixels_along(grid: TileGrid, divisible_by: int) -> int:
+    return divisible_by * max(1, math.ceil(grid.spec.tile_um / MASK_UM / divisible_by))
+
+
+def _coarse_level(slide: Slide, grid: TileGrid, per_tile: int) -> LevelArray:
     pixel_um = grid.spec.tile_um / per_tile
     # Virtual levels too: where a slide has none that is coarse, a viewer's overview has made them already.
     levels = lazy_pyramid(slide)
     mpps = [max(slide.mpp_xy) * level.plan.downsample for level in levels]
-    level = levels[choose_level(mpps, max(pixel_um, mpps[0]))]
+    return levels[choose_level(mpps, max(pixel_um, mpps[0]))]
+
+
+def _read_coarse(slide: Slide, grid: TileGrid, per_tile: int) -> NDArray[np.uint8]:
+    rows, cols = grid.shape_yx
+    level = _coarse_level(slide, grid, per_tile)
     image = np.empty((rows * per_tile, cols * per_tile, 3), np.uint8)
     # In blocks, so that no level is ever held whole.
     tile_level_px = max(grid.tile_l0_xy) / level.plan.downsample

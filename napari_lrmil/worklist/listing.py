@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from napari_lrmil.errors import WorklistError
+from napari_lrmil.errors import TableError, WorklistError
 from napari_lrmil.slide.files import (
     DICOM_SUFFIX,
     IMAGE_SUFFIXES,
@@ -20,9 +20,19 @@ from napari_lrmil.slide.files import (
     parts_beside,
     slide_id_of,
 )
+from napari_lrmil.table import (
+    NO_VALUE,
+    Problem,
+    Table,
+    alike,
+    lines_of,
+    mpp_of,
+    path_of,
+    read_table_file,
+    refuse,
+)
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
-TABLE_COLUMNS = ("path", "slide_id", "mpp", "label")
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,9 @@ class ListedSlide:
     known_label: str | None = None
 
 
-def list_slides(path: Path, *, recursive: bool = False) -> list[ListedSlide]:
+def list_slides(
+    path: Path, *, recursive: bool = False, note: Callable[[str], None] | None = None
+) -> list[ListedSlide]:
     """The slides that a path means: those of a folder, the rows of a table, or itself.
 
     Parameters
@@ -54,6 +66,8 @@ def list_slides(path: Path, *, recursive: bool = False) -> list[ListedSlide]:
     path : Path
     recursive : bool
         Folders in folders too.
+    note : callable, optional
+        See `read_slide_table`.
 
     Raises
     ------
@@ -67,7 +81,7 @@ def list_slides(path: Path, *, recursive: bool = False) -> list[ListedSlide]:
             raise WorklistError(f"{path} holds no slides.{deeper}")
         return found
     if path.suffix.lower() in TABLE_SUFFIXES:
-        return read_slide_table(path)
+        return read_slide_table(path, note=note)
     return [ListedSlide(path, slide_id_of(path))]
 
 
@@ -120,10 +134,17 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     )
 
 
-def read_slide_table(path: Path) -> list[ListedSlide]:
+def read_slide_table(path: Path, *, note: Callable[[str], None] | None = None) -> list[ListedSlide]:
     """Rows of a CSV with the column path, and optionally slide_id, mpp and label; others are left alone.
 
-    Relative paths start at the table's folder. Commas, semicolons and tabs part the columns.
+    Relative paths start at the table's folder. See `napari_lrmil.table` for what a table may look like. A label
+    that stands for none, such as NA, is none.
+
+    Parameters
+    ----------
+    path : Path
+    note : callable, optional
+        Called with what looks odd and doesn't stop the list: names that look like one spelt twice.
 
     Raises
     ------
@@ -131,45 +152,44 @@ def read_slide_table(path: Path) -> list[ListedSlide]:
         Listing everything that is wrong at once.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise WorklistError(f"no such slide table: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorklistError(f"{path} can't be read as a table ({error}); save it as CSV in UTF-8") from error
-    head = text.partition("\n")[0]
-    reader = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count))
-    columns = {(name or "").strip().lower(): name for name in reader.fieldnames or []}
-    if "path" not in columns:
-        raise WorklistError(
-            f"{path} has no column 'path'. Its first line must name the columns, such as: path,mpp"
-        )
-    rows: list[ListedSlide] = []
-    problems: list[str] = []
+        table = read_table_file(path, needed=("path",), optional=("slide_id", "mpp", "label"))
+        slides, problems = _listed_slides(table)
+        refuse(path, problems)
+    except TableError as error:
+        raise WorklistError(str(error)) from error
+    if note is not None:
+        for column in ("slide_id", "label"):
+            found = alike((record.line, record.cells[column]) for record in table.records)
+            if found is not None:
+                note(f"{path.name}: {column} {found.text}")
+        lines: dict[str, list[int]] = {}
+        for slide, record in zip(slides, table.records, strict=True):
+            lines.setdefault(slide.slide_id, []).append(record.line)
+        for slide_id, places in lines.items():
+            if len(places) > 1:
+                note(f"{path.name}: {lines_of(places)} have the slide_id {slide_id!r}")
+    return slides
+
+
+def _listed_slides(table: Table) -> tuple[list[ListedSlide], list[Problem]]:
+    slides = []
+    problems = list(table.problems)
     lines: dict[Path, int] = {}
-    try:
-        for record in reader:
-            text_of = {key: (record.get(columns.get(key, "")) or "").strip() for key in TABLE_COLUMNS}
-            if not text_of["path"]:
-                problems.append(f"line {reader.line_num}: path is empty")
-                continue
-            mpp = _mpp(text_of["mpp"])
-            if text_of["mpp"] and mpp is None:
-                problems.append(f"line {reader.line_num}: mpp {text_of['mpp']!r} is no number above 0")
-            slide = path.parent / Path(text_of["path"]).expanduser()
-            first = lines.setdefault(slide, reader.line_num)
-            if first != reader.line_num:
-                problems.append(f"lines {first} and {reader.line_num} name the same slide")
-            rows.append(
-                ListedSlide(slide, text_of["slide_id"] or slide_id_of(slide), mpp, text_of["label"] or None)
+    for line, cells in table.records:
+        try:
+            if not cells["path"]:
+                raise TableError("path is empty")
+            slide = path_of(cells["path"], table.path.parent)
+            first = lines.setdefault(slide, line)
+            if first != line:
+                problems.append(Problem(line, f"lines {first} and {line} name the same slide"))
+            label = cells["label"] if cells["label"].lower() not in NO_VALUE else None
+            slides.append(
+                ListedSlide(slide, cells["slide_id"] or slide_id_of(slide), mpp_of(cells["mpp"]), label)
             )
-    except csv.Error as error:
-        raise WorklistError(f"{path} can't be read as a table ({error})") from error
-    if problems:
-        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise WorklistError(f"{path}: {shown}")
-    if not rows:
-        raise WorklistError(f"{path} has no rows")
-    return rows
+        except TableError as error:
+            problems.append(Problem(line, f"line {line}: {error}"))
+    return slides, problems
 
 
 def _slides_in(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -225,11 +245,3 @@ def _is_dicom_slide(folder: Path) -> bool:
     except WorklistError:
         return False
     return slides == [folder]
-
-
-def _mpp(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 < value < float("inf") else None

@@ -55,6 +55,8 @@ class WorklistItem:
     saved : Saved
         Whether verdict and note are on the disk.
     note, error : str
+    needs_mpp : bool
+        Whether nobody has said how many µm its pixels measure.
     mpp : float or None
         µm per level-0 pixel where a table gives it.
     known_label : str or None
@@ -76,6 +78,7 @@ class WorklistItem:
     saved: Saved = Saved.YES
     note: str = ""
     error: str = ""
+    needs_mpp: bool = False
     mpp: float | None = None
     known_label: str | None = None
     judged_label: str | None = None
@@ -98,10 +101,15 @@ class Worklist:
     ----------
     slides : iterable of ListedSlide
     reviews : ReviewFile
+    notes : iterable of str
+        What looks odd in the table that lists them.
     """
 
-    def __init__(self, slides: Iterable[ListedSlide], reviews: ReviewFile) -> None:
+    def __init__(
+        self, slides: Iterable[ListedSlide], reviews: ReviewFile, *, notes: Iterable[str] = ()
+    ) -> None:
         self.reviews = reviews
+        self.notes = tuple(notes)
         self._items: dict[Path, WorklistItem] = {
             slide.path: WorklistItem(slide.path, slide.slide_id, mpp=slide.mpp, known_label=slide.known_label)
             for slide in slides
@@ -124,9 +132,12 @@ class Worklist:
         WorklistError
         """
         where = Path(path).absolute()
-        slides = list_slides(where, recursive=recursive)
+        notes: list[str] = []
+        slides = list_slides(where, recursive=recursive, note=notes.append)
         alone = where.is_dir() and [slide.path for slide in slides] == [where]
-        return cls(slides, ReviewFile.of(where if where.is_dir() and not alone else where.parent))
+        return cls(
+            slides, ReviewFile.of(where if where.is_dir() and not alone else where.parent), notes=notes
+        )
 
     def __len__(self) -> int:
         return len(self._items)
@@ -189,9 +200,11 @@ class Worklist:
             counts[item.status] += 1
         return counts
 
-    def set_status(self, path: Path, status: Status, *, error: str = "") -> WorklistItem:
+    def set_status(
+        self, path: Path, status: Status, *, error: str = "", needs_mpp: bool = False
+    ) -> WorklistItem:
         """Queued, running, failed, or back to what result and verdict say (`Status.NEW`)."""
-        item = replace(self[path], status=status, error=error)
+        item = replace(self[path], status=status, error=error, needs_mpp=needs_mpp)
         return self._keep(_settled(item) if status is Status.NEW else item)
 
     def set_result(self, path: Path, result: ResultSummary) -> WorklistItem:
@@ -203,6 +216,7 @@ class Worklist:
             unsure=result.unsure,
             ood=result.out_of_distribution,
             error="",
+            needs_mpp=False,
             fingerprint=result.fingerprint,
             bundle_sha256=result.bundle_sha256,
         )
@@ -232,13 +246,15 @@ class Worklist:
                 found.append(self.set_result(item.path, result))
         return found
 
+    def forget_result(self, path: Path, *, needs_mpp: bool) -> WorklistItem:
+        """Drop the result of one slide, as when its µm/px is another now; its verdict stays."""
+        bare = replace(_without_result(self[path]), needs_mpp=needs_mpp)
+        return self._keep(bare if bare.status in (Status.QUEUED, Status.RUNNING) else _settled(bare))
+
     def forget_results(self) -> None:
         """Drop all results, as when another bundle is chosen; verdicts stay."""
         for item in list(self):
-            bare = replace(
-                item, label=None, probability=None, unsure=False, ood=False, error="", bundle_sha256=None
-            )
-            self._keep(_settled(bare))
+            self._keep(_settled(_without_result(item)))
 
     def note_verdict(
         self, path: Path, verdict: Verdict | None, note: str | None = None, *, reviewer: str = ""
@@ -341,6 +357,10 @@ class Worklist:
     def _keep(self, item: WorklistItem) -> WorklistItem:
         self._items[item.path] = item
         return item
+
+
+def _without_result(item: WorklistItem) -> WorklistItem:
+    return replace(item, label=None, probability=None, unsure=False, ood=False, error="", bundle_sha256=None)
 
 
 def _settled(item: WorklistItem) -> WorklistItem:

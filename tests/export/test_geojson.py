@@ -312,6 +312,58 @@ def test_errors_say_where(text: str | bytes, said: str) -> None:
         annotations_from_geojson(text, bounds_l0_xywh=NO_BOUNDS)
 
 
+def test_one_bad_feature_leaves_the_others() -> None:
+    def square(x: float) -> dict[str, Any]:
+        return polygon([[x, 0], [x + 9, 0], [x + 9, 9], [x, 9], [x, 0]])
+
+    features = [
+        square(0),
+        polygon([[1, 1], [2, 2], [1, 1]]),
+        7,
+        {"type": "Feature", "geometry": None},
+        square(20),
+    ]
+    child = {**square(40), "properties": {"childObjects": [{"type": "Feature", "geometry": 3}, square(60)]}}
+    left_out: list[str] = []
+    found = annotations_from_geojson(
+        {"type": "FeatureCollection", "features": [*features, child]},
+        bounds_l0_xywh=NO_BOUNDS,
+        left_out=left_out.append,
+    )
+    assert [one.rings_l0_xy[0][0][0] for one in found] == [0, 20, 40, 60]
+    assert len(left_out) == 4
+    for number, said in (
+        ("2", "3 or more vertices"),
+        ("3", "is not"),
+        ("4", "no shape"),
+        ("6, child 1", "geometry"),
+    ):
+        assert any(text.startswith(f"feature {number}") and said in text for text in left_out), (
+            number,
+            left_out,
+        )
+
+
+def test_what_is_left_out_is_logged_where_nobody_asks(caplog: pytest.LogCaptureFixture) -> None:
+    found = annotations_from_geojson(
+        [polygon([[0, 0], [4, 0], [4, 4]]), polygon([[1, 1]])], bounds_l0_xywh=NO_BOUNDS
+    )
+    assert len(found) == 1
+    assert "left out: feature 2" in caplog.text
+
+
+def test_a_file_of_which_nothing_can_be_read_is_an_error() -> None:
+    with pytest.raises(GeoJSONError, match=r"feature 1: .*; 2 more features can't be read either"):
+        annotations_from_geojson([polygon([[1, 1]])] * 3, bounds_l0_xywh=NO_BOUNDS)
+
+
+def test_half_characters_can_be_written_again(tmp_path: Path) -> None:
+    text = json.dumps([{**polygon([[0, 0], [4, 0], [4, 4]]), "properties": {"name": "a\ud800b"}}])
+    (found,) = annotations_from_geojson(text, bounds_l0_xywh=NO_BOUNDS)
+    assert found.name == "a?b"
+    write_annotations(tmp_path / "a.geojson", [found], bounds_l0_xywh=NO_BOUNDS)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,17 @@ def leave_out_tiles(path: Path, level: int, tiles: Sequence[int]) -> None:
                 assert tile < count
                 file.seek(offset + tile * size)
                 file.write(struct.pack("<H" if size == 2 else "<I", 0))
+
+
+def damage_tiles(path: Path, tiles: Iterable[int]) -> None:
+    """Write zeros over the beginning of tiles (or strips) of a TIFF's first image."""
+    with tifffile.TiffFile(path) as tif:
+        page = tif.pages.first
+        places = [(page.dataoffsets[tile], page.databytecounts[tile]) for tile in tiles]
+    with path.open("r+b") as file:
+        for offset, count in places:
+            file.seek(offset)
+            file.write(bytes(min(count, 4000)))
 
 
 def open_files() -> list[str]:

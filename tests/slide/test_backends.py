@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.backends import tiff_layout
 from napari_lrmil.slide.backends.tiff_layout import TiffLayout, TiffLevel
+from napari_lrmil.slide.cache import shared_cache
 
 GREY_LEVELS = 2
 """The bound: how far a pixel may be from OpenSlide's. The same JPEG library gives 0."""
@@ -137,19 +139,6 @@ def test_tiles_left_out_are_drawn_as_openslide_draws_them(tmp_path: Path, aperio
         assert (hole == 255).all() == (level == 0 or not aperio)
 
 
-def test_damaged_tile_is_an_error_not_a_picture(tmp_path: Path) -> None:
-    path = write_pyramid(tmp_path / "damaged.svs", smooth_pixels(512, 384), [(512, 384)], aperio=True)
-    with tifffile.TiffFile(path) as tif:
-        offset = tif.pages.first.dataoffsets[0]
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(b"\0" * 64)
-    with Slide(path) as slide:
-        slide.read_region((256, 192), 0, (64, 64))
-        with pytest.raises(SlideError, match="can't be decoded"):
-            slide.read_region((0, 0), 0, (32, 32))
-
-
 def test_location_between_pixels_goes_to_the_nearest(aperio_jpeg: Path) -> None:
     with Slide(aperio_jpeg) as slide:
         assert slide.level_downsamples[1] == pytest.approx(1.996, abs=1e-3)
@@ -235,3 +224,84 @@ def test_tiffs_that_are_no_slide_are_refused(tmp_path: Path, image: NDArray[np.g
     with pytest.raises(SlideError, match=says) as refusal:
         Slide(path)
     assert "\n" not in str(refusal.value)
+
+
+TILED = {"tile": (64, 64), "compression": "deflate", "metadata": None}
+
+
+def _sixteen_bits(path: Path, pixels: NDArray[np.uint8]) -> None:
+    tifffile.imwrite(path, pixels.astype(np.uint16) * 16, photometric="rgb", **TILED)
+
+
+def _stack(path: Path, pixels: NDArray[np.uint8]) -> None:
+    options = TILED | {"metadata": {"axes": "ZYXS"}, "ome": True}
+    tifffile.imwrite(path, np.stack([pixels, pixels[::-1]]), photometric="rgb", **options)
+
+
+def _colours_apart(path: Path, pixels: NDArray[np.uint8]) -> None:
+    options = TILED | {"metadata": {"axes": "CYX"}, "ome": True}
+    tifffile.imwrite(path, pixels.transpose(2, 0, 1), photometric="minisblack", **options)
+
+
+def _fluorescence(path: Path, pixels: NDArray[np.uint8]) -> None:
+    channels = np.concatenate([pixels, pixels[..., :1]], axis=2).transpose(2, 0, 1)
+    options = TILED | {"metadata": {"axes": "CYX"}, "ome": True}
+    tifffile.imwrite(path, channels.astype(np.uint16) * 12, photometric="minisblack", **options)
+
+
+def _five_samples(path: Path, pixels: NDArray[np.uint8]) -> None:
+    samples = np.concatenate([pixels, pixels[..., :2]], axis=2)
+    tifffile.imwrite(path, samples, photometric="minisblack", planarconfig="contig", **TILED)
+
+
+def _upside_down(path: Path, pixels: NDArray[np.uint8]) -> None:
+    tifffile.imwrite(path, pixels, photometric="rgb", extratags=[(274, 3, 1, 3, True)], **TILED)
+
+
+@pytest.mark.parametrize("backend", ["auto", "tiff"])
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (_sixteen_bits, "3 sample.* of uint16"),
+        (_stack, "2 planes of uint8 .ZYXS"),
+        (_colours_apart, "3 planes of uint8 .CYX"),
+        (_fluorescence, "4 planes of uint16"),
+        (_five_samples, "5 sample.* of uint8"),
+        (_upside_down, "turned or mirrored .Orientation 3."),
+    ],
+)
+def test_openslide_is_no_back_door_for_what_is_no_slide(
+    tmp_path: Path, write: Callable[[Path, NDArray[np.uint8]], None], says: str, backend: str
+) -> None:
+    path = tmp_path / "tiled.tiff"
+    write(path, smooth_pixels(256, 192))
+    with Slide(path, backend="openslide"):  # which shows it without a word
+        pass
+    with pytest.raises(SlideError, match=says) as refusal:
+        Slide(path, backend=backend)
+    assert str(refusal.value).startswith("tiled.tiff ")
+    assert "\n" not in str(refusal.value)
+    assert ". " not in str(refusal.value)
+
+
+def test_a_pyramid_that_openslide_does_not_see_is_compared_where_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_pyramid(
+        tmp_path / "pyramid.ome.tiff", smooth_pixels(300, 203), [(300, 203), (150, 101)], ome=True
+    )
+    honest = tiff_layout.read_layout
+
+    def layout(path: Path) -> TiffLayout:
+        found = honest(path)
+        first = found.levels[0]
+        swapped = replace(first, decode=lambda data, index: first.decode(data, index)[..., ::-1])
+        return replace(found, levels=(swapped, *found.levels[1:]))
+
+    with Slide(path) as slide:
+        assert slide.metadata["backend"] == "tiff"
+    shared_cache().clear()
+    monkeypatch.setattr(tiff_layout, "read_layout", layout)
+    with Slide(path) as slide:
+        assert slide.metadata["backend"] == "openslide"
+        assert "other pixels" in str(slide.metadata["backend_reason"])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from seen_slides import remember
 from slide_files import smooth_pixels, write_pyramid
 
 from napari_lrmil.cache import ResultCache
+from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
-from napari_lrmil.slide.files import parts_of, pixel_files, slide_id_of
+from napari_lrmil.slide.files import parts_of, pixel_files, slide_id_of, zarr_chunks
 from napari_lrmil.slide.identity import fingerprint_of, stamp_of, state_of
 from napari_lrmil.worklist import find_slides
 
@@ -240,3 +242,82 @@ def test_a_link_is_known_by_what_it_leads_to(tmp_path: Path) -> None:
 def test_ids_are_names_without_endings(tmp_path: Path) -> None:
     paths = ["a.b.svs", "a.ome.tiff", "c.v2", "d.ZARR", "e.dcm", "f.png", "g"]
     assert [slide_id_of(Path(path)) for path in paths] == ["a.b", "a.ome", "c.v2", "d", "e", "f", "g"]
+
+
+def test_a_series_uid_that_begins_as_another_is_another(tmp_path: Path) -> None:
+    def write(name: str, uid: bytes) -> Path:
+        uid += b"\0" * (len(uid) % 2)
+        element = b"\x20\x00\x0e\x00UI" + len(uid).to_bytes(2, "little") + uid
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM" + element + b"\x20\x00\x11\x00IS\x02\x001 ")
+        return tmp_path / name
+
+    one, two = write("1.dcm", b"1.2.826.777.1"), write("2.dcm", b"1.2.826.777.1")
+    ten, deeper = write("10.dcm", b"1.2.826.777.10"), write("11.dcm", b"1.2.826.777.1.5")
+    longer = write("0.dcm", b"2.1.2.826.777.1")
+    assert pixel_files(one, series_uid="1.2.826.777.1") == (one, two)
+    assert pixel_files(ten, series_uid="1.2.826.777.10") == (ten,)
+    assert pixel_files(deeper, series_uid="1.2.826.777.1.5") == (deeper,)
+    assert pixel_files(longer, series_uid="2.1.2.826.777.1") == (longer,)
+
+
+# --- what would take for ever ---
+
+
+@pytest.mark.parametrize("name", ["a.svs", "a.vms", "a.ome.tif", "a.zarr", "a"])
+def test_links_to_themselves_are_refused(name: str, tmp_path: Path) -> None:
+    path, other = tmp_path / name, tmp_path / f"other-{name}"
+    path.symlink_to(path)
+    for link in (path, other):
+        assert state_of(link) is None
+        with pytest.raises(
+            SlideError, match="leads nowhere, or to itself" if link == path else "no such slide"
+        ):
+            Slide(link)
+    path.unlink()
+    path.symlink_to(other)
+    other.symlink_to(path)
+    with pytest.raises(SlideError, match="leads nowhere, or to itself"):
+        Slide(path)
+
+
+def test_a_zarr_that_holds_itself_is_walked_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    (path / "0" / "c").mkdir(parents=True)
+    (path / "0" / "c" / "1").write_bytes(b"x")
+    (path / "0" / "c" / "up").symlink_to(path)
+    document = {
+        "attributes": {"ome": {"multiscales": [{"datasets": [{"path": "0"}, {"path": "../outside"}]}]}}
+    }
+    (path / "zarr.json").write_text(json.dumps(document))
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_bytes(b"x")
+    assert [chunk.name for chunk in zarr_chunks(path)] == ["0/c/1", "0/c/up"]
+    assert names(pixel_files(path)) == ["zarr.json"]
+    before = state_of(path)
+    (tmp_path / "outside" / "secret").write_bytes(b"other")
+    assert state_of(path) == before
+
+
+@pytest.mark.parametrize("text", [
+    "NoLayers=a" + " " * 60_000 + "b\n",
+    "".join(f"File{number}={number}.jpg\n" for number in range(5_000)),
+    "Image=" + "a" * 2**20,
+    "Image=a.vms\n" * 5_000,
+])  # fmt: skip
+def test_a_large_index_is_read_or_refused_at_once(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.vms"
+    path.write_text("[Virtual Microscope Specimen]\n" + text)
+    started = time.perf_counter()
+    assert names(find_slides(tmp_path)) == ["a.vms"]
+    state_of(path)
+    with pytest.raises(SlideError):
+        Slide(path)
+    assert time.perf_counter() - started < 5
+
+
+def test_an_index_names_so_many_parts_at_most(tmp_path: Path) -> None:
+    path = tmp_path / "a.vms"
+    path.write_text("".join(f"File{number}={number}.jpg\n" for number in range(5_000)))
+    with pytest.raises(OSError, match="more than 4,096 files"):
+        parts_of(path)
+    assert state_of(path) is None  # nothing is kept of it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,69 @@ def test_zarr_without_image_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(SlideError, match="not an OME-Zarr image"):
         Slide(tmp_path / "damaged.zarr")
+
+
+def _container(
+    path: Path, images: dict[str, NDArray[np.uint8]], *, zarr_format: int, listed: bool = True
+) -> None:
+    """As bioformats2raw writes it: each image in a group of its own, and a group OME that lists them."""
+    root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    layout = {"bioformats2raw.layout": 3}
+    root.attrs.update(layout if zarr_format == 2 else {"ome": {"version": "0.5", **layout}})
+    ome = root.create_group("OME")
+    if listed:
+        series = {"series": list(images)}
+        ome.attrs.update(series if zarr_format == 2 else {"ome": {"version": "0.5", **series}})
+    (path / "OME" / "METADATA.ome.xml").write_text("<OME/>")
+    for name, pixels in images.items():
+        _write_zarr(path / name, pixels, zarr_format=zarr_format)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_container_with_one_image_is_that_image(tmp_path: Path, zarr_format: int, listed: bool) -> None:
+    pixels = smooth_pixels(171, 130)
+    path = tmp_path / "slide.zarr"
+    _container(path, {"0": pixels}, zarr_format=zarr_format, listed=listed)
+    with Slide(path) as slide, Slide(path / "0") as image:
+        assert slide.level_dimensions_xy == image.level_dimensions_xy == ((171, 130), (86, 65), (43, 33))
+        assert slide.mpp_xy == (0.25, 0.25)
+        np.testing.assert_array_equal(slide.read_region((0, 0), 0, (171, 130)), pixels)
+        before = slide.fingerprint()
+        assert any("0/2" in file.as_posix() for file in slide.files)
+    # Identity looks into the image, not only at the container.
+    _container(path, {"0": smooth_pixels(171, 130, seed=1)}, zarr_format=zarr_format, listed=listed)
+    with Slide(path) as slide:
+        assert slide.fingerprint() != before
+
+
+def test_a_container_of_several_images_says_where_they_lie(tmp_path: Path) -> None:
+    path = tmp_path / "slides.zarr"
+    _container(path, {"0": smooth_pixels(90, 70), "1": smooth_pixels(100, 80)}, zarr_format=2)
+    with pytest.raises(SlideError, match=r"holds 2 images: open one of slides\.zarr/0, slides\.zarr/1$"):
+        Slide(path)
+    with Slide(path / "1") as slide:
+        assert slide.level_dimensions_xy[0] == (100, 80)
+
+
+@pytest.mark.parametrize("name", ["slide.zarr.zip", "slide.ozx"])
+def test_a_zipped_zarr_says_to_unpack_it(tmp_path: Path, name: str) -> None:
+    _write_zarr(tmp_path / "slide.zarr", smooth_pixels(90, 70), zarr_format=2)
+    made = shutil.make_archive(str(tmp_path / "made"), "zip", tmp_path / "slide.zarr")
+    Path(made).rename(tmp_path / name)
+    with pytest.raises(
+        SlideError, match=f"^{name} is a zipped OME-Zarr: unpack it and open the folder in it$"
+    ):
+        Slide(tmp_path / name)
+
+
+def test_planes_beside_the_image_are_refused(tmp_path: Path) -> None:
+    root = zarr.open_group(tmp_path / "stack.zarr", mode="w", zarr_format=2)
+    root.create_array("0", data=np.zeros((1, 3, 5, 64, 64), np.uint8), chunks=(1, 1, 1, 64, 64))
+    root.attrs["multiscales"] = [
+        {"version": "0.4", "axes": [{"name": a} for a in "tczyx"], "datasets": [{"path": "0"}]}
+    ]
+    with pytest.raises(
+        SlideError, match=r"^stack\.zarr holds 5 planes along its axis z, but a slide needs one$"
+    ):
+        Slide(tmp_path / "stack.zarr")

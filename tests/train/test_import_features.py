@@ -231,12 +231,65 @@ def test_clam_says_the_patch_size_in_its_patch_file(tmp_path: Path) -> None:
     (FEATURES * np.nan, COORDS, {}, "aren't finite"),
     (FEATURES, COORDS, {"patch_size": 256, "patch_level": 7}, "of level 7, which the slide doesn't have"),
     (FEATURES, COORDS, {"unit": "um", "tile_size_um": 256}, "in µm; expected are level-0 pixels"),
+    (FEATURES[:0], COORDS[:0], {}, "holds no features"),
+    (FEATURES, COORDS, {"patch_size_level0": "large"}, "its patch_size_level0 is 'large', not a number"),
+    (FEATURES, COORDS, {"patch_size_level0": h5py.Empty("f4")}, "its patch_size_level0 is .*, not a number"),
+    (FEATURES, COORDS, {"patch_size_level0": 0}, "its patch_size_level0 is .*: no number of pixels above 0"),
+    (FEATURES, COORDS, {"patch_size_level0": np.nan}, "no number of pixels above 0"),
+    (FEATURES, COORDS, {"patch_size": 256, "patch_level": "x"}, "its patch_level is 'x', not a number"),
+    (FEATURES, COORDS, {"patch_size": 256, "level0_magnification": 40, "target_magnification": 0}, "target_magnification"),
 ])  # fmt: skip
 def test_files_that_cannot_be_used(
     tmp_path: Path, features: Any, coords: Any, attributes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(FeatureError, match=message):
         read_features(write_h5(tmp_path / "s.h5", features, coords, attributes), patch_px_l0=512)
+
+
+@pytest.mark.parametrize("text", ["None", b"None", "nan", ""])
+def test_a_patch_size_that_is_none_is_not_said(tmp_path: Path, text: object) -> None:
+    """Written where the magnification was unknown."""
+    path = write_h5(tmp_path / "s.h5", FEATURES, COORDS, {"patch_size_level0": text})
+    with pytest.raises(FeatureError, match=r"doesn't say how large a patch is: .* --patch-px-l0"):
+        read_features(path)
+    assert read_features(path, patch_px_l0=512).patch_l0_xy == (512, 512)
+
+
+def test_hdf5_that_promises_too_much_or_is_odd(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "huge.h5", "w") as file:
+        file.create_dataset("features", shape=(10**9, 10**4), dtype="f2", chunks=(1024, 1024))
+    with pytest.raises(FeatureError, match="more than 8 GiB is no slide's"):
+        read_features(tmp_path / "huge.h5")
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file.create_group("features")
+    with pytest.raises(FeatureError, match="'features' is no dataset"):
+        read_features(tmp_path / "group.h5")
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["features"] = h5py.SoftLink("/nowhere")
+    with pytest.raises(FeatureError):
+        read_features(tmp_path / "link.h5")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([
+            "patch_size_level0", "patch_size", "patch_level", "downsample", "level0_magnification", "target_magnification", "unit"
+        ]),
+        st.none() | st.text("None0123.-", max_size=4) | st.integers(-3, 2**40) | st.floats() | st.lists(st.floats(), max_size=3)
+        | st.binary(min_size=1, max_size=3).filter(lambda text: 0 not in text),
+    )
+)  # fmt: skip
+def test_whatever_its_attributes_a_file_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, attributes: dict[str, Any]
+) -> None:
+    given = {name: h5py.Empty("f4") if value is None else value for name, value in attributes.items()}
+    path = write_h5(tmp_path_factory.getbasetemp() / "any.h5", FEATURES, COORDS, given)
+    try:
+        file = read_features(path, level_downsamples=(1.0, 4.0))
+    except FeatureError:
+        return
+    assert all(0 < edge < float("inf") for edge in file.patch_l0_xy)
 
 
 def test_what_is_no_hdf5(tmp_path: Path) -> None:
@@ -354,7 +407,11 @@ def test_slides_that_do_not_fit_are_listed_and_not_written(setting: Path) -> Non
     write_features(jobs[1], setting / "features", keep=-2)
     write_features(jobs[2], setting / "features", shift=13)
     write_features(jobs[3], setting / "features", dim=20)
+    write_features(jobs[5], setting / "features")
     names = [job.tiles.row.slide_id for job in jobs]
+    with h5py.File(setting / "features" / f"{names[5]}.h5", "a") as file:
+        file["coords"].attrs["patch_size_level0"] = "None"
+        del file["coords"].attrs["patch_size"]
     said = run("config.toml", "features", *SETTINGS)
     n = len(jobs[1].places)
     assert f"Not imported, {len(jobs) - 1} slides, which the run will embed itself" in said
@@ -369,7 +426,8 @@ def test_slides_that_do_not_fit_are_listed_and_not_written(setting: Path) -> Non
     )
     assert f"{names[3]}: its features have 20 numbers, the encoder's embeddings 24" in said
     assert f"{names[4]}: no file {names[4]}.h5" in said
-    assert [job.is_done for job in jobs[:5]] == [True, False, False, False, False]
+    assert f"{names[5]}: it doesn't say how large a patch is" in said
+    assert [job.is_done for job in jobs[:6]] == [True, False, False, False, False, False]
 
     said = run("config.toml", "features", *SETTINGS, "--nearest", "--max-missing", "0.2")
     assert "Imported 2 slides (by nearest patch: an approximation)" in said

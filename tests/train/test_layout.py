@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from dataclasses import replace
@@ -15,7 +16,13 @@ from run_helpers import absolute_rows, write_config, write_rows
 
 from napari_lrmil.errors import ConfigError
 from training.config import load_config
-from training.data.predictions import Predictions, SlideAttention, pool
+from training.data.predictions import (
+    Predictions,
+    SlideAttention,
+    pool,
+    read_predictions,
+    write_predictions,
+)
 from training.data.splits import make_splits, splits_key
 from training.data.table import DataSection, SlideRow
 from training.methods import (
@@ -63,6 +70,20 @@ def test_predictions_come_back_to_the_last_digit(tmp_path: Path) -> None:
     both = pool([one, predictions(4)])
     assert both.slide_ids == tuple(f"s{i}" for i in range(8))
     assert both.probabilities.shape == (8, 3)
+
+
+def test_no_name_in_predictions_runs_as_a_formula(tmp_path: Path) -> None:
+    names = ("=1+1", "+x", "'=1", "'plain", "-2\n", "@sum")
+    odd = Predictions(
+        ("=a", "'b"), names, tuple(reversed(names)), np.arange(6) % 2, np.full((6, 2), 0.5), 1.0
+    )
+    write_predictions(tmp_path / "predictions.csv", odd)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    back = read_predictions(tmp_path / "predictions.csv")
+    assert back[:3] == odd[:3]
+    np.testing.assert_array_equal(back.labels, odd.labels)
 
 
 @pytest.mark.parametrize(

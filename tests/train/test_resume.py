@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from run_helpers import child_environment, python, rerun, weights, write_config
+from run_helpers import absolute_rows, child_environment, python, rerun, weights, write_config, write_rows
 from typer.testing import CliRunner
 
 from training.run.cli import app
@@ -179,6 +179,24 @@ def test_a_dry_run_writes_nothing_and_names_what_is_left(
     some = CliRunner().invoke(app, [*args, str(folder / "run"), "--stage2.l_soft", "0.1"])
     assert "2 of 11 steps to do" in some.output  # stage 2 only and LRMIL
     assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == times
+
+
+def test_patients_spelt_twice_stop_a_run_unless_it_is_told_to_go_on(cohort: Path, tmp_path: Path) -> None:
+    rows = absolute_rows(cohort)
+    first, second = [row for row in rows if row["fold"] == "train"][:2]
+    first["patient_id"], second["patient_id"] = "7", "07"
+    write_config(tmp_path, write_rows(tmp_path / "slides.csv", rows))
+    args = [str(tmp_path / "config.toml"), "--run.out_dir", str(tmp_path / "run")]
+    for more in ([], ["--dry-run"]):
+        refused = CliRunner().invoke(app, [*args, *more])
+        said = " ".join(refused.output.split())
+        assert refused.exit_code != 0
+        assert "patient_id: line " in said
+        assert "data.allow_similar_names = true" in said
+        assert not (tmp_path / "run").exists()
+    going_on = CliRunner().invoke(app, [*args, "--dry-run", "--data.allow_similar_names", "true"])
+    assert going_on.exit_code == 0, going_on.output
+    assert "Note: slides.csv: patient_id: line " in " ".join(going_on.output.split())
 
 
 def test_a_loss_that_is_no_number_names_the_slide_and_keeps_the_last_good_weights(

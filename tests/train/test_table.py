@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from napari_lrmil.errors import ConfigError
 from training.data.splits import Split, class_names, make_splits
-from training.data.table import SlideRow, read_table
+from training.data.table import DataSection, SlideRow, read_table
 
 HEAD = "slide_id,path,patient_id,label"
 
@@ -52,7 +54,7 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "message"), [
     ("slide_id,path,patient,label\na,a.svs,p,x\n", r"column 'patient_id' is missing; is it 'patient'\?"),
-    ("Slide_ID,path,patient_id,labels\na,a.svs,p,x\n", r"is it 'Slide_ID'\?; column 'label' is missing; is it 'labels'"),
+    ("SlideID,path,patient_id,labels\na,a.svs,p,x\n", r"is it 'SlideID'\?; column 'label' is missing; is it 'labels'"),
     (HEAD + "\n", "the table has no rows"),
     ("", "column 'slide_id' is missing"),
     (HEAD + "\n,a.svs,p,x\n", "line 2: slide_id is empty"),
@@ -60,9 +62,9 @@ def test_a_table_is_read_as_it_stands(tmp_path: Path) -> None:
     (HEAD + "\na,a.svs,,x\n", "line 2: patient_id is empty"),
     (HEAD + "\n../a,a.svs,p,x\n", r"line 2: slide_id '\.\./a' must not hold path separators"),
     (HEAD + "\n.a,a.svs,p,x\n", "begin with a dot"),
-    (HEAD + ",mpp\na,a.svs,p,x,half\n", "line 2: mpp 'half' is not a number"),
-    (HEAD + ",mpp\na,a.svs,p,x,-1\n", "mpp must be above 0"),
-    (HEAD + ",mpp\na,a.svs,p,x,nan\n", "mpp must be above 0"),
+    (HEAD + ",mpp\na,a.svs,p,x,half\n", "line 2: mpp 'half' is no number above 0"),
+    (HEAD + ",mpp\na,a.svs,p,x,-1\n", "line 2: mpp '-1' is no number above 0"),
+    (HEAD + ",mpp\na,a.svs,p,x,nan\n", "line 2: mpp 'nan' is no number above 0"),
     (HEAD + "\na,a.svs,p,x\na,b.svs,q,x\na,c.svs,q,x\n", "slide_id 'a' appears 3 times"),
     (HEAD + "\na,x/../s.svs,p,x\nb,s.svs,q,y\n", r"slides a, b are one file, s\.svs"),
 ])  # fmt: skip
@@ -87,6 +89,91 @@ def test_what_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "slide.svs").write_bytes(b"II*\x00\xff\xfe\x80" * 30)
     with pytest.raises(ConfigError, match="can't be read as CSV"):
         read_table(tmp_path / "slide.svs")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_dialects_and_headers_as_the_worklist_reads_them(tmp_path: Path, delimiter: str) -> None:
+    text = ",Slide_ID, path,Patient_ID ,LABEL\n0,s1,a.svs,p1,x\n\n,,,,\n1,s2,b.svs,p2,y\n"
+    path = tmp_path / "slides.csv"
+    path.write_bytes(codecs.BOM_UTF16_LE + text.replace(",", delimiter).encode("utf-16-le"))
+    assert [(row.slide_id, row.patient_id, row.label) for row in read_table(path)] == [
+        ("s1", "p1", "x"),
+        ("s2", "p2", "y"),
+    ]
+
+
+def test_a_column_twice_and_unquoted_commas_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="column 'label' stands 2 times, as columns 4 and 5"):
+        read_table(table(tmp_path, HEAD + ",label\na,a.svs,p,x,Z\n"))
+    with pytest.raises(ConfigError, match="lines 2, 4: more cells than the 4 columns"):
+        read_table(table(tmp_path, HEAD + "\na,a.svs,Doe, J,x\nb,b.svs,q,x\nc,c.svs,Doe, K,x\n"))
+    with pytest.raises(ConfigError, match="line 3: the row ends before 'label'"):
+        read_table(table(tmp_path, HEAD + "\na,a.svs,p,x\nb,b.svs,q\n"))
+
+
+def test_lines_are_those_of_the_file_behind_blank_rows(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="line 5: path is empty"):
+        read_table(table(tmp_path, HEAD + "\na,a.svs,p,x\n\n,,,\nb,,q,y\n"))
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "NA", "n/a", "#N/A", "<NA>", "None", "null", " "])
+def test_labels_that_stand_for_none_are_none(tmp_path: Path, text: str) -> None:
+    said: list[str] = []
+    rows = read_table(table(tmp_path, f"{HEAD}\na,a.svs,p,x\nb,b.svs,q,{text}\n"), note=said.append)
+    assert [row.label for row in rows] == ["x", None]
+    assert said == (
+        [f"slides.csv: the label {text!r} was taken for none, so that slides are unlabelled: line 3"]
+        if text.strip()
+        else []
+    )
+
+
+def test_a_patient_without_a_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="line 2: patient_id 'nan' names nobody"):
+        read_table(table(tmp_path, HEAD + "\na,a.svs,nan,x\n"))
+
+
+@pytest.mark.parametrize(("lines", "message"), [
+    ("a,a.svs,p,1\nb,b.svs,q,1.0\nc,c.svs,r,0", r"label: '1' \(line 2\) and '1\.0' \(line 3\) look like one"),
+    ("a,a.svs,p,1\nb,b.svs,q,01\nc,c.svs,r,0", r"label: '1' \(line 2\) and '01' \(line 3\) look like one"),
+    ("a,a.svs,p,Tumor\nb,b.svs,q,tumor\nc,c.svs,r,normal", r"label: 'Tumor' \(line 2\) and 'tumor' \(line 3\)"),
+    ("a,a.svs,7,x\nb,b.svs,7.0,x\nc,c.svs,07,y", "patient_id: line 2, line 3 and line 4 look like one"),
+    ("S1,a.svs,p,x\ns1,b.svs,q,y", r"slide_id: 'S1' \(line 2\) and 's1' \(line 3\) look like one"),
+])  # fmt: skip
+def test_one_name_spelt_twice_stops_unless_it_is_allowed(tmp_path: Path, lines: str, message: str) -> None:
+    path = table(tmp_path, f"{HEAD}\n{lines}\n")
+    with pytest.raises(ConfigError, match=message + r".*data\.allow_similar_names = true"):
+        read_table(path)
+    said: list[str] = []
+    assert len(read_table(path, allow_similar_names=True, note=said.append)) == lines.count("\n") + 1
+    assert len(said) == 1
+    assert DataSection(slides=path, allow_similar_names=True).rows() == read_table(
+        path, allow_similar_names=True
+    )
+
+
+def test_sites_spelt_twice_stop_where_folds_keep_them_apart(tmp_path: Path) -> None:
+    path = table(tmp_path, f"{HEAD},site\na,a.svs,p,x,Oslo\nb,b.svs,q,y,OSLO\n")
+    assert len(DataSection(slides=path).rows()) == 2
+    with pytest.raises(ConfigError, match=r"site: 'Oslo' \(line 2\) and 'OSLO' \(line 3\)"):
+        DataSection(slides=path, preserved_sites=True).rows()
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [*'abp,;\t\n\r"x7~/\\\0', "7.0", "07", "nan", "~nobody", "é", HEAD, HEAD.replace(",", ";"), "\n"]
+        ),
+        max_size=60,
+    )
+)
+def test_any_table_is_read_or_a_config_error(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[str]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes((HEAD + "\n" + "".join(parts)).encode())
+    with contextlib.suppress(ConfigError):
+        read_table(path)
 
 
 def test_one_class_is_no_classifier() -> None:

@@ -17,7 +17,7 @@ from training.data.splits import Split, make_splits
 from training.data.table import SlideRow, read_table
 from training.tables.__main__ import app
 from training.tables.build import Entry, SlideFolder, hold_out
-from training.tables.clam import read_split
+from training.tables.clam import read_dataset, read_split
 from training.tables.source import Layout, read_source
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
@@ -592,6 +592,75 @@ def test_clam_split_files_that_cannot_be_used(clam: Path) -> None:
     assert "names 1 slides that the label file lacks: other" in said("unknown.csv")
     write(clam / "splits" / "columns.csv", [["", "train", "valid", "test"], ["0", "s1", "s3", "s2"]])
     assert "no column 'val' and unknown columns 'valid'" in said("columns.csv")
+
+
+@pytest.mark.parametrize("ending", ["", ".0"])
+def test_clam_slides_whose_names_are_numbers(tmp_path: Path, ending: str) -> None:
+    """Accession numbers; pandas writes 1008.0 into a column that has empty cells."""
+    ids = [f"10{n:02}" for n in range(12)]
+    lines = [[f"P{n // 2}", one, "AB"[n // 6]] for n, one in enumerate(ids)]
+    write(tmp_path / "labels.csv", [CLAM_HEAD, *lines])
+    touch(tmp_path / "slides", *(f"{one}.tiff" for one in ids))
+    parts = {"train": ids[:2] + ids[6:8] + ids[4:6], "val": ids[2:4] + ids[8:9], "test": ids[9:]}
+    rows = [
+        [
+            str(n),
+            *(
+                f"{part[n]}{ending if len(part) < 6 else ''}" if n < len(part) else ""
+                for part in parts.values()
+            ),
+        ]
+        for n in range(6)
+    ]
+    write(tmp_path / "splits_0.csv", [["", *parts], *rows])
+    of_slide = {one: name for name, part in parts.items() for one in part}
+    flags = [[f"{one}{ending}", *(str(name == of_slide[one]) for name in parts)] for one in ids]
+    write(tmp_path / "splits_0_bool.csv", [["", *parts], *flags])
+    known = set(ids)
+    assert read_split(tmp_path / "splits_0.csv", known) == of_slide
+    assert read_split(tmp_path / "splits_0_bool.csv", known) == of_slide
+    out = tmp_path / "t.csv"
+    lines[8][0] = "P9"  # 1008 validates, 1009 tests
+    write(tmp_path / "labels.csv", [CLAM_HEAD, *lines])
+    run(
+        "clam",
+        tmp_path / "labels.csv",
+        tmp_path / "splits_0.csv",
+        "--slides",
+        tmp_path / "slides",
+        "--out",
+        out,
+    )
+    assert {row.slide_id: row.fold for row in rows_of(out)} == of_slide
+    write(tmp_path / "splits_0_descriptor.csv", [["", *parts], ["0", "1000", "1002", "1009"]])
+    with pytest.raises(ConfigError, match="not its _descriptor"):
+        read_split(tmp_path / "splits_0_descriptor.csv", known)
+
+
+def test_label_files_are_read_with_the_same_care(tmp_path: Path) -> None:
+    layout = Layout("a thing", {"a": ("A",), "b": ("B",)})
+
+    def records(text: bytes) -> list[dict[str, str]]:
+        (tmp_path / "x.csv").write_bytes(text)
+        return read_source(tmp_path / "x.csv").records(layout)
+
+    assert records(b"A;B\n\n1;x, y\n") == [{"a": "1", "b": "x, y"}]
+    assert records("a\tb\n1\té\n".encode("utf-16")) == [{"a": "1", "b": "é"}]
+    with pytest.raises(ConfigError, match=r"more cells than the 2 columns in line 4"):
+        records(b"A,B\n1,x\n\n2,x, y\n")
+    with pytest.raises(ConfigError, match=r"twice the column 'A' \(columns 1 and 3\)"):
+        records(b"A,B,a\n1,x,2\n")
+    (tmp_path / "clam.csv").write_text("case_id,slide_id,label\n\np,s,x\np,s2,nan\n")
+    with pytest.raises(ConfigError, match=r"empty cells.* in line 4"):
+        read_dataset(tmp_path / "clam.csv")
+
+
+def test_names_that_look_like_one_are_said_when_the_table_is_written(clam: Path) -> None:
+    lines = [[f"p{i}", f"s{i}", ("a", "b", "A")[i % 3]] for i in range(20)]
+    write(clam / "labels.csv", [CLAM_HEAD, *lines])
+    said = run("clam", clam / "labels.csv", "--slides", clam / "slides", "--out", clam / "t.csv")
+    assert "Note: label: 'a' (lines 2, 5, 8, 11, 14 and 2 more) and 'A' (lines 4, " in said
+    assert "data.allow_similar_names = true" in said
 
 
 def test_a_patient_in_two_parts_of_a_clam_split_is_named(clam: Path) -> None:

@@ -15,6 +15,7 @@ from napari_lrmil._viewer.canvas import Canvas
 from napari_lrmil.errors import SlideError
 from napari_lrmil.heatmap import HeatmapLook
 from napari_lrmil.slide import Slide
+from napari_lrmil.slide.pixel_size import Evidence, decide
 
 T = TypeVar("T")
 
@@ -121,6 +122,10 @@ def fake_slide(name: str, mpp: float | None = 0.5) -> Any:
     kind.has_mpp = property(lambda self: self.mpp_override is not None)
     kind.mpp_xy = property(lambda self: (self.mpp_override, self.mpp_override))
     slide.name, slide.path, slide.mpp_override, slide.icc = name, Path(f"{name}.svs"), mpp, False
+    kind.pixel_size = property(
+        lambda self: decide([Evidence("the value given", self.mpp_xy)] if self.has_mpp else [])
+    )
+    slide.shown_image = ""
     slide.level_dimensions_xy = ((2000, 1000),)
     slide.bounds_l0_xywh = (0, 0, 2000, 1000)
     slide.metadata = {"objective_power": 20.0}

@@ -22,7 +22,7 @@ from napari_lrmil._viewer.docks.annotations.presenter import (
     AnnotationsPresenter,
     AnnotationsView,
 )
-from napari_lrmil._viewer.docks.annotations.store import SUFFIX
+from napari_lrmil._viewer.docks.annotations.store import SUFFIX, LoadedAnnotations
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.geojson import write_annotations
@@ -279,11 +279,28 @@ def test_a_choice_of_layers_that_changes_no_tool_shows_nothing(dock: Dock) -> No
     dock.view.show_panel.assert_not_called()
 
 
+def test_an_import_says_what_could_not_be_read(dock: Dock, tmp_path: Path) -> None:
+    """Segmentations hold one odd outline among thousands."""
+    file = tmp_path / "segmentation.geojson"
+    whole = Annotation("polygon", (((1.0, 1.0), (9.0, 1.0), (9.0, 9.0)),))
+    write_annotations(file, [whole], bounds_l0_xywh=dock.slide.bounds_l0_xywh)
+    document = json.loads(file.read_text())
+    flat = {"type": "Polygon", "coordinates": [[[1, 1], [2, 2], [1, 1]]]}
+    document["features"] = [flat, *document["features"], flat, flat, flat]
+    file.write_text(json.dumps(document))
+    dock.presenter.import_file(file, cropped=True)
+    run_all(dock.background)
+    assert len(dock.panel.rows) == 1
+    assert "1 region imported. 4 features were left out: feature 1: " in dock.panel.status
+    assert dock.panel.status.count("3 or more vertices") == 3
+    assert dock.panel.status.endswith("; and 1 more.")
+
+
 def test_too_many_are_not_imported(dock: Dock) -> None:
     many = [Annotation("points", (((1.0, float(at)),),)) for at in range(MAX_ANNOTATIONS + 1)]
     dock.presenter.import_file(Path("many.geojson"), cropped=True)
     assert dock.panel.status == "Reading …"
-    started(dock.background, "import").finish(many)
+    started(dock.background, "import").finish(LoadedAnnotations(many))
     assert "5,001 annotations" in dock.panel.error
     assert dock.panel.rows == ()
     assert dock.layers == []
@@ -292,7 +309,7 @@ def test_too_many_are_not_imported(dock: Dock) -> None:
 def test_an_import_that_comes_when_its_slide_is_gone_changes_nothing(dock: Dock) -> None:
     dock.presenter.import_file(Path("late.geojson"), cropped=True)
     dock.close_slide()
-    started(dock.background, "import").finish([Annotation("points", (((1.0, 1.0),),))])
+    started(dock.background, "import").finish(LoadedAnnotations([Annotation("points", (((1.0, 1.0),),))]))
     assert dock.layers == []
     assert not dock.file.exists()
 

@@ -119,6 +119,22 @@ def test_store_never_overwrites_what_it_did_not_write(slide_path: Path, content:
     assert kept.load().annotations == list(SHAPES[2:])
 
 
+def test_a_file_with_one_bad_region_is_kept_beside_what_was_read_of_it(slide_path: Path) -> None:
+    kept = AnnotationStore(slide_path, "f" * 64, BOUNDS)
+    kept.save(SHAPES, 1)
+    document = json.loads(kept.beside.read_text(encoding="utf-8"))
+    document["features"].append({"type": "Point", "coordinates": ["here"]})
+    kept.beside.write_text(json.dumps(document), encoding="utf-8")
+    before = kept.beside.read_bytes()
+    again = AnnotationStore(slide_path, "f" * 64, BOUNDS)
+    found = again.load()
+    assert found.annotations == list(SHAPES)
+    assert f"1 feature was left out: feature {len(SHAPES) + 1}: " in found.note
+    again.save(SHAPES[:1], 1)
+    (aside,) = slide_path.parent.glob("*.kept-*")
+    assert aside.read_bytes() == before
+
+
 def test_a_late_save_does_not_undo_a_newer_one(slide_path: Path) -> None:
     """One that waited for a thread while the slide was closed, which saves at once."""
     kept = AnnotationStore(slide_path, "f" * 64, BOUNDS)

@@ -162,7 +162,9 @@ def test_another_model_or_pixel_size_is_looked_up_anew(stage: Stage) -> None:
     assert len(stage.jobs("look up")) == 2
     run_all(stage.disk)
     assert stage.controller.result is None
-    before = make_prediction(bundle_sha256="b" * 64, slide_fingerprint=stage.slide.fingerprint())
+    before = make_prediction(
+        bundle_sha256="b" * 64, slide_fingerprint=stage.slide.fingerprint(), mpp_xy=(0.25, 0.25)
+    )
     ResultCache().put(before, result_key(other.info, mpp_xy=(0.25, 0.25)))
     stage.slide.mpp_override = 0.25
     stage.canvas.layers_changed.emit()

@@ -405,7 +405,7 @@ def test_unknown_mpp_is_asked_for(viewer: Any, widget: ClassifyWidget, qtbot: An
     assert widget.slide_section.mpp_row.isVisible()
     qtbot.waitUntil(lambda: bool(widget.model_section.facts.text()), timeout=20_000)
     assert not widget.run_section.classify.isEnabled()
-    widget.slide_section.mpp.setValue(0.5)
+    qtbot.keyClicks(widget.slide_section.mpp, "0,5")
     qtbot.mouseClick(widget.slide_section.set_mpp, LEFT)
     assert tuple(layer.scale) == (0.5, 0.5)
     assert layer.data_to_world((-0.5, -0.5)) == pytest.approx((0.0, 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import call, create_autospec
@@ -9,6 +10,7 @@ from unittest.mock import call, create_autospec
 import pytest
 from fakes import Job, all_started, fake, fake_background, fake_canvas, fake_slide, started
 from made_predictions import make_prediction
+from made_slides import write_slide
 
 from napari_lrmil._viewer.docks.classify.panel import ClassifyPanel
 from napari_lrmil._viewer.docks.classify.presenter import ClassifyPresenter, ClassifyView
@@ -18,6 +20,7 @@ from napari_lrmil._viewer.window import Change, Controller, State
 from napari_lrmil.errors import SlideError
 from napari_lrmil.heatmap import ATTENTION, HeatmapLook, Scaling
 from napari_lrmil.predict import PredictProgress, SlidePrediction
+from napari_lrmil.slide import Slide
 from napari_lrmil.wording import duration_text, percent_text
 
 
@@ -97,7 +100,9 @@ def test_starts_without_slide(stage: Stage) -> None:
 def test_slide_then_bundle_makes_ready(stage: Stage) -> None:
     stage.with_slide()
     assert stage.panel.state is State.NO_BUNDLE
-    assert stage.panel.slide_facts == "2,000 × 1,000 px · 1.0 × 0.5 mm · 0.5 µm/px · 20×"
+    assert stage.panel.slide_facts == (
+        "2,000 × 1,000 px · 1.0 × 0.5 mm · 0.5 µm/px · 20×\nµm/px: 0.5 from the value given"
+    )
     stage.controller.load_bundle("/models/mine")
     assert stage.panel.state is State.LOADING_BUNDLE
     started(stage.background, "load model").finish(LoadedModel(fake_bundle(), ("cpu",)))
@@ -231,9 +236,41 @@ def test_unknown_mpp_blocks_until_given(stage: Stage) -> None:
     assert stage.panel.state is State.READY
 
 
-def test_mpp_from_the_file_is_not_overridden(ready: Stage) -> None:
+def test_a_corrected_mpp_puts_the_result_away(ready: Stage) -> None:
+    slide = ready.canvas.opened[0]
+    ready.running().finish(fake_prediction())
+    assert ready.panel.result is not None
     ready.controller.set_mpp(0.25)
-    assert ready.canvas.opened[0].mpp_override == 0.5
+    assert slide.mpp_override == 0.25
+    assert ready.panel.result is None
+    assert ready.panel.state is State.READY
+    assert ready.text == ""
+    assert ready.canvas.remove_heatmap.call_args == call(slide)
+
+
+def test_a_corrected_mpp_stops_the_classification_with_the_old_one(ready: Stage) -> None:
+    job = ready.running()
+    ready.controller.set_mpp(0.25)
+    ready.background.cancel.assert_called_once_with("classify")
+    job.finish(fake_prediction())
+    assert ready.panel.result is None
+
+
+def test_a_result_of_another_mpp_is_not_shown(ready: Stage) -> None:
+    ready.controller.show_result(ready.canvas.opened[0], fake_prediction(mpp_xy=(0.25, 0.25)))
+    assert ready.panel.result is None
+    assert not ready.canvas.heatmaps
+
+
+def test_an_mpp_that_no_slide_has_is_told(stage: Stage, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    write_slide(path, size_xy=(256, 128))
+    with Slide(path) as slide:
+        stage.canvas.opened.append(slide)
+        stage.canvas.layers_changed.emit()
+        stage.controller.set_mpp(353)
+        assert "353 µm/px isn't plausible" in stage.panel.error
+        assert slide.mpp_xy == (0.5, 0.5)
 
 
 def test_bad_slide_is_told_and_the_other_stays(ready: Stage) -> None:

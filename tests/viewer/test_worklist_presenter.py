@@ -24,6 +24,7 @@ from napari_lrmil._viewer.models import bundle_folder, hub_name, is_bundle
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.batch import BatchEvent, Kind
 from napari_lrmil.cache import ResultSummary
+from napari_lrmil.errors import UnknownMppError
 from napari_lrmil.model.hub import parse_hub_name
 from napari_lrmil.predict import PredictProgress, SlidePrediction
 from napari_lrmil.slide import Slide
@@ -59,6 +60,7 @@ def opened(path: Path, mpp: float | None = None) -> Any:
     """A slide that is open."""
     slide = fake(Slide)
     slide.path, slide.name, slide.mpp_override = path, path.stem, mpp
+    slide.has_mpp, slide.mpp_xy = True, (mpp or 0.5, mpp or 0.5)
     return slide
 
 
@@ -159,6 +161,18 @@ def test_nothing_is_open_at_first() -> None:
     presenter.step(1)
     presenter.judge("agree")
     assert "Open a slide" in presenter.panel().hint
+
+
+def test_what_looks_odd_in_a_table_is_said_beside_the_list(stage: Stage, tmp_path: Path) -> None:
+    table = tmp_path / "odd.csv"
+    table.write_text("path,slide_id,label\na.svs,7,Tumor\nb.svs,7.0,tumor\n")
+    stage.presenter.open_list(table)
+    started(stage.background, "list").run()
+    assert stage.names() == ["7", "7.0"]
+    assert stage.panel.hint.startswith(
+        "odd.csv: slide_id '7' (line 2) and '7.0' (line 3) look like one. odd.csv: label 'Tumor' (line 2)"
+    )
+    assert stage.panel.error == ""
 
 
 def test_a_folder_that_cant_be_listed_says_why_and_the_old_list_stays(stage: Stage) -> None:
@@ -410,7 +424,7 @@ def test_closing_says_what_could_not_be_written(stage: Stage, monkeypatch: pytes
 
 def test_changes_that_dont_concern_the_list_are_passed_over(stage: Stage) -> None:
     before = len(stage.changes)
-    stage.controller.changed.emit(Change.LOOK | Change.RUN | Change.PIXELS)
+    stage.controller.changed.emit(Change.LOOK | Change.RUN)
     assert len(stage.changes) == before
     stage.controller.changed.emit(Change.SLIDE | Change.RUN)
     assert len(stage.changes) == before + 1
@@ -477,6 +491,48 @@ def test_batch_result_of_the_open_slide_shows(stage: Stage) -> None:
     prediction = prediction_of_it()
     stage.job("classify").progress(BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=prediction))
     stage.controller.show_result.assert_called_once_with(stage.controller.slide, prediction)
+
+
+def test_batch_result_of_another_pixel_size_is_none(stage: Stage) -> None:
+    stage.presenter.open_slide(stage.path("s1"))
+    stage.presenter.classify_all()
+    stage.controller.slide.mpp_xy = (0.25, 0.25)  # corrected while the batch read it
+    event = BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=prediction_of_it())
+    stage.job("classify").progress(event)
+    stage.controller.show_result.assert_not_called()
+    assert next(item for item in stage.panel.rows if item.slide_id == "s1").label is None
+
+
+def test_a_row_says_that_its_slide_needs_a_pixel_size(stage: Stage) -> None:
+    stage.presenter.open_slide(stage.path("s1"))
+    stage.controller.slide.has_mpp = False
+    stage.controller.changed.emit(Change.SLIDE)
+    row = next(item for item in stage.panel.rows if item.slide_id == "s1")
+    assert cells(row)[0] == "s1\nneeds µm/px"
+    stage.controller.slide.has_mpp, stage.controller.slide.mpp_override = True, 0.25
+    stage.controller.changed.emit(Change.PIXELS)
+    row = next(item for item in stage.panel.rows if item.slide_id == "s1")
+    assert cells(row)[0] == "s1\nnot classified"
+
+
+def test_a_corrected_pixel_size_takes_the_result_out_of_the_row(stage: Stage) -> None:
+    stage.presenter.open_slide(stage.path("s1"))
+    stage.found(s1=summary())
+    stage.controller.changed.emit(Change.SLIDE)
+    looked_up = len(all_started(stage.background, "look up"))
+    stage.controller.slide.mpp_override = 0.25
+    stage.controller.changed.emit(Change.PIXELS)
+    assert next(item for item in stage.panel.rows if item.slide_id == "s1").label is None
+    assert len(all_started(stage.background, "look up")) == looked_up + 1
+
+
+def test_a_batch_says_which_slides_need_a_pixel_size(stage: Stage) -> None:
+    stage.presenter.classify_all()
+    event = BatchEvent.failed(stage.path("s2"), UnknownMppError("s2 doesn't say"))
+    stage.job("classify").progress(event)
+    row = next(item for item in stage.panel.rows if item.slide_id == "s2")
+    assert cells(row)[0] == "s2\nneeds µm/px"
+    assert "s2 doesn't say" in tool_tip(row)
 
 
 def test_result_of_the_main_dock_shows_in_the_row(stage: Stage) -> None:

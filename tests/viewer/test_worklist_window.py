@@ -576,6 +576,28 @@ def test_a_broken_slide_fails_alone(
     assert slide_layers(viewer) == []
 
 
+def test_a_batch_goes_on_whatever_its_slides_raise(
+    viewer: Any, main: ClassifyWidget, widget: WorklistWidget, folder: Path, bundle_dir: Path, qtbot: Any
+) -> None:
+    (folder / "a.zarr").mkdir()
+    (folder / "a.zarr" / "zarr.json").write_text("null")
+    (folder / "b.tif").symlink_to("b.tif")
+    load(qtbot, main, bundle_dir)
+    open_list(qtbot, widget, folder)
+    widget.presenter.classify_all()
+    qtbot.waitUntil(lambda: widget.presenter.panel().batch.running, timeout=LONG_MS)
+    (folder / "s4.tiff").unlink()
+    qtbot.waitUntil(lambda: not widget.presenter.panel().batch.running, timeout=LONG_MS)
+    assert "3 failed" in widget.presenter.panel().batch.text
+    told = {item.slide_id: (item.status, item.error) for item in widget.model.items}
+    assert all(told[f"s{number}"][0] is Status.DONE for number in range(4))
+    failed = {name: error for name, (status, error) in told.items() if status is Status.FAILED}
+    assert sorted(failed) == ["a", "b", "s4"]
+    assert failed["a"].startswith("a.zarr can't be read")
+    assert "no such slide" in failed["b"]
+    assert "no such slide" in failed["s4"]
+
+
 def test_a_menu_opens_it_on_the_left(viewer: Any, qtbot: Any) -> None:
     _, widget = viewer.window.add_plugin_dock_widget(PLUGIN, "LRMIL: worklist")
     window = widget.window()

@@ -1,4 +1,4 @@
-"""How well attention finds the lesions: against masks or regions that are known (method.md section 6).
+"""How well attention finds the lesions: against masks or regions that are known.
 
 Pure functions: places in a grid, scores and a mask go in, numbers come out. Two measures, each with what chance gives:
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from napari_lrmil.atomic import write_csv
+from napari_lrmil.export.tables import as_it_was, spreadsheet_safe
 from training.files import save_tensors
 
 
@@ -53,7 +54,10 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write a CSV file with a row a slide: slide_id, patient_id, label, p_<class> for each class, temperature."""
+    """Write a CSV file with a row a slide: slide_id, patient_id, label, p_<class> for each class, temperature.
+
+    Names that a spreadsheet would run as a formula get an apostrophe in front, which `read_predictions` takes away.
+    """
     names = predictions.class_names
     rows = zip(
         predictions.slide_ids,
@@ -67,7 +71,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         ["slide_id", "patient_id", "label", *(f"p_{name}" for name in names), "temperature"],
         # Every digit: what is read back after an interruption is what was found.
         (
-            [slide, patient, names[label], *map(repr, values), repr(predictions.temperature)]
+            [
+                *map(spreadsheet_safe, (slide, patient, names[label])),
+                *map(repr, values),
+                repr(predictions.temperature),
+            ]
             for slide, patient, label, values in rows
         ),
     )
@@ -87,7 +95,10 @@ def read_predictions(path: Path) -> Predictions:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or [])
-            records = list(reader)
+            records = [
+                {name: as_it_was(cell) if isinstance(cell, str) else cell for name, cell in record.items()}
+                for record in reader
+            ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"it is no CSV file ({error})") from error
     names = tuple(name.removeprefix("p_") for name in columns[3:] if name.startswith("p_"))

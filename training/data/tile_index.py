@@ -16,6 +16,7 @@ from rich.markup import escape
 from napari_lrmil.errors import ConfigError, UnknownMppError, reason_of
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_nested_tiles, tile_grid
 from napari_lrmil.slide.identity import stamp_of
+from napari_lrmil.slide.tiles import check_damage
 from training.data.table import SlideRow
 from training.files import Json, remembered
 from training.hashing import content_hash
@@ -149,7 +150,7 @@ def _examine(
 def _remembered(row: SlideRow, geometry: TileGeometry, known: Path | None) -> SlideTiles | str:
     stamp = None
     if known is not None:
-        # What hinders the look at a slide is told when it is opened.
+        # A slide that fails here is opened like any other, and then says what is wrong.
         with suppress(Exception):
             stamp = stamp_of(row.path)
     if known is None or stamp is None:
@@ -183,6 +184,8 @@ def _examine_one(row: SlideRow, geometry: TileGeometry) -> SlideTiles | str:
             lr, hr = find_nested_tiles(
                 slide, geometry.lr_spec, min_tissue=geometry.min_tissue, ratio=geometry.ratio
             )
+            check_damage(slide, lr, ratio=geometry.ratio)
+            slide.check_unchanged()
     except UnknownMppError:
         return (
             "its µm/px is unknown; fill the column 'mpp' of the table, or set data.mpp for all such slides "

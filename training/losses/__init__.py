@@ -1,4 +1,4 @@
-"""The losses of LRMIL, pure functions, one an equation of method.md section 3."""
+"""The losses of LRMIL, pure functions, of tiles in stage 1 and of slides in stage 2."""
 
 from training.losses.slide import attention_kl, bag_kl, guided_attention, hard_instance_loss
 from training.losses.tile import child_attention_loss, layer_loss, renormalised_weights

@@ -1,4 +1,4 @@
-"""Stage 2: a student's bag against the teacher's (method.md section 3, step 5)."""
+"""Stage 2: a student's bag against the teacher's (step 5 of `training.stages`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1: an LR tile against its HR children (method.md section 3, step 3)."""
+"""Stage 1: an LR tile against its HR children (step 3 of `training.stages`)."""
 
 from __future__ import annotations
 

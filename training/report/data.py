@@ -159,7 +159,7 @@ def _read_rows(run_dir: Path, config: dict[str, Any], notes: list[str]) -> list[
     for place in places:
         if place.is_file():
             try:
-                return read_table(place)
+                return read_table(place, allow_similar_names=True)  # the run decided that
             except ConfigError:
                 break
     notes.append(

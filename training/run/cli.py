@@ -16,7 +16,6 @@ from napari_lrmil.memory import give_large_blocks_back
 from napari_lrmil.terminal import Commands, exit_with
 from training.config import RunConfig, load_config
 from training.config.describe import config_table
-from training.data.table import read_table
 from training.progress import Reporter
 from training.run.context import Context
 from training.run.layout import RunDir
@@ -68,7 +67,7 @@ def run(
         prepared = prepare(config, skip_bad=skip_bad, reporter=reporter, runtime=runtime, writes=False)
         print_plan(*prepared)
         return run_dir.root
-    read_table(config.data.slides)  # a table that is wrong leaves no folder behind
+    config.data.rows()  # a table that is wrong leaves no folder behind
     if runtime.is_main:
         run_dir.prepare()
     with run_dir.locked() if runtime.is_main else nullcontext():

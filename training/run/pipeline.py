@@ -1,4 +1,4 @@
-"""The order of the steps (method.md section 3), over all folds, and over all processes."""
+"""The order of the steps (numbered in `training.stages`), over all folds, and over all processes."""
 
 from __future__ import annotations
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rich.markup import escape
+
 from napari_lrmil.errors import ConfigError
 from training.config import RunConfig
 from training.data.splits import Split, class_names, make_splits, splits_key
-from training.data.table import DataSection, SlideRow, read_table
+from training.data.table import DataSection, SlideRow
 from training.data.tile_index import index_slides
 from training.progress import Reporter
 from training.run.context import Context
@@ -54,7 +56,7 @@ def prepare(
         Before any expensive work, listing every slide that can't be used.
     """
     runtime = runtime or Runtime(config.run.device, config.run.precision)
-    rows = read_table(config.data.slides)
+    rows = config.data.rows(lambda text: reporter.say(f"[yellow]Note:[/] {escape(text)}"))
     run_dir = RunDir(config.run.out_dir)
     splits_of(
         run_dir, rows, config.data, config.run.seed, writes=False

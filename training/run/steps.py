@@ -256,11 +256,11 @@ class Steps:
     def results(self, pooled: dict[str, Predictions]) -> Step:
         """Return the step that compares all methods: thousands of resamples, not to be taken twice."""
         config = self._context.config
-        told = [
+        tested = [
             (method, list(one.patients), one.labels.tolist(), one.probabilities.tolist())
             for method, one in pooled.items()
         ]
-        key = content_hash(config.evaluate.bootstrap, config.run.seed, told)
+        key = content_hash(config.evaluate.bootstrap, config.run.seed, tested)
         # Not results.json itself: that one is absent while a run is at work.
         return Step("results", key, (self._context.run_dir.kept_results_json,))
 

@@ -1,7 +1,6 @@
-"""Step 5, stage 2: what the teacher says of a slide's bag, as losses of the student's head (method.md section 3).
+"""Step 5, stage 2: what the teacher says of a slide's bag, as losses of the student's head.
 
-L2 = l_ce CE + l_bag KL + l_soft KL + l_hard CE. A term more: a pure function in `training.losses`, its weight in
-`Stage2Section`, and a line in `SlideDistillation.__call__`.
+L2 = l_ce CE + l_bag KL + l_soft KL + l_hard CE. CONTRIBUTING.md says what a term more takes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class TeacherOutput(NamedTuple):
 
 
 class Stage2Section(Section):
-    """Slide-level distillation: L2 = l_ce CE + l_bag KL + l_soft KL + l_hard CE (method.md section 3)."""
+    """Slide-level distillation: L2 = l_ce CE + l_bag KL + l_soft KL + l_hard CE."""
 
     l_ce: float = Field(default=1.0, ge=0, description="of the cross-entropy with the label")
     l_bag: float = Field(default=1.0, ge=0, description="weight of the KL to the teacher's bag logits")

@@ -23,7 +23,7 @@ from training.section import Section
 
 
 class Stage1Section(Section):
-    """Tile-level distillation: L1 = lambda_layer L_layer + lambda_attn L_attn (method.md section 3)."""
+    """Tile-level distillation: L1 = lambda_layer L_layer + lambda_attn L_attn."""
 
     layers: tuple[int, ...] = Field(
         default=(0, 1, 10), description="blocks of f whose tokens are matched; none: L_attn alone"

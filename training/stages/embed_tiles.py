@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from napari_lrmil.model.device import resolve_device
 from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_weights
 from napari_lrmil.predict import embed_tiles
-from napari_lrmil.slide import choose_level, iter_tiles
+from napari_lrmil.slide import Slide, TileGrid, TileSet, choose_level, iter_tiles
 from napari_lrmil.slide.identity import stamp_of
+from napari_lrmil.slide.tiles import check_damage
 from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles, TileGeometry
 from training.hashing import content_hash
@@ -166,6 +167,7 @@ def _batches(
                 threads=job.threads,
             ):
                 yield embeddings.float().cpu().numpy(), np.empty((0, len(embeddings), 0), np.float32)
+            _check_what_was_read(slide, grid, level, job.places)
             return
         grid = grid.subdivide(job.geometry.ratio)
         level = choose_level(slide.level_mpps, grid.spec.mpp)
@@ -173,3 +175,11 @@ def _batches(
             with torch.inference_mode(), autocast(device, job.precision):
                 output = encoder(encoder.preprocess(torch.from_numpy(tiles).to(device)), job.layers)
             yield output.embedding.float().cpu().numpy(), output.layer_class_tokens.float().cpu().numpy()
+        _check_what_was_read(slide, grid, level, job.places)
+
+
+def _check_what_was_read(slide: Slide, grid: TileGrid, level: int, places: NDArray[np.int64]) -> None:
+    """Raise SlideError where the file is another one by now, or more is damaged than inference would allow."""
+    slide.check_unchanged()
+    rows, cols = places.T
+    check_damage(slide, TileSet(grid, level, rows, cols, np.zeros(grid.shape_yx, np.float32)))

@@ -85,7 +85,7 @@ def predict_shortcut(
     test: Sequence[SlideRow],
     class_names: tuple[str, ...],
 ) -> Predictions:
-    """Return what tissue fraction or colours alone say of the test slides (method.md section 6).
+    """Return what tissue fraction or colours alone say of the test slides.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Shortcut baselines: what a slide's label can be guessed from without looking at any tissue (method.md section 6).
+"""Shortcut baselines: what a slide's label can be guessed from without looking at any tissue.
 
 Tissue fraction alone, and the mean and spread of the colours. Where one of them comes near a model, the label is
 confounded with how much was cut or how it was stained, and the model's AUC says little.

@@ -222,11 +222,12 @@ def write_table(
     )
     with replacing(out) as scratch:
         write_csv(scratch, ["slide_id", "path", "patient_id", "label", *optional], cells)
+        said: list[str] = []
         try:
-            rows = read_table(scratch)
+            rows = read_table(scratch, allow_similar_names=True, note=said.append)
         except ConfigError as error:
             raise ConfigError(str(error).replace(str(scratch), "the table would be refused")) from error
-    for note in notes:
+    for note in [*notes, *(text.removeprefix(f"{scratch.name}: ") for text in said)]:
         console.print(f"[yellow]Note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     _show(entries, console)
     try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from napari_lrmil.errors import ConfigError
+from napari_lrmil.table import NO_VALUE
 from training.data.splits import some
 from training.tables.build import Draft, Entry, Shared, check_patients
 from training.tables.source import Layout, first_line, read_source
@@ -29,15 +31,25 @@ def read_dataset(path: Path) -> list[Entry]:
     ConfigError
         Where columns are missing or a cell is empty.
     """
-    records = read_source(path).records(DATASET)
-    empty = [line for line, record in enumerate(records, start=2) if not all(record.values())]
+    source = read_source(path)
+    records = source.records(DATASET)
+    lines = zip(source.lines, records, strict=True)
+    empty = [str(line) for line, record in lines if NO_VALUE & {cell.lower() for cell in record.values()}]
     if empty:
-        raise ConfigError(f"{path.name}: empty cells in line {some([str(line) for line in empty])}")
+        raise ConfigError(
+            f"{path.name}: empty cells, or such that stand for none (NA, nan), in line {some(empty)}"
+        )
     return [Entry(record["slide"], record["patient"], record["label"]) for record in records]
 
 
-def read_split(path: Path) -> dict[str, str]:
+def read_split(path: Path, slides: Collection[str] = ()) -> dict[str, str]:
     """Read slide id -> train, val or test, from either form of split file.
+
+    Parameters
+    ----------
+    path : Path
+    slides : collection of str
+        The ids that there are. Where ids are numbers, pandas writes them as 1000.0 into a column with empty cells.
 
     Raises
     ------
@@ -45,19 +57,25 @@ def read_split(path: Path) -> dict[str, str]:
         Where it is neither form, or a slide is in two parts.
     """
     records = read_source(path).records(SPLIT)
+    ids = {_without_decimals(slide): slide for slide in slides}
     found: dict[str, list[str]] = {}
+
+    def add(name: str, parts: Iterable[str]) -> None:
+        known = name if name in slides else ids.get(_without_decimals(name), name)
+        found.setdefault(known, []).extend(parts)
+
     flags = {record[part].lower() for record in records for part in _PARTS}
     if flags <= {"true", "false"}:
         for record in records:
-            found.setdefault(record["row"], []).extend(
-                part for part in _PARTS if record[part].lower() == "true"
-            )
+            add(record["row"], [part for part in _PARTS if record[part].lower() == "true"])
     else:
         for part in _PARTS:
             for record in records:
-                if record[part]:
-                    found.setdefault(record[part], []).append(part)
-    if all(name.isdecimal() for name in found):
+                if record[part].lower() not in NO_VALUE:
+                    add(record[part], [part])
+    if path.stem.endswith("_descriptor") or all(
+        _without_decimals(name).isdecimal() and name not in slides for name in found
+    ):
         raise ConfigError(
             f"{path.name} holds numbers where a split file holds slides: give splits_N.csv, not its _descriptor"
         )
@@ -65,6 +83,10 @@ def read_split(path: Path) -> dict[str, str]:
     if twice:
         raise ConfigError(f"{path.name}: {len(twice)} slides aren't in exactly one part: {some(twice)}")
     return {slide: parts[0] for slide, parts in found.items()}
+
+
+def _without_decimals(name: str) -> str:
+    return re.sub(r"^(\d+)\.0+$", r"\1", name)
 
 
 def apply_split(entries: list[Entry], path: Path, shared: Shared) -> Draft:
@@ -75,8 +97,8 @@ def apply_split(entries: list[Entry], path: Path, shared: Shared) -> Draft:
     ConfigError
         Where the split names unknown slides, or a patient is in two parts.
     """
-    part_of = read_split(path)
     known = {entry.slide_id for entry in entries}
+    part_of = read_split(path, known)
     unknown = [slide for slide in part_of if slide not in known]
     if unknown:
         raise ConfigError(

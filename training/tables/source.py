@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
 
-from napari_lrmil.errors import ConfigError
+from napari_lrmil.errors import ConfigError, TableError
+from napari_lrmil.table import Line, lines_of, listed, read_lines
 
 Record = dict[str, str]
 
@@ -53,6 +53,8 @@ class Source:
     path: Path
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    lines: tuple[int, ...]
+    """Where each row begins in the file, counted from 1."""
 
     def records(self, layout: Layout) -> list[Record]:
         """Return rows by the layout's fields; an optional column that is absent gives "".
@@ -62,17 +64,23 @@ class Source:
         ConfigError
             Where the columns aren't the layout's, naming those expected and those found.
         """
-        place = {_plain(name): index for index, name in enumerate(self.columns)}
+        place = {_plain(name): index for index, name in reversed(list(enumerate(self.columns)))}
         where: dict[str, int] = {}
         for key, names in (layout.needed | layout.optional).items():
             found = [place[_plain(name)] for name in names if _plain(name) in place]
             if found:
                 where[key] = found[0]
+        twice = [
+            f"{self.columns[index]!r} (columns {listed(str(other + 1) for other in others)})"
+            for index in where.values()
+            if len(others := self._places(self.columns[index])) > 1
+        ]
         missing = [names[0] for key, names in layout.needed.items() if key not in where]
         used = set(where.values())
         unknown = [name for index, name in enumerate(self.columns) if index not in used]
-        if missing or (layout.closed and unknown):
+        if missing or twice or (layout.closed and unknown):
             wrong = [f"no column {', '.join(map(repr, missing))}"] if missing else []
+            wrong += [f"twice the column {', '.join(twice)}"] if twice else []
             wrong += [f"unknown columns {_few(unknown)}"] if layout.closed and unknown else []
             raise ConfigError(
                 f"{self.path.name} is not {layout.what}: {' and '.join(wrong)}. Expected are the columns "
@@ -82,6 +90,9 @@ class Source:
             {key: row[where[key]] if key in where else "" for key in (*layout.needed, *layout.optional)}
             for row in self.rows
         ]
+
+    def _places(self, column: str) -> list[int]:
+        return [index for index, name in enumerate(self.columns) if _plain(name) == _plain(column)]
 
 
 def read_source(path: Path, *, sheet: str | None = None, header: tuple[str, ...] | None = None) -> Source:
@@ -100,37 +111,41 @@ def read_source(path: Path, *, sheet: str | None = None, header: tuple[str, ...]
     ConfigError
         Where it can't be read or has no rows.
     """
-    lines = _read_xlsx(path, sheet) if path.suffix.lower() == ".xlsx" else _read_text(path)
-    lines = [[cell.strip() for cell in line] for line in lines if any(cell.strip() for cell in line)]
+    lines = _lines(path, sheet)
     if header is not None:
-        lines = [list(header), *lines]
+        lines = [Line(0, header), *lines]
     if len(lines) < 2:
         raise ConfigError(f"{path} has no rows")
-    columns = lines[0]
-    if header is not None and max(map(len, lines)) > len(columns):
-        raise ConfigError(f"{path} has more columns than the expected {', '.join(columns)}")
+    columns = lines[0].cells
     width = len(columns)
-    # Spreadsheets pad rows, hand-made CSVs cut them short.
-    rows = tuple(tuple((line + [""] * width)[:width]) for line in lines[1:])
-    return Source(path, tuple(columns), rows)
+    wide = [line.number for line in lines if len(line.cells) > width]
+    if wide and header is not None:
+        raise ConfigError(f"{path} has more columns than the expected {', '.join(columns)}")
+    if wide:
+        raise ConfigError(
+            f"{path}: more cells than the {width} columns in {lines_of(wide)}; a name that holds a comma needs "
+            "quotation marks around it"
+        )
+    # Hand-made CSVs cut rows short.
+    rows = tuple((line.cells + ("",) * width)[:width] for line in lines[1:])
+    return Source(path, columns, rows, tuple(line.number for line in lines[1:]))
 
 
 def first_line(path: Path) -> list[str]:
     """Read the cells of the first line, to tell kinds of files apart."""
-    lines = _read_xlsx(path, None) if path.suffix.lower() == ".xlsx" else _read_text(path)
-    return [cell.strip() for cell in lines[0]] if lines else []
+    lines = _lines(path, None)
+    return list(lines[0].cells) if lines else []
 
 
-def _read_text(path: Path) -> list[list[str]]:
+def _lines(path: Path, sheet: str | None) -> list[Line]:
+    """Read the rows that aren't blank, without space around their cells."""
+    if path.suffix.lower() == ".xlsx":
+        cells = [tuple(cell.strip() for cell in row) for row in _read_xlsx(path, sheet)]
+        return [Line(number, row) for number, row in enumerate(cells, start=1) if any(row)]
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            start = file.readline()
-            file.seek(0)
-            return list(csv.reader(file, delimiter="\t" if "\t" in start else ","))
-    except FileNotFoundError as error:
-        raise ConfigError(f"no such file: {path}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} can't be read as CSV or TSV: {error}") from error
+        return read_lines(path)
+    except TableError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _read_xlsx(path: Path, sheet: str | None) -> list[list[str]]:
@@ -162,7 +177,7 @@ def _text(cell: object) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _few(names: Iterable[str], most: int = 12) -> str:

@@ -130,7 +130,7 @@ class Encoder(nn.Module):
 
 
 def child_means(token_maps: Tensor, ratio: int) -> Tensor:
-    """Mean of each child's block of tokens (method.md section 2).
+    """Mean of each child's block of tokens.
 
     Parameters
     ----------

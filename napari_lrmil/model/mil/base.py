@@ -21,7 +21,7 @@ class MILOutput(NamedTuple):
     bag_embedding: Tensor
     """(H,)"""
     instance_logits: Tensor
-    """(N, 2): is this one of the tiles that decide? Column 1 says yes (method.md section 3, l_hard)."""
+    """(N, 2): is this one of the tiles that decide? Column 1 says yes; trained by the term l_hard of stage 2."""
 
 
 class MILModel(nn.Module):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.errors import LRMILError, SlideError, reason_of
+from napari_lrmil.slide.damage import Damage
 from napari_lrmil.slide.pixel_size import Evidence
 
 
@@ -29,6 +30,8 @@ class Backend(Protocol):
         Which image of several is read, and that there are others; empty where there is one.
     associated_images : tuple of str
         Names only. Labels and macro images can show a patient's name: pixels come on request.
+    damage : Damage
+        What couldn't be decoded so far; reads show it hatched.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Backend(Protocol):
     bounds_l0_xywh: tuple[int, int, int, int]
     objective_power: float | None
     associated_images: tuple[str, ...]
+    damage: Damage
 
     @property
     def files(self) -> tuple[Path, ...]:

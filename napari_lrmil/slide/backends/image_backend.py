@@ -12,6 +12,7 @@ from PIL import Image
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import assemble, check_request
+from napari_lrmil.slide.damage import Damage
 from napari_lrmil.slide.pixel_size import Evidence
 
 MAX_PIXELS = 2**26
@@ -35,6 +36,7 @@ class ImageBackend:
             self.vendor = str(image.format).lower()
             self._icc_profile: bytes | None = image.info.get("icc_profile")
         self.reason = "a plain image"
+        self.damage = Damage()  # decoded whole or not at all
         self.files: tuple[Path, ...] = (path,)
         self.level_dimensions_xy: tuple[tuple[int, int], ...] = (size_xy,)
         self.level_downsamples: tuple[float, ...] = (1.0,)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import openslide
@@ -12,13 +15,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.errors import SlideError
-from napari_lrmil.slide.backends.base import check_request
+from napari_lrmil.slide.backends.base import check_request, file_key
+from napari_lrmil.slide.damage import Place, damage_of, hatch
 from napari_lrmil.slide.files import pixel_files
 from napari_lrmil.slide.pixel_size import DICOM, TIFF_TAG, Evidence, ome_evidence, tag_evidence
 
 CACHE_BYTES = 128 * 2**20
 """Decoded tiles kept by OpenSlide for all slides together. Its own 32 MiB a slide is less than one screen
 of a large monitor at 3 levels."""
+
+_Read = TypeVar("_Read")
+
+_PIECE_XY = (256, 256)
+"""What is tried at once beside a damaged place, where stored tiles are no plain grid."""
 
 
 @functools.cache
@@ -36,37 +45,59 @@ class OpenSlideBackend:
     name = "openslide"
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._handle = openslide.OpenSlide(path)
-        except openslide.OpenSlideUnsupportedFormatError as error:
-            raise SlideError(f"{path.name} is not a slide that OpenSlide can read") from error
-        except (openslide.OpenSlideError, OSError) as error:
-            # OpenSlide repeats the whole path, which belongs in no message.
-            why = str(error).replace(str(path), path.name)
-            raise SlideError(f"{path.name} is not a slide that OpenSlide can read ({why})") from error
-        self._handle.set_cache(_shared_openslide_cache())
+        self._path = path
+        self._reopening = threading.Lock()
+        self._handle = self._opened()
+        self.damage = damage_of(file_key(path))
         self.reason = "OpenSlide's format"
         properties = self._handle.properties
         self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
-        self._path = path
         self._series_uid: str | None = properties.get("dicom.SeriesInstanceUID")
         self.level_dimensions_xy: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
+        self.level_tiles_xy = _tiles_of(properties, len(self.level_dimensions_xy))
         self.evidence = _evidence_in(properties, self.vendor, self.level_dimensions_xy[0])
         self.shown_image = ""
         self.objective_power = _positive(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
         self.bounds_l0_xywh = self._bounds()
         self.associated_images: tuple[str, ...] = tuple(sorted(self._handle.associated_images))
 
-    @property
-    def level_tiles_xy(self) -> tuple[tuple[int, int] | None, ...]:
-        """Stored tiles' width and height at each level; None where they are no plain grid."""
-        properties = self._handle.properties
-        sizes = (
-            [properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")]
-            for level in range(len(self.level_dimensions_xy))
-        )
-        return tuple((int(width), int(height)) if width and height else None for width, height in sizes)
+    def _opened(self) -> openslide.OpenSlide:
+        path = self._path
+        try:
+            handle = openslide.OpenSlide(path)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise SlideError(f"{path.name} is not a slide that OpenSlide can read") from error
+        except (openslide.OpenSlideError, OSError) as error:
+            # OpenSlide repeats the whole path, which belongs in no message.
+            why = str(error).replace(str(path), path.name)
+            raise SlideError(f"{path.name} is not a slide that OpenSlide can read ({why})") from error
+        handle.set_cache(_shared_openslide_cache())
+        return handle
+
+    def _reopen(self, failed: openslide.OpenSlide) -> None:
+        """Replace a handle that failed: after its first error, OpenSlide's handle fails for good.
+
+        The old one is let go of, not closed: other threads may be reading through it.
+        """
+        with self._reopening:
+            if self._handle is failed:
+                self._handle = self._opened()
+
+    def _twice(self, read: Callable[[openslide.OpenSlide], _Read]) -> _Read:
+        """Read through the shared handle, and after an error, which may be another thread's, through one of its own.
+
+        Raises
+        ------
+        openslide.OpenSlideError
+        """
+        shared = self._handle
+        try:
+            return read(shared)
+        except openslide.OpenSlideError:
+            self._reopen(shared)
+        with self._opened() as own:
+            return read(own)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -77,7 +108,7 @@ class OpenSlideBackend:
     def icc_profile(self) -> bytes | None:
         """The slide's colour profile, where it has one that can be read."""
         try:
-            profile = self._handle.color_profile
+            profile = self._twice(lambda handle: handle.color_profile)
         except (openslide.OpenSlideError, OSError) as error:
             raise SlideError(f"the slide's ICC profile can't be read ({error})") from error
         return None if profile is None else bytes(profile.tobytes())
@@ -112,19 +143,68 @@ class OpenSlideBackend:
     ) -> NDArray[np.uint8]:
         # Asked for a level that isn't there, OpenSlide answers with an empty picture.
         check_request(level, len(self.level_dimensions_xy), size_xy)
+        scale = self.level_downsamples[level]
+        left, top = (math.floor(place / scale) for place in location_l0_xy)
+        if not self.damage.touches(level, left, top, size_xy[0] + 1, size_xy[1] + 1):
+            handle = self._handle
+            try:
+                return _on_white(handle.read_region(location_l0_xy, level, size_xy))
+            except openslide.OpenSlideError:
+                self._reopen(handle)
+        return self._read_piecewise(location_l0_xy, level, size_xy)
+
+    def _read_piecewise(
+        self, location_l0_xy: tuple[int, int], level: int, size_xy: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """A region stored tile by stored tile, those that can't be decoded hatched."""
+        scale, (width, height) = self.level_downsamples[level], size_xy
+        left, top = (math.floor(place / scale) for place in location_l0_xy)
+        tile_x, tile_y = self.level_tiles_xy[level] or _PIECE_XY
+        region: NDArray[np.uint8] = np.full((height, width, 3), 255, np.uint8)
+        for y in range(top // tile_y * tile_y, top + height, tile_y):
+            y0, y1 = max(y, top), min(y + tile_y, top + height)
+            for x in range(left // tile_x * tile_x, left + width, tile_x):
+                x0, x1 = max(x, left), min(x + tile_x, left + width)
+                corner = (
+                    location_l0_xy[0] + round((x0 - left) * scale),
+                    location_l0_xy[1] + round((y0 - top) * scale),
+                )
+                place = (level, x, y, tile_x, tile_y)
+                region[y0 - top : y1 - top, x0 - left : x1 - left] = self._read_piece(
+                    corner, place, (x0, y0, x1 - x0, y1 - y0)
+                )
+        return region
+
+    def _read_piece(
+        self, corner_l0_xy: tuple[int, int], place: Place, piece_xywh: tuple[int, int, int, int]
+    ) -> NDArray[np.uint8]:
+        """What of a region lies in one stored tile."""
+        if place in self.damage.places:
+            return hatch(*piece_xywh)
+        level, size_xy = place[0], piece_xywh[2:]
         try:
-            return _on_white(self._handle.read_region(location_l0_xy, level, size_xy))
+            return _on_white(self._twice(lambda handle: handle.read_region(corner_l0_xy, level, size_xy)))
         except openslide.OpenSlideError as error:
-            raise SlideError(f"a region of the slide can't be decoded ({error})") from error
+            self.damage.add(place, error)
+            return hatch(*piece_xywh)
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
         try:
-            return _on_white(self._handle.associated_images[name])
+            return _on_white(self._twice(lambda handle: handle.associated_images[name]))
         except openslide.OpenSlideError as error:
             raise SlideError(f"the {name} image can't be decoded ({error})") from error
 
     def close(self) -> None:
         self._handle.close()
+
+
+def _tiles_of(properties: Mapping[str, str], n_levels: int) -> tuple[tuple[int, int] | None, ...]:
+    """Stored tiles' width and height at each level; None where they are no plain grid."""
+    sizes = (
+        [properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")]
+        for level in range(n_levels)
+    )
+    return tuple((int(width), int(height)) if width and height else None for width, height in sizes)
 
 
 def _on_white(image: Image.Image) -> NDArray[np.uint8]:

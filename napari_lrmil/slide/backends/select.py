@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import Backend
-from napari_lrmil.slide.files import dicom_files_in, is_zarr
+from napari_lrmil.slide.files import dicom_files_in, is_zarr, is_zipped_zarr
 
 if TYPE_CHECKING:
     from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "openslide", "tiff", "ome-zarr", "image")
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ZIP_MAGIC = b"PK\3\4"
 _IMAGE_MAGICS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 _DIRECT_VENDORS = ("aperio", "generic-tiff", "philips", "trestle")
@@ -28,6 +29,11 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     the stored tiles are decoded directly, which is several times faster; OpenSlide then still says what
     the levels are and draws the tiles that the file leaves out.
 
+    Colours are proven: what is decoded directly has to agree with OpenSlide on a piece of each level that both have. What
+    OpenSlide can't open is decoded by tifffile's own rules for colours (photometric tag, codec, palettes refused), the ones
+    that `tifffile.imread` follows. What a TIFF's directories say that it holds is judged once, for all backends: OpenSlide
+    shows 16 bits, planes of a stack and turned tiles without a word.
+
     Raises
     ------
     SlideError
@@ -35,6 +41,8 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     """
     if backend not in BACKENDS:
         raise SlideError(f"there is no slide backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if path.is_symlink() and not path.exists():
+        raise SlideError(f"{path.name} is a link that leads nowhere, or to itself")
     if not path.exists():
         raise SlideError(f"no such slide: {path}")
     if not (path.is_file() or path.is_dir()):  # reading from a pipe would wait for ever
@@ -47,6 +55,8 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     if path.is_dir():
         return _open_dicom_folder(path)
     magic = _magic(path)
+    if is_zipped_zarr(path) and magic.startswith(_ZIP_MAGIC):
+        raise SlideError(f"{path.name} is a zipped OME-Zarr: unpack it and open the folder in it")
     if backend == "image" or (backend == "auto" and magic.startswith(_IMAGE_MAGICS)):
         from napari_lrmil.slide.backends.image_backend import ImageBackend
 
@@ -88,7 +98,7 @@ def _openslide(path: Path) -> OpenSlideBackend:
 def _open_tiff(path: Path, *, wanted: bool) -> Backend:
     """A TIFF: directly where its layout is understood, else through OpenSlide unless `wanted`."""
     from napari_lrmil.slide.backends.tiff_backend import TiffBackend
-    from napari_lrmil.slide.backends.tiff_layout import read_layout
+    from napari_lrmil.slide.backends.tiff_layout import UnfitImageError, read_layout
 
     try:
         reference = _openslide(path)
@@ -96,6 +106,8 @@ def _open_tiff(path: Path, *, wanted: bool) -> Backend:
         # Not tiled, or not one of OpenSlide's vendors: tifffile may still know it.
         try:
             return TiffBackend(path, read_layout(path), reason="OpenSlide can't read it")
+        except UnfitImageError:
+            raise
         except SlideError as no_tifffile:
             raise SlideError(f"{no_openslide}, nor one tifffile can: {no_tifffile}") from no_tifffile
     if reference.vendor not in _DIRECT_VENDORS:
@@ -108,17 +120,31 @@ def _open_tiff(path: Path, *, wanted: bool) -> Backend:
         return reference
     try:
         layout = read_layout(path)
+        if (
+            layout.is_ome
+            and layout.refusal
+            and layout.largest_xy not in (None, *reference.level_dimensions_xy)
+        ):
+            raise UnfitImageError(str(layout.refusal))  # OpenSlide would show another image of the file
+        if layout.refusal and isinstance(layout.refusal, UnfitImageError):
+            raise layout.refusal
         if layout.is_ome and layout.levels:
             # OpenSlide takes the first image for the slide, which may be the macro, and no level in a SubIFD.
             same = layout.levels[0].size_xy == reference.level_dimensions_xy[0]
             if not same or len(layout.levels) > len(reference.level_dimensions_xy):
                 direct = TiffBackend(path, layout, reason="OpenSlide doesn't see its pyramid")
+                try:
+                    if same:
+                        direct.compare_with(reference)
+                except SlideError:
+                    direct.close()
+                    raise
                 reference.close()
                 return direct
             reference.evidence, reference.shown_image = layout.evidence, layout.shown_image
         return TiffBackend.with_reference(path, layout, reference)
     except SlideError as error:
-        if wanted:
+        if wanted or isinstance(error, UnfitImageError):
             reference.close()
             raise
         reference.reason = str(error)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_lrmil.errors import SlideError
+from napari_lrmil.errors import SlideError, reason_of
 from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of, file_key
 from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
 from napari_lrmil.slide.backends.tiff_layout import (
@@ -21,6 +21,7 @@ from napari_lrmil.slide.backends.tiff_layout import (
     TiffLevel,
 )
 from napari_lrmil.slide.cache import shared_cache
+from napari_lrmil.slide.damage import damage_of, hatch
 from napari_lrmil.slide.files import pixel_files
 from napari_lrmil.slide.geometry import l0_to_level, level_to_l0
 
@@ -52,12 +53,13 @@ class TiffBackend:
         self, path: Path, layout: TiffLayout, *, reason: str, reference: OpenSlideBackend | None = None
     ) -> None:
         if not layout.levels:
-            raise SlideError(layout.refusal)
+            raise layout.refusal or SlideError(f"{path.name} holds no image")
         self._levels = layout.levels
         self._icc_profile = layout.icc_profile
         self._reference = reference
         self._path = path
         self._key = file_key(path)
+        self.damage = damage_of(self._key)
         self._file = _RandomAccessFile(path)
         self.reason = reason
         if reference is None:
@@ -105,16 +107,25 @@ class TiffBackend:
             path, replace(layout, levels=levels), reason="plain grids of tiles", reference=reference
         )
         try:
-            backend._compare_with(reference)
+            backend.compare_with(reference)
         except SlideError:
             backend._file.close()
             raise
         return backend
 
-    def _compare_with(self, reference: OpenSlideBackend) -> None:
+    def compare_with(self, reference: OpenSlideBackend) -> None:
+        """Compare a piece of each level that OpenSlide has, too.
+
+        Raises
+        ------
+        SlideError
+            Where the pixels differ.
+        """
         # Whatever a vendor's colours or tables may be: a backend that isn't the reference has to agree
         # with it on this very file. The middle of a level is the likeliest place for tissue.
-        for number, level in enumerate(self._levels):
+        for number, level in enumerate(self._levels[: len(reference.level_dimensions_xy)]):
+            if reference.level_dimensions_xy[number] != self.level_dimensions_xy[number]:
+                continue
             scale = self.level_downsamples[number]
             middle = (
                 size // 2 // tile * tile
@@ -148,11 +159,16 @@ class TiffBackend:
         cache, across = shared_cache(), stored.tiles_across
 
         def tile(col: int, row: int, whole: bool) -> NDArray[np.uint8]:
-            return cache.get(
-                (self._key, level, col, row),
-                lambda: self._decode(level, row * across + col),
-                keep=keep_tiles or not whole,
-            )
+            try:
+                return cache.get(
+                    (self._key, level, col, row),
+                    lambda: self._decode(level, row * across + col),
+                    keep=keep_tiles or not whole,
+                )
+            except _DamagedTileError as error:
+                width, height = stored.tile_xy
+                self.damage.add((level, col * width, row * height, width, height), error)
+                return hatch(col * width, row * height, width, height)
 
         return assemble(
             tile,
@@ -170,14 +186,20 @@ class TiffBackend:
         if not all(counts):
             return self._left_out(level, index)
         try:
-            planes = [
-                stored.decode(self._file.read(int(stored.offsets[segment]), count), segment)[0]
+            data = [
+                self._file.read(int(stored.offsets[segment]), count)
                 for segment, count in zip(segments, counts, strict=True)
             ]
+        except OSError as error:  # the file can't be read, which says nothing of the tile
+            raise SlideError(f"{self._path.name} can't be read ({reason_of(error)})") from error
+        except ValueError as error:
+            raise _DamagedTileError(str(error)) from error
+        try:
+            planes = [stored.decode(each, segment)[0] for each, segment in zip(data, segments, strict=True)]
         except TIFF_ERRORS as error:
             # Some writers leave rubbish for empty tiles; what that means is the reference's to say.
             if self._reference is None:
-                raise SlideError(f"tile {index} of level {level} can't be decoded ({error})") from error
+                raise _DamagedTileError(str(error)) from error
             return self._left_out(level, index)
         pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
         if pixels.shape[2] == 1:
@@ -218,6 +240,10 @@ def _page_of(level: int, reference: OpenSlideBackend, pages: tuple[TiffLevel, ..
     if len(fits) != 1:
         raise SlideError(f"level {level} is on {len(fits)} pages that can be decoded directly, not on one")
     return fits[0]
+
+
+class _DamagedTileError(Exception):
+    """A stored tile that can't be decoded. Raised through the cache, which keeps no error."""
 
 
 class _RandomAccessFile:

@@ -29,6 +29,12 @@ MAX_SEGMENT_PIXELS = 2**26
 """The largest tile or strip that is decoded at once: 200 MB of RGB."""
 
 _YCBCR_JPEG2000 = 33003
+_MAX_SAMPLES = 4
+"""RGB and alpha, or cyan, magenta, yellow and black: what has more isn't a picture."""
+
+
+class UnfitImageError(SlideError):
+    """A file is understood, and what it holds is no slide: no other decoder may show it as one."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,10 @@ class TiffLayout:
         Every tiled page that can be decoded, of whatever image, in the file's order.
     levels : tuple of TiffLevel
         The pyramid of the largest image, finest first; empty where `refusal` says why it can't be read.
-    refusal : str
+    largest_xy : (int, int) or None
+        Size of the largest image, whether it can be read or not.
+    refusal : SlideError or None
+        An `UnfitImageError` is final, with another decoder may do better.
     evidence : tuple of Evidence
         What is said of the pixel size of the largest image: by OME-XML, then by the resolution tags.
     ome_xml : str or None
@@ -80,7 +89,8 @@ class TiffLayout:
 
     pages: tuple[TiffLevel, ...]
     levels: tuple[TiffLevel, ...]
-    refusal: str
+    largest_xy: tuple[int, int] | None
+    refusal: SlideError | None
     evidence: tuple[Evidence, ...]
     ome_xml: str | None
     shown_image: str
@@ -100,20 +110,24 @@ def read_layout(path: Path) -> TiffLayout:
         with tifffile.TiffFile(path) as tif:
             levels: tuple[TiffLevel, ...] = ()
             evidence: tuple[Evidence, ...] = ()
-            shown_image = refusal = ""
+            shown_image = ""
+            largest_xy: tuple[int, int] | None = None
+            refusal: SlideError | None = None
             ome_xml = tif.ome_metadata if tif.is_ome else None
             try:
                 images = _images(tif, path.name)
                 image = max(images, key=lambda series: series.size)
+                largest_xy = (image.keyframe.imagewidth, image.keyframe.imagelength)
                 levels = _levels_of(image, path.name)
                 evidence = _evidence_of(image.keyframe, ome_xml)
                 shown_image = _shown_image(images, image)
             except SlideError as error:
-                refusal = str(error)
+                refusal = error
             profile = tif.pages.first.tags.get("InterColorProfile")
             return TiffLayout(
                 pages=tuple(_understood_pages(tif, path.name)),
                 levels=levels,
+                largest_xy=largest_xy,
                 refusal=refusal,
                 evidence=evidence,
                 ome_xml=ome_xml,
@@ -137,10 +151,12 @@ def _images(tif: tifffile.TiffFile, name: str) -> list[tifffile.TiffPageSeries]:
 
 
 def _levels_of(image: tifffile.TiffPageSeries, name: str) -> tuple[TiffLevel, ...]:
-    if len(image.pages) > 1:
-        raise SlideError(
-            f"{name} holds {len(image.pages)} planes of {image.dtype} ({image.axes} {image.shape}), "
-            "but a slide needs one image of 8-bit RGB"
+    # A plane in another file is read when that file is opened.
+    here = [page for page in image.pages if page is not None and page.parent is image.keyframe.parent]
+    if len(here) > 1:
+        raise UnfitImageError(
+            f"{name} holds {len(here)} planes of {image.dtype} ({image.axes} {image.shape}), "
+            "but a slide needs one image of 8-bit RGB, its colours together"
         )
     return tuple(_level_of(series.keyframe, name) for series in image.levels)
 
@@ -169,8 +185,8 @@ def _shown_image(images: list[tifffile.TiffPageSeries], shown: tifffile.TiffPage
     sizes = [f"{image.keyframe.imagewidth} x {image.keyframe.imagelength} px" for image in images]
     number = next(place for place, image in enumerate(images) if image is shown)
     others = [size for place, size in enumerate(sizes) if place != number]
-    listed = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-    return f"{number + 1} of {len(images)}, the largest ({sizes[number]}); not shown: {listed}"
+    sizes_of_others = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+    return f"{number + 1} of {len(images)}, the largest ({sizes[number]}); not shown: {sizes_of_others}"
 
 
 def _understood_pages(tif: tifffile.TiffFile, name: str) -> list[TiffLevel]:
@@ -192,6 +208,16 @@ def _level_of(page: tifffile.TiffPage, name: str) -> TiffLevel:
         tifffile.PHOTOMETRIC.MINISBLACK,
         tifffile.PHOTOMETRIC.MINISWHITE,
     ) or (photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression == tifffile.COMPRESSION.JPEG)
+    turned = page.tags.valueof("Orientation", 1)
+    if turned != 1:
+        raise UnfitImageError(
+            f"{name} is stored turned or mirrored (Orientation {int(turned)}), but a slide must be stored upright"
+        )
+    if page.dtype is not None and (page.dtype.itemsize > 1 or samples > _MAX_SAMPLES):
+        raise UnfitImageError(
+            f"{name} holds {samples} sample(s) of {page.dtype} ({tifffile.PHOTOMETRIC(photometric).name}) a pixel, "
+            "but a slide needs 8-bit RGB or grey"
+        )
     if page.dtype != np.uint8 or samples not in (1, 3) or page.imagedepth != 1 or not known:
         raise SlideError(
             f"{name} holds {samples} sample(s) of {page.dtype} ({tifffile.PHOTOMETRIC(photometric).name}) a pixel, "

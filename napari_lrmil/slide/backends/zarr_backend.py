@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -11,10 +14,11 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import SlideError
-from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of, file_key
+from napari_lrmil.errors import SlideError, reason_of
+from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of
 from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.slide.files import pixel_files, zarr_metadata
+from napari_lrmil.slide.damage import damage_of, hatch
+from napari_lrmil.slide.files import is_inside, pixel_files, zarr_chunks, zarr_images, zarr_metadata
 from napari_lrmil.slide.geometry import l0_to_level
 from napari_lrmil.slide.pixel_size import OME_ZARR, Evidence
 
@@ -27,14 +31,27 @@ _UNIT_UM = {
     "meter": 1e6,
 }
 _MAX_CHUNK_PIXELS = 2**26
+_MAX_LISTED = 4
+_BLANK = 2.0
+"""Grey levels by which pixels differ from the fill value on average where there is nothing."""
+_GLASS = 200
+"""A fill value from here on stands for glass."""
+_MAX_FINER = 4.0
+_YOUNG_NS = 60 * 10**9
+_Area = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels of a level."""
 _ZARR_ERRORS = (zarr.errors.BaseZarrError, OSError, ValueError, LookupError, TypeError, RuntimeError)
 
 
 class _LevelArray(Protocol):
     """What is used of a `zarr.Array`."""
 
+    path: str
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    fill_value: object
+    metadata: Any
     ndim: int
     dtype: np.dtype[np.generic]
 
@@ -44,7 +61,10 @@ class _LevelArray(Protocol):
 class ZarrBackend:
     """The first multiscale image of a folder, chunk by chunk through the shared cache of decoded tiles.
 
-    Axes are found by their names, so both `tczyx` and `yxc` will do; time and z stay at their first plane.
+    A container as bioformats2raw writes it, with the image in a group of its own, is read as that image where it is the
+    only one.
+
+    Axes are found by their names, so both `tczyx` and `yxc` will do; time and z must have one plane.
     """
 
     name = "ome-zarr"
@@ -53,16 +73,32 @@ class ZarrBackend:
         self._path = path
         try:
             group = zarr.open_group(path, mode="r")
-            image = _multiscale_of(group.attrs.asdict(), path.name)
+            images = zarr_images(path)
+            if len(images) > 1:
+                raise SlideError(
+                    f"{path.name} holds {len(images)} images: open one of {_listed(path, images)}"
+                )
+            inner = "".join(f"{name}/" for name in images)
+            described = group[inner[:-1]] if inner else group
+            image = _multiscale_of(described.attrs.asdict(), path.name)
             self._axes = [
                 str(axis["name"]) if isinstance(axis, Mapping) else str(axis)
                 for axis in image.get("axes", "tczyx")
             ]
-            arrays = [group[str(dataset["path"])] for dataset in image["datasets"]]
+            names = [f"{inner}{dataset['path']}" for dataset in image["datasets"]]
+            for name in names:
+                if not is_inside(path, name):
+                    raise SlideError(
+                        f"{path.name} names a level outside of its folder, {name!r}: nothing there is read"
+                    )
+            arrays = [group[name] for name in names]
         except _ZARR_ERRORS as error:
             raise SlideError(f"{path.name} is not an OME-Zarr image that can be read ({error})") from error
         self._arrays = [self._checked(array) for array in arrays]
-        self._key = file_key(zarr_metadata(path)[0])
+        self._chunks = _ChunkFiles(path)
+        # Of all files: a chunk that comes later makes another slide.
+        self._key = (str(path.resolve()), self._chunks.state)
+        self.damage = damage_of(self._key)
         self.reason = "OME-Zarr"
         self.vendor = f"ome-zarr (zarr v{group.metadata.zarr_format})"
         self.level_dimensions_xy = tuple(
@@ -94,6 +130,9 @@ class ZarrBackend:
             raise SlideError(f"{name} names a level that is no array")
         if array.ndim != len(self._axes) or not {"x", "y"} <= set(self._axes):
             raise SlideError(f"{name} has axes {self._axes}, but arrays of {array.ndim} dimensions")
+        for axis, size in zip(self._axes, array.shape, strict=True):
+            if axis not in "xyc" and size > 1:
+                raise SlideError(f"{name} holds {size} planes along its axis {axis}, but a slide needs one")
         channels = array.shape[self._axes.index("c")] if "c" in self._axes else 1
         if array.dtype != np.uint8 or channels not in (1, 3):
             raise SlideError(
@@ -137,11 +176,18 @@ class ZarrBackend:
 
         def tile(col: int, row: int, whole: bool) -> NDArray[np.uint8]:
             cols, rows = slice(col * tile_x, (col + 1) * tile_x), slice(row * tile_y, (row + 1) * tile_y)
-            return cache.get(
-                (self._key, level, col, row),
-                lambda: self._decode(array, cols, rows),
-                keep=keep_tiles or not whole,
-            )
+            try:
+                if self._is_missing(level, col, row):
+                    raise _DamagedChunkError("a chunk is missing")
+                return cache.get(
+                    (self._key, level, col, row),
+                    lambda: self._decode(array, cols, rows),
+                    keep=keep_tiles or not whole,
+                )
+            except _DamagedChunkError as error:
+                place = (col * tile_x, row * tile_y, tile_x, tile_y)
+                self.damage.add((level, *place), error)
+                return hatch(*place)
 
         return assemble(
             tile,
@@ -151,12 +197,62 @@ class ZarrBackend:
             size_xy=size_xy,
         )
 
+    def _is_missing(self, level: int, col: int, row: int) -> bool:
+        """Whether a chunk is absent that should be there.
+
+        Writers leave out chunks that hold the fill value alone, so absence by itself says nothing. The levels show the
+        same picture: where another one holds something else than the fill value there, the chunk is missing. Where
+        none holds anything, it is blank; unless there is no other level and the fill value is no glass, or the
+        slide was being written a moment ago.
+        """
+        array = self._arrays[level]
+        width, height = (int(array.chunks[self._axes.index(axis)]) for axis in "xy")
+        left, top = col * width, row * height
+        area = (left, top, left + width, top + height)
+        if self._is_there(level, area):
+            return False
+        fill = int(cast(int, array.fill_value) or 0)
+        for other in sorted(set(range(len(self._arrays))) - {level}, key=lambda at: (abs(at - level), at)):
+            scale = self.level_downsamples[level] / self.level_downsamples[other]
+            if scale > _MAX_FINER:  # too many pixels to decode for a look
+                continue
+            seen = self._inner(other, [edge * scale for edge in area])
+            if seen is not None and self._is_there(other, seen):
+                pixels = self._decode(self._arrays[other], slice(seen[0], seen[2]), slice(seen[1], seen[3]))
+                return float(np.abs(pixels.astype(np.int16) - fill).mean()) > _BLANK
+        return self._chunks.young or (len(self._arrays) == 1 and fill < _GLASS)
+
+    def _inner(self, level: int, area: Sequence[float]) -> _Area | None:
+        """The pixels of a level that lie wholly in an area of it, its border left out where it is large enough."""
+        width, height = self.level_dimensions_xy[level]
+        left, top = math.ceil(area[0]), math.ceil(area[1])
+        right, bottom = min(width, math.floor(area[2])), min(height, math.floor(area[3]))
+        if right - left > 2 and bottom - top > 2:  # neighbours were averaged into the border
+            left, top, right, bottom = left + 1, top + 1, right - 1, bottom - 1
+        return (left, top, right, bottom) if right > left and bottom > top else None
+
+    def _is_there(self, level: int, area: _Area) -> bool:
+        """Whether the files of all chunks are there that an area of a level needs."""
+        array = self._arrays[level]
+        stored = array.shards or array.chunks
+        spans = {"x": (area[0], area[2]), "y": (area[1], area[3])}
+        places = []
+        for axis, size, length in zip(self._axes, stored, array.shape, strict=True):
+            first, end = spans.get(axis, (0, length if axis == "c" else 1))
+            places.append(range(first // size, (min(end, length) - 1) // size + 1))
+        return all(
+            f"{array.path}/{array.metadata.encode_chunk_key(place)}" in self._chunks.names
+            for place in itertools.product(*places)
+        )
+
     def _decode(self, array: _LevelArray, cols: slice, rows: slice) -> NDArray[np.uint8]:
         where: dict[str, slice | int] = {"x": cols, "y": rows, "c": slice(None)}
         try:
             pixels = np.asarray(array[tuple(where.get(axis, 0) for axis in self._axes)])
+        except OSError as error:  # the file can't be read, which says nothing of the chunk
+            raise SlideError(f"{self._path.name} can't be read ({reason_of(error)})") from error
         except _ZARR_ERRORS as error:
-            raise SlideError(f"a chunk of the image can't be decoded ({error})") from error
+            raise _DamagedChunkError(str(error)) from error
         kept = [axis for axis in self._axes if axis in where]
         if "c" not in kept:
             pixels, kept = pixels[..., None], [*kept, "c"]
@@ -170,6 +266,35 @@ class ZarrBackend:
 
     def close(self) -> None:
         """Nothing is held open: each chunk is a file."""
+
+
+class _ChunkFiles:
+    """Which chunks an OME-Zarr folder held when it was opened."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            found = zarr_chunks(folder)
+            metadata = [
+                (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in zarr_metadata(folder)
+            ]
+        except OSError as error:
+            raise SlideError(f"{folder.name} can't be read ({reason_of(error)})") from error
+        self.names = frozenset(chunk.name for chunk in found)
+        newest_ns = max((chunk.mtime_ns for chunk in found), default=0)
+        self.young = 0 <= time.time_ns() - newest_ns < _YOUNG_NS
+        """Whether one was written a moment ago."""
+        self.state = hash((self.young, *metadata, *found))
+
+
+class _DamagedChunkError(Exception):
+    """A chunk that can't be decoded. Raised through the cache, which keeps no error."""
+
+
+def _listed(path: Path, names: Sequence[str]) -> str:
+    """The first few images of a container, as they are opened."""
+    return ", ".join(f"{path.name}/{name}" for name in names[:_MAX_LISTED]) + ", …" * (
+        len(names) > _MAX_LISTED
+    )
 
 
 def _multiscale_of(attributes: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -122,13 +122,13 @@ def where_kept(store: AnnotationStore | None, count: int, *, saving: bool) -> st
     return f"{counted(count)}, saved {beside}."
 
 
-def imported(new: Sequence[Annotation], same: int) -> str:
-    """What an import brought."""
+def imported(new: Sequence[Annotation], same: int, left_out: str = "") -> str:
+    """What an import brought, and what of the file couldn't be read."""
     text = f"{counted(len(new))} imported"
     if same:
         text += f", {same:,} there already"
     notes = list(dict.fromkeys(note for each in new for note in each.notes))
-    return " ".join([f"{text}.", *notes[:3]])
+    return " ".join([f"{text}.", *filter(None, [left_out]), *notes[:3]])
 
 
 def too_many(count: int, limit: int) -> str:

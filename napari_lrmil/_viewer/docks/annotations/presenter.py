@@ -263,11 +263,12 @@ class AnnotationsPresenter:
             failed=lambda text: self._failed(opened, text),
         )
 
-    def _imported(self, opened: SlideAnnotations, found: Sequence[Annotation]) -> None:
+    def _imported(self, opened: SlideAnnotations, file: LoadedAnnotations) -> None:
         if self._open.get(opened.slide) is not opened:
             return
         if opened.edited:
             self._read_edits(opened)
+        found = file.annotations
         there = {each.id: each for each in self._coloured(opened)}
         new = [each for each in found if each.id not in there or not alike(each, there[each.id])]
         same = len(found) - len(new)
@@ -280,7 +281,7 @@ class AnnotationsPresenter:
             if new:
                 self._redraw(opened)
                 self._changed(opened)
-            opened.note = panels.imported(new, same)
+            opened.note = panels.imported(new, same, file.note)
         self._show()
 
     def _failed(self, opened: SlideAnnotations, text: str) -> None:

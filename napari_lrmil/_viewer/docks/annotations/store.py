@@ -81,12 +81,18 @@ class AnnotationStore:
             self._own = {path: _stamp(path) for path in there}
             notes = []
             for path in sorted(there, key=lambda each: _stamp(each) or (0, 0), reverse=True):
+                left_out: list[str] = []
                 try:
-                    found = read_annotations(path, bounds_l0_xywh=self._bounds)
+                    found = read_annotations(path, bounds_l0_xywh=self._bounds, left_out=left_out.append)
                 except GeoJSONError as error:
                     self._own[path] = None  # so that it is set aside, not overwritten
                     notes.append(f"{path.name} can't be read ({error}). It is kept under another name.")
                     continue
+                if left_out:
+                    self._own[path] = None
+                    notes.append(
+                        f"{_left_out_text(left_out)} {path.name} is kept under another name before it is written anew."
+                    )
                 self.where = path
                 return LoadedAnnotations(found, " ".join([*notes, *self._place_note()]))
             return LoadedAnnotations([], " ".join(notes))
@@ -172,10 +178,18 @@ def save(store: AnnotationStore, annotations: Sequence[Annotation], version: int
     return store.save(annotations, version)
 
 
-def import_geojson(path: Path, bounds_l0_xywh: Bounds, *, cropped: bool) -> Steps[None, list[Annotation]]:
-    """Read the annotations, and nothing else, of a GeoJSON file."""
+def import_geojson(path: Path, bounds_l0_xywh: Bounds, *, cropped: bool) -> Steps[None, LoadedAnnotations]:
+    """Read the annotations, and nothing else, of a GeoJSON file; the note says what couldn't be read of it."""
     yield None
-    return read_annotations(path, bounds_l0_xywh=bounds_l0_xywh, cropped=cropped, object_types={"annotation"})
+    left_out: list[str] = []
+    found = read_annotations(
+        path,
+        bounds_l0_xywh=bounds_l0_xywh,
+        cropped=cropped,
+        object_types={"annotation"},
+        left_out=left_out.append,
+    )
+    return LoadedAnnotations(found, _left_out_text(left_out))
 
 
 def export_geojson(
@@ -184,6 +198,14 @@ def export_geojson(
     """Write annotations as GeoJSON."""
     yield None
     return write_annotations(path, annotations, bounds_l0_xywh=bounds_l0_xywh, cropped=cropped)
+
+
+def _left_out_text(reasons: Sequence[str], most: int = 3) -> str:
+    if not reasons:
+        return ""
+    what = "1 feature was" if len(reasons) == 1 else f"{len(reasons):,} features were"
+    more = f"; and {len(reasons) - most:,} more" if len(reasons) > most else ""
+    return f"{what} left out: {'; '.join(reasons[:most])}{more}."
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -50,7 +50,8 @@ class ResultPanel:
 class ClassifyPanel:
     """Everything the dock widget shows. Showing one needs no other knowledge.
 
-    An index of -1 means that nothing is chosen. `progress` is (done, total) in tiles, None where nothing
+    `mpp_text` is what stands in the field µm/px, `mpp_source` where the value is from and what speaks against it. An
+    index of -1 means that nothing is chosen. `progress` is (done, total) in tiles, None where nothing
     runs and (0, 0) where the end isn't known yet.
     """
 
@@ -58,6 +59,8 @@ class ClassifyPanel:
     slide_names: tuple[str, ...] = ()
     slide_index: int = -1
     slide_facts: str = ""
+    mpp_text: str = ""
+    mpp_source: str = ""
     icc_available: bool = False
     icc_applied: bool = False
     bundle_names: tuple[str, ...] = ()
@@ -101,7 +104,23 @@ def slide_facts(slide: Slide) -> str:
     power = slide.metadata["objective_power"]
     if isinstance(power, float):
         facts.append(f"{power:g}×")
-    return " · ".join(facts)
+    lines = [" · ".join(facts)]
+    size = slide.pixel_size
+    if slide.has_mpp and (";" in size.text or slide.mpp_override is not None):
+        lines.append(f"µm/px: {size.text}")
+    if slide.shown_image:
+        lines.append(f"Image {slide.shown_image}")
+    return "\n".join(lines)
+
+
+def hint_text(state: State, slide: Slide | None) -> str:
+    """What to do next."""
+    if state is State.NEEDS_MPP and slide is not None and slide.pixel_size.doubt:
+        return (
+            f"What the file says of its pixels isn't believed: {slide.pixel_size.doubt}. Enter µm/px above: usually 0.25 "
+            "at 40×, 0.5 at 20×."
+        )
+    return HINTS.get(state, "")
 
 
 def bundle_name(bundle_path: str) -> str:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 from napari_lrmil._viewer.canvas import Canvas
 from napari_lrmil._viewer.docks.classify.evidence import changed_look, evidence_panel
 from napari_lrmil._viewer.docks.classify.panel import (
-    HINTS,
     ClassifyPanel,
     bundle_facts,
     bundle_name,
     card_markdown,
+    hint_text,
     overlay_text,
     progress_text,
     result_panel,
@@ -112,6 +112,8 @@ class ClassifyPresenter:
             slide_names=tuple(each.name for each in slides),
             slide_index=slides.index(slide) if slide in slides else -1,
             slide_facts=slide_facts(slide) if slide is not None else "",
+            mpp_text=f"{slide.mpp_xy[0]:.4g}" if slide is not None and slide.has_mpp else "",
+            mpp_source=slide.pixel_size.text if slide is not None else "",
             icc_available=slide is not None and slide.has_icc_profile,
             icc_applied=slide is not None and slide.icc,
             bundle_names=tuple(bundle_name(each) for each in controller.bundle_paths),
@@ -124,7 +126,7 @@ class ClassifyPresenter:
             can_classify=controller.state in RESTING,
             progress=None if running is None else (0, 0) if progress is None else progress[:2],
             progress_text="" if running is None else progress_text(running.name, progress),
-            hint=HINTS.get(controller.state, ""),
+            hint=hint_text(controller.state, slide),
             error=controller.error,
             can_reopen=controller.slide_replaced,
             result=result_panel(result) if result is not None else None,

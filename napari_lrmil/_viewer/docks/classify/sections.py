@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QRegularExpression, Qt, Signal
+from qtpy.QtGui import QRegularExpressionValidator
 from qtpy.QtWidgets import (
     QCheckBox,
     QDialog,
     QDialogButtonBox,
-    QDoubleSpinBox,
     QLabel,
+    QLineEdit,
     QProgressBar,
     QPushButton,
     QSlider,
@@ -25,6 +26,7 @@ from napari_lrmil._viewer.docks.classify.plots import ColourBar, CurvePlot
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.section import Section
 from napari_lrmil._viewer.window import State
+from napari_lrmil.slide.pixel_size import parse_mpp
 from napari_lrmil.wording import NOT_FOR_DIAGNOSIS
 
 _SET_TIP = (
@@ -38,7 +40,8 @@ class SlideSection(Section):
 
     open_clicked = Signal()
     slide_chosen = Signal(int)
-    mpp_given = Signal(float)
+    mpp_given = Signal(object, bool)
+    """µm/px, or None for what the file says; and whether the folder's other slides get it, too."""
     icc_toggled = Signal(bool)
 
     def __init__(self) -> None:
@@ -49,31 +52,47 @@ class SlideSection(Section):
         self.open = QPushButton("Open …")
         self.open.setToolTip("Open a slide file")
         self.facts = parts.wrapped_label()
-        self.mpp = QDoubleSpinBox()
-        self.mpp.setDecimals(4)
-        self.mpp.setRange(0.05, 50.0)
-        self.mpp.setSingleStep(0.05)
-        self.mpp.setValue(0.5)
+        self.change_mpp = QPushButton("Change …")
+        self.change_mpp.setToolTip("Correct how many µm a pixel measures")
+        self.change_mpp.setAccessibleName("Change µm per pixel")
+        self.change_mpp.setCheckable(True)
+        # No spin box: that reads 0.25 as 25 where the decimal mark is a comma.
+        self.mpp = QLineEdit()
+        self.mpp.setValidator(QRegularExpressionValidator(QRegularExpression(r"\s*\d{0,6}[.,]?\d{0,8}\s*")))
+        self.mpp.setPlaceholderText("0.25")
+        self.mpp.setMinimumWidth(60)
         self.mpp.setToolTip(
-            "How many µm one pixel of the finest level measures: usually 0.25 at 40×, 0.5 at 20×"
+            "How many µm one pixel of the finest level measures: usually 0.25 at 40×, 0.5 at 20×. Point or comma, as you "
+            "like. It is kept, and used again when this slide is opened. Empty: what the file says."
         )
         self.mpp.setAccessibleName("µm per pixel")
         self.set_mpp = QPushButton("Set")
         self.set_mpp.setToolTip("Use this pixel size for the slide")
+        self.folder_too = QCheckBox("Also for this folder")
+        self.folder_too.setToolTip(
+            "Keep this pixel size, too, for the other slides of the folder that don't say how large their pixels are"
+        )
         self.icc = QCheckBox("Colour profile (ICC)")
         self.icc.setToolTip(
             "Show the scanner's colours through the profile in the file. The model reads what its card says, either way."
         )
         self.add_heading("Slide", self.open)
         self.column.addWidget(self.slides)
-        self.column.addWidget(self.facts)
+        facts_row = self.add_row(self.facts, self.change_mpp)
+        facts_row.layout().setStretch(0, 1)
+        facts_row.layout().setAlignment(self.change_mpp, Qt.AlignmentFlag.AlignTop)
         self.column.addWidget(self.icc)
         mpp_title = QLabel("µm/p&x")
         mpp_title.setBuddy(self.mpp)
         self.mpp_row = self.add_row(mpp_title, self.mpp, self.set_mpp)
         self.open.clicked.connect(lambda: self.open_clicked.emit())
         self.slides.activated.connect(self.slide_chosen)
-        self.set_mpp.clicked.connect(lambda: self.mpp_given.emit(self.mpp.value()))
+        self.column.addWidget(self.folder_too)
+        self._shown: tuple[str, int] = ("", -1)
+        self._mpp_unknown = False
+        self.set_mpp.clicked.connect(self._give_mpp)
+        self.mpp.returnPressed.connect(self._give_mpp)
+        self.change_mpp.toggled.connect(self._show_mpp_row)
         self.icc.clicked.connect(self.icc_toggled)
 
     def show_panel(self, panel: ClassifyPanel) -> None:
@@ -81,9 +100,31 @@ class SlideSection(Section):
         parts.fill_combo(self.slides, panel.slide_names, panel.slide_index)
         self.slides.setEnabled(bool(panel.slide_names))
         parts.show_text(self.facts, panel.slide_facts)
-        self.mpp_row.setVisible(panel.state is State.NEEDS_MPP)
+        self.facts.setToolTip(f"µm/px: {panel.mpp_source}" if panel.mpp_source else "")
+        shown = (panel.mpp_text, panel.slide_index)
+        if shown != self._shown:  # else what is being typed would go
+            self._shown = shown
+            self.mpp.setText(panel.mpp_text)
+            self.change_mpp.setChecked(False)
+            self.folder_too.setChecked(False)
+        self._mpp_unknown = panel.state is State.NEEDS_MPP
+        self.change_mpp.setVisible(bool(panel.mpp_text))
+        self._show_mpp_row()
         self.icc.setVisible(panel.icc_available)
         self.icc.setChecked(panel.icc_applied)
+
+    def _show_mpp_row(self) -> None:
+        shown = self._mpp_unknown or self.change_mpp.isChecked()
+        self.mpp_row.setVisible(shown)
+        self.folder_too.setVisible(shown)
+
+    def _give_mpp(self) -> None:
+        text = self.mpp.text().strip()
+        mpp = parse_mpp(text)
+        if mpp is not None or not text:
+            self.mpp_given.emit(mpp, self.folder_too.isChecked())
+            if mpp is not None and self.mpp.text() == self._shown[0]:
+                self.change_mpp.setChecked(False)  # nothing changes, so no panel comes
 
 
 class ModelSection(Section):

@@ -1,10 +1,10 @@
-"""The dock widget: slide, model, classify, result, heatmap."""
+"""The dock "LRMIL: classify slide": slide, model, classify, result, heatmap; the main one, which the others follow."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from napari.utils.notifications import show_warning
+from napari.utils.notifications import show_info, show_warning
 from qtpy.QtWidgets import QFileDialog, QInputDialog
 
 from napari_lrmil._viewer.docks.classify.kept_results import KeptResults
@@ -18,6 +18,7 @@ from napari_lrmil._viewer.docks.classify.sections import (
     RunSection,
     SlideSection,
 )
+from napari_lrmil._viewer.docks.classify.typed_mpp import TypedMpp
 from napari_lrmil._viewer.docks.dock import Dock
 from napari_lrmil._viewer.models import DEMO_BUNDLE, bundle_folder, hub_name, is_bundle
 from napari_lrmil._viewer.qt.drops import DropTarget
@@ -45,6 +46,7 @@ class ClassifyWidget(Dock):
         settings = read_settings()
         self.controller = Controller(self.canvas, self.background, settings)
         self.presenter = ClassifyPresenter(self, self.controller, self.canvas)
+        self.typed_mpp = TypedMpp(self.controller, self.background, show_warning, show_info)
         self.kept_results = KeptResults(self.controller, self.background, settings, show_warning)
         self.ending.callback(self.background.shutdown)
         self.ending.callback(follow_settings(self._apply_settings))
@@ -98,7 +100,9 @@ class ClassifyWidget(Dock):
         controller = self.controller
         self.slide_section.open_clicked.connect(self._browse_slide)
         self.slide_section.slide_chosen.connect(controller.choose_slide)
-        self.slide_section.mpp_given.connect(controller.set_mpp)
+        self.slide_section.mpp_given.connect(
+            lambda mpp, folder_too: self.typed_mpp.give(mpp, folder_too=folder_too)
+        )
         self.slide_section.icc_toggled.connect(controller.set_icc)
         self.model_section.browse_clicked.connect(self._browse_bundle)
         self.model_section.hub_clicked.connect(self._ask_hub)

@@ -1,1 +1,1 @@
-"""Where on the slide one is, and how much is magnified."""
+"""The dock "LRMIL: overview": where on the slide one is, and how much is magnified."""

@@ -82,8 +82,8 @@ def _pixel_size(slide: Slide) -> str:
         return f"unknown; not believed: {doubt}" if doubt else "not stated"
     mpp_x, mpp_y = slide.mpp_xy
     size = f"{mpp_x:.4g}" if mpp_x == mpp_y else f"{mpp_x:.4g} × {mpp_y:.4g}"
-    told, _, contradictions = slide.pixel_size.text.partition("; ")
-    origin = "entered by hand" if slide.mpp_override is not None else told.partition(" from ")[2]
+    stated, _, contradictions = slide.pixel_size.text.partition("; ")
+    origin = "entered by hand" if slide.mpp_override is not None else stated.partition(" from ")[2]
     return f"{size} µm/px ({'; '.join(filter(None, (origin, contradictions)))})"
 
 

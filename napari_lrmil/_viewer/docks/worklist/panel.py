@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,7 @@ _STATUS = {
 }
 _VERDICT = {"agree": "✓ agree", "disagree": "✗ disagree", "unsure": "? unsure"}
 SAVED_TEXT = {Saved.YES: "", Saved.SAVING: "saving …", Saved.NO: "not saved"}
+NEEDS_MPP = "needs µm/px"
 UNSURE, STRANGE = "◆ unsure", "▲ unlike training"
 """Marks differ in shape and say what they mean, so that no colour is needed."""
 
@@ -173,9 +175,16 @@ def is_shown(item: WorklistItem, which: Show, text: str) -> bool:
 def cells(item: WorklistItem) -> tuple[str, str]:
     """The texts of a row: name, prediction and status in one cell, for a dock is narrow; verdict and note."""
     resting = item.status in (Status.DONE, Status.REVIEWED)  # which prediction and verdict say too
-    lines = (item.slide_id, prediction_text(item), (resting and _marks(item)) or _STATUS[item.status])
+    lines = (item.slide_id, prediction_text(item), (resting and _marks(item)) or status_text(item))
     verdict = (verdict_text(item), SAVED_TEXT[item.saved], item.note)
     return "\n".join(line for line in lines if line), "\n".join(line for line in verdict if line)
+
+
+def status_text(item: WorklistItem) -> str:
+    """How far a slide is, or what it waits for."""
+    if item.needs_mpp and item.status in (Status.NEW, Status.FAILED):
+        return NEEDS_MPP
+    return _STATUS[item.status]
 
 
 def _marks(item: WorklistItem) -> str:
@@ -200,7 +209,7 @@ def verdict_text(item: WorklistItem) -> str:
 
 def tool_tip(item: WorklistItem) -> str:
     """All of a row, for those who can't see it whole."""
-    lines = [item.slide_id, _STATUS[item.status]]
+    lines = [item.slide_id, status_text(item)]
     if item.label is not None:
         lines.append(f"Prediction: {prediction_text(item)}")
     if item.unsure:
@@ -218,3 +227,9 @@ def tool_tip(item: WorklistItem) -> str:
     if item.error:
         lines.append(item.error)
     return "\n".join(lines)
+
+
+def notes_text(notes: Sequence[str], most: int = 3) -> str:
+    """What looks odd in the table of the list."""
+    more = [f"And {len(notes) - most:,} more like it."] if len(notes) > most else []
+    return " ".join([*(f"{note}." for note in notes[:most]), *more])

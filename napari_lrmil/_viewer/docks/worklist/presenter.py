@@ -11,7 +11,7 @@ from psygnal import Signal
 
 from napari_lrmil._viewer.background import Background, Steps, in_one_step
 from napari_lrmil._viewer.docks.worklist.batch import FolderClassification
-from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel, is_shown
+from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel, is_shown, notes_text
 from napari_lrmil._viewer.docks.worklist.table_file import TableFile
 from napari_lrmil._viewer.docks.worklist.verdicts import VerdictWriter
 from napari_lrmil._viewer.models import bundle_folder, is_bundle
@@ -29,7 +29,7 @@ EMPTY_HINT = (
     "Open a folder of slides, or a slide table: a CSV file with the column 'path'. You can also drop a folder "
     "here. Results that are known from before appear at once."
 )
-CONCERNS = Change.SLIDES | Change.SLIDE | Change.MODEL | Change.RESULTS | Change.RESULT
+CONCERNS = Change.SLIDES | Change.SLIDE | Change.PIXELS | Change.MODEL | Change.RESULTS | Change.RESULT
 """What of the controller the dock shows."""
 _LIST, _LOOK_UP = "list", "look up"
 _LOOK_UP_CHUNK = 64
@@ -76,6 +76,8 @@ class WorklistPresenter:
         self._opened: dict[Path, Slide] = {}
         self._shown_results: dict[Path, SlidePrediction] = {}
         """Results of open slides that the list has taken over."""
+        self._mpp_in_use: tuple[Slide, float | None] | None = None
+        """The open slide and the µm/px that was given for it."""
         self._hint = self._error = ""
 
     def attach(self, controller: Controller) -> None:
@@ -236,6 +238,11 @@ class WorklistPresenter:
         controller = self._controller
         if controller is None or path != self.open_path or controller.slide is None:
             return
+        slide = controller.slide
+        if not slide.has_mpp or slide.mpp_xy != prediction.mpp_xy:  # corrected while the batch read it
+            if self._list is not None:
+                self._list.forget_result(path, needs_mpp=not slide.has_mpp)
+            return
         self._shown_results[path] = prediction
         if controller.result is None and controller.running_slide is not controller.slide:
             controller.show_result(controller.slide, prediction)
@@ -278,7 +285,7 @@ class WorklistPresenter:
             order=self._rows.order,
             which=self._rows.which,
             text=self._rows.text,
-            hint=" ".join(part for part in (hint, worklist.reviews.note) if part),
+            hint=" ".join(part for part in (hint, notes_text(worklist.notes), worklist.reviews.note) if part),
             error=errors,
             batch=self._batch.panel(can_start=can_start),
             table_file=self._table_file.panel(worklist),
@@ -300,6 +307,7 @@ class WorklistPresenter:
                 self._look_up()
             self._rows.list_changed()
         if self._list is not None:
+            self._look_at_mpp(controller)
             for slide, result in controller.results.items():
                 self._take_result(slide.path.absolute(), result)
         self.changed.emit()
@@ -327,6 +335,20 @@ class WorklistPresenter:
         if self._list is not None and controller is not None and controller.bundle is not None:
             steps = look_up_steps(tuple(self._list), controller.bundle.info)
             self._background.start(_LOOK_UP, steps, progressed=self.take_results)
+
+    def _look_at_mpp(self, controller: Controller) -> None:
+        """The open slide lacks its µm/px, or has another one than before: then its result is none any more."""
+        slide, path = controller.slide, self.open_path
+        if self._list is None or slide is None or path is None:
+            return
+        before, self._mpp_in_use = self._mpp_in_use, (slide, slide.mpp_override)
+        item = self._list[path]
+        corrected = before is not None and before[0] is slide and before[1] != slide.mpp_override
+        if corrected or item.needs_mpp == slide.has_mpp:
+            self._shown_results.pop(path, None)
+            self._list.forget_result(path, needs_mpp=not slide.has_mpp)
+            self._rows.list_changed()
+            self._look_up()
 
     def _take_result(self, path: Path, result: SlidePrediction) -> None:
         """Show a result of the main dock in its row."""

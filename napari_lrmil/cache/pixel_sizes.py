@@ -1,0 +1,71 @@
+"""µm/px that somebody typed for a slide: kept by what the slide holds, found again whatever it is called by then.
+
+Each value is a small file of its own in the user's data folder, so that two windows don't take each other's away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import platformdirs
+
+from napari_lrmil.atomic import write_text
+from napari_lrmil.errors import LRMILError
+from napari_lrmil.slide import Slide
+from napari_lrmil.slide.pixel_size import MAX_MPP, MIN_MPP
+
+_DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
+
+
+def typed_mpp(fingerprint: str) -> float | None:
+    """Return the µm/px that was typed for a slide; None where none was, or it can't be read."""
+    try:
+        mpp = json.loads(_file(fingerprint).read_bytes())["mpp"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return float(mpp) if isinstance(mpp, int | float) and MIN_MPP <= mpp <= MAX_MPP else None
+
+
+def keep_typed_mpp(fingerprint: str, mpp: float | None) -> None:
+    """Keep what was typed for a slide in the place of what was typed before; None forgets it.
+
+    Raises
+    ------
+    OSError
+        Where it can't be written.
+    """
+    path = _file(fingerprint)
+    if mpp is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_text(path, json.dumps({"mpp": mpp}) + "\n")
+
+
+def open_slide(path: str | Path, *, mpp: float | None = None) -> Slide:
+    """Open a slide with the µm/px that is given, else with what was typed for it before, else with its own.
+
+    Raises
+    ------
+    SlideError
+    """
+    slide = Slide(path, mpp=mpp)
+    if mpp is None and _folder().is_dir():  # without one, no fingerprint is made
+        try:
+            typed = typed_mpp(slide.fingerprint())
+        except (OSError, LRMILError):  # reading the slide will say what is wrong
+            typed = None
+        if typed is not None:
+            slide.use_remembered_mpp(typed)
+    return slide
+
+
+def _file(fingerprint: str) -> Path:
+    return _folder() / f"{fingerprint}.json"
+
+
+def _folder() -> Path:
+    named = os.environ.get(_DATA_DIR_VARIABLE)
+    root = Path(named).expanduser() if named else platformdirs.user_data_path("napari-lrmil", appauthor=False)
+    return root / "pixel-sizes"
