@@ -361,7 +361,10 @@ def read_document(path: str | Path) -> ResultDocument:
             f"{path.name} has format version {version}; this program reads up to {FORMAT_VERSION}. Update napari-lrmil."
         )
     if version == 1:
-        raise ResultFileError(f"{path.name} was written before log-odds were part of results. {cure}")
+        raise ResultFileError(
+            f"{path.name} was written before log-odds were part of results. Export it again, or classify the slide again with: "
+            f"lrmil predict ... --out {path.parent} --overwrite"
+        )
     try:
         document = ResultDocument.model_validate_json(text)
     except ValidationError as error:

@@ -275,7 +275,11 @@ def test_numbers_that_are_none_are_not_written(leica_prediction: SlidePrediction
         ),
         (
             lambda raw: json.dumps(raw | {"format_version": 3}),
-            r"has format version 2; this program reads up to 1\. Update",
+            r"has format version 3; this program reads up to 2\. Update",
+        ),
+        (
+            lambda raw: json.dumps(raw | {"format_version": 1}),
+            "before log-odds were part of results.* --overwrite",
         ),
         (lambda raw: json.dumps(raw | {"format_version": 0}), "damaged: format_version"),
         (lambda raw: json.dumps(raw | {"extra": 1}), "damaged: extra"),
