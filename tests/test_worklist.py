@@ -267,13 +267,13 @@ def test_a_thousand_slides_open_at_once(
     started = time.perf_counter()
     worklist.load_results(cache, "c" * 64, lambda mpp_xy: "k" * 64)
     looked_up = time.perf_counter() - started
-    started = time.perf_counter()
+    started = time.thread_time()  # other programs on the computer count for nothing
     path = None
     for _ in range(20):
         following = worklist.neighbour(path)
         assert following is not None
         path = following.path
-    stepped = (time.perf_counter() - started) / 20
+    stepped = (time.thread_time() - started) / 20
     record_property("open, look up, step", (opened, looked_up, stepped))
     assert len(worklist) == 1000
     assert worklist.counts()[Status.REVIEWED] == 50

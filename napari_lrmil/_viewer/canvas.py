@@ -63,7 +63,7 @@ class Canvas(ABC):
     """
 
     layers_changed = Signal()
-    """Layers came, went or were chosen, or a heatmap was shown, hidden or faded."""
+    """Layers came, went, were chosen, shown or hidden, or a heatmap faded."""
     layer_removed = Signal(object)
     """The layer; before `layers_changed`."""
     heatmap_changed = Signal()
@@ -85,7 +85,10 @@ class Canvas(ABC):
 
     @abstractmethod
     def active_slide(self) -> Slide | None:
-        """The slide whose layer or heatmap is chosen in the layer list."""
+        """The slide that the user chose in the layer list: any layer of it, also by making one visible.
+
+        None while layers are being arranged here: what napari chooses then is nobody's choice.
+        """
 
     @abstractmethod
     def open_slide(self, path: Path, *, mpp: float | None = None) -> Slide:
@@ -101,8 +104,23 @@ class Canvas(ABC):
         """Take a slide's layers away, which closes it; its heatmap goes with it."""
 
     @abstractmethod
-    def bring_forward(self, slide: Slide) -> None:
-        """Show this slide with its heatmap and hide the other slides: all share one origin."""
+    def bring_forward(self, slide: Slide, *, choose: bool = True, fit: bool = True) -> None:
+        """Show this slide with what lies on it, and put away the layers of others: all share one origin.
+
+        What the user had hidden stays hidden.
+
+        Parameters
+        ----------
+        slide : Slide
+        choose : bool
+            Choose its layer in the layer list.
+        fit : bool
+            Bring all of it into view.
+        """
+
+    @abstractmethod
+    def slide_visible(self, slide: Slide) -> bool:
+        """Whether the slide is there and shown."""
 
     @abstractmethod
     def place_slide(self, slide: Slide, *, student_mpp: float | None) -> None:
@@ -116,7 +134,10 @@ class Canvas(ABC):
 
     @abstractmethod
     def show_heatmap(self, slide: Slide, prediction: SlidePrediction, look: HeatmapLook) -> None:
-        """Lay the heatmap right over its slide; one of the same tiles that is there changes its look."""
+        """Lay the heatmap right over its slide; one of the same tiles that is there changes its look.
+
+        It is hidden where the slide is, and chooses no layer.
+        """
 
     @abstractmethod
     def remove_heatmap(self, slide: Slide) -> None:
@@ -190,6 +211,10 @@ class Canvas(ABC):
         """In the upper left corner of the canvas; nothing where empty."""
 
     @abstractmethod
+    def show_title(self, name: str) -> None:
+        """Name the slide in the window's title; empty: none."""
+
+    @abstractmethod
     def show_magnification(self, text: str) -> None:
         """In the lower left corner; nothing where empty."""
 
@@ -205,11 +230,11 @@ class Canvas(ABC):
 
     @abstractmethod
     def add_shapes(self, **attributes: Any) -> Any:
-        """A new layer of shapes, chosen and uppermost; see `napari.Viewer.add_shapes`."""
+        """A new layer of shapes, uppermost, not chosen; hidden where its slide is. See `napari.Viewer.add_shapes`."""
 
     @abstractmethod
     def add_points(self, **attributes: Any) -> Any:
-        """A new layer of points, chosen and uppermost; see `napari.Viewer.add_points`."""
+        """A new layer of points, uppermost, not chosen; hidden where its slide is. See `napari.Viewer.add_points`."""
 
     @abstractmethod
     def remove_layer(self, layer: Any) -> None:

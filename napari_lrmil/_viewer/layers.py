@@ -25,11 +25,24 @@ MPP_UNKNOWN_KEY = "lrmil_mpp_unknown"
 """``layer.metadata`` of a slide layer: True where its scale is in pixels, not µm."""
 HEATMAP_KEY = "lrmil_heatmap_of"
 """``layer.metadata`` of a heatmap layer: the `Slide` that it lies on."""
+ANNOTATIONS_KEY = "lrmil_annotations_of"
+"""``layer.metadata`` of a layer of annotations: its `Slide`."""
+PUT_AWAY_KEY = "lrmil_put_away"
+"""``layer.metadata`` of a layer that is hidden because another slide is the current one: True."""
 TILE_MARK_KEY = "lrmil_tile_mark"
 """``layer.metadata`` of a tile's outline: the number of the tile."""
 
 DEFAULT_STUDENT_MPP = 2.0
 HEATMAP_OPACITY = 0.7
+
+
+def slide_of(layer: Any) -> Slide | None:
+    """The slide that a layer shows or lies on; None for layers of other kinds."""
+    for key in (SLIDE_KEY, HEATMAP_KEY, ANNOTATIONS_KEY):
+        slide = layer.metadata.get(key)
+        if isinstance(slide, Slide):
+            return slide
+    return None
 
 
 def slide_levels(slide: Slide, *, student_mpp: float = DEFAULT_STUDENT_MPP) -> list[Any]:

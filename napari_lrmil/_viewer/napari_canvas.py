@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ from napari_lrmil._viewer.layers import (
     HEATMAP_KEY,
     HEATMAP_OPACITY,
     MPP_UNKNOWN_KEY,
+    PUT_AWAY_KEY,
     SLIDE_KEY,
     TILE_MARK_KEY,
     close_with_layers,
     heatmap_layer,
     slide_layer,
     slide_levels,
+    slide_of,
     slide_placement,
 )
 from napari_lrmil.cache import open_slide
@@ -33,8 +36,25 @@ if TYPE_CHECKING:
 
 _TEXT_PT = 11
 _MAGNIFICATION = "lrmil_magnification"
+_NAPARI = "napari"
+"""The window's title without a slide."""
 _MARK_COLOURS = ("#000000", "#ffd400")
 """Bright on dark, so that it shows on white glass, on dark nuclei and on any heatmap."""
+
+
+_arranging = 0
+"""How many arrangements are under way, in whichever dock's canvas: all hear of what napari does meanwhile."""
+
+
+@contextmanager
+def _arranged() -> Iterator[None]:
+    """Layers are added, shown and hidden by us: what napari chooses or shows meanwhile isn't the user's choice."""
+    global _arranging
+    _arranging += 1
+    try:
+        yield
+    finally:
+        _arranging -= 1
 
 
 class NapariCanvas(Canvas):
@@ -52,6 +72,8 @@ class NapariCanvas(Canvas):
         self._new_opacity = HEATMAP_OPACITY
         self._text = ""
         self._student_mpp = DEFAULT_STUDENT_MPP
+        self._forward: Slide | None = None
+        """The slide brought forward here; each window has one canvas that does it, that of the controller."""
         self._keys: set[str] = set()
         close_with_layers(viewer)
         layers, camera = viewer.layers, viewer.scene.camera
@@ -64,7 +86,8 @@ class NapariCanvas(Canvas):
             (viewer.canvas.events.size, self._camera_moved),
         ]
         for event, listener in self._followed:
-            event.connect(listener)
+            # The last one: napari's own lists and pictures know the layer then.
+            event.connect(listener, position="last" if event is layers.events.inserted else "first")
         viewer.mouse_move_callbacks.append(self._mouse_moved)
         for layer in layers:
             self._watch(layer)
@@ -94,9 +117,9 @@ class NapariCanvas(Canvas):
     def active_slide(self) -> Slide | None:
         """See `Canvas.active_slide`."""
         layer = self._viewer.layers.selection.active
-        if layer is None:
+        if layer is None or _arranging:
             return None
-        slide = layer.metadata.get(SLIDE_KEY) or layer.metadata.get(HEATMAP_KEY)
+        slide = slide_of(layer)
         return slide if slide in self.slides() else None
 
     def open_slide(self, path: Path, *, mpp: float | None = None) -> Slide:
@@ -104,7 +127,6 @@ class NapariCanvas(Canvas):
         slide = open_slide(path, mpp=mpp)
         levels, attributes, _ = slide_layer(slide, student_mpp=self._student_mpp)
         self._viewer.add_image(levels, **attributes)
-        self.bring_forward(slide)
         return slide
 
     def remove_slide(self, slide: Slide) -> None:
@@ -112,15 +134,31 @@ class NapariCanvas(Canvas):
         while (at := self._index(SLIDE_KEY, slide)) is not None:
             self._viewer.layers.pop(at)
 
-    def bring_forward(self, slide: Slide) -> None:
+    def bring_forward(self, slide: Slide, *, choose: bool = True, fit: bool = True) -> None:
         """See `Canvas.bring_forward`."""
-        for layer in self._viewer.layers:
-            belongs_to = layer.metadata.get(SLIDE_KEY) or layer.metadata.get(HEATMAP_KEY)
-            if belongs_to is not None:
-                layer.visible = belongs_to is slide
-        layer = self._find(SLIDE_KEY, slide)
-        self._viewer.layers.selection.active = layer
-        self._viewer.reset_view()
+        shown = self._find(SLIDE_KEY, slide)
+        if shown is None:
+            return
+        with _arranged():
+            if self._forward is not slide:
+                self.clear_tile_mark()  # it lies on the other slide
+            self._forward = slide
+            for layer in list(self._viewer.layers):
+                belongs_to = slide_of(layer)
+                if belongs_to is slide:
+                    if layer.metadata.pop(PUT_AWAY_KEY, False) or layer == shown:
+                        layer.visible = True
+                elif belongs_to is not None:
+                    _put_away(layer)
+            if choose:
+                self._viewer.layers.selection.active = shown
+            if fit:
+                self._viewer.reset_view(layers=[shown])
+        self.layers_changed.emit()
+
+    def slide_visible(self, slide: Slide) -> bool:
+        """See `Canvas.slide_visible`."""
+        return any(layer.visible for layer in self._viewer.layers if layer.metadata.get(SLIDE_KEY) is slide)
 
     def place_slide(self, slide: Slide, *, student_mpp: float | None) -> None:
         """See `Canvas.place_slide`."""
@@ -136,7 +174,8 @@ class NapariCanvas(Canvas):
             for name, value in placement.items():
                 setattr(layer, name, value)
             layer.metadata.update({MPP_UNKNOWN_KEY: not slide.has_mpp, "lrmil": slide.metadata})
-            self._viewer.reset_view()
+            if layer.visible:
+                self._viewer.reset_view(layers=[layer])
 
     def redraw(self, slide: Slide) -> None:
         """See `Canvas.redraw`."""
@@ -157,12 +196,12 @@ class NapariCanvas(Canvas):
             self._restyle(layer, values, attributes)
             return
         self.remove_heatmap(slide)
-        layer = self._viewer.add_image(values, **attributes)
-        layer.visible = self._viewer.layers[slide_at].visible
-        layer.colorbar.visible = True
-        if (added_at := len(self._viewer.layers) - 1) != slide_at + 1:
-            self._viewer.layers.move(added_at, slide_at + 1)
-        self._viewer.layers.selection.active = self._viewer.layers[slide_at]
+        with self._choice_kept():
+            layer = self._viewer.add_image(values, **attributes, visible=self.slide_visible(slide))
+            layer.metadata[PUT_AWAY_KEY] = not layer.visible
+            layer.colorbar.visible = True
+            if (added_at := len(self._viewer.layers) - 1) != slide_at + 1:
+                self._viewer.layers.move(added_at, slide_at + 1)
 
     @staticmethod
     def _restyle(layer: Any, values: Any, attributes: dict[str, Any]) -> None:
@@ -268,20 +307,19 @@ class NapariCanvas(Canvas):
     def mark_tile(self, n: int, area: Area) -> None:
         """See `Canvas.mark_tile`."""
         line = max(area.height, area.width) / 60
-        chosen = self.chosen_layer()
-        self.clear_tile_mark()
-        self._viewer.add_shapes(
-            [_corners(area, line * grown) for grown in (1.5, 0.5)],
-            shape_type="rectangle",
-            edge_color=list(_MARK_COLOURS),
-            face_color="transparent",
-            edge_width=[line, line],
-            opacity=1.0,
-            name="tile",
-            units=("µm", "µm"),
-            metadata={TILE_MARK_KEY: n},
-        ).editable = False
-        self._viewer.layers.selection.active = chosen
+        with self._choice_kept():
+            self.clear_tile_mark()
+            self._viewer.add_shapes(
+                [_corners(area, line * grown) for grown in (1.5, 0.5)],
+                shape_type="rectangle",
+                edge_color=list(_MARK_COLOURS),
+                face_color="transparent",
+                edge_width=[line, line],
+                opacity=1.0,
+                name="tile",
+                units=("µm", "µm"),
+                metadata={TILE_MARK_KEY: n},
+            ).editable = False
 
     def clear_tile_mark(self) -> None:
         """See `Canvas.clear_tile_mark`."""
@@ -298,6 +336,12 @@ class NapariCanvas(Canvas):
         overlay.text = f"{text}\n" if text else ""
         overlay.font_size, overlay.position = _TEXT_PT, "top_left"
         overlay.visible = bool(text)
+
+    def show_title(self, name: str) -> None:
+        """See `Canvas.show_title`."""
+        title = f"{name} – {_NAPARI}" if name else _NAPARI
+        if self._viewer.title != title:
+            self._viewer.title = title
 
     def show_magnification(self, text: str) -> None:
         """See `Canvas.show_magnification`."""
@@ -326,11 +370,11 @@ class NapariCanvas(Canvas):
 
     def add_shapes(self, **attributes: Any) -> Any:
         """See `Canvas.add_shapes`."""
-        return self._viewer.add_shapes(**attributes)
+        return self._added(self._viewer.add_shapes, attributes)
 
     def add_points(self, **attributes: Any) -> Any:
         """See `Canvas.add_points`."""
-        return self._viewer.add_points(**attributes)
+        return self._added(self._viewer.add_points, attributes)
 
     def remove_layer(self, layer: Any) -> None:
         """See `Canvas.remove_layer`."""
@@ -358,12 +402,39 @@ class NapariCanvas(Canvas):
         index = self._index(key, slide)
         return None if index is None else self._viewer.layers[index]
 
+    def _added(self, add: Callable[..., Any], attributes: dict[str, Any]) -> Any:
+        with self._choice_kept():
+            layer = add(**attributes)
+            slide = slide_of(layer)
+            if slide is not None and not self.slide_visible(slide):
+                _put_away(layer)
+        return layer
+
+    @contextmanager
+    def _choice_kept(self) -> Iterator[None]:
+        """Add layers, of which napari chooses each, and have the user's choice as it was."""
+        selection = self._viewer.layers.selection
+        active, chosen = selection.active, list(selection)
+        with _arranged():
+            try:
+                yield
+            finally:
+                there = [layer for layer in chosen if layer in self._viewer.layers]
+                if active is not None and active in there:
+                    selection.active = active
+                else:
+                    selection.clear()
+                    selection.update(there)
+        self.layers_changed.emit()
+
     def _watch(self, layer: Any) -> None:
-        if HEATMAP_KEY not in layer.metadata:
+        if slide_of(layer) is None:
             return
         events = layer.events
-        for event in (events.visible, events.opacity):
-            event.connect(self._layers_changed)
+        events.visible.connect(self._visibility_changed)
+        if HEATMAP_KEY not in layer.metadata:
+            return
+        events.opacity.connect(self._layers_changed)
         for event in (events.data, events.colormap, events.contrast_limits, events.opacity):
             event.connect(self._heatmap_changed)
 
@@ -378,7 +449,20 @@ class NapariCanvas(Canvas):
         if slide is not None and slide not in self.slides():
             self.remove_heatmap(slide)
             self._opacity.pop(slide, None)
+            self._forward = None if self._forward is slide else self._forward
         self.layer_removed.emit(event.value)
+        self.layers_changed.emit()
+
+    def _visibility_changed(self, event: Any) -> None:
+        layer = event.source
+        slide = slide_of(layer)
+        if _arranging:
+            return
+        if layer.visible and slide is not None and self._forward is not None:
+            if slide is not self._forward:
+                self._viewer.layers.selection.active = layer  # which is how the user chooses a slide
+            elif SLIDE_KEY in layer.metadata:  # what came while it was hidden shows with it
+                self.bring_forward(slide, choose=False, fit=False)
         self.layers_changed.emit()
 
     def _layers_changed(self, event: Any = None) -> None:
@@ -393,6 +477,13 @@ class NapariCanvas(Canvas):
     def _mouse_moved(self, viewer: Any, event: Any) -> None:
         y_um, x_um = event.position[-2:]
         self.hovered.emit(float(x_um), float(y_um))
+
+
+def _put_away(layer: Any) -> None:
+    """Hide a layer of a slide that isn't the current one; one that the user has hidden stays as it is."""
+    if layer.visible:
+        layer.metadata[PUT_AWAY_KEY] = True
+        layer.visible = False
 
 
 def _corners(area: Area, grown: float) -> NDArray[np.float64]:

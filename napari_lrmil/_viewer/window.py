@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Flag, StrEnum, auto
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from psygnal import Signal
 
@@ -24,7 +24,7 @@ from napari_lrmil.heatmap import HeatmapLook, fitting_look
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:  # they load torch, which the background does while the window is already there
-    from napari_lrmil.model.bundle import ModelBundle
+    from napari_lrmil.model.bundle import BundleInfo, ModelBundle
     from napari_lrmil.predict import PredictProgress, SlidePrediction
 
 
@@ -63,7 +63,7 @@ class Change(Flag):
     RESULT = auto()
     """Of the current slide."""
     LOOK = auto()
-    """Of the current slide's heatmap: what it shows, how, and whether it is shown."""
+    """Of the current slide's heatmap: what it shows, how, and whether it and the slide are shown."""
     RUN = auto()
     """What is under way, how far it is, and errors."""
     ALL = SLIDES | SLIDE | PIXELS | MODEL | RESULTS | RESULT | LOOK | RUN
@@ -82,6 +82,13 @@ class _Run:
 
     slide: Slide
     progress: PredictProgress | None = None
+
+
+class _Kept(NamedTuple):
+    """A result, and the model that gave it."""
+
+    info: BundleInfo
+    prediction: SlidePrediction
 
 
 class Controller:
@@ -106,7 +113,12 @@ class Controller:
         self._devices: tuple[str, ...] = ("auto",)
         self._device = "auto"
         self._device_is_chosen = False
-        self._results: dict[Slide, SlidePrediction] = {}
+        self._known: tuple[Slide, ...] = ()
+        """Slides that were open when layers were last looked at."""
+        self._results: dict[Slide, list[_Kept]] = {}
+        """Of each open slide, at most one of each model; the latest last."""
+        self._bundle_shas: dict[str, str] = {}
+        self._slide_errors: dict[Slide, str] = {}
         self._ended: dict[Slide, State] = {}
         self._replaced: set[Slide] = set()
         self._look = HeatmapLook()
@@ -132,12 +144,14 @@ class Controller:
             return State.LOADING_BUNDLE
         if self._bundle is None:
             return State.NO_BUNDLE
-        return self._ended.get(self._slide, State.READY)
+        return self._ended.get(self._slide, State.READY if self.result is None else State.DONE)
 
     @property
     def error(self) -> str:
-        """What went wrong last, in a sentence; empty where nothing did."""
-        return self._error
+        """What went wrong last, with the current slide or with none, in a sentence; empty where nothing did."""
+        if self._error or self._slide is None:
+            return self._error
+        return self._slide_errors.get(self._slide, "")
 
     @property
     def slides(self) -> tuple[Slide, ...]:
@@ -163,6 +177,10 @@ class Controller:
     def bundle_paths(self) -> tuple[str, ...]:
         """Where the models came from that were loaded so far, and the demonstration model's."""
         return tuple(self._bundle_paths)
+
+    def bundle_sha256(self, bundle_path: str) -> str:
+        """Of the weights of a model that was loaded from there; empty where none was."""
+        return self._bundle_shas.get(bundle_path, "")
 
     @property
     def device(self) -> str:
@@ -191,13 +209,27 @@ class Controller:
 
     @property
     def result(self) -> SlidePrediction | None:
-        """Of the current slide."""
-        return self._results.get(self._slide) if self._slide is not None else None
+        """Of the current slide, by the model in use."""
+        return self._result_of(self._slide) if self._slide is not None else None
 
     @property
     def results(self) -> dict[Slide, SlidePrediction]:
-        """Of all open slides that have one."""
-        return dict(self._results)
+        """Of all open slides that have one by the model in use."""
+        results = {slide: self._result_of(slide) for slide in self._results}
+        return {slide: result for slide, result in results.items() if result is not None}
+
+    @property
+    def earlier_result(self) -> SlidePrediction | None:
+        """The latest of the current slide by another model, where the one in use has given none."""
+        if self._slide is None or self.result is not None:
+            return None
+        kept = self._results.get(self._slide, [])
+        return kept[-1].prediction if kept else None
+
+    @property
+    def slide_visible(self) -> bool:
+        """Whether the current slide is seen: its layer can be hidden in the layer list."""
+        return self._slide is not None and self._canvas.slide_visible(self._slide)
 
     @property
     def look(self) -> HeatmapLook | None:
@@ -209,47 +241,84 @@ class Controller:
     def open_slide(self, path: str | Path, *, mpp: float | None = None) -> None:
         """Open a slide and make it the current one; `mpp` stands in for what the file says of its pixels."""
         try:
-            self._slide = self._canvas.open_slide(Path(path), mpp=mpp)
-            self._error = ""
+            slide = self._canvas.open_slide(Path(path), mpp=mpp)
         except LRMILError as error:
             self._error = str(error)
+        else:
+            self._show_slide(slide)
         self._tell()
 
-    def replace_slide(self, path: str | Path, old: Collection[Slide], *, mpp: float | None = None) -> None:
-        """Open a slide in the place of `old` ones, which are closed; they stay where it can't be opened."""
-        self.open_slide(path, mpp=mpp)
-        if not self._error and self._slide is not None:
-            for slide in old:
-                self._canvas.remove_slide(slide)
-            self._canvas.bring_forward(self._slide)  # now the view fits this one alone
+    def replace_slide(self, path: str | Path, old: Collection[Slide], *, mpp: float | None = None) -> Slide:
+        """Open a slide in the place of `old` ones, which are closed.
+
+        Raises
+        ------
+        LRMILError
+            Where it can't be opened. The old ones stay, and nothing is said of it here: over another slide's result
+            it would seem to be about that one.
+        """
+        slide = self._canvas.open_slide(Path(path), mpp=mpp)
+        self._show_slide(slide)
+        for each in old:
+            self._canvas.remove_slide(each)
+        self._tell()
+        return slide
 
     def reopen_slide(self) -> None:
         """Open the current slide's file anew, in its place."""
         if self._slide is not None:
-            self.replace_slide(self._slide.path, [self._slide], mpp=self._slide.mpp_override)
+            try:
+                self.replace_slide(self._slide.path, [self._slide], mpp=self._slide.mpp_override)
+            except LRMILError as error:
+                self._error = str(error)
+            self._tell()
 
     def layers_changed(self) -> None:
-        """Layers came, went or were chosen: another slide may be the current one."""
+        """Layers came, went or were chosen: another slide may be the current one.
+
+        That is the newest, where one came, whoever opened it; else the one that was chosen in the layer list.
+        """
         slides, active = self._canvas.slides(), self._canvas.active_slide()
-        for gone in [slide for slide in self._results.keys() | self._ended.keys() if slide not in slides]:
-            self._results.pop(gone, None)
-            self._ended.pop(gone, None)
-        self._replaced &= set(slides)
-        if self._run is not None and self._run.slide not in slides:
-            self._stop()
-        if active is not None and active is not self._slide:
-            self._slide, self._error = active, ""
-        elif self._slide not in slides:
-            self._slide = slides[-1] if slides else None
+        new = [slide for slide in slides if slide not in self._known]
+        self._known = slides
+        self._forget_all_but(slides)
+        if new:
+            self._show_slide(new[-1])
+        elif active is not None and active is not self._slide:
+            self._show_slide(active, choose=False)
+        elif self._slide is not None and self._slide not in slides:
+            self._slide = None
+            if slides:
+                self._show_slide(slides[-1], choose=False)
+        self._tell()
+
+    def begin(self) -> None:
+        """Take over what the window shows already; one slide alone stays as it is seen."""
+        slides, active = self._canvas.slides(), self._canvas.active_slide()
+        self._known = slides
+        if slides:
+            self._show_slide(active or slides[-1], choose=False, fit=len(slides) > 1)
         self._tell()
 
     def choose_slide(self, index: int) -> None:
         """Make the slide of this place in `slides` the current one, in front of the others."""
         slides = self._canvas.slides()
         if 0 <= index < len(slides):
-            self._slide, self._error = slides[index], ""
-            self._canvas.bring_forward(slides[index])
+            self._show_slide(slides[index])
         self._tell()
+
+    def _show_slide(self, slide: Slide, *, choose: bool = True, fit: bool = True) -> None:
+        """Make a slide the current one: it alone is seen, and errors of before are over."""
+        self._slide, self._error = slide, ""
+        self._canvas.bring_forward(slide, choose=choose, fit=fit)
+
+    def _forget_all_but(self, slides: Collection[Slide]) -> None:
+        self._replaced &= set(slides)
+        for kept in (self._results, self._ended, self._slide_errors):
+            for gone in [slide for slide in kept if slide not in slides]:
+                del kept[gone]
+        if self._run is not None and self._run.slide not in slides:
+            self._stop()
 
     def set_mpp(self, mpp: float | None) -> None:
         """Say what a level-0 pixel of the current slide measures; None goes back to what the file says.
@@ -272,8 +341,8 @@ class Controller:
         """Take a slide's result away, and stop the classification that would give one."""
         if self.running_slide is slide:
             self._stop()
-        self._results.pop(slide, None)
-        self._ended.pop(slide, None)
+        for kept in (self._results, self._ended, self._slide_errors):
+            kept.pop(slide, None)
         self._canvas.remove_heatmap(slide)
 
     def set_icc(self, applied: bool) -> None:
@@ -320,13 +389,20 @@ class Controller:
             return
         self._loading = None
         self._bundle, self._bundle_path = loaded.bundle, loading.bundle_path
+        self._bundle_shas[loading.bundle_path] = loaded.bundle.info.weights_sha256
         if self._bundle_path not in self._bundle_paths:
             self._bundle_paths.append(self._bundle_path)
         self._devices = ("auto", *loaded.devices)
         self._ended.clear()
+        self._slide_errors.clear()
         self._prefer_device()
+        results = self.results
         for slide in self._canvas.slides():
             self._canvas.place_slide(slide, student_mpp=self._student_mpp)
+            if slide in results:
+                self._canvas.show_heatmap(slide, results[slide], self._look_for(results[slide]))
+            else:  # of another model
+                self._canvas.remove_heatmap(slide)
         self._tell()
 
     def _bundle_failed(self, loading: _Loading, message: str) -> None:
@@ -353,6 +429,7 @@ class Controller:
             return
         run = self._run = _Run(slide)
         self._error = ""
+        self._slide_errors.pop(slide, None)
         self._background.start(
             "classify",
             classification(slide, bundle, self._device),
@@ -370,18 +447,26 @@ class Controller:
         self._tell()
 
     def show_result(self, slide: Slide, prediction: SlidePrediction) -> None:
-        """Show a prediction that was made elsewhere, or before: by the batch, or from the cache.
+        """Take in a prediction that was made elsewhere, or before: by the batch, or from the cache.
 
-        One of another µm/px than the slide has by now isn't shown. Where the slide's file is no longer the one that is
+        It shows with its slide; that isn't made the current one by it. One of another model than the one in use, of
+        another µm/px than the slide has by now, or of a slide that is closed, comes too late and is dropped. Where the
+        slide's file is no longer the one that is
         shown, that is said instead: the prediction may be of the new one.
         """
-        if not self._is_replaced(slide):
+        if slide in self._canvas.slides() and not self._is_replaced(slide):
             self._show(slide, prediction)
         self._tell()
 
     def _show(self, slide: Slide, prediction: SlidePrediction) -> None:
+        bundle = self._bundle
+        if bundle is None or prediction.bundle_sha256 != bundle.info.weights_sha256:
+            return
         if slide in self._canvas.slides() and slide.has_mpp and slide.mpp_xy == prediction.mpp_xy:
-            self._results[slide], self._ended[slide] = prediction, State.DONE
+            kept = [each for each in self._results.get(slide, []) if each.info != bundle.info]
+            self._results[slide] = [*kept, _Kept(bundle.info, prediction)]
+            self._ended.pop(slide, None)
+            self._slide_errors.pop(slide, None)
             self._canvas.show_heatmap(slide, prediction, self._look_for(prediction))
 
     def _is_replaced(self, slide: Slide) -> bool:
@@ -390,10 +475,15 @@ class Controller:
             slide.check_unchanged()
         except SlideChangedError as error:
             self._replaced.add(slide)
-            if slide is self._slide:
-                self._error = str(error)
+            self._slide_errors[slide] = str(error)
             return True
         return False
+
+    def _result_of(self, slide: Slide) -> SlidePrediction | None:
+        if self._bundle is None:
+            return None
+        info = self._bundle.info
+        return next((each.prediction for each in self._results.get(slide, []) if each.info == info), None)
 
     def _progressed(self, run: _Run, progress: PredictProgress) -> None:
         if self._run is run:
@@ -409,7 +499,8 @@ class Controller:
     def _classification_failed(self, run: _Run, message: str) -> None:
         if self._run is run:
             self._ended[run.slide] = State.FAILED
-            self._run, self._error = None, message
+            self._slide_errors[run.slide] = message
+            self._run = None
             self._is_replaced(run.slide)
             self._tell()
 
@@ -423,7 +514,7 @@ class Controller:
     def choose_look(self, look: HeatmapLook) -> None:
         """Change what the heatmaps of all slides show; a slide whose model lacks its class shows attention."""
         self._look = look
-        for slide, result in self._results.items():
+        for slide, result in self.results.items():
             if self._canvas.has_heatmap(slide):
                 self._canvas.show_heatmap(slide, result, self._look_for(result))
         self._tell()
@@ -478,18 +569,20 @@ class Controller:
         slide, canvas = self._slide, self._canvas
         look: tuple[object, ...] = ()
         if slide is not None and self.result is not None:
-            look = (self.look, canvas.heatmap_visible(slide), canvas.heatmap_opacity(slide))
+            look = (
+                self.look, canvas.heatmap_visible(slide), canvas.heatmap_opacity(slide), self.slide_visible
+            )  # fmt: skip
         return {
             Change.SLIDES: canvas.slides(),
             Change.SLIDE: (slide,),
             Change.PIXELS: () if slide is None else (slide.mpp_override, slide.has_mpp, slide.icc),
             Change.MODEL: (id(self._bundle), self._device, self._devices),
-            Change.RESULTS: tuple((each, id(result)) for each, result in self._results.items()),
-            Change.RESULT: (id(self.result),),
+            Change.RESULTS: tuple((each, id(result)) for each, result in self.results.items()),
+            Change.RESULT: (id(self.result), id(self.earlier_result)),
             Change.LOOK: look,
             Change.RUN: (
                 self.state,
-                self._error,
+                self.error,
                 self.slide_replaced,
                 self._loading,
                 self._run,

@@ -68,7 +68,9 @@ def predict(
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Folders in folders too.")] = False,
     mpp: MppOption = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Tiles a step.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Tiles a step; halved where the memory doesn't take them.")
+    ] = 32,
     threads: Annotated[int, typer.Option(min=1, help="Tiles decoded at once.")] = 2,
     max_damaged: Annotated[
         float,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from napari_lrmil.errors import readable
 
-SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide"})
+SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".svslide", ".dzi"})
 """Only slides are called so."""
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 DICOM_SUFFIX, ZARR_SUFFIX = ".dcm", ".zarr"
@@ -22,7 +23,11 @@ SHARED_SUFFIXES = TIFF_SUFFIXES | {DICOM_SUFFIX, ZARR_SUFFIX}
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 """Ordinary images are called so; a region saved from a slide is one."""
 
-_MIRAX_SUFFIX = ".mrxs"
+_MIRAX_SUFFIX, DEEPZOOM_SUFFIX = ".mrxs", ".dzi"
+_DEEPZOOM_FORMATS = frozenset({"jpg", "jpeg", "png"})
+_MAX_DZI_BYTES, _MAX_DEEPZOOM_TILE_PX, _MAX_DEEPZOOM_PX = 2**16, 2**13, 2**24
+_MAX_TILE_FILES = 2**10
+"""Levels of more tiles are no part of what tells slides apart: what they show, the coarser ones show."""
 _VMS_SUFFIXES = frozenset({".vms", ".vmu"})
 _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _OME_TIFF = re.compile(r"\.ome\.(tiff?|tf[28]|btf)$", re.IGNORECASE)
@@ -72,8 +77,8 @@ def pixel_files(path: Path, *, series_uid: str | None = None) -> tuple[Path, ...
     -------
     tuple of Path
         One for most formats. MIRAX: the file and what lies in the folder of its name. VMS and VMU: the index and the
-        files that it names. OME-Zarr: the metadata and the coarsest level, in which another slide differs. A folder:
-        its files.
+        files that it names. DeepZoom: the file and the tiles of the coarser levels. OME-Zarr: the metadata
+        and the coarsest level, in which another slide differs. A folder: its files.
 
     Raises
     ------
@@ -87,6 +92,8 @@ def pixel_files(path: Path, *, series_uid: str | None = None) -> tuple[Path, ...
     if path.is_dir():
         return _files_in(path)
     suffix = path.suffix.lower()
+    if suffix == DEEPZOOM_SUFFIX:
+        return (path, *_deepzoom_tiles(path))
     if suffix == DICOM_SUFFIX:
         return tuple(file for file in _files_in(path.parent) if file.suffix.lower() == DICOM_SUFFIX)
     if suffix == _MIRAX_SUFFIX and path.with_suffix("").is_dir():
@@ -117,6 +124,8 @@ def parts_beside(path: Path) -> set[Path]:
     try:
         if suffix == _MIRAX_SUFFIX and path.with_suffix("").is_dir():
             return {path.with_suffix("")}
+        if suffix == DEEPZOOM_SUFFIX:
+            return {path.with_name(f"{path.stem}_files")}
         return set(_named_beside(path, _vms_names(path))) if suffix in _VMS_SUFFIXES else set()
     except OSError:
         return set()
@@ -300,6 +309,68 @@ def _zarr_attributes(folder: Path) -> dict[str, Any]:
             return {}
         return found if isinstance(found, dict) else {}
     return {}
+
+
+class DeepZoom(NamedTuple):
+    """What a `.dzi` file says, and where its tiles are."""
+
+    folder: Path
+    tile_px: int
+    """Edge of a tile without what it repeats of its neighbours."""
+    overlap_px: int
+    """Repeated along each inner edge."""
+    suffix: str
+    sizes_xy: tuple[tuple[int, int], ...]
+    """Of the levels that are read, finest first."""
+
+    def tile_file(self, level: int, col: int, row: int) -> Path:
+        """Where a tile of one of those levels is. The format counts levels from a single pixel."""
+        finest = math.ceil(math.log2(max(self.sizes_xy[0])))
+        return self.folder / str(finest - level) / f"{col}_{row}.{self.suffix}"
+
+
+def deepzoom_of(path: Path) -> DeepZoom | None:
+    """Return what a `.dzi` file says; None where it says no image that can be read.
+
+    Raises
+    ------
+    OSError
+        Where it can't be read.
+    """
+    with path.open("rb") as file:
+        root = _parsed(file.read(_MAX_DZI_BYTES))
+    size = root.find("{*}Size")
+    try:
+        tile_px, overlap_px = int(root.get("TileSize", "")), int(root.get("Overlap", "0"))
+        width, height = (int(size.get(side, "")) if size is not None else 0 for side in ("Width", "Height"))
+    except ValueError:
+        return None
+    suffix = root.get("Format", "")
+    in_bounds = (
+        1 <= tile_px <= _MAX_DEEPZOOM_TILE_PX
+        and 0 <= overlap_px <= tile_px
+        and min(width, height) >= 1
+        and max(width, height) <= _MAX_DEEPZOOM_PX
+    )
+    if not in_bounds or suffix.lower() not in _DEEPZOOM_FORMATS:
+        return None
+    sizes = [(width, height)]
+    while max(sizes[-1]) > tile_px:
+        w, h = sizes[-1]
+        sizes.append((-(-w // 2), -(-h // 2)))
+    return DeepZoom(path.with_name(f"{path.stem}_files"), tile_px, overlap_px, suffix, tuple(sizes))
+
+
+def _deepzoom_tiles(path: Path) -> list[Path]:
+    found = deepzoom_of(path)
+    if found is None:
+        return []
+    tiles = []
+    for level, (width, height) in enumerate(found.sizes_xy):
+        across, down = -(-width // found.tile_px), -(-height // found.tile_px)
+        if across * down <= _MAX_TILE_FILES:
+            tiles += [found.tile_file(level, col, row) for row in range(down) for col in range(across)]
+    return [tile for tile in tiles if tile.is_file()]
 
 
 def _vms_names(path: Path) -> set[str]:

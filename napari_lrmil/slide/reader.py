@@ -33,7 +33,7 @@ class Slide:
         A slide file, a folder of one slide's DICOM files, an OME-Zarr folder, or a PNG or JPEG region.
     mpp : float, optional
         µm per level-0 pixel, overriding what the file says. Needed where it says nothing believable.
-    backend : {'auto', 'openslide', 'tiff', 'ome-zarr', 'image'}
+    backend : {'auto', 'openslide', 'tiff', 'ome-zarr', 'deepzoom', 'image'}
         Which library reads the pixels; 'auto' takes the fastest that reads them right.
     icc : bool
         Convert the slide's own colours to sRGB by its ICC profile. Without a profile nothing changes.

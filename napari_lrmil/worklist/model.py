@@ -51,6 +51,8 @@ class WorklistItem:
         The predicted class and its probability; None without a result.
     unsure, ood : bool
         More than one class is left, and out of the training's distribution.
+    prediction_set : tuple of str, or None
+        The classes that are left; None without a result, or where the bundle states no level.
     verdict : 'agree', 'disagree', 'unsure' or None
     saved : Saved
         Whether verdict and note are on the disk.
@@ -74,6 +76,7 @@ class WorklistItem:
     probability: float | None = None
     unsure: bool = False
     ood: bool = False
+    prediction_set: tuple[str, ...] | None = None
     verdict: Verdict | None = None
     saved: Saved = Saved.YES
     note: str = ""
@@ -215,6 +218,7 @@ class Worklist:
             probability=result.probability,
             unsure=result.unsure,
             ood=result.out_of_distribution,
+            prediction_set=result.prediction_set,
             error="",
             needs_mpp=False,
             fingerprint=result.fingerprint,
@@ -331,6 +335,9 @@ class Worklist:
             bundle_sha256=item.bundle_sha256,
             fingerprint=item.fingerprint,
             reviewer=reviewer,
+            set_shown=item.prediction_set,
+            unsure_shown=None if item.label is None else item.unsure,
+            unlike_training_shown=None if item.label is None else item.ood,
         )
         self.reviews.add(review)
         return review
@@ -360,7 +367,16 @@ class Worklist:
 
 
 def _without_result(item: WorklistItem) -> WorklistItem:
-    return replace(item, label=None, probability=None, unsure=False, ood=False, error="", bundle_sha256=None)
+    return replace(
+        item,
+        label=None,
+        probability=None,
+        unsure=False,
+        ood=False,
+        prediction_set=None,
+        error="",
+        bundle_sha256=None,
+    )
 
 
 def _settled(item: WorklistItem) -> WorklistItem:

@@ -64,6 +64,10 @@ class Review:
     reviewer : str
     time : str
         UTC, ISO 8601.
+    set_shown : tuple of str, or None
+        The classes that the screen said are left; None without a label, or where the model states no set.
+    unsure_shown, unlike_training_shown : bool or None
+        What else the screen said of the label; None without one, and in lines of earlier versions.
     """
 
     slide: str
@@ -74,6 +78,9 @@ class Review:
     fingerprint: str | None = None
     reviewer: str = ""
     time: str = ""
+    set_shown: tuple[str, ...] | None = None
+    unsure_shown: bool | None = None
+    unlike_training_shown: bool | None = None
 
 
 class ReviewFile:
@@ -317,6 +324,9 @@ def _parsed(raw: bytes) -> Review:
         fingerprint=_text_or_none(line.get("fingerprint")),
         reviewer=_text(line.get("reviewer", "")),
         time=_text(line.get("time", "")),
+        set_shown=_texts_or_none(line.get("set_shown")),
+        unsure_shown=_bool_or_none(line.get("unsure_shown")),
+        unlike_training_shown=_bool_or_none(line.get("unlike_training_shown")),
     )
 
 
@@ -328,6 +338,18 @@ def _text(value: object) -> str:
 
 def _text_or_none(value: object) -> str | None:
     return None if value is None else _text(value)
+
+
+def _texts_or_none(value: object) -> tuple[str, ...] | None:
+    if value is not None and not isinstance(value, list):
+        raise TypeError("no list")
+    return None if value is None else tuple(_text(each) for each in value)
+
+
+def _bool_or_none(value: object) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError("neither true nor false")
+    return value
 
 
 def _append_line(path: Path, line: bytes) -> None:

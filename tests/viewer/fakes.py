@@ -148,7 +148,7 @@ def fake_canvas() -> Any:
         canvas.opened.append(fake_slide(path.stem, mpp or 0.5))
         return canvas.opened[-1]
 
-    def bring_forward(slide: Any) -> None:
+    def bring_forward(slide: Any, *, choose: bool = True, fit: bool = True) -> None:
         canvas.active = slide
 
     def show_heatmap(slide: Any, prediction: Any, look: HeatmapLook) -> None:
@@ -162,7 +162,9 @@ def fake_canvas() -> Any:
     canvas.open_slide.side_effect = open_slide
     canvas.remove_slide.side_effect = canvas.opened.remove
     canvas.bring_forward.side_effect = bring_forward
+    canvas.slide_visible.side_effect = lambda slide: slide in canvas.opened
     canvas.show_heatmap.side_effect = show_heatmap
+    canvas.remove_heatmap.side_effect = lambda slide: canvas.heatmaps.pop(slide, None)
     canvas.has_heatmap.side_effect = canvas.heatmap_visible.side_effect = lambda slide: (
         slide in canvas.heatmaps
     )

@@ -18,6 +18,7 @@ import pytest
 from made_slides import shared_slide, write_slide
 from PIL import Image, ImageCms
 from qtpy.QtCore import QPoint, Qt
+from tiny_models import write_bundle
 
 from napari_lrmil._viewer import open_slide_with_result
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
@@ -26,6 +27,7 @@ from napari_lrmil._viewer.layers import HEATMAP_KEY, MPP_UNKNOWN_KEY, SLIDE_KEY
 from napari_lrmil._viewer.qt.background import thread_pool
 from napari_lrmil._viewer.window import Change, State
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.model.encoder import EncoderSpec
 from napari_lrmil.slide import Slide
 
 PLUGIN = "napari-lrmil"
@@ -317,6 +319,111 @@ def test_switching_slides_keeps_results_apart(
     assert [layer.visible for layer in viewer.layers] == [True, True, False]
     viewer.layers.selection.active = viewer.layers["other"]
     assert widget.controller.result is None
+
+
+def in_view(viewer: Any, layer: Any) -> bool:
+    """Whether the canvas shows a layer whole, and no smaller than it needs to."""
+    low, high = np.asarray(layer.extent.world)[:, -2:]
+    center, zoom = np.asarray(viewer.scene.camera.center[-2:]), viewer.scene.camera.zoom
+    share = (high - low) * zoom / np.asarray(viewer.canvas.size)
+    return bool(np.allclose(center, (low + high) / 2, atol=2.0) and 0.8 < share.max() <= 1.0)
+
+
+def test_the_second_slide_is_in_front_and_the_first_hidden(
+    viewer: Any, widget: ClassifyWidget, qtbot: Any, small_slide: Path, tmp_path: Path, bundle_dir: Path
+) -> None:
+    first_result = open_slide_with_result(viewer, small_slide, bundle_dir)
+    small = write_slide(tmp_path / "other.tiff", size_xy=(1024, 768))
+    drawn = viewer.add_shapes([[[0, 0], [9, 9]]], shape_type="line", name="of nobody")
+    viewer.scene.camera.zoom = 7.0
+    viewer.open(str(small), plugin=PLUGIN)  # as File > Open and drops do
+    assert widget.controller.slide is slide_of(viewer.layers["other"])
+    shown = [layer.name for layer in viewer.layers if layer.visible]
+    assert shown == ["of nobody", "other"]
+    assert in_view(viewer, viewer.layers["other"])
+    assert not viewer.canvas.overlays.text.visible
+    assert viewer.title == "other – napari"
+    assert viewer.window._qt_window.windowTitle() == "other – napari"
+    # A result of the first slide that comes late changes nothing of what is seen or chosen.
+    first = widget.controller.slides[0]
+    viewer.layers.selection.active = drawn
+    widget.controller.show_result(first, first_result)
+    assert viewer.layers.selection.active == drawn
+    assert [layer.name for layer in viewer.layers if layer.visible] == shown
+    assert not viewer.canvas.overlays.text.visible
+    # The eye of the first slide's heatmap makes that slide the current one.
+    heatmaps(viewer)[0].visible = True
+    assert widget.controller.slide is first
+    assert [layer.name for layer in viewer.layers if layer.visible] == [
+        "small", heatmaps(viewer)[0].name, "of nobody"
+    ]  # fmt: skip
+    assert viewer.canvas.overlays.text.visible
+    viewer.layers["small"].visible = False  # no label over a slide that isn't seen
+    assert not viewer.canvas.overlays.text.visible
+    viewer.layers["small"].visible = True
+    assert viewer.canvas.overlays.text.visible
+    heatmaps(viewer)[0].visible = False  # what the user hides stays hidden
+    widget.controller.choose_slide(1)
+    widget.controller.choose_slide(0)
+    assert not heatmaps(viewer)[0].visible
+    # Closing it shows the other one.
+    viewer.layers.selection.active = viewer.layers["small"]
+    viewer.layers.remove_selected()
+    assert viewer.layers["other"].visible
+    assert in_view(viewer, viewer.layers["other"])
+    assert widget.controller.slide is slide_of(viewer.layers["other"])
+
+
+def test_two_slides_dropped_at_once(viewer: Any, widget: ClassifyWidget, tmp_path: Path) -> None:
+    paths = [write_slide(tmp_path / f"{name}.tiff", size_xy=(1024, 768)) for name in ("one", "two")]
+    viewer.window._qt_viewer._qt_open(
+        [str(path) for path in paths], stack=False, choose_plugin=False, plugin=PLUGIN
+    )
+    assert [layer.visible for layer in viewer.layers] == [False, True]
+    assert widget.controller.slide is slide_of(viewer.layers["two"])
+    assert widget.slide_section.slides.currentText() == "two"
+
+
+def test_slides_opened_before_the_dock_are_not_stacked(viewer: Any, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        viewer.open(str(write_slide(tmp_path / f"{name}.tiff", size_xy=(1024, 768))), plugin=PLUGIN)
+    widget = dock_widget(viewer)
+    assert [layer.visible for layer in viewer.layers] == [False, True]
+    assert widget.controller.slide is slide_of(viewer.layers["two"])
+
+
+def test_another_models_result_is_put_away_and_comes_back(
+    viewer: Any, widget: ClassifyWidget, qtbot: Any, small_slide: Path, bundle_dir: Path, tmp_path: Path
+) -> None:
+    result = open_slide_with_result(viewer, small_slide, bundle_dir)
+    other = write_bundle(
+        tmp_path / "elsewhere" / bundle_dir.name,
+        EncoderSpec(options={"image_px": 64}),
+        tile_px=64,
+        attention_scale=2.0,
+    )
+    load(qtbot, widget, other)
+    assert widget.controller.result is None
+    assert not viewer.canvas.overlays.text.visible
+    assert heatmaps(viewer) == []
+    assert not widget.result_section.isVisible()
+    assert result.label in widget.run_section.earlier.text()
+    assert result.bundle_sha256[:8] in widget.run_section.earlier.text()
+    names = [widget.model_section.bundles.itemText(at) for at in range(3)]
+    assert names[1] != names[2]  # two of one name
+    assert names[1].startswith(f"{bundle_dir.name} (")
+    assert names[2].startswith(f"{bundle_dir.name} (")
+    load(qtbot, widget, bundle_dir)
+    assert widget.controller.result is result
+    assert viewer.canvas.overlays.text.visible
+    assert [layer.visible for layer in heatmaps(viewer)] == [True]
+    assert not widget.run_section.earlier.isVisible()
+
+
+def load(qtbot: Any, widget: ClassifyWidget, bundle: Path) -> None:
+    widget.controller.load_bundle(str(bundle))
+    qtbot.waitUntil(lambda: widget.controller.state is not State.LOADING_BUNDLE, timeout=20_000)
+    assert widget.controller.bundle_path == str(bundle)
 
 
 def test_closing_while_running_ends_thread_and_slide(

@@ -23,9 +23,12 @@ from napari_lrmil.predict import PredictProgress, SlidePrediction
 from napari_lrmil.slide import Slide
 from napari_lrmil.wording import duration_text, percent_text
 
+SHA = make_prediction().bundle_sha256
 
-def fake_bundle(*, demonstration: bool = True, mpp: float = 2.0) -> Any:
+
+def fake_bundle(*, demonstration: bool = True, mpp: float = 2.0, sha: str = SHA) -> Any:
     info = SimpleNamespace(
+        weights_sha256=sha,
         class_names=("benign", "lesion"),
         tiles=SimpleNamespace(mpp=mpp, tile_px=64),
         encoder=SimpleNamespace(architecture="vit"),
@@ -109,7 +112,7 @@ def test_slide_then_bundle_makes_ready(stage: Stage) -> None:
     panel = stage.panel
     assert panel.state is State.READY
     assert panel.can_classify
-    assert panel.bundle_names[panel.bundle_index] == "mine"
+    assert panel.bundle_names[panel.bundle_index] == "mine (abcdef01)"
     assert panel.bundle_is_demonstration
     assert "benign, lesion" in panel.bundle_facts
     assert panel.devices == ("auto", "cpu")
@@ -284,7 +287,7 @@ def test_bad_bundle_is_told_and_the_other_stays(ready: Stage) -> None:
     started(ready.background, "load model").fail("damaged")
     assert ready.panel.error == "damaged"
     assert ready.panel.state is State.READY
-    assert ready.panel.bundle_names[ready.panel.bundle_index] == "mine"
+    assert ready.panel.bundle_names[ready.panel.bundle_index] == "mine (abcdef01)"
 
 
 def test_only_the_last_bundle_asked_for_is_taken(stage: Stage) -> None:
@@ -293,7 +296,7 @@ def test_only_the_last_bundle_asked_for_is_taken(stage: Stage) -> None:
     slow, quick = all_started(stage.background, "load model")
     quick.finish(LoadedModel(fake_bundle(mpp=2.0), ("cpu",)))
     slow.finish(LoadedModel(fake_bundle(mpp=8.0), ("cpu",)))
-    assert stage.panel.bundle_names[stage.panel.bundle_index] == "quick"
+    assert stage.panel.bundle_names[stage.panel.bundle_index] == "quick (abcdef01)"
 
 
 def test_nothing_is_rendered_after_shutdown(ready: Stage) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import call, create_autospec
+from unittest.mock import Mock, call, create_autospec
 
 import pytest
 from fakes import Job, all_started, fake, fake_background, run_all, started
@@ -24,7 +24,7 @@ from napari_lrmil._viewer.models import bundle_folder, hub_name, is_bundle
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.batch import BatchEvent, Kind
 from napari_lrmil.cache import ResultSummary
-from napari_lrmil.errors import UnknownMppError
+from napari_lrmil.errors import SlideError, UnknownMppError
 from napari_lrmil.model.hub import parse_hub_name
 from napari_lrmil.predict import PredictProgress, SlidePrediction
 from napari_lrmil.slide import Slide
@@ -76,15 +76,13 @@ def controller_with(model: Any) -> Any:
     controller.bundle, controller.device, controller.error = model, "auto", ""
     controller.result = controller.running_slide = None
 
-    def replace_slide(path: Path, old: Any, *, mpp: float | None = None) -> None:
-        controller.error = "" if path.stem != "bad" else "bad is no slide"
-        if not controller.error:
-            controller.slide = opened(path, mpp)
-            controller.slides = (
-                *(slide for slide in controller.slides if slide not in old),
-                controller.slide,
-            )
+    def replace_slide(path: Path, old: Any, *, mpp: float | None = None) -> Any:
+        if path.stem.startswith("bad") and path.stat().st_size == 0:
+            raise SlideError(f"{path.stem} is no slide")
+        controller.slide = opened(path, mpp)
+        controller.slides = (*(slide for slide in controller.slides if slide not in old), controller.slide)
         controller.changed.emit(Change.SLIDES | Change.SLIDE)
+        return controller.slide
 
     controller.replace_slide.side_effect = replace_slide
     return controller
@@ -98,6 +96,7 @@ class Stage:
     folder: Path
     changes: list[int]
     now: list[float]
+    clock: Any
 
     @property
     def panel(self) -> Any:
@@ -143,14 +142,15 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
         steps = create_autospec(getattr(module, name), side_effect=lambda *_: (each for each in ()))
         monkeypatch.setattr(module, name, steps)
     background, controller, changes, now = fake_background(), controller_with(bundle()), [0], [0.0]
-    presenter = WorklistPresenter(background, reviewer=lambda: "Ada", clock=lambda: now[0])
+    clock = Mock(side_effect=lambda: now[0])
+    presenter = WorklistPresenter(background, reviewer=lambda: "Ada", clock=clock)
     presenter.changed.connect(lambda: changes.append(0))
     controller.changed.connect(presenter.refresh)
     presenter.attach(controller)
     presenter.open_list(folder)
     assert presenter.panel().state is ListState.LISTING
     started(background, "list").run()
-    return Stage(presenter, controller, background, folder, changes, now)
+    return Stage(presenter, controller, background, folder, changes, now, clock)
 
 
 def test_nothing_is_open_at_first() -> None:
@@ -268,8 +268,145 @@ def test_a_slide_that_cant_be_opened_leaves_the_open_one(stage: Stage) -> None:
     stage.job("list").run()
     stage.presenter.open_slide(stage.path("s1"))
     stage.presenter.open_slide(stage.path("bad"))
-    assert stage.panel.error == "bad is no slide"
+    assert stage.panel.error == ""  # nothing stands over the result of s1
+    assert stage.panel.hint == "bad can't be opened: bad is no slide"
+    assert "failed: bad is no slide" in cells(stage.item("bad"))[0]
     assert stage.presenter.open_path == stage.path("s1")
+    stage.presenter.step(1)
+    assert stage.panel.hint == ""
+
+
+def with_slides(stage: Stage, *names: str) -> None:
+    """The folder listed again with these in it too."""
+    for name in names:
+        (stage.folder / f"{name}.svs").touch()
+    stage.presenter.open_list(stage.folder)
+    stage.job("list").run()
+
+
+def test_stepping_passes_slides_that_cant_be_opened(stage: Stage) -> None:
+    with_slides(stage, "bad0", "bad1", "z")
+    opened_in_turn = []
+    stage.presenter.arrange(order=Order.NAME)
+    assert stage.names() == ["bad0", "bad1", "s1", "s2", "s3", "s10", "z"]
+    for _ in range(5):
+        stage.presenter.step(1)
+        opened_in_turn.append(stage.presenter.open_path.stem if stage.presenter.open_path else "")
+    assert opened_in_turn == ["s1", "s2", "s3", "s10", "z"]
+    assert {stage.item(name).error for name in ("bad0", "bad1")} == {"bad0 is no slide", "bad1 is no slide"}
+    assert {stage.item(name).status for name in ("bad0", "bad1")} == {Status.FAILED}
+
+
+def test_the_reader_goes_on_behind_unreadable_slides_at_the_end(stage: Stage) -> None:
+    with_slides(stage, "bad8", "bad9")
+    stage.presenter.arrange(order=Order.NAME)
+    stage.presenter.open_slide(stage.path("s2"))
+    stage.presenter.step(-1)
+    assert stage.presenter.open_path == stage.path("s1")
+    stage.presenter.step(-1)
+    assert stage.presenter.open_path == stage.path("s1")
+    assert stage.panel.hint == "2 slides can't be opened, see their rows. This is the first slide."
+    stage.presenter.step(1)  # from the first row, where the reader is now
+    assert stage.presenter.open_path == stage.path("s1")
+
+
+def test_a_slide_that_can_be_opened_again_loses_its_reason(stage: Stage) -> None:
+    with_slides(stage, "bad")
+    stage.presenter.open_slide(stage.path("bad"))
+    stage.path("bad").write_bytes(b"copied to the end")
+    stage.presenter.open_slide(stage.path("bad"))
+    assert (stage.item("bad").status, stage.item("bad").error) == (Status.NEW, "")
+    assert stage.presenter.open_path == stage.path("bad")
+
+
+def test_stepping_ends_after_a_while_among_unreadable_slides(stage: Stage) -> None:
+    with_slides(stage, *(f"bad{number}" for number in range(4)))
+    stage.presenter.arrange(order=Order.NAME)
+    ticks = iter([0.0, 1.0, 3.0, 10.0, 11.0, 12.0])
+    stage.clock.side_effect = lambda: next(ticks)
+    stage.presenter.step(1)
+    assert stage.panel.hint == "2 slides can't be opened, see their rows."
+    stage.presenter.step(1)
+    assert stage.presenter.open_path == stage.path("s1")
+
+
+def test_a_row_that_waits_in_a_batch_keeps_waiting(stage: Stage) -> None:
+    with_slides(stage, "bad")
+    stage.presenter.classify_all()
+    stage.presenter.open_slide(stage.path("bad"))
+    assert stage.item("bad").status is Status.QUEUED
+    assert "bad is no slide" in tool_tip(stage.item("bad"))
+
+
+def test_rows_stay_where_they_are_during_a_batch(stage: Stage) -> None:
+    stage.presenter.classify_all()
+    before = stage.names()
+    happened = stage.job("classify").progress
+    visited = []
+    for doubt, name in enumerate(("s1", "s2", "s3", "s10")):
+        stage.presenter.step(1)
+        visited.append(stage.presenter.open_path)
+        unsure = make_prediction(0.9 - doubt / 10, bundle_sha256=SHA)
+        happened(BatchEvent(Kind.FINISHED, stage.path(name), prediction=unsure))
+        assert stage.names() == before
+    assert visited == [stage.path(name) for name in ("s1", "s2", "s3", "s10")]
+    stage.job("classify").finish()
+    assert stage.names() == before
+    assert stage.panel.order_is_old
+    stage.presenter.arrange(order=Order.UNSURE_FIRST)
+    assert stage.names() == ["s10", "s3", "s2", "s1"]
+    assert not stage.panel.order_is_old
+
+
+def test_filters_leave_the_frozen_order(stage: Stage) -> None:
+    stage.presenter.step(1)
+    stage.found(s10=summary(unsure=True), s3=summary())
+    assert stage.names() == ["s1", "s2", "s3", "s10"]
+    stage.presenter.arrange(text="lesion")
+    assert stage.names() == ["s3", "s10"]
+
+
+def test_a_verdict_keeps_what_the_screen_said(stage: Stage) -> None:
+    stage.presenter.open_slide(stage.path("s1"))
+    stage.controller.result = make_prediction(
+        0.6,
+        bundle_sha256=SHA,
+        prediction_set=("benign", "lesion"),
+        coverage=0.9,
+        ood_score=3.0,
+        ood_threshold=1.0,
+    )  # on the screen, and not in the list yet
+    stage.presenter.judge("agree")
+    run_all(stage.background)
+    (line,) = map(json.loads, (stage.folder / "lrmil-review.jsonl").read_text().splitlines())
+    told = {
+        name: line[name] for name in ("label_shown", "set_shown", "unsure_shown", "unlike_training_shown")
+    }
+    assert told == {
+        "label_shown": "lesion",
+        "set_shown": ["benign", "lesion"],
+        "unsure_shown": True,
+        "unlike_training_shown": True,
+    }
+    assert line["bundle_sha256"] == SHA
+    again = Worklist.open(stage.folder)
+    review = again.reviews.latest(stage.path("s1"))
+    assert review is not None
+    assert (review.set_shown, review.unsure_shown) == (("benign", "lesion"), True)
+
+
+def test_verdicts_of_earlier_versions_are_read(stage: Stage) -> None:
+    old = {
+        "format": "lrmil-review",
+        "version": 1,
+        "slide": "s2.svs",
+        "verdict": "agree",
+        "label_shown": "lesion",
+    }
+    (stage.folder / "lrmil-review.jsonl").write_text(json.dumps(old) + "\n")
+    review = Worklist.open(stage.folder).reviews.latest(stage.path("s2"))
+    assert review is not None
+    assert (review.verdict, review.set_shown, review.unsure_shown) == ("agree", None, None)
 
 
 def test_stepping_goes_on_where_a_verdict_took_the_row_away(stage: Stage) -> None:

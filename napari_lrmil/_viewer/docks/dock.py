@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QApplication, QScrollArea, QVBoxLayout, QWidget
 
 from napari_lrmil._viewer.napari_canvas import NapariCanvas
 from napari_lrmil._viewer.qt.background import QtBackground
+from napari_lrmil._viewer.qt.wheel import WheelGuard
 
 
 class Dock(QWidget):
@@ -42,6 +43,8 @@ class Dock(QWidget):
 
     def event(self, event: QEvent) -> bool:
         """End when the dock is closed: napari takes the widget out of it then, and drops it."""
+        if event.type() == QEvent.Type.Polish:  # once, before it is first shown, when all of it is there
+            WheelGuard(self)
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
             self.closing()
             self.ending.close()

@@ -21,7 +21,7 @@ class Backend(Protocol):
     Attributes
     ----------
     name : str
-        'openslide', 'tiff', 'ome-zarr' or 'image'.
+        'openslide', 'tiff', 'ome-zarr', 'deepzoom' or 'image'.
     reason : str
         Why this backend reads the slide, in a few words.
     evidence : tuple of Evidence

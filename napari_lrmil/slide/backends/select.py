@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import Backend
-from napari_lrmil.slide.files import dicom_files_in, is_zarr, is_zipped_zarr
+from napari_lrmil.slide.files import DEEPZOOM_SUFFIX, dicom_files_in, is_zarr, is_zipped_zarr
 
 if TYPE_CHECKING:
     from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
 
-BACKENDS = ("auto", "openslide", "tiff", "ome-zarr", "image")
+BACKENDS = ("auto", "openslide", "tiff", "ome-zarr", "deepzoom", "image")
 
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ZIP_MAGIC = b"PK\3\4"
@@ -54,6 +54,10 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
         return ZarrBackend(path)
     if path.is_dir():
         return _open_dicom_folder(path)
+    if backend == "deepzoom" or (backend == "auto" and path.suffix.lower() == DEEPZOOM_SUFFIX):
+        from napari_lrmil.slide.backends.deepzoom_backend import DeepZoomBackend
+
+        return DeepZoomBackend(path)
     magic = _magic(path)
     if is_zipped_zarr(path) and magic.startswith(_ZIP_MAGIC):
         raise SlideError(f"{path.name} is a zipped OME-Zarr: unpack it and open the folder in it")

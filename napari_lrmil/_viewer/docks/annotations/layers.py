@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 
 from napari_lrmil._viewer.docks.annotations.panel import PAN, RGB, UNCLASSED
 from napari_lrmil._viewer.docks.annotations.pieces import OUTLINE, Piece, PieceKind, pieces_of
-from napari_lrmil._viewer.layers import slide_placement
+from napari_lrmil._viewer.layers import ANNOTATIONS_KEY, slide_placement
 
 if TYPE_CHECKING:
     from napari_lrmil._viewer.canvas import Canvas
     from napari_lrmil.export.annotation import Annotation
     from napari_lrmil.slide import Slide
 
-ANNOTATIONS_KEY = "lrmil_annotations_of"
-"""``layer.metadata`` of a layer of annotations: its `Slide`."""
 MODES = {"rectangle": "add_rectangle", "ellipse": "add_ellipse", "polygon": "add_polygon", "point": "add"}
 """Tools, and the modes of napari's layers that they are."""
 

@@ -126,7 +126,6 @@ class AnnotationsPresenter:
                 self._enter(slide)
             for each in self._open.values():
                 each.layers.place()
-                each.layers.set_visible(each.slide is slide)
         finally:
             self._refreshing = False
         self.camera_moved()
@@ -381,11 +380,8 @@ class AnnotationsPresenter:
             self._redraw(opened)
 
     def _redraw(self, opened: SlideAnnotations) -> None:
-        chosen = self._canvas.chosen_layer()
         opened.layers.show(list(opened.annotations.values()), self._look(opened))
         opened.drawn = as_drawn(piece for each in opened.annotations.values() for piece in pieces_of(each))
-        opened.layers.set_visible(opened is self.current)
-        self._canvas.choose_layer(chosen)
         opened.layers.fit_edges()
 
     def _changed(self, opened: SlideAnnotations) -> None:

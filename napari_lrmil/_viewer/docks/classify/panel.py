@@ -74,6 +74,7 @@ class ClassifyPanel:
     progress_text: str = ""
     hint: str = ""
     error: str = ""
+    earlier: str = ""
     can_reopen: bool = False
     result: ResultPanel | None = None
     evidence: EvidencePanel | None = None
@@ -123,9 +124,19 @@ def hint_text(state: State, slide: Slide | None) -> str:
     return HINTS.get(state, "")
 
 
-def bundle_name(bundle_path: str) -> str:
-    """A model in the list."""
-    return DEMO_BUNDLE_NAME if bundle_path == DEMO_BUNDLE else Path(bundle_path).name
+def bundle_name(bundle_path: str, sha256: str) -> str:
+    """A model in the list: its name and the start of its hash, which is known once it was loaded."""
+    name = DEMO_BUNDLE_NAME if bundle_path == DEMO_BUNDLE else Path(bundle_path).name
+    return f"{name} ({sha256[:8]})" if sha256 else name
+
+
+def earlier_text(prediction: SlidePrediction) -> str:
+    """What another model said of the slide, which isn't what is shown."""
+    probability = float(prediction.class_probabilities.max())
+    words = [f"{prediction.label} {percent_text(probability)}"]
+    words += ["unsure"] if prediction.unsure else []
+    words += ["unlike the training slides"] if prediction.out_of_distribution else []
+    return f"Earlier, by {prediction.bundle_name} ({prediction.bundle_sha256[:8]}): {', '.join(words)}"
 
 
 def bundle_facts(info: BundleInfo) -> str:

@@ -11,6 +11,7 @@ from napari_lrmil._viewer.docks.classify.panel import (
     bundle_facts,
     bundle_name,
     card_markdown,
+    earlier_text,
     hint_text,
     overlay_text,
     progress_text,
@@ -35,7 +36,9 @@ class ClassifyView(Protocol):
 
 
 class ClassifyPresenter:
-    """Shows the controller's state in the dock and, in short, on the canvas.
+    """Shows the controller's state in the dock and, in short, on the canvas and in the window's title.
+
+    The label stands on the canvas only while the slide that it is about is seen.
 
     Parameters
     ----------
@@ -59,7 +62,10 @@ class ClassifyPresenter:
     def refresh(self, change: Change) -> None:
         """Show what is so now; the dock shows something of every kind of change."""
         result = self._controller.result
-        self._canvas.show_text(overlay_text(result) if result is not None else "")
+        shown = result is not None and self._controller.slide_visible
+        self._canvas.show_text(overlay_text(result) if result is not None and shown else "")
+        slide = self._controller.slide
+        self._canvas.show_title(slide.name if slide is not None else "")
         self._view.show_panel(self._panel())
 
     def hovered(self, x_um: float, y_um: float) -> None:
@@ -105,6 +111,7 @@ class ClassifyPresenter:
             controller.look,
         )
         info = controller.bundle.info if controller.bundle is not None else None
+        earlier = controller.earlier_result
         running, progress = controller.running_slide, controller.progress
         shown = slide is not None and result is not None
         return ClassifyPanel(
@@ -116,7 +123,9 @@ class ClassifyPresenter:
             mpp_source=slide.pixel_size.text if slide is not None else "",
             icc_available=slide is not None and slide.has_icc_profile,
             icc_applied=slide is not None and slide.icc,
-            bundle_names=tuple(bundle_name(each) for each in controller.bundle_paths),
+            bundle_names=tuple(
+                bundle_name(each, controller.bundle_sha256(each)) for each in controller.bundle_paths
+            ),
             bundle_index=controller.bundle_paths.index(controller.bundle_path) if info is not None else -1,
             bundle_facts=bundle_facts(info) if info is not None else "",
             bundle_is_demonstration=info is not None and info.demonstration,
@@ -128,6 +137,7 @@ class ClassifyPresenter:
             progress_text="" if running is None else progress_text(running.name, progress),
             hint=hint_text(controller.state, slide),
             error=controller.error,
+            earlier=earlier_text(earlier) if earlier is not None else "",
             can_reopen=controller.slide_replaced,
             result=result_panel(result) if result is not None else None,
             evidence=evidence_panel(result, look) if result is not None and look is not None else None,

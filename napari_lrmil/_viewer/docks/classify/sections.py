@@ -202,6 +202,8 @@ class RunSection(Section):
         self.progress_text = parts.wrapped_label()
         self.hint = parts.wrapped_label(style=parts.HINT_STYLE)
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
+        self.earlier = parts.wrapped_label()
+        self.earlier.setToolTip("Another model's result is put away; choose that model to see it again")
         self.reopen = QPushButton("Open again")
         self.reopen.setToolTip("Show the file that is there now, in the place of the one that was opened")
         self.column.addSpacing(6)
@@ -212,6 +214,7 @@ class RunSection(Section):
             self.progress_text,
             self.hint,
             self.error,
+            self.earlier,
             self.reopen,
         ):
             self.column.addWidget(widget)
@@ -233,6 +236,7 @@ class RunSection(Section):
         parts.show_text(self.progress_text, panel.progress_text)
         parts.show_text(self.hint, panel.hint)
         parts.show_text(self.error, panel.error)
+        parts.show_text(self.earlier, panel.earlier)
         self.reopen.setVisible(panel.can_reopen)
 
 

@@ -55,7 +55,7 @@ class ClassifyWidget(Dock):
         self.canvas.layers_changed.connect(self.controller.layers_changed)
         if self.canvas.slides():
             self.canvas.show_scale_bar()
-        self.controller.layers_changed()
+        self.controller.begin()
         self.presenter.refresh(Change.ALL)
         DropTarget(self, is_bundle, lambda path: self.controller.load_bundle(str(bundle_folder(path))))
         bundle = settings.default_bundle
@@ -85,6 +85,7 @@ class ClassifyWidget(Dock):
         """Take the label off the canvas: no dock would take it off another slide."""
         self.controller.shutdown()
         self.canvas.show_text("")
+        self.canvas.show_title("")
 
     def _apply_settings(self, settings: Settings) -> None:
         self.controller.apply_settings(settings)

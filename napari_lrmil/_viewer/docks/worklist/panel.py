@@ -81,6 +81,8 @@ class WorklistPanel:
         The slide of the list that is open.
     judged : WorklistItem or None
         The same as item, which the verdict is about.
+    order_is_old : bool
+        Sorting again would move rows.
     """
 
     state: ListState = ListState.EMPTY
@@ -90,6 +92,7 @@ class WorklistPanel:
     judged: WorklistItem | None = None
     reviewed_text: str = ""
     order: Order = Order.UNSURE_FIRST
+    order_is_old: bool = False
     which: Show = Show.ALL
     text: str = ""
     hint: str = ""
@@ -184,7 +187,7 @@ def status_text(item: WorklistItem) -> str:
     """How far a slide is, or what it waits for."""
     if item.needs_mpp and item.status in (Status.NEW, Status.FAILED):
         return NEEDS_MPP
-    return _STATUS[item.status]
+    return f"{_STATUS[item.status]}: {item.error}" if item.error else _STATUS[item.status]
 
 
 def _marks(item: WorklistItem) -> str:

@@ -17,9 +17,10 @@ from napari_lrmil._viewer.docks.worklist.verdicts import VerdictWriter
 from napari_lrmil._viewer.models import bundle_folder, is_bundle
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary, summarise
+from napari_lrmil.errors import LRMILError
 from napari_lrmil.export.tables import PREDICTIONS_NAME
 from napari_lrmil.slide import Slide
-from napari_lrmil.worklist import Order, Verdict, Worklist, WorklistItem
+from napari_lrmil.worklist import Order, Status, Verdict, Worklist, WorklistItem
 
 if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo
@@ -33,6 +34,8 @@ CONCERNS = Change.SLIDES | Change.SLIDE | Change.PIXELS | Change.MODEL | Change.
 """What of the controller the dock shows."""
 _LIST, _LOOK_UP = "list", "look up"
 _LOOK_UP_CHUNK = 64
+_PASSING_S = 2.0
+"""How long one key press goes on over slides that can't be opened."""
 
 FoundResults = Sequence[tuple[Path, ResultSummary]]
 """Results by the path of their slide."""
@@ -72,7 +75,13 @@ class WorklistPresenter:
         self._source: Path | None = None
         """The folder or table of the list."""
         self._rows = VisibleRows()
-        self._bundle_sha: str | None = None
+        self._info: BundleInfo | None = None
+        """Of the model that the results of the list are by."""
+        self._cursor: Path | None = None
+        """Where the reader is in the list: the slide that was opened last, or that could not be."""
+        self._unopened: set[Path] = set()
+        """Slides whose rows say why they can't be opened."""
+        self._clock = clock
         self._opened: dict[Path, Slide] = {}
         self._shown_results: dict[Path, SlidePrediction] = {}
         """Results of open slides that the list has taken over."""
@@ -127,7 +136,7 @@ class WorklistPresenter:
     def arrange(
         self, *, order: Order | None = None, which: Show | None = None, text: str | None = None
     ) -> None:
-        """Sort and filter."""
+        """Sort, by the order given or, without any, as things are now; and filter."""
         self._rows.choose(order, which, text)
         self.changed.emit()
 
@@ -136,42 +145,78 @@ class WorklistPresenter:
         if self._list is None:
             return
         for path, summary in results:
-            if summary.bundle_sha256 == self._bundle_sha and path in self._paths:
+            if self._is_of_this_model(summary.bundle_sha256) and path in self._paths:
                 self._list.set_result(path, summary)
         self._list_changed()
 
     # ---- slides
 
     def open_slide(self, path: Path) -> None:
-        """Show a slide in the place of the one that is shown."""
-        controller = self._controller
-        if controller is None or self._list is None:
+        """Show a slide in the place of the one that is shown; where it can't be opened, its row says why."""
+        if self._controller is None or self._list is None:
             return
-        self._hint = ""
-        now = controller.slide
-        if path == self.open_path:
-            if now is not None:
-                controller.choose_slide(controller.slides.index(now))
-            return
-        old = {slide for slide in (now, *self._opened.values()) if slide in controller.slides}
-        controller.replace_slide(
-            path, [slide for slide in old if slide is not None], mpp=self._list[path].mpp
-        )
-        self._error = controller.error
-        if not self._error and controller.slide is not None:
-            self._opened = {path: controller.slide}
+        self._hint = self._error = ""
+        if not self._open(path):
+            self._hint = self._reason(path)
         self.changed.emit()
 
     def step(self, step: int) -> None:
-        """Open the next slide of the list (1) or the one before (-1)."""
-        if not self._rows.items:
+        """Open the next slide of the list (1) or the one before (-1) that can be opened.
+
+        The reader's place moves over those that can't, whose rows say why.
+        """
+        if self._controller is None or self._list is None or not self._rows.items:
             return
-        target = self._rows.neighbour(self.open_path, step)
-        if target is not None:
-            self.open_slide(target.path)
-            return
-        self._hint = "That was the last slide of the list." if step > 0 else "This is the first slide."
+        self._hint = self._error = ""
+        passed: list[Path] = []
+        started = self._clock()
+        while (target := self._rows.neighbour(self._cursor or self.open_path, step)) is not None:
+            if self._open(target.path):
+                break
+            passed.append(target.path)
+            if self._clock() - started > _PASSING_S:
+                break
+        parts = [f"{len(passed):,} slides can't be opened, see their rows."] if len(passed) > 1 else []
+        parts += [self._reason(path) for path in passed] if len(passed) == 1 else []
+        if target is None:
+            parts.append("That was the last slide of the list." if step > 0 else "This is the first slide.")
+        self._hint = " ".join(parts)
         self.changed.emit()
+
+    def _open(self, path: Path) -> bool:
+        """Open a slide of the list and be there, or note in its row why it can't be opened and be there all the same."""
+        controller, worklist = self._controller, self._list
+        if controller is None or worklist is None:
+            return False
+        now, is_open = controller.slide, path == self.open_path
+        self._cursor = path
+        self._rows.freeze()
+        if is_open and now is not None:
+            controller.choose_slide(controller.slides.index(now))
+            return True
+        old = [slide for slide in {now, *self._opened.values()} if slide in controller.slides]
+        try:
+            slide = controller.replace_slide(
+                path, [each for each in old if each is not None], mpp=worklist[path].mpp
+            )
+        except LRMILError as error:
+            status = worklist[path].status
+            kept = status if status in (Status.QUEUED, Status.RUNNING) else Status.FAILED
+            worklist.set_status(path, kept, error=str(error))
+            self._unopened.add(path)
+            self._rows.list_changed()
+            return False
+        self._opened = {path: slide}
+        if path in self._unopened:  # it could not be opened before
+            self._unopened.discard(path)
+            if worklist[path].status is Status.FAILED:
+                worklist.set_status(path, Status.NEW)
+            self._rows.list_changed()
+        return True
+
+    def _reason(self, path: Path) -> str:
+        item = self._list[path] if self._list is not None else None
+        return f"{item.slide_id} can't be opened: {item.error}" if item is not None else ""
 
     @property
     def open_path(self) -> Path | None:
@@ -201,6 +246,9 @@ class WorklistPresenter:
     def _review(self, path: Path, verdict: Verdict | None, note: str | None) -> None:
         if self._list is None:
             return
+        result = self._controller.result if self._controller is not None else None
+        if result is not None and path == self.open_path:  # what the screen says is what the verdict is about
+            self._take_result(path, result)
         self._list.note_verdict(path, verdict, note, reviewer=self._reviewer())
         self._error = ""
         self._verdicts.write(self._list.reviews)
@@ -221,6 +269,7 @@ class WorklistPresenter:
         wanted = [item for item in self._list.ordered(self._rows.order) if item.label is None]
         self._hint = "" if wanted else "Every slide of the list is classified."
         if wanted:
+            self._rows.freeze()
             self._batch.start(self._list, wanted, controller.bundle, controller.device)
         self._list_changed()
 
@@ -270,7 +319,7 @@ class WorklistPresenter:
             return WorklistPanel(state, hint=self._hint or EMPTY_HINT, error=errors)
         can_start = controller is not None and controller.bundle is not None and not self._opening
         rows, open_path = self._rows.items, self.open_path
-        self._rows.note_open_slide(open_path)
+        self._rows.note_place(self._cursor or open_path)
         reviewed = sum(item.verdict is not None for item in worklist)
         hint = self._hint
         if not hint and not rows:
@@ -283,6 +332,7 @@ class WorklistPresenter:
             judged=worklist[open_path] if open_path is not None else None,
             reviewed_text=f"{reviewed:,} of {len(worklist):,} reviewed",
             order=self._rows.order,
+            order_is_old=self._rows.order_is_old,
             which=self._rows.which,
             text=self._rows.text,
             hint=" ".join(part for part in (hint, notes_text(worklist.notes), worklist.reviews.note) if part),
@@ -296,10 +346,11 @@ class WorklistPresenter:
         controller = self._controller
         if controller is None or not change & CONCERNS:
             return
-        bundle = controller.bundle
-        sha = bundle.info.weights_sha256 if bundle is not None else None
-        if sha != self._bundle_sha:
-            self._bundle_sha = sha
+        if Change.SLIDE in change and self.open_path is not None:
+            self._cursor = self.open_path  # it may have been opened or chosen elsewhere
+        info = controller.bundle.info if controller.bundle is not None else None
+        if info != self._info:
+            self._info = info
             self._batch.cancel()
             self._shown_results.clear()
             if self._list is not None:
@@ -319,6 +370,8 @@ class WorklistPresenter:
             return
         self._batch.cancel()
         self._opening, self._source, self._list = None, path, worklist
+        self._cursor = None
+        self._unopened.clear()
         self._paths = frozenset(item.path for item in worklist)
         self._rows.show_list(worklist)
         self._shown_results.clear()
@@ -354,11 +407,14 @@ class WorklistPresenter:
         """Show a result of the main dock in its row."""
         if self._list is None or path not in self._paths or self._shown_results.get(path) is result:
             return
-        if result.bundle_sha256 != self._bundle_sha:
+        if not self._is_of_this_model(result.bundle_sha256):
             return
         self._shown_results[path] = result
         self._list.set_result(path, summarise(result))
         self._rows.list_changed()
+
+    def _is_of_this_model(self, bundle_sha256: str) -> bool:
+        return self._info is not None and self._info.weights_sha256 == bundle_sha256
 
     def _list_changed(self) -> None:
         self._rows.list_changed()
@@ -366,46 +422,71 @@ class WorklistPresenter:
 
 
 class VisibleRows:
-    """The items of a worklist that are shown: sorted, filtered, made anew only when something changed."""
+    """The items of a worklist that are shown: sorted, filtered, made anew only when something changed.
+
+    From when the reader has begun to go through them, or a batch has, they are sorted only when the reader says so:
+    rows that moved under the hands would be passed over.
+    """
 
     def __init__(self) -> None:
         self.order, self.which, self.text = Order.UNSURE_FIRST, Show.ALL, ""
         self._worklist: Worklist | None = None
-        self._sorted: list[WorklistItem] | None = None
+        self._order_now: tuple[Path, ...] | None = None
+        """How sorting now would put them; None where that isn't known."""
+        self._frozen: tuple[Path, ...] | None = None
+        """How they stand until the reader sorts them."""
         self._items: tuple[WorklistItem, ...] | None = None
-        self._last_open_row = -1
+        self._last_row = -1
 
     def choose(self, order: Order | None, which: Show | None, text: str | None) -> None:
-        """Change what is given."""
+        """Change what is given; an order, the same one too, sorts."""
         self.order = self.order if order is None else order
         self.which = self.which if which is None else which
         self.text = self.text if text is None else text
         self._items = None
         if order is not None:
-            self._sorted = None
+            self._order_now = None
+            self._frozen = None if self._frozen is None else self._sorted_now()
 
     def list_changed(self) -> None:
         """Look at the items of the list again."""
-        self._items = self._sorted = None
+        self._items = self._order_now = None
 
     def show_list(self, worklist: Worklist) -> None:
         """Show another list."""
-        self._worklist, self._last_open_row = worklist, -1
+        self._worklist, self._last_row, self._frozen = worklist, -1, None
         self.list_changed()
+
+    def freeze(self) -> None:
+        """Keep the rows where they are until an order is chosen."""
+        if self._frozen is None:
+            self._frozen = self._sorted_now()
+
+    @property
+    def order_is_old(self) -> bool:
+        """Whether sorting again would move rows."""
+        return self._frozen is not None and self._frozen != self._sorted_now()
+
+    def _sorted_now(self) -> tuple[Path, ...]:
+        if self._order_now is None:
+            ordered = self._worklist.ordered(self.order) if self._worklist is not None else []
+            self._order_now = tuple(item.path for item in ordered)
+        return self._order_now
 
     @property
     def items(self) -> tuple[WorklistItem, ...]:
         """The rows from top to bottom; the same object as long as nothing has changed."""
-        if self._sorted is None:
-            self._sorted = self._worklist.ordered(self.order) if self._worklist is not None else []
+        worklist = self._worklist
         if self._items is None:
-            self._items = tuple(item for item in self._sorted if is_shown(item, self.which, self.text))
+            order = self._sorted_now() if self._frozen is None else self._frozen
+            items = (worklist[path] for path in order) if worklist is not None else ()
+            self._items = tuple(item for item in items if is_shown(item, self.which, self.text))
         return self._items
 
-    def note_open_slide(self, path: Path | None) -> None:
-        """Remember in which row the open slide stands, for when that row goes away."""
+    def note_place(self, path: Path | None) -> None:
+        """Remember in which row the reader is, for when that row goes away."""
         row = self._row_of(path)
-        self._last_open_row = row if row >= 0 else self._last_open_row
+        self._last_row = row if row >= 0 else self._last_row
 
     def neighbour(self, path: Path | None, step: int) -> WorklistItem | None:
         """Return the row after (1) or before (-1) a slide; None at the end.
@@ -416,8 +497,8 @@ class VisibleRows:
         here = self._row_of(path)
         if here >= 0:
             target = here + step
-        elif path is not None and self._last_open_row >= 0:
-            target = self._last_open_row if step > 0 else self._last_open_row - 1
+        elif path is not None and self._last_row >= 0:
+            target = self._last_row if step > 0 else self._last_row - 1
         else:
             target = 0 if step > 0 else len(items) - 1
         return items[target] if 0 <= target < len(items) else None

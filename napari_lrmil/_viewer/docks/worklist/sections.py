@@ -85,6 +85,9 @@ class FilterSection(QWidget):
         super().__init__()
         self.order = self._combo(Order, "How the slides are sorted", "Order")
         self.which = self._combo(Show, "Which slides are listed", "Listed slides")
+        self.again = button(
+            "The order is old: sort again", "Results have come since the slides were sorted", "Sort again"
+        )
         self.text = QLineEdit()
         self.text.setPlaceholderText("Filter by name, class, verdict or note")
         self.text.setClearButtonEnabled(True)
@@ -93,7 +96,9 @@ class FilterSection(QWidget):
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addLayout(_row(self.order, self.which, stretch=1))
+        column.addWidget(self.again)
         column.addWidget(self.text)
+        self.again.clicked.connect(lambda: self.order_chosen.emit(list(Order)[self.order.currentIndex()]))
         self.order.activated.connect(lambda at: self.order_chosen.emit(list(Order)[at]))
         self.which.activated.connect(lambda at: self.shown_chosen.emit(list(Show)[at]))
         self.text.textEdited.connect(self.text_typed)
@@ -110,6 +115,7 @@ class FilterSection(QWidget):
         """Show what is chosen."""
         self.order.setCurrentIndex(list(Order).index(panel.order))
         self.which.setCurrentIndex(list(Show).index(panel.which))
+        self.again.setVisible(panel.order_is_old)
 
 
 class NoteEdit(QLineEdit):
