@@ -741,3 +741,54 @@ def test_status_stands_beside_the_label_wherever_it_is_told(tmp_path: Path) -> N
     assert again.exit_code == 0
     assert json.loads((out / "brown.json").read_text(encoding="utf-8"))["status"] == told["status"]
     assert marks in " ".join(again.output.split()) + message(again)
+
+
+def _with_damaged_tile(source: Path, path: Path, bundle: Path) -> Path:
+    """A copy of a slide in which one stored tile with tissue, of the level that is read, is overwritten."""
+    done = json.loads(_result_of(source, path.parent / "whole", bundle).read_text(encoding="utf-8"))
+    with (path.parent / "whole" / f"{source.stem}.csv").open(encoding="utf-8", newline="") as file:
+        x, y = next((float(row["x_l0_px"]), float(row["y_l0_px"])) for row in csv.DictReader(file))
+    shutil.copy(source, path)
+    with tifffile.TiffFile(path) as tif:
+        page = tif.series[0].levels[done["read_level"]].keyframe
+        scale = tif.series[0].shape[1] / page.imagewidth
+        across = -(-page.imagewidth // page.tilewidth)
+        tile = int(y / scale) // page.tilelength * across + int(x / scale) // page.tilewidth
+        offset, count = page.dataoffsets[tile], page.databytecounts[tile]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(count))
+    return path
+
+
+def _result_of(slide: Path, out: Path, bundle: Path, *options: object) -> Path:
+    done = lrmil("predict", slide, "--bundle", bundle, "--out", out, *options)
+    assert done.exit_code == 0, done.output
+    return out / f"{slide.stem}.json"
+
+
+def test_damaged_tiles_are_said_and_too_many_are_refused(
+    generated_slide: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    damaged = _with_damaged_tile(generated_slide, tmp_path / f"damaged{generated_slide.suffix}", tiny_bundle)
+    options = ("--cache-dir", tmp_path / "cache")
+    result = _result_of(damaged, tmp_path / "lenient", tiny_bundle, "--max-damaged", 1, *options)
+    document = json.loads(result.read_text(encoding="utf-8"))
+    assert document["damaged_tiles"] >= 1
+    assert "damaged tiles" in document["status"]
+    # The kept result is no way around a stricter limit.
+    strict = lrmil(
+        "predict",
+        damaged,
+        "--bundle",
+        tiny_bundle,
+        "--out",
+        tmp_path / "strict",
+        "--max-damaged",
+        0,
+        *options,
+    )
+    assert strict.exit_code != 0
+    errors = (tmp_path / "strict" / "errors.csv").read_text(encoding="utf-8")
+    assert f"{document['damaged_tiles']} of " in errors
+    assert "--max-damaged" in errors
