@@ -25,7 +25,7 @@ DOCKS = ("LRMIL: worklist", "LRMIL: tiles", "LRMIL: overview", "LRMIL: annotatio
 
 
 def turn_wheel(control: QWidget, notches: int) -> None:
-    """Over the middle of a control; Qt passes what it ignores on to its parents."""
+    """Over the middle of a control; what it ignores goes on to its parents, which Qt does for a mouse's wheel alone."""
     middle = control.rect().center()
     event = QWheelEvent(
         QPointF(middle),
@@ -37,7 +37,13 @@ def turn_wheel(control: QWidget, notches: int) -> None:
         Qt.ScrollPhase.NoScrollPhase,
         False,
     )
-    QApplication.sendEvent(control, event)
+    under: QWidget | None = control
+    while under is not None and not under.isWindow():
+        event.ignore()
+        QApplication.sendEvent(under, event)
+        if event.isAccepted():
+            break
+        under = under.parentWidget()
 
 
 def controls(dock: QWidget) -> list[Any]:
@@ -67,6 +73,7 @@ def test_it_scrolls_the_dock_and_changes_nothing(viewer: Any, main_dock: Any, qt
         assert bar.value() != place
         assert not control.hasFocus()
     main_dock.findChild(QScrollArea).ensureWidgetVisible(channel)
+    QApplication.setActiveWindow(channel.window())  # without a window manager nobody else does
     channel.setFocus()
     qtbot.waitUntil(channel.hasFocus)
     turn_wheel(channel, -1)

@@ -572,8 +572,31 @@ def test_a_broken_slide_fails_alone(
     assert "1 failed" in widget.presenter.panel().batch.text
     widget.presenter.open_slide(folder / "broken.svs")
     widget.show_now()
-    assert widget.error.isVisible()
+    assert widget.hint.isVisible()
+    assert widget.hint.text().startswith("broken can't be opened: ")
     assert slide_layers(viewer) == []
+
+
+def test_n_passes_a_broken_slide_and_says_nothing_over_the_next_ones_result(
+    viewer: Any, main: ClassifyWidget, widget: WorklistWidget, folder: Path, qtbot: Any
+) -> None:
+    (folder / "s1a.svs").write_bytes(b"no slide")
+    open_list(qtbot, widget, folder)
+    names = [item.slide_id for item in widget.model.items]
+    broken = names.index("s1a")
+    assert 0 < broken < len(names) - 1
+    widget.presenter.open_slide(folder / f"{names[broken - 1]}.tiff")
+    widget.show_now()
+    widget.table.setFocus()
+    qtbot.keyClick(widget.table, Qt.Key.Key_N)
+    assert slide_layers(viewer) == [names[broken + 1]]
+    assert widget.verdict.about.text() == names[broken + 1]
+    assert "failed: " in str(widget.model.index(broken, 0).data(Qt.ItemDataRole.DisplayRole))
+    assert not widget.error.isVisible()
+    assert not main.run_section.error.isVisible()
+    assert "s1a can't be opened" in widget.hint.text()
+    qtbot.keyClick(widget.table, Qt.Key.Key_N, Qt.KeyboardModifier.ShiftModifier)
+    assert slide_layers(viewer) == [names[broken - 1]]
 
 
 def test_a_batch_goes_on_whatever_its_slides_raise(
