@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # importing this module loads no torch: results are read with
 
 Array = NDArray[np.float64]
 
+SATURATED_ABOVE = 0.99
+"""A probability above this hardly moves when a tile is left out, whatever the tile says; its log-odds do."""
+
 N_STEPS = 11
 N_RANDOM = 20
 
@@ -64,6 +67,10 @@ class Evidence(NamedTuple):
     """(N,)"""
     class_contributions: Array
     """(N, C) probability of the whole bag minus that without tile n; positive: the tile speaks for the class."""
+    log_odds_contributions: Array
+    """(N, C) the same in log-odds of the class against all others, which tell tiles apart at any probability."""
+    log_odds_alone: Array
+    """(N, C) log-odds of the class in the bag that holds tile n alone; above 0 it is more probable than all others."""
     deletion: DeletionCurve
 
 
@@ -91,7 +98,7 @@ def explain(
     -------
     Evidence
         With N = 1 the bag without its tile is empty: every class is equally likely there, so that the
-        contribution is p - 1 / C.
+        contribution is p - 1 / C, and in log-odds as much.
     """
     import torch
 
@@ -100,8 +107,10 @@ def explain(
     with torch.inference_mode():
         instances = instance_embeddings.cpu().double()
         output = exact(instances)
-        whole = softmax(output.bag_logits.numpy() / temperature)
+        whole_logits = output.bag_logits.numpy() / temperature
+        whole = softmax(whole_logits)
         without = exact.leave_one_out_logits(instances).numpy() / temperature  # (N, C)
+        alone = exact.alone_logits(instances).numpy() / temperature  # (N, C)
         class_index = int(whole.argmax())
         orders = _removal_orders(without, class_index, n_random=n_random, seed=seed)
         n_removed, kept = _kept(orders)
@@ -113,6 +122,8 @@ def explain(
         attention_scores=output.attention_scores.numpy(),
         attention_logits=output.attention_logits.numpy(),
         class_contributions=whole - softmax(without),
+        log_odds_contributions=log_odds(whole_logits) - log_odds(without),
+        log_odds_alone=log_odds(alone),
         deletion=DeletionCurve(
             fractions=n_removed / len(instances),
             by_evidence=curves[0],
@@ -131,12 +142,21 @@ def softmax(logits: Array) -> Array:
     return found
 
 
+def log_odds(logits: Array) -> Array:
+    """Return log(p / (1 - p)) of each class over the last axis, exact where p rounds to 0 or 1."""
+    n_classes = logits.shape[-1]
+    found: Array = np.empty_like(logits)
+    for one in range(n_classes):
+        others = np.delete(logits, one, axis=-1)
+        top = others.max(axis=-1, keepdims=True)
+        found[..., one] = logits[..., one] - top[..., 0] - np.log(np.exp(others - top).sum(axis=-1))
+    return found
+
+
 def _removal_orders(without: Array, class_index: int, *, n_random: int, seed: int) -> NDArray[np.int64]:
     """(1 + n_random, N) indices of the tiles as they go: by evidence first, then at random."""
     # The odds order the tiles as the probabilities do, but still tell them apart where those round to 1.
-    others = np.delete(without, class_index, axis=1)
-    top = others.max(axis=1)
-    odds = without[:, class_index] - top - np.log(np.exp(others - top[:, None]).sum(axis=1))
+    odds = log_odds(without)[:, class_index]
     rng = np.random.default_rng(seed)
     return np.stack([np.argsort(odds, kind="stable"), *(rng.permutation(len(odds)) for _ in range(n_random))])
 

@@ -1,8 +1,9 @@
 """A prediction's evidence as an image on the tile grid: values, scales and colours. No Qt.
 
-Attention is counted in multiples of the slide's average, a contribution in percentage points of probability. Both
-scales reach a fixed height at least, so that a slide without evidence looks cold. Percentiles always show something
-hot; they are there to compare tiles within a slide, and are marked as relative.
+Attention is counted in multiples of the slide's average, a contribution in percentage points of probability or in
+log-odds, which tell tiles apart where the probability is saturated. All scales reach a fixed height at least, so that
+a slide without evidence looks cold. Percentiles always show something hot; they are there to compare tiles within a
+slide, and are marked as relative.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ ATTENTION = "attention"
 AVERAGE = 1.0
 LEAST_ATTENTION_TOP = 4.0
 LEAST_POINTS = 1.0
-"""What the scales reach at least: times the average, and percentage points."""
+LEAST_LOG_ODDS = 0.05
+LEAST_ALONE = 1.0
+"""What the scales reach at least: times the average, percentage points, and log-odds of a contribution and of a tile alone."""
 SEQUENTIAL = ("viridis", "cividis", "magma", "inferno", "plasma")
 DIVERGING = ("BrBG", "PuOr", "RdBu")
 """Perceptual maps that hold for colour-blind readers; the diverging ones have their light middle at 0."""
 
 _COLD_ALPHA = 0.18
-_ROUNDING = 1e-12
-"""By which values that are equal may differ: contributions are worked out in float64."""
+_ROUNDING = 1e-9
+"""Log-odds by which equal values may differ: contributions are worked out in float64."""
 
 
 class Scaling(StrEnum):
@@ -42,6 +45,17 @@ class Scaling(StrEnum):
 
     RAW = "raw"
     PERCENTILE = "percentile"
+
+
+class Unit(StrEnum):
+    """What is counted of a tile and a class."""
+
+    POINTS = "percentage points"
+    """Probability of the slide minus that without the tile."""
+    LOG_ODDS = "log-odds"
+    """The same in log-odds of the class against all others."""
+    ALONE = "log-odds alone"
+    """Log-odds of the class where the tile is the whole slide."""
 
 
 class Heatmap(NamedTuple):
@@ -69,6 +83,8 @@ class HeatmapLook:
         whatever the sign.
     sequential, diverging : str
         Colormaps for attention and for contributions.
+    unit : Unit, optional
+        Of contributions. None: percentage points, log-odds where the probability is saturated.
     """
 
     channel: str = ATTENTION
@@ -76,6 +92,7 @@ class HeatmapLook:
     threshold: float = 0.0
     sequential: str = SEQUENTIAL[0]
     diverging: str = DIVERGING[0]
+    unit: Unit | None = None
 
     @property
     def signed(self) -> bool:
@@ -96,7 +113,14 @@ class ShownHeatmap(NamedTuple):
     threshold: float
 
 
-def channel_values(prediction: SlidePrediction, channel: str) -> Array:
+def unit_of(prediction: SlidePrediction, wanted: Unit | None) -> Unit:
+    """The unit that is wanted, else the one that tells the tiles of this slide apart."""
+    if wanted is not None:
+        return wanted
+    return Unit.LOG_ODDS if prediction.saturated else Unit.POINTS
+
+
+def channel_values(prediction: SlidePrediction, channel: str, unit: Unit = Unit.POINTS) -> Array:
     """(N,) values of the tiles.
 
     Parameters
@@ -105,6 +129,8 @@ def channel_values(prediction: SlidePrediction, channel: str) -> Array:
     channel : str
         'attention': score * N, so that 1 is a tile that matters as much as any other. A class: the probability of the
         slide minus that without the tile, in percentage points; positive where the tile speaks for the class.
+    unit : Unit
+        Of a class, in place of percentage points.
 
     Raises
     ------
@@ -115,7 +141,12 @@ def channel_values(prediction: SlidePrediction, channel: str) -> Array:
         return prediction.attention_scores * len(prediction.tiles)
     if channel not in prediction.class_names:
         raise ValueError(f"no class {channel!r}; there are {', '.join(prediction.class_names)}")
-    return prediction.class_contributions[:, prediction.class_names.index(channel)] * 100
+    number = prediction.class_names.index(channel)
+    if unit is Unit.LOG_ODDS:
+        return prediction.log_odds_contributions[:, number]
+    if unit is Unit.ALONE:
+        return prediction.log_odds_alone[:, number]
+    return prediction.class_contributions[:, number] * 100
 
 
 def speaking_tiles(prediction: SlidePrediction, class_name: str, *, against: bool = False) -> list[int]:
@@ -123,7 +154,8 @@ def speaking_tiles(prediction: SlidePrediction, class_name: str, *, against: boo
 
     A tile that changes nothing, or not more than rounding does, is in neither list. Ties keep the order of the tiles.
     """
-    values = prediction.class_contributions[:, prediction.class_names.index(class_name)]
+    # Probability and log-odds order the tiles alike, but log-odds still do where the probability is saturated.
+    values = channel_values(prediction, class_name, Unit.LOG_ODDS)
     values = -values if against else values
     order = np.argsort(-values, kind="stable")
     speaking: list[int] = order[values[order] > _ROUNDING].tolist()
@@ -173,18 +205,23 @@ def signed_percentile_ranks(values: Array) -> Array:
     return ranks
 
 
-def scale_limits(values: Array, *, signed: bool, scaling: Scaling) -> tuple[float, float]:
+def scale_limits(
+    values: Array, *, signed: bool, scaling: Scaling, unit: Unit = Unit.POINTS
+) -> tuple[float, float]:
     """Ends of the colour bar.
 
-    Raw scales fit the 99th percentile, so that one tile can't hide the others, and reach `LEAST_ATTENTION_TOP` or
-    `LEAST_POINTS`: noise is never stretched to full colour.
+    Raw scales fit the 99th percentile, so that one tile can't hide the others, and reach `LEAST_ATTENTION_TOP`,
+    or what their unit has: noise is never stretched to full colour.
     """
     if scaling is Scaling.PERCENTILE:
         return (-100.0, 100.0) if signed else (0.0, 100.0)
     if signed:
-        reach = max(LEAST_POINTS, float(np.percentile(np.abs(values), 99)))
+        reach = max(_LEAST[unit], float(np.percentile(np.abs(values), 99)))
         return -reach, reach
     return AVERAGE, max(LEAST_ATTENTION_TOP, float(np.percentile(values, 99)))
+
+
+_LEAST = {Unit.POINTS: LEAST_POINTS, Unit.LOG_ODDS: LEAST_LOG_ODDS, Unit.ALONE: LEAST_ALONE}
 
 
 def channels_of(prediction: SlidePrediction) -> tuple[str, ...]:
@@ -213,8 +250,9 @@ def shown_heatmap(prediction: SlidePrediction, look: HeatmapLook) -> ShownHeatma
     look : HeatmapLook
         Of a channel that the prediction has, see `fitting_look`.
     """
-    values = channel_values(prediction, look.channel)
-    limits = scale_limits(values, signed=look.signed, scaling=look.scaling)
+    unit = unit_of(prediction, look.unit)
+    values = channel_values(prediction, look.channel, unit)
+    limits = scale_limits(values, signed=look.signed, scaling=look.scaling, unit=unit)
     if look.scaling is Scaling.PERCENTILE:
         values = signed_percentile_ranks(values) if look.signed else percentile_ranks(values)
     threshold = look.threshold * limits[1]
@@ -277,24 +315,30 @@ class TileFinder:
         return n if n >= 0 else None
 
 
-def value_text(value: float, channel: str) -> str:
+def value_text(value: float, channel: str, unit: Unit = Unit.POINTS) -> str:
     """One tile's value with its unit."""
-    return f"{value:.2f}×" if channel == ATTENTION else f"{_points(value)} pp"
+    if channel == ATTENTION:
+        return f"{value:.2f}×"
+    return f"{_signed(value)} {'pp' if unit is Unit.POINTS else 'log-odds'}"
 
 
 def tile_text(prediction: SlidePrediction, n: int) -> str:
     """All values of one tile: where it lies, attention, and what it does to each class."""
     row, col = int(prediction.tiles.rows[n]), int(prediction.tiles.cols[n])
     values = [f"attention {value_text(float(channel_values(prediction, ATTENTION)[n]), ATTENTION)}"]
-    values += [
-        f"{name} {value_text(float(prediction.class_contributions[n, c]) * 100, name)}"
-        for c, name in enumerate(prediction.class_names)
-    ]
+    for name in prediction.class_names:
+        points, in_log_odds, alone = (
+            float(channel_values(prediction, name, unit)[n])
+            for unit in (Unit.POINTS, Unit.LOG_ODDS, Unit.ALONE)
+        )
+        values.append(
+            f"{name} {value_text(points, name)} ({_signed(in_log_odds)} log-odds, alone {_signed(alone)})"
+        )
     return f"Tile in row {row}, column {col}\n{', '.join(values)}"
 
 
-def _points(value: float) -> str:
-    """Percentage points; a small value keeps one digit, so that it can be told from none."""
+def _signed(value: float) -> str:
+    """With its sign; a small value keeps one digit, so that it can be told from none."""
     if abs(value) < 1e-4:
         return "≈ 0"
     return with_minus_sign(f"{value:+.2f}" if abs(value) >= 0.01 else f"{value:+.4f}")

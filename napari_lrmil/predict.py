@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from napari_lrmil import __version__
 from napari_lrmil.errors import SlideError
-from napari_lrmil.evidence import DeletionCurve, explain
+from napari_lrmil.evidence import SATURATED_ABOVE, DeletionCurve, explain
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, find_tiles, iter_tiles
@@ -53,6 +53,10 @@ class SlidePrediction:
         After and before the softmax over the bag.
     class_contributions : (N, C) float64 array
         Probability of the whole slide minus that without tile n: positive where the tile speaks for the class.
+    log_odds_contributions : (N, C) float64 array
+        The same in log-odds of the class against all others.
+    log_odds_alone : (N, C) float64 array
+        Log-odds of the class where tile n is the whole slide.
     deletion : DeletionCurve
         Whether removing these tiles does more than removing any.
     tiles : TileSet
@@ -90,6 +94,8 @@ class SlidePrediction:
     attention_scores: NDArray[np.float64]
     attention_logits: NDArray[np.float64]
     class_contributions: NDArray[np.float64]
+    log_odds_contributions: NDArray[np.float64]
+    log_odds_alone: NDArray[np.float64]
     deletion: DeletionCurve
     tiles: TileSet
     mpp_xy: tuple[float, float]
@@ -112,6 +118,11 @@ class SlidePrediction:
     def label(self) -> str:
         """The most probable class."""
         return self.class_names[int(self.class_probabilities.argmax())]
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the probability of the label is so high that it hardly moves when a tile is left out."""
+        return bool(self.class_probabilities.max() > SATURATED_ABOVE)
 
     @property
     def unsure(self) -> bool:
@@ -309,6 +320,8 @@ def predict_slide(
         attention_scores=evidence.attention_scores,
         attention_logits=evidence.attention_logits,
         class_contributions=evidence.class_contributions,
+        log_odds_contributions=evidence.log_odds_contributions,
+        log_odds_alone=evidence.log_odds_alone,
         deletion=evidence.deletion,
         prediction_set=left,
         coverage=None if trust is None else trust.info.conformal.coverage,

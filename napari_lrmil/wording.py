@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from napari_lrmil.evidence import SATURATED_ABOVE
 from napari_lrmil.model.card import DEMONSTRATION_NOTE
 
 if TYPE_CHECKING:  # predict loads torch
@@ -147,14 +148,42 @@ def slide_warnings(prediction: SlidePrediction) -> tuple[str, ...]:
     )
 
 
+def saturated_text(prediction: SlidePrediction) -> str:
+    """That percentage points tell nothing here; empty where they do."""
+    if not prediction.saturated:
+        return ""
+    return (
+        f"The probability is saturated ({percent_text(float(prediction.class_probabilities.max()))}): percentage points "
+        "can't tell the tiles apart; log-odds can."
+    )
+
+
+def evidence_notes(prediction: SlidePrediction) -> tuple[str, ...]:
+    """What must be known beside evidence: that it is saturated, that it isn't to be relied on."""
+    unreliable = _MATTER_LESS[0].upper() + _MATTER_LESS[1:] + "." if _misleading(prediction.deletion) else ""
+    return tuple(filter(None, (saturated_text(prediction), unreliable)))
+
+
+_MATTER_LESS = "these tiles matter less than tiles by chance: don't rely on the heatmap"
+
+
+def _misleading(curve: DeletionCurve) -> bool:
+    return curve.area_gain <= -_GAIN_THAT_COUNTS
+
+
 def curve_text(curve: DeletionCurve) -> str:
     """What a deletion curve says of the heatmap: whether the tiles that it names matter."""
     gain = curve.area_gain
+    flat = (
+        "the probability is saturated and hardly falls, so this can't tell whether these tiles matter"
+        if curve.by_evidence[0] > SATURATED_ABOVE
+        else "no tile matters much more than another"
+    )
     meaning = (
         "these tiles carry the result"
         if gain > _GAIN_THAT_COUNTS
-        else "no tile matters much more than another"
-        if gain > -_GAIN_THAT_COUNTS
-        else "these tiles matter less than tiles by chance: don't rely on the heatmap"
+        else _MATTER_LESS
+        if _misleading(curve)
+        else flat
     )
     return f"Area gained over random: {with_minus_sign(f'{gain:+.2f}')}, {meaning}."

@@ -95,6 +95,8 @@ def test_files_hold_the_prediction(slide: Path, tiny_bundle: Path, tmp_path: Pat
     assert (told["status"], told["version"]) == (["demonstration"], __version__)
     again = read_prediction(tmp_path / "out" / "one.json")
     np.testing.assert_array_equal(again.class_contributions, expected.class_contributions)
+    np.testing.assert_array_equal(again.log_odds_contributions, expected.log_odds_contributions)
+    np.testing.assert_array_equal(again.log_odds_alone, expected.log_odds_alone)
     rows = read_tiles(tmp_path / "out" / "one.csv")
     assert len(rows) == len(expected.tiles)
     assert [row["attention_score"] for row in rows] == pytest.approx(expected.attention_scores, rel=1e-6)
@@ -627,8 +629,8 @@ def test_links_to_nowhere_and_pipes_stop_nothing(slide: Path, tiny_bundle: Path,
     rows = {row["slide"]: row["error"] for row in read_csv(out / "predictions.csv")}
     assert sorted(rows) == ["gone", "one", "self"]
     assert rows["one"] == ""
-    assert "no such slide" in rows["gone"]
-    assert "no such slide" in rows["self"]
+    assert "is a link that leads nowhere" in rows["gone"]
+    assert "is a link that leads nowhere" in rows["self"]
     refused = lrmil("predict", folder / "pipe.tif", "--bundle", tiny_bundle)
     assert refused.exit_code == 2
     assert "pipe.tif is neither a file nor a folder" in message(refused)
@@ -707,6 +709,38 @@ def test_cache_commands(folder: Path, tiny_bundle: Path, own_cache: Path) -> Non
     assert lrmil("cache", "limit", "-1").exit_code == 2
     elsewhere = lrmil("cache", "info", "--cache-dir", own_cache / "none")
     assert "results 0" in message(elsewhere)
+
+
+def test_status_stands_beside_the_label_wherever_it_is_told(tmp_path: Path) -> None:
+    """An immunostain given to the packaged model, which is made for H&E and knows its training slides."""
+    pixels = np.full((1024, 2048, 3), 243, np.uint8)
+    noise = np.random.default_rng(0).integers(-25, 25, (100, 200, 1)).repeat(8, 0).repeat(8, 1)
+    pixels[100:900, 200:1800] = np.clip(np.array([150, 105, 70]) + noise, 0, 255)
+    tifffile.imwrite(
+        tmp_path / "brown.tiff",
+        pixels,
+        tile=(256, 256),
+        photometric="rgb",
+        compression="deflate",
+        resolution=(20_000, 20_000),  # 0.5 µm
+        resolutionunit="CENTIMETER",
+    )
+    out = tmp_path / "out"
+    result = lrmil("predict", tmp_path / "brown.tiff", "--bundle", "demo", "--out", out, "--device", "cpu")
+    assert result.exit_code == 0, (
+        result.output
+    )  # it was classified; that it is doubtful is said beside the label
+    told = json.loads((out / "brown.json").read_text(encoding="utf-8"))
+    assert told["status"][-3:] == ["unlike training", "other stain", "demonstration"]
+    assert told["tiles"]["brown_share"] > 0.9
+    (row,) = read_csv(out / "predictions.csv")
+    assert (row["label"], row["status"]) == (told["label"], ";".join(told["status"]))
+    marks = ", ".join(told["status"][:-1])
+    assert marks in " ".join(result.output.split()) + message(result)
+    again = lrmil("predict", tmp_path / "brown.tiff", "--bundle", "demo", "--out", out, "--device", "cpu")
+    assert again.exit_code == 0
+    assert json.loads((out / "brown.json").read_text(encoding="utf-8"))["status"] == told["status"]
+    assert marks in " ".join(again.output.split()) + message(again)
 
 
 def _with_damaged_tile(source: Path, path: Path, bundle: Path) -> Path:

@@ -59,6 +59,16 @@ def probabilities(head: MILModel, instances: Tensor, temperature: float = 1.0) -
         return torch.softmax(head.double()(instances.double()).bag_logits / temperature, 0).numpy()
 
 
+def odds_of(head: MILModel, instances: Tensor, temperature: float = 1.0) -> np.ndarray:
+    """Log-odds of each class against the rest, from the head's logits, in float64."""
+    if not len(instances):
+        return -np.log(len(probabilities(head, instances)) - 1) * np.ones(len(probabilities(head, instances)))
+    with torch.no_grad():
+        logits = head.double()(instances.double()).bag_logits / temperature
+    rest = [torch.cat([logits[:one], logits[one + 1 :]]).logsumexp(0) for one in range(len(logits))]
+    return (logits - torch.stack(rest)).numpy()
+
+
 def without(instances: Tensor, tile: int) -> Tensor:
     return torch.cat([instances[:tile], instances[tile + 1 :]])
 
@@ -88,6 +98,12 @@ def test_a_contribution_is_what_classifying_without_the_tile_changes(
     for tile in range(n):
         expected = whole - probabilities(head, without(instances, tile), temperature)
         np.testing.assert_allclose(found.class_contributions[tile], expected, atol=EXACT)
+        left, alone = (
+            odds_of(head, bag, temperature) for bag in (without(instances, tile), instances[tile : tile + 1])
+        )
+        lost = odds_of(head, instances, temperature) - left
+        np.testing.assert_allclose(found.log_odds_contributions[tile], lost, atol=EXACT)
+        np.testing.assert_allclose(found.log_odds_alone[tile], alone, atol=EXACT)
     # Probabilities sum to 1 with and without a tile.
     np.testing.assert_allclose(found.class_contributions.sum(axis=1), 0, atol=1e-12)
 
@@ -121,6 +137,11 @@ def test_any_head_is_exact() -> None:
     found = explain(head, instances, temperature=2.0)
     whole = probabilities(head, instances, 2.0)
     for tile in range(7):
+        lost = odds_of(head, instances, 2.0) - odds_of(head, without(instances, tile), 2.0)
+        np.testing.assert_allclose(found.log_odds_contributions[tile], lost, atol=EXACT)
+        np.testing.assert_allclose(
+            found.log_odds_alone[tile], odds_of(head, instances[tile : tile + 1], 2.0), atol=EXACT
+        )
         expected = whole - probabilities(head, without(instances, tile), 2.0)
         np.testing.assert_allclose(found.class_contributions[tile], expected, atol=EXACT)
     order = np.argsort(-found.class_contributions[:, whole.argmax()])
@@ -253,6 +274,11 @@ def test_certain_slides_still_order_their_tiles() -> None:
     found = explain(head, instances[shuffled], temperature=1.0)
     assert found.class_probabilities[1] == 1.0
     assert not found.class_contributions[:, 1].any()
+    is_evidence = (shuffled < 10).numpy()
+    assert (found.log_odds_contributions[is_evidence, 1] > 0.01).all()
+    assert (found.log_odds_contributions[~is_evidence, 1] < -0.001).all()
+    assert (found.log_odds_alone[is_evidence, 1] > 100).all()
+    assert (found.log_odds_alone[~is_evidence, 1] < 0).all()
     assert found.deletion.by_evidence[2] < 0.5 < found.deletion.random_low[2]
 
 

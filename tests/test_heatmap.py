@@ -18,6 +18,7 @@ from napari_lrmil.heatmap import (
     HeatmapLook,
     Scaling,
     TileFinder,
+    Unit,
     channel_values,
     colour_table,
     fitting_look,
@@ -25,6 +26,9 @@ from napari_lrmil.heatmap import (
     scale_limits,
     shown_heatmap,
     signed_percentile_ranks,
+    speaking_tiles,
+    tile_text,
+    unit_of,
 )
 from napari_lrmil.slide import TileGrid, TileSet, TileSpec
 
@@ -48,6 +52,9 @@ class Made:
         self.attention_scores = np.array(attention, np.float64)
         lesion = np.array(points, np.float64) / 100
         self.class_contributions = np.stack([-lesion, lesion], axis=1)
+        self.log_odds_contributions = 5 * self.class_contributions
+        self.log_odds_alone = 50 * self.class_contributions
+        self.saturated = False
 
 
 def made(attention: Any = (0.1, 0.2, 0.3, 0.4), points: Any = (-2.0, 0.0, 0.5, 4.0)) -> Any:
@@ -63,6 +70,24 @@ def test_values_have_real_units() -> None:
     np.testing.assert_allclose(channel_values(made(), "benign"), [2.0, 0.0, -0.5, -4.0])
     with pytest.raises(ValueError, match="no class 'other'; there are benign, lesion"):
         channel_values(made(), "other")
+    np.testing.assert_allclose(channel_values(made(), "lesion", Unit.LOG_ODDS), [-0.1, 0.0, 0.025, 0.2])
+    np.testing.assert_allclose(channel_values(made(), "lesion", Unit.ALONE), [-1.0, 0.0, 0.25, 2.0])
+
+
+def test_units_are_chosen_or_fit_the_slide() -> None:
+    plain, saturated = made(), made(points=(-1e-9, 0.0, 1e-9, 2e-9))
+    saturated.saturated = True
+    saturated.log_odds_contributions = made().log_odds_contributions
+    assert (unit_of(plain, None), unit_of(saturated, None)) == (Unit.POINTS, Unit.LOG_ODDS)
+    assert (unit_of(plain, Unit.ALONE), unit_of(saturated, Unit.POINTS)) == (Unit.ALONE, Unit.POINTS)
+    shown = shown_heatmap(saturated, HeatmapLook("lesion"))
+    assert shown.limits[1] == pytest.approx(0.2, rel=0.05)  # not the cold of points
+    assert shown_heatmap(saturated, HeatmapLook("lesion", unit=Unit.POINTS)).limits == (-1.0, 1.0)
+    assert (speaking_tiles(saturated, "lesion"), speaking_tiles(saturated, "lesion", against=True)) == (
+        [3, 2],
+        [0],
+    )
+    assert tile_text(plain, 3).endswith("lesion +4.00 pp (+0.20 log-odds, alone +2.00)")
 
 
 def test_tiles_lie_on_the_grid_and_the_others_are_nan() -> None:

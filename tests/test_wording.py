@@ -17,6 +17,7 @@ from napari_lrmil.wording import (
     NOT_CLEARED_NOTE,
     Status,
     curve_text,
+    evidence_notes,
     other_stain_text,
     percent_text,
     set_text,
@@ -104,3 +105,19 @@ def test_a_curve_says_whether_to_rely_on_the_heatmap(gain: float, said: str) -> 
     flat = np.full(11, 0.5)
     curve = DeletionCurve(np.linspace(0, 1, 11), flat - gain, flat, flat, flat, 0)
     assert curve_text(curve) == said
+
+
+def test_a_saturated_probability_cannot_clear_or_blame_the_tiles(prediction: SlidePrediction) -> None:
+    ones = np.full(11, 0.9999)
+    curve = DeletionCurve(np.linspace(0, 1, 11), ones, ones, ones, ones, 0)
+    assert "saturated and hardly falls" in curve_text(curve)
+    sure = replace(prediction, class_probabilities=np.array([0.0001, 0.9999]), deletion=curve)
+    assert evidence_notes(sure) == (
+        "The probability is saturated (> 99 %): percentage points can't tell the tiles apart; log-odds can.",
+    )
+    open_ = replace(sure, class_probabilities=np.array([0.2, 0.8]))
+    assert evidence_notes(open_) == ()
+    worse = replace(open_, deletion=curve._replace(by_evidence=ones, random_mean=ones - 0.2))
+    assert evidence_notes(worse) == (
+        "These tiles matter less than tiles by chance: don't rely on the heatmap.",
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari.utils.colormaps import Colormap
 
-from napari_lrmil.heatmap import HeatmapLook, colour_table, shown_heatmap
+from napari_lrmil.heatmap import HeatmapLook, Unit, colour_table, shown_heatmap
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.pyramid import dask_pyramid
 
@@ -90,6 +90,8 @@ def slide_layer(slide: Slide, *, student_mpp: float = DEFAULT_STUDENT_MPP) -> La
 
 def heatmap_name(slide: Slide, look: HeatmapLook) -> str:
     """Of the layer: what it shows of which slide."""
+    if look.signed and look.unit is Unit.ALONE:
+        return f"{slide.name} {look.channel} by tile alone"
     return (
         f"{slide.name} {look.channel}" if not look.signed else f"{slide.name} contribution to {look.channel}"
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo
     from napari_lrmil.predict import SlidePrediction
 
-RESULT_FORMAT = 2
+RESULT_FORMAT = 3
 """Raised whenever results are stored in another way: older ones then count as absent."""
 CACHE_DIR_VARIABLE = "LRMIL_CACHE_DIR"
 

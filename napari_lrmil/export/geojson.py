@@ -149,7 +149,7 @@ def heatmap_to_geojson(
     dict
         Measurements of a tile: attention relative to uniform (1: as much as any other), attention score
         (they sum to 1 over the slide), and by class the exact change of its probability that the tile
-        makes, p(all tiles) - p(all but this one), where the prediction has it.
+        makes, p(all tiles) - p(all but this one), the same in log-odds, and the log-odds of the tile alone.
 
     Raises
     ------
@@ -171,8 +171,12 @@ def heatmap_to_geojson(
             "Attention relative to uniform": float(scores[index] * len(tiles)),
             "Attention score": float(scores[index]),
         }
-        for name, value in zip(prediction.class_names, contributions[index], strict=True):
-            measurements[f"Contribution to p({name})"] = float(value)
+        for number, name in enumerate(prediction.class_names):
+            measurements[f"Contribution to p({name})"] = float(contributions[index, number])
+            measurements[f"Contribution to log-odds({name})"] = float(
+                prediction.log_odds_contributions[index, number]
+            )
+            measurements[f"Log-odds({name}) alone"] = float(prediction.log_odds_alone[index, number])
         place = f"{prediction.slide_fingerprint}/{prediction.bundle_sha256}/{row}/{col}"
         features.append(
             {

@@ -21,7 +21,7 @@ from napari_lrmil.export.painting import (
     scale_of,
     thumbnail,
 )
-from napari_lrmil.heatmap import ATTENTION
+from napari_lrmil.heatmap import ATTENTION, Unit
 
 if TYPE_CHECKING:  # predict loads torch
     from napari_lrmil.predict import SlidePrediction
@@ -130,7 +130,8 @@ def write_heatmap_png(
 def write_heatmap_zarr(path: str | Path, prediction: SlidePrediction, *, overwrite: bool = False) -> Path:
     """The heatmap as an OME-Zarr 0.5 image, one pixel a tile, float32, NaN where no tile was read.
 
-    Channels: attention relative to uniform, then per class the exact change of its probability by the tile.
+    Channels: attention relative to uniform, then per class the exact change of its probability by the tile, that of its
+    log-odds, and its log-odds where the tile is the whole slide.
     Axes c, y, x; y and x in µm from the top left corner of the slide's first pixel, where the translation
     names the *centre* of the first tile, as OME-Zarr has it.
 
@@ -161,8 +162,8 @@ def write_heatmap_zarr(path: str | Path, prediction: SlidePrediction, *, overwri
 def _write_zarr(folder: Path, prediction: SlidePrediction) -> None:
     import zarr
 
-    channels = (ATTENTION, *prediction.class_names)
-    pixels = np.stack([grid_values(prediction, channel) for channel in channels])
+    channels = ((ATTENTION, Unit.POINTS), *((name, unit) for unit in Unit for name in prediction.class_names))
+    pixels = np.stack([grid_values(prediction, channel, unit) for channel, unit in channels])
     group = zarr.create_group(folder, zarr_format=3, attributes=_attributes(prediction, channels))
     array = group.create_array(
         "0",
@@ -175,13 +176,13 @@ def _write_zarr(folder: Path, prediction: SlidePrediction) -> None:
     array[:] = pixels
 
 
-def _attributes(prediction: SlidePrediction, channels: tuple[str, ...]) -> dict[str, object]:
+def _attributes(prediction: SlidePrediction, channels: tuple[tuple[str, Unit], ...]) -> dict[str, object]:
     grid, (mpp_x, mpp_y) = prediction.tiles.grid, prediction.mpp_xy
     step_x_um, step_y_um = grid.tile_l0_xy[0] * mpp_x, grid.tile_l0_xy[1] * mpp_y
     corner_x_um, corner_y_um = grid.origin_l0_xy[0] * mpp_x, grid.origin_l0_xy[1] * mpp_y
     described = []
-    for number, channel in enumerate(channels):
-        scale = scale_of(prediction, channel)
+    for number, (channel, unit) in enumerate(channels):
+        scale = scale_of(prediction, channel, unit)
         described.append(
             {
                 "label": scale.label,
@@ -223,7 +224,9 @@ def _attributes(prediction: SlidePrediction, channels: tuple[str, ...]) -> dict[
         },
         "napari_lrmil": {
             "version": prediction.version,
-            "channels": list(channels),
+            "channels": [
+                channel if unit is Unit.POINTS else f"{unit} {channel}" for channel, unit in channels
+            ],
             "bundle_sha256": prediction.bundle_sha256,
             "slide_fingerprint": prediction.slide_fingerprint,
         },

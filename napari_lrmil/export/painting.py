@@ -18,6 +18,7 @@ from napari_lrmil.heatmap import (
     LEAST_POINTS,
     SEQUENTIAL,
     Scaling,
+    Unit,
     channel_values,
     heat_opacity,
     on_grid,
@@ -78,7 +79,7 @@ class Scale:
         return painted
 
 
-def values_of(prediction: SlidePrediction, channel: str) -> NDArray[np.float64]:
+def values_of(prediction: SlidePrediction, channel: str, unit: Unit = Unit.POINTS) -> NDArray[np.float64]:
     """(N,) values of the tiles: attention relative to uniform, or what each does to the probability of a class.
 
     Raises
@@ -86,22 +87,29 @@ def values_of(prediction: SlidePrediction, channel: str) -> NDArray[np.float64]:
     ValueError
         Where `channel` is neither 'attention' nor a class.
     """
-    values = channel_values(prediction, channel)
-    return values if channel == ATTENTION else values / _POINTS
+    values = channel_values(prediction, channel, unit)
+    return values / _POINTS if channel != ATTENTION and unit is Unit.POINTS else values
 
 
-def grid_values(prediction: SlidePrediction, channel: str) -> NDArray[np.float32]:
+def grid_values(prediction: SlidePrediction, channel: str, unit: Unit = Unit.POINTS) -> NDArray[np.float32]:
     """(rows, cols) of `values_of` on the tile grid, NaN where no tile was read."""
-    return on_grid(prediction, values_of(prediction, channel)).values
+    return on_grid(prediction, values_of(prediction, channel, unit)).values
 
 
-def scale_of(prediction: SlidePrediction, channel: str) -> Scale:
+def scale_of(prediction: SlidePrediction, channel: str, unit: Unit = Unit.POINTS) -> Scale:
     """The scale that fits the 99th percentile, and never stretches noise to full colour."""
-    values = channel_values(prediction, channel)
+    values = channel_values(prediction, channel, unit)
     if channel == ATTENTION:
         return attention_scale(values)
-    low, high = (limit / _POINTS for limit in scale_limits(values, signed=True, scaling=Scaling.RAW))
-    return Scale(low, high, DIVERGING[0], f"contribution of a tile to p({channel})")
+    low, high = scale_limits(values, signed=True, scaling=Scaling.RAW, unit=unit)
+    if unit is Unit.POINTS:
+        low, high = low / _POINTS, high / _POINTS
+    label = {
+        Unit.POINTS: f"contribution of a tile to p({channel})",
+        Unit.LOG_ODDS: f"contribution of a tile to the log-odds of {channel}",
+        Unit.ALONE: f"log-odds of {channel} by a tile alone",
+    }[unit]
+    return Scale(low, high, DIVERGING[0], label)
 
 
 def attention_scale(values: NDArray[np.float64]) -> Scale:

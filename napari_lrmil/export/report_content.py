@@ -18,6 +18,7 @@ from napari_lrmil.wording import (
     ATTENTION_NOTE,
     curve_text,
     distance_text,
+    evidence_notes,
     percent_text,
     set_text,
     slide_warnings,
@@ -63,6 +64,8 @@ class ReportTile(NamedTuple):
     mpp: float
     attention: float
     contribution: float
+    log_odds: float
+    log_odds_alone: float
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class ReportContent:
     um_per_px: float
     scale: Scale
     tiles: tuple[ReportTile, ...]
+    evidence_notes: tuple[str, ...]
     tile_um: float
     read_mpp: float
     deletion: DeletionCurve
@@ -124,7 +128,11 @@ def gather(
         yield ReportProgress(1 + number, total, f"reading tile {number + 1} of {len(order)}")
         jpeg, mpp = _tile_jpeg(prediction, slide, index)
         attention = float(prediction.attention_scores[index] * len(prediction.tiles))
-        tiles.append(ReportTile(jpeg, mpp, attention, float(contributions[index])))
+        in_log_odds, alone = (
+            float(values[index, predicted])
+            for values in (prediction.log_odds_contributions, prediction.log_odds_alone)
+        )
+        tiles.append(ReportTile(jpeg, mpp, attention, float(contributions[index]), in_log_odds, alone))
     warnings, trust = _warnings_and_trust(prediction)
     verdict = verdict or Verdict()
     return ReportContent(
@@ -141,6 +149,7 @@ def gather(
         um_per_px=width * prediction.mpp_xy[0] / plain.width,
         scale=scale,
         tiles=tuple(tiles),
+        evidence_notes=evidence_notes(prediction),
         tile_um=prediction.tiles.grid.spec.tile_um,
         read_mpp=prediction.tiles.grid.spec.mpp,
         deletion=prediction.deletion,

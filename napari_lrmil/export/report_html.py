@@ -91,6 +91,7 @@ dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 <section class="tiles">{% for tile in c.tiles %}
 <figure><img src="{{ pictures[loop.index0] }}" alt="Tile {{ loop.index }}">
 <figcaption>{{ loop.index }}. p {{ "%+.4f"|format(tile.contribution) }}<br>
+log-odds {{ "%+.3g"|format(tile.log_odds) }}, alone {{ "%+.2g"|format(tile.log_odds_alone) }}<br>
 attention {{ "%.2g"|format(tile.attention) }}×</figcaption></figure>
 {% endfor %}</section>
 <p style="font-size: 90%">{{ tiles_line }}</p>
@@ -131,16 +132,17 @@ def tiles_title(content: ReportContent) -> str:
 
 def tiles_line(content: ReportContent) -> str:
     """What the captions under the tiles mean."""
+    notes = "".join(f" {note}" for note in content.evidence_notes)
     if not content.tiles:
         return (
             f"Left out one by one, no tile lowers the probability of {content.label}: "
-            "none can be named as what the result rests on."
+            f"none can be named as what the result rests on.{notes}"
         )
     mpp = content.tiles[0].mpp
     return (
         f"Tiles of {content.tile_um:.0f} µm, shown at {mpp:.2g} µm/px; the model read {content.read_mpp:g} µm/px. "
-        f"p: probability of {content.label} with the tile minus without it, exact. "
-        "Attention: times the average tile."
+        f"p and log-odds: of {content.label} with the tile minus without it, exact; alone: log-odds of the tile by itself. "
+        f"Attention: times the average tile.{notes}"
     )
 
 

@@ -214,9 +214,13 @@ class _Sheet:
             self.canvas.setStrokeColor(HexColor("#bbbbbb"))
             self.canvas.setLineWidth(0.5)
             self.canvas.rect(x, self.y - step + 6, step - 6, step - 6, fill=0)
-            caption = f"{number + 1}. p {tile.contribution:+.4f}\nattention {tile.attention:.2g}×"
-            self.text(caption, x, self.y - step + 4, step - 6, 20, size=7)
-        self.y -= step + 18
+            caption = (
+                f"{number + 1}. p {tile.contribution:+.4f}\n"
+                f"log-odds {tile.log_odds:+.3g}, alone {tile.log_odds_alone:+.2g}\n"
+                f"attention {tile.attention:.2g}×"
+            )
+            self.text(caption, x, self.y - step + 4, step - 6, 28, size=6.5)
+        self.y -= step + 25
         self.y = (
             self.text(tiles_line(content), _MARGIN, self.y, self.width, 20, size=7, color=_GREY) - _GAP / 2
         )

@@ -24,15 +24,16 @@ from napari_lrmil.export.errors import ExportError, ResultFileError
 from napari_lrmil.export.tables import csv_text, spreadsheet_safe
 from napari_lrmil.heatmap import speaking_tiles
 from napari_lrmil.slide import TileGrid, TileSet, TileSpec
-from napari_lrmil.wording import Status, curve_text, status_of, use_note
+from napari_lrmil.wording import Status, curve_text, evidence_notes, status_of, use_note
 
 if TYPE_CHECKING:  # predict loads torch
     from napari_lrmil.predict import SlidePrediction
 
-FORMAT, FORMAT_VERSION = "lrmil-prediction", 1
+FORMAT, FORMAT_VERSION = "lrmil-prediction", 2
 
 _PLACE_COLUMNS = ("row", "col", "x_l0_px", "y_l0_px", "width_l0_px", "height_l0_px")
 _VALUE_COLUMNS = ("tissue_fraction", "attention_score", "attention_logit")
+_CLASS_COLUMNS = ("contribution", "log_odds_contribution", "log_odds_alone")
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -81,12 +82,16 @@ class TilesOfResult(_Part):
 
 
 class TileContribution(_Part):
-    """What one tile does to the probability of a class."""
+    """What one tile does to a class, and what it says of it alone."""
 
     row: int
     col: int
     contribution: Number
     """Probability with all tiles minus that without this one."""
+    log_odds_contribution: Number
+    """The same in log-odds of the class against all others: it tells tiles apart where the probability is saturated."""
+    log_odds_alone: Number
+    """Log-odds of the class where this tile is the whole slide."""
 
 
 class ClassContributions(_Part):
@@ -125,7 +130,7 @@ class ResultDocument(_Part):
     """
 
     format: Literal["lrmil-prediction"]
-    format_version: Literal[1]
+    format_version: Literal[2]
     slide: str
     """Name of the slide, or a neutral one by its fingerprint."""
     label: str
@@ -152,6 +157,10 @@ class ResultDocument(_Part):
     """Where the warning ``unlike training`` starts."""
     contributions: dict[str, ClassContributions]
     """By class."""
+    saturated: bool
+    """Whether the probability is so high that it hardly moves when a tile is left out."""
+    evidence_notes: tuple[str, ...]
+    """What must be known beside contributions and heatmaps, as the window and reports say it; empty where nothing must."""
     deletion_curve: DeletionOfResult
     bundle: BundleOfResult
     slide_fingerprint: str
@@ -180,11 +189,11 @@ def result_schema() -> str:
 
 
 def tile_columns(class_names: Sequence[str]) -> list[str]:
-    """Columns of the tile CSV: place, values, and a contribution for each class."""
+    """Columns of the tile CSV: place, values, and for each class contributions and what the tile says alone."""
     return [
         *_PLACE_COLUMNS,
         *_VALUE_COLUMNS,
-        *(spreadsheet_safe(f"contribution_{name}") for name in class_names),
+        *(spreadsheet_safe(f"{kind}_{name}") for kind in _CLASS_COLUMNS for name in class_names),
     ]
 
 
@@ -198,6 +207,8 @@ def tile_table(prediction: SlidePrediction) -> str:
             prediction.attention_scores,
             prediction.attention_logits,
             prediction.class_contributions,
+            prediction.log_odds_contributions,
+            prediction.log_odds_alone,
         ]
     )
     rows = zip(tiles.rows.tolist(), tiles.cols.tolist(), places.tolist(), values.tolist(), strict=True)
@@ -246,6 +257,8 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                     }
                     for number, name in enumerate(prediction.class_names)
                 },
+                "saturated": prediction.saturated,
+                "evidence_notes": evidence_notes(prediction),
                 "deletion_curve": {
                     "class_name": prediction.class_names[curve.class_index],
                     "fractions": tuple(curve.fractions.tolist()),
@@ -347,6 +360,11 @@ def read_document(path: str | Path) -> ResultDocument:
         raise ResultFileError(
             f"{path.name} has format version {version}; this program reads up to {FORMAT_VERSION}. Update napari-lrmil."
         )
+    if version == 1:
+        raise ResultFileError(
+            f"{path.name} was written before log-odds were part of results. Export it again, or classify the slide again with: "
+            f"lrmil predict ... --out {path.parent} --overwrite"
+        )
     try:
         document = ResultDocument.model_validate_json(text)
     except ValidationError as error:
@@ -385,7 +403,11 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
         document.tiles.grid_shape_yx,
     )
     rows, cols = (values[:, number].astype(np.int64) for number in (0, 1))
-    tissue, scores, logits, *contributions = values[:, len(_PLACE_COLUMNS) :].T.copy()
+    tissue, scores, logits, *of_classes = values[:, len(_PLACE_COLUMNS) :].T.copy()
+    n_classes = len(document.class_names)
+    contributions, in_log_odds, alone = (
+        np.column_stack(of_classes[start : start + n_classes]) for start in range(0, 3 * n_classes, n_classes)
+    )
     tissue_fraction = np.zeros(grid.shape_yx, np.float32)
     tissue_fraction[rows, cols] = tissue
     for tile in document.tiles.left_out:
@@ -397,7 +419,9 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
         class_probabilities=np.array([document.class_probabilities[name] for name in document.class_names]),
         attention_scores=scores,
         attention_logits=logits,
-        class_contributions=np.column_stack(contributions),
+        class_contributions=contributions,
+        log_odds_contributions=in_log_odds,
+        log_odds_alone=alone,
         deletion=DeletionCurve(
             np.array(curve.fractions),
             np.array(curve.by_evidence),
@@ -481,6 +505,8 @@ def _contribution(
         "row": int(prediction.tiles.rows[tile]),
         "col": int(prediction.tiles.cols[tile]),
         "contribution": float(prediction.class_contributions[tile, class_number]),
+        "log_odds_contribution": float(prediction.log_odds_contributions[tile, class_number]),
+        "log_odds_alone": float(prediction.log_odds_alone[tile, class_number]),
     }
 
 

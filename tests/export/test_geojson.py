@@ -444,6 +444,10 @@ def test_heatmap_tiles_are_exact(leica: Slide, leica_prediction: SlidePrediction
         measured = feature["properties"]["measurements"]
         assert measured["Attention score"] == leica_prediction.attention_scores[index]
         assert measured["Contribution to p(lesion)"] == leica_prediction.class_contributions[index, 1]
+        assert (
+            measured["Contribution to log-odds(lesion)"] == leica_prediction.log_odds_contributions[index, 1]
+        )
+        assert measured["Log-odds(lesion) alone"] == leica_prediction.log_odds_alone[index, 1]
         uniform.append(measured["Attention relative to uniform"])
     assert not places
     about = document["napari_lrmil"]

@@ -235,17 +235,22 @@ def test_ome_zarr_lies_over_the_slide(leica_prediction: SlidePrediction, tmp_pat
     np.testing.assert_allclose(
         pixels[0, tiles.rows, tiles.cols], leica_prediction.attention_scores * len(tiles), rtol=1e-6
     )
-    for channel in range(2):
-        np.testing.assert_allclose(
-            pixels[1 + channel, tiles.rows, tiles.cols],
-            leica_prediction.class_contributions[:, channel],
-            rtol=1e-6,
-        )
+    of_classes = (
+        leica_prediction.class_contributions,
+        leica_prediction.log_odds_contributions,
+        leica_prediction.log_odds_alone,
+    )
+    for channel, values in enumerate(np.concatenate(of_classes, axis=1).T):
+        np.testing.assert_allclose(pixels[1 + channel, tiles.rows, tiles.cols], values, rtol=1e-6)
     channels = ome["omero"]["channels"]
     assert [one["label"] for one in channels] == [
         "attention, times average",
         "contribution of a tile to p(benign)",
         "contribution of a tile to p(lesion)",
+        "contribution of a tile to the log-odds of benign",
+        "contribution of a tile to the log-odds of lesion",
+        "log-odds of benign by a tile alone",
+        "log-odds of lesion by a tile alone",
     ]
     for one in channels:
         assert len(one["color"]) == 6

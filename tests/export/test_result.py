@@ -129,6 +129,8 @@ def predictions(draw: st.DrawFn) -> SlidePrediction:
         attention_scores=array(share, n_tiles),
         attention_logits=array(number, n_tiles),
         class_contributions=array(st.floats(-1, 1), n_tiles, n_classes),
+        log_odds_contributions=array(number, n_tiles, n_classes),
+        log_odds_alone=array(number, n_tiles, n_classes),
         deletion=DeletionCurve(*(array(share, 4) for _ in range(5)), draw(st.integers(0, n_classes - 1))),
         tiles=TileSet(
             TileGrid(
@@ -166,10 +168,10 @@ def test_any_prediction_is_read_back(tmp_path: Path, prediction: SlidePrediction
 
 def test_only_tiles_that_speak_for_a_class_are_named_as_such(leica_prediction: SlidePrediction) -> None:
     nothing = np.zeros_like(leica_prediction.class_contributions)
-    told = result_document(replace(leica_prediction, class_contributions=nothing)).contributions["lesion"]
+    told = result_document(replace(leica_prediction, log_odds_contributions=nothing)).contributions["lesion"]
     assert (told.highest, told.lowest) == (None, None)
     against = np.tile([0.01, -0.01], (len(nothing), 1))
-    told = result_document(replace(leica_prediction, class_contributions=against)).contributions["lesion"]
+    told = result_document(replace(leica_prediction, log_odds_contributions=against)).contributions["lesion"]
     assert told.highest is None
     assert told.lowest is not None
 
@@ -204,6 +206,8 @@ def test_the_document_has_what_the_result_panel_shows(
         "row": int(prediction.tiles.rows[strongest]),
         "col": int(prediction.tiles.cols[strongest]),
         "contribution": lesion.max(),
+        "log_odds_contribution": prediction.log_odds_contributions[strongest, 1],
+        "log_odds_alone": prediction.log_odds_alone[strongest, 1],
     }
     assert told["contributions"]["lesion"]["lowest"]["contribution"] == lesion.min()
     assert (told["read_level"], told["read_level_mpp"]) == (prediction.level, prediction.level_mpp)
@@ -224,6 +228,8 @@ def test_the_table_has_every_value_of_every_tile(leica_prediction: SlidePredicti
         "attention_score": leica_prediction.attention_scores,
         "contribution_benign": leica_prediction.class_contributions[:, 0],
         "contribution_lesion": leica_prediction.class_contributions[:, 1],
+        "log_odds_contribution_lesion": leica_prediction.log_odds_contributions[:, 1],
+        "log_odds_alone_benign": leica_prediction.log_odds_alone[:, 0],
         "tissue_fraction": tiles.tissue_fraction[tiles.rows, tiles.cols],
     }.items():
         assert [float(row[name]) for row in rows] == values.tolist()
@@ -268,8 +274,12 @@ def test_numbers_that_are_none_are_not_written(leica_prediction: SlidePrediction
             "was written before results could be read back",
         ),
         (
-            lambda raw: json.dumps(raw | {"format_version": 2}),
-            r"has format version 2; this program reads up to 1\. Update",
+            lambda raw: json.dumps(raw | {"format_version": 3}),
+            r"has format version 3; this program reads up to 2\. Update",
+        ),
+        (
+            lambda raw: json.dumps(raw | {"format_version": 1}),
+            "before log-odds were part of results.* --overwrite",
         ),
         (lambda raw: json.dumps(raw | {"format_version": 0}), "damaged: format_version"),
         (lambda raw: json.dumps(raw | {"extra": 1}), "damaged: extra"),

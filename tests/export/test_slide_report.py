@@ -186,7 +186,7 @@ def test_only_tiles_that_speak_for_the_label_are_shown(
     lesion[:n_for] = 0.02
     speaking = -1 if trusted.label == "benign" else 1
     contributions = np.stack([-lesion, lesion], axis=1) * speaking
-    changed = replace(trusted, class_contributions=contributions)
+    changed = replace(trusted, class_contributions=contributions, log_odds_contributions=5 * contributions)
     html, pdf = tmp_path / "r.html", tmp_path / "r.pdf"
     run_report(write_slide_report(changed, leica, demo_bundle.info, html=html, pdf=pdf))
     words = Words()
@@ -225,6 +225,8 @@ def test_pdf_is_one_page_whatever_the_note(
             class_names=names,
             class_probabilities=np.full(12, 1 / 12),
             class_contributions=np.zeros((count, 12)),
+            log_odds_contributions=np.tile(np.linspace(-9, 9, count)[:, None], (1, 12)),
+            log_odds_alone=np.full((count, 12), -123.456),
             prediction_set=names,
             slide_name=note[:300],
         )
@@ -323,6 +325,8 @@ def test_slide_without_finer_level_or_tissue_to_spare(
             attention_scores=np.ones(1),
             attention_logits=np.zeros(1),
             class_contributions=prediction.class_contributions[one],
+            log_odds_contributions=np.abs(prediction.log_odds_contributions[one]),
+            log_odds_alone=prediction.log_odds_alone[one],
             deletion=DeletionCurve(
                 np.array([0.0, 0.0, 1.0]), *(np.array([0.9, 0.9, 0.5]) for _ in range(4)), class_index=0
             ),

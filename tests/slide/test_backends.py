@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -305,3 +306,23 @@ def test_a_pyramid_that_openslide_does_not_see_is_compared_where_it_does(
     with Slide(path) as slide:
         assert slide.metadata["backend"] == "openslide"
         assert "other pixels" in str(slide.metadata["backend_reason"])
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "openslide", "tiff"])
+def test_directories_that_lead_in_a_circle_are_refused(tmp_path: Path, bigtiff: bool, backend: str) -> None:
+    path = write_pyramid(
+        tmp_path / "circle.tiff", smooth_pixels(256, 192), [(256, 192), (128, 96)], bigtiff=bigtiff
+    )
+    Slide(path).close()
+    with tifffile.TiffFile(path) as tif:
+        first, last = tif.pages[0].offset, tif.pages[1].aspage()
+        n_entries = len(last.tags)
+        end = last.offset + (8 + n_entries * 20 if bigtiff else 2 + n_entries * 12)
+    with path.open("r+b") as file:
+        file.seek(end)
+        file.write(struct.pack("<Q" if bigtiff else "<I", first))
+    with pytest.raises(
+        SlideError, match=r"^circle\.tiff is damaged: its directories lead back to an earlier one"
+    ):
+        Slide(path, backend=backend)

@@ -67,3 +67,9 @@ def test_truncated_jpeg_is_refused_at_opening(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(SlideError, match="its pixels can't be read"):
         Slide(path)
+
+
+def test_a_picture_of_absurd_shape_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 2**20)).save(tmp_path / "thin.png")
+    with pytest.raises(SlideError, match=r"^thin\.png measures 1 x 1048576 px, but an image"):
+        Slide(tmp_path / "thin.png")

@@ -118,6 +118,14 @@ def test_the_heatmap_shows_what_is_chosen(viewer: Any, main_dock: ClassifyWidget
     assert section.bar.accessibleName().endswith("percentage points of p(lesion)")
     assert layer.name == "small contribution to lesion"
 
+    assert section.unit.isEnabled()
+    choose_by_keys(qtbot, section.unit, 1)
+    np.testing.assert_allclose(layer.data[read], result.log_odds_contributions[:, 1], rtol=1e-5)
+    assert section.bar.accessibleName().endswith("log-odds of lesion")
+    choose_by_keys(qtbot, section.unit, 2)
+    np.testing.assert_allclose(layer.data[read], result.log_odds_alone[:, 1], rtol=1e-5)
+    choose_by_keys(qtbot, section.unit, 0)
+
     choose_by_keys(qtbot, section.scaling, 1)
     assert layer.contrast_limits == [-100, 100]
     assert "rank" in section.legend.text()

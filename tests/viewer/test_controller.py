@@ -446,7 +446,10 @@ def test_the_value_under_the_cursor(ready: Stage) -> None:
     ready.running().finish(prediction)
     ready.canvas.hovered.emit(300.0, 200.0)
     assert prediction.attention_scores[10] * 40 == pytest.approx(11 / 20.5)
-    assert ready.hover == "Tile in row 1, column 2\nattention 0.54×, benign −1.00 pp, lesion +1.00 pp"
+    assert ready.hover == (
+        "Tile in row 1, column 2\nattention 0.54×, benign −1.00 pp (−0.05 log-odds, alone −0.50), "
+        "lesion +1.00 pp (+0.05 log-odds, alone +0.50)"
+    )
     ready.canvas.hovered.emit(-1.0, 200.0)
     assert ready.hover == ""
 

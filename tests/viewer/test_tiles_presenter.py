@@ -19,6 +19,7 @@ from napari_lrmil._viewer.canvas import Area, Canvas
 from napari_lrmil._viewer.docks.tiles.panel import TilesPanel, ranked_tiles, tiles_panel
 from napari_lrmil._viewer.docks.tiles.presenter import TilesPresenter, TilesView
 from napari_lrmil._viewer.window import Change, Controller
+from napari_lrmil.heatmap import HeatmapLook, Unit
 from napari_lrmil.slide import Slide
 
 # --- ranking
@@ -54,7 +55,7 @@ class Dock:
     def __init__(self) -> None:
         self.view, self.canvas, self.background = fake(TilesView), fake(Canvas), fake_background()
         self.controller = fake(Controller)
-        self.controller.slide = self.controller.result = None
+        self.controller.slide = self.controller.result = self.controller.look = None
         self.presenter = TilesPresenter(self.view, self.canvas, self.background)
         self.presenter.attach(self.controller)
         self.presenter.refresh()
@@ -123,7 +124,7 @@ def test_what_does_not_concern_it_is_not_looked_at(dock: Dock) -> None:
     dock.show(make_prediction(shape_yx=(4, 5)))
     dock.view.show_panel.reset_mock()
     dock.controller.result = make_prediction(0.1, shape_yx=(2, 2))
-    dock.presenter.refresh(Change.ALL & ~(Change.SLIDE | Change.PIXELS | Change.RESULT))
+    dock.presenter.refresh(Change.ALL & ~(Change.SLIDE | Change.PIXELS | Change.RESULT | Change.LOOK))
     dock.view.show_panel.assert_not_called()
     dock.presenter.refresh(Change.RESULT)
     dock.view.show_panel.assert_called_once()
@@ -234,6 +235,22 @@ def test_steps_go_round(dock: Dock) -> None:
     dock.presenter.choose_k(3)  # the place is kept among more tiles
     dock.presenter.step(1)
     assert dock.gone_to[-1] == 1
+
+
+def test_the_unit_of_the_heatmap_holds_here_too(dock: Dock) -> None:
+    dock.show(make_prediction(0.9, shape_yx=(4, 5)))
+    dock.controller.look = HeatmapLook(unit=Unit.LOG_ODDS)
+    dock.presenter.refresh(Change.LOOK)
+    assert dock.panel.top[0].caption == "+0.50 log-odds"
+    assert dock.tiles[0][0] == 19
+
+
+def test_a_saturated_slide_is_ranked_in_log_odds_and_says_so(dock: Dock) -> None:
+    dock.show(make_prediction(0.9999, shape_yx=(4, 5)))
+    assert dock.panel.top[0].caption == "+0.50 log-odds"
+    assert (
+        "saturated (> 99 %): percentage points can't tell the tiles apart; log-odds can." in dock.panel.note
+    )
 
 
 def test_the_panel_by_itself() -> None:

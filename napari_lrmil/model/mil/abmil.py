@@ -96,6 +96,11 @@ class ABMIL(MILModel):
             logits[dominant] = self.subset_logits(instance_embeddings, ~dominant[None])
         return logits
 
+    def alone_logits(self, instance_embeddings: Tensor) -> Tensor:
+        """As in `MILModel`, in closed form: an instance alone has all of the attention."""
+        logits: Tensor = self.classifier(self.dropout(self.norm(instance_embeddings)))
+        return logits
+
     def _attend(self, instance_embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised instances (N, D) and their attention logits (N,)."""
         instances = self.dropout(self.norm(instance_embeddings))  # (N, D)

@@ -75,6 +75,21 @@ class MILModel(nn.Module):
         kept = ~torch.eye(n, dtype=torch.bool, device=instance_embeddings.device)
         return self.subset_logits(instance_embeddings, kept)
 
+    def alone_logits(self, instance_embeddings: Tensor) -> Tensor:
+        """Bag logits of the bags that hold one instance each.
+
+        Parameters
+        ----------
+        instance_embeddings : (N, D) tensor
+
+        Returns
+        -------
+        (N, C) tensor
+            Row n: of instance n alone.
+        """
+        alone = torch.eye(len(instance_embeddings), dtype=torch.bool, device=instance_embeddings.device)
+        return self.subset_logits(instance_embeddings, alone)
+
 
 class MILSpec(BaseModel):
     """Everything needed to build an aggregator, weights apart."""

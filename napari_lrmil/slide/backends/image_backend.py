@@ -18,6 +18,9 @@ from napari_lrmil.slide.pixel_size import Evidence
 MAX_PIXELS = 2**26
 """The largest image that is decoded whole: 200 MB of RGB, for instance 8,192 x 8,192 px."""
 
+MAX_EDGE_PX = 2**16
+"""The longest edge. A picture a pixel wide and millions high is no region of a slide, and takes minutes to average."""
+
 _FORMATS = ("PNG", "JPEG")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
@@ -104,6 +107,12 @@ def _open_image(path: Path) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise SlideError(_too_large(path))
+    if max(image.size) > MAX_EDGE_PX:
+        size = f"{image.width} x {image.height} px"
+        image.close()
+        raise SlideError(
+            f"{path.name} measures {size}, but an image without tiles may have {MAX_EDGE_PX} px an edge"
+        )
     if image.mode not in _MODES:
         mode = image.mode
         image.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +67,8 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
         from napari_lrmil.slide.backends.image_backend import ImageBackend
 
         return ImageBackend(path)
+    if magic[:4] in _TIFF_MAGICS:
+        _refuse_loop(path)
     if backend == "openslide" or (backend == "auto" and magic[:4] not in _TIFF_MAGICS):
         return _openslide(path)
     return _open_tiff(path, wanted=backend == "tiff")
@@ -97,6 +101,29 @@ def _openslide(path: Path) -> OpenSlideBackend:
     from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
 
     return OpenSlideBackend(path)
+
+
+def _refuse_loop(path: Path) -> None:
+    """Refuse a TIFF whose directories lead back to an earlier one: decoders would follow them for ever."""
+    with path.open("rb") as file:
+        header = file.read(16)
+        order = "<" if header[:2] == b"II" else ">"
+        big = header[2:4] in (b"\x2b\0", b"\0\x2b")
+        count, entry_bytes, offset = ("Q", 20, "Q") if big else ("H", 12, "I")
+        counts, offsets = struct.Struct(order + count), struct.Struct(order + offset)
+        seen: set[int] = set()
+        try:
+            (at,) = offsets.unpack_from(header, 8 if big else 4)
+            while at:
+                if at in seen:
+                    raise SlideError(f"{path.name} is damaged: its directories lead back to an earlier one")
+                seen.add(at)
+                file.seek(at)
+                (n_entries,) = counts.unpack(file.read(counts.size))
+                file.seek(n_entries * entry_bytes, os.SEEK_CUR)
+                (at,) = offsets.unpack(file.read(offsets.size))
+        except (struct.error, OSError, OverflowError, ValueError):
+            return  # cut short: the decoders say so
 
 
 def _open_tiff(path: Path, *, wanted: bool) -> Backend:

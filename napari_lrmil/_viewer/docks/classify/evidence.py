@@ -10,16 +10,20 @@ from napari_lrmil.heatmap import (
     SEQUENTIAL,
     HeatmapLook,
     Scaling,
+    Unit,
     channel_titles,
     channels_of,
     shown_heatmap,
+    unit_of,
 )
-from napari_lrmil.wording import ATTENTION_NOTE, curve_text, with_minus_sign
+from napari_lrmil.wording import ATTENTION_NOTE, curve_text, evidence_notes, with_minus_sign
 
 if TYPE_CHECKING:
     from napari_lrmil.predict import SlidePrediction
 
 SCALINGS = (Scaling.RAW, Scaling.PERCENTILE)
+UNITS = tuple(Unit)
+_UNIT_NAMES = ("percentage points", "log-odds", "tile alone, log-odds")
 _SCALING_NAMES = ("in real units", "percentile (relative)")
 _MAP_NAMES = {"BrBG": "brown to teal", "PuOr": "orange to purple", "RdBu": "red to blue"}
 NO_TILE = "Move the mouse over the slide to read a tile's values."
@@ -32,6 +36,15 @@ _CONTRIBUTION_LEGEND = (
     "What the probability of {name} loses without the tile, worked out exactly by leaving each one out: above 0 the "
     "tile speaks for {name}, below against. The scale reaches ±1 point at least, so small changes stay cold."
 )
+_LOG_ODDS_LEGEND = (
+    "What the log-odds of {name} lose without the tile, worked out exactly by leaving each one out: above 0 the tile "
+    "speaks for {name}, below against. They tell tiles apart where the probability is saturated."
+)
+_ALONE_LEGEND = (
+    "What the model would say of each tile if it were the whole slide, in log-odds of {name}: above 0 {name} is more "
+    "probable than all else, below it isn't."
+)
+_LEGENDS = {Unit.POINTS: _CONTRIBUTION_LEGEND, Unit.LOG_ODDS: _LOG_ODDS_LEGEND, Unit.ALONE: _ALONE_LEGEND}
 _RELATIVE_LEGEND = " Percentiles only rank this slide's tiles: some are always hot, whatever they mean."
 
 
@@ -64,10 +77,17 @@ class CurvePanel:
 
 @dataclass(frozen=True)
 class EvidencePanel:
-    """Everything of the evidence section but the layer's own opacity and visibility."""
+    """Everything of the evidence section but the layer's own opacity and visibility.
+
+    `unit_applies` is False of attention, which has one unit; `notes` say what must be known beside the evidence.
+    """
 
     channels: tuple[str, ...]
     channel_index: int
+    units: tuple[str, ...]
+    unit_index: int
+    unit_applies: bool
+    notes: str
     scalings: tuple[str, ...]
     scaling_index: int
     colormaps: tuple[str, ...]
@@ -83,18 +103,23 @@ def evidence_panel(prediction: SlidePrediction, look: HeatmapLook) -> EvidencePa
     """The section's values for a look that fits the prediction."""
     shown = shown_heatmap(prediction, look)
     maps = DIVERGING if look.signed else SEQUENTIAL
-    legend = _CONTRIBUTION_LEGEND.format(name=look.channel) if look.signed else _ATTENTION_LEGEND
+    unit = unit_of(prediction, look.unit)
+    legend = _LEGENDS[unit].format(name=look.channel) if look.signed else _ATTENTION_LEGEND
     relative = look.scaling is Scaling.PERCENTILE
     return EvidencePanel(
         channels=channel_titles(prediction),
         channel_index=channels_of(prediction).index(look.channel),
+        units=_UNIT_NAMES,
+        unit_index=UNITS.index(unit),
+        unit_applies=look.signed,
+        notes="\n".join(evidence_notes(prediction)),
         scalings=_SCALING_NAMES,
         scaling_index=SCALINGS.index(look.scaling),
         colormaps=tuple(_MAP_NAMES.get(name, name) for name in maps),
         colormap_index=maps.index(look.colormap),
         threshold=look.threshold,
-        threshold_text=_threshold_text(shown.threshold, look),
-        bar=_bar(shown.limits, look),
+        threshold_text=_threshold_text(shown.threshold, look, unit),
+        bar=_bar(shown.limits, look, unit),
         legend=legend + (_RELATIVE_LEGEND if relative else ""),
         curve=curve_panel(prediction),
     )
@@ -120,6 +145,7 @@ def changed_look(
     look: HeatmapLook,
     *,
     channel: int | None = None,
+    unit: int | None = None,
     scaling: int | None = None,
     colormap: int | None = None,
     threshold: float | None = None,
@@ -127,6 +153,8 @@ def changed_look(
     """The look with what is given changed; whole numbers are places in the lists of the panel."""
     if channel is not None:
         look = replace(look, channel=channels_of(prediction)[channel])
+    if unit is not None:
+        look = replace(look, unit=UNITS[unit])
     if scaling is not None:
         look = replace(look, scaling=SCALINGS[scaling])
     if colormap is not None:
@@ -142,15 +170,17 @@ def _with_colormap(look: HeatmapLook, index: int) -> HeatmapLook:
     return replace(look, sequential=SEQUENTIAL[index])
 
 
-def _threshold_text(threshold: float, look: HeatmapLook) -> str:
+def _threshold_text(threshold: float, look: HeatmapLook, unit: Unit) -> str:
     if look.threshold == 0:
         return "all tiles"
     if look.scaling is Scaling.PERCENTILE:
         return f"from {threshold:.0f} %"
-    return f"from ±{threshold:.2f} pp" if look.signed else f"from {threshold:.1f}×"
+    if not look.signed:
+        return f"from {threshold:.1f}×"
+    return f"from ±{threshold:.2f}" + (" pp" if unit is Unit.POINTS else "")
 
 
-def _bar(limits: tuple[float, float], look: HeatmapLook) -> ColourBarPanel:
+def _bar(limits: tuple[float, float], look: HeatmapLook, unit_of_values: Unit) -> ColourBarPanel:
     low, high = limits
     if look.scaling is Scaling.PERCENTILE:
         unit = "percentile of size, with its sign" if look.signed else "percentile of this slide's tiles"
@@ -160,8 +190,12 @@ def _bar(limits: tuple[float, float], look: HeatmapLook) -> ColourBarPanel:
             f"{high:.0f}",
         )
     elif look.signed:
-        unit = f"percentage points of p({look.channel})"
-        texts = (with_minus_sign(f"{low:+.1f}"), "0", f"{high:+.1f}")
+        unit, decimals = {
+            Unit.POINTS: (f"percentage points of p({look.channel})", 1),
+            Unit.LOG_ODDS: (f"log-odds of {look.channel}", 2),
+            Unit.ALONE: (f"log-odds of {look.channel}, tile alone", 1),
+        }[unit_of_values]
+        texts = (with_minus_sign(f"{low:+.{decimals}f}"), "0", f"{high:+.{decimals}f}")
     else:
         unit = "attention, × the average tile"
         texts = (f"≤ {low:g}×", "", f"{high:.1f}×")

@@ -82,6 +82,7 @@ class ClassifyPresenter:
         self,
         *,
         channel: int | None = None,
+        unit: int | None = None,
         scaling: int | None = None,
         colormap: int | None = None,
         threshold: float | None = None,
@@ -91,7 +92,13 @@ class ClassifyPresenter:
         if result is not None and look is not None:
             self._controller.choose_look(
                 changed_look(
-                    result, look, channel=channel, scaling=scaling, colormap=colormap, threshold=threshold
+                    result,
+                    look,
+                    channel=channel,
+                    unit=unit,
+                    scaling=scaling,
+                    colormap=colormap,
+                    threshold=threshold,
                 )
             )
 

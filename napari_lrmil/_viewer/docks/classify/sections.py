@@ -309,6 +309,12 @@ class EvidenceSection(Section):
             "without the tile, worked out exactly by leaving each tile out once",
             name="Heatmap of",
         )
+        self.unit = parts.narrow_combo(
+            tool_tip="What is counted of a tile: percentage points or log-odds that the class loses without it, or what "
+            "the model says of the tile alone. Log-odds tell tiles apart where the probability is near 100 %",
+            name="Contributions in",
+        )
+        self.notes = parts.wrapped_label(style=parts.HINT_STYLE)
         self.scaling = parts.narrow_combo(
             tool_tip="Real units: a slide without evidence stays cold. Percentile: ranks the tiles of this slide alone",
             name="Heatmap scale",
@@ -341,6 +347,9 @@ class EvidenceSection(Section):
             return
         self.shown.setChecked(panel.heatmap_visible)
         parts.fill_combo(self.channel, evidence.channels, evidence.channel_index)
+        parts.fill_combo(self.unit, evidence.units, evidence.unit_index)
+        self.unit.setEnabled(evidence.unit_applies)
+        parts.show_text(self.notes, evidence.notes)
         parts.fill_combo(self.scaling, evidence.scalings, evidence.scaling_index)
         parts.fill_combo(self.colormap, evidence.colormaps, evidence.colormap_index)
         _place(self.threshold, evidence.threshold)
@@ -363,7 +372,9 @@ class EvidenceSection(Section):
         self.column.addWidget(self.hover)
         self.column.addWidget(self.shown)
         self.add_field("&Show", self.channel)
+        self.add_field("In", self.unit)
         self.add_field("Scale", self.scaling)
+        self.column.addWidget(self.notes)
         self.column.addWidget(self.bar)
         self.add_field("&Threshold", self.threshold, self.threshold_text)
         self.add_field("&Opacity", self.opacity)
@@ -377,6 +388,7 @@ class EvidenceSection(Section):
         self.shown.clicked.connect(self.heatmap_toggled)
         for combo, name in (
             (self.channel, "channel"),
+            (self.unit, "unit"),
             (self.scaling, "scaling"),
             (self.colormap, "colormap"),
         ):

@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 from napari_lrmil._viewer.canvas import magnification_of
 from napari_lrmil.heatmap import (
     ATTENTION,
+    Unit,
     channel_titles,
     channel_values,
     channels_of,
     speaking_tiles,
     tile_text,
+    unit_of,
     value_text,
 )
 from napari_lrmil.slide.picture import close_up_mpp
+from napari_lrmil.wording import evidence_notes
 
 if TYPE_CHECKING:
     from napari_lrmil.predict import SlidePrediction
@@ -57,18 +60,22 @@ class TilesPanel:
     note: str = ""
 
 
-def tiles_panel(slide: Slide, result: SlidePrediction, channel: str, k: int) -> TilesPanel:
-    """The k tiles of highest and of lowest value in a channel of the result."""
-    values = channel_values(result, channel)
+def tiles_panel(
+    slide: Slide, result: SlidePrediction, channel: str, k: int, unit: Unit | None = None
+) -> TilesPanel:
+    """The k tiles of highest and of lowest value in a channel of the result; `unit` as in `HeatmapLook`."""
+    unit = unit_of(result, unit)
+    values = channel_values(result, channel, unit)
     attention = channel == ATTENTION
-    most_top = None if attention else len(speaking_tiles(result, channel))
+    n_speaking = int((values > 0).sum()) if unit is Unit.ALONE else len(speaking_tiles(result, channel))
+    most_top = None if attention else n_speaking
     top, bottom = ranked_tiles(values, k, most_top=most_top)
 
     def entries(numbers: list[int]) -> tuple[TileEntry, ...]:
         return tuple(
             TileEntry(
                 n,
-                value_text(float(values[n]), channel),
+                value_text(float(values[n]), channel, unit),
                 f"{tile_text(result, n)}\nClick or press Enter to go there",
             )
             for n in numbers
@@ -83,7 +90,7 @@ def tiles_panel(slide: Slide, result: SlidePrediction, channel: str, k: int) -> 
         top=entries(top),
         bottom_title="Least attention" if attention else f"Least for {channel}, or against it",
         bottom=entries(bottom),
-        note=_close_up_text(slide, result),
+        note=" ".join((_close_up_text(slide, result), *(() if attention else evidence_notes(result)))),
     )
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from napari_lrmil.slide import Slide
 
 CLOSE_UPS_JOB = "close-ups"
-_CONCERNS = Change.SLIDE | Change.PIXELS | Change.RESULT
+_CONCERNS = Change.SLIDE | Change.PIXELS | Change.RESULT | Change.LOOK
 _SHARE = 1 / 3
 """Of the canvas, that a tile fills once one has gone there."""
 
@@ -86,7 +86,7 @@ class TilesPresenter:
         self._controller = controller
 
     def refresh(self, change: Change = Change.ALL) -> None:
-        """Slide, its colours or the result may have changed; nothing is done where they haven't."""
+        """Slide, its colours, the result or the unit of contributions may have changed; nothing is done where they haven't."""
         if change & _CONCERNS:
             self._update()
 
@@ -142,7 +142,8 @@ class TilesPresenter:
         if slide is None or result is None:
             return TilesPanel(hint=NO_SLIDE if slide is None else NO_RESULT, k=self._k)
         channel = self._channel if self._channel in channels_of(result) else result.label
-        return tiles_panel(slide, result, channel, self._k)
+        look = self._controller.look
+        return tiles_panel(slide, result, channel, self._k, look.unit if look is not None else None)
 
     def _read(self, numbers: list[int]) -> None:
         self._background.cancel(CLOSE_UPS_JOB)
