@@ -370,6 +370,7 @@ def test_reopening_brings_everything_back(folder: Path) -> None:
         "format": "lrmil-review", "version": 1, "slide": "s1.svs", "verdict": "disagree",
         "note": "Entzündung, kein Tumor\n2. Zeile", "label_shown": "lesion", "bundle_sha256": "c" * 64,
         "fingerprint": FINGERPRINT, "reviewer": "R1",
+        "set_shown": None, "unsure_shown": False, "unlike_training_shown": False,
     }  # fmt: skip
 
 
