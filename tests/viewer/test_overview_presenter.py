@@ -222,10 +222,12 @@ def test_associated_images_are_read_only_once_confirmed(dock: Dock, monkeypatch:
     assert dock.shown("show_associated") == ("label", pixels)
     dock.view.show_associated.reset_mock()
     dock.presenter.choose_associated("label")
+    dock.view.close_associated.reset_mock()
     dock.controller.slide = None
     dock.presenter.refresh(Change.SLIDE)
     started(dock.background, "associated").run()
     dock.view.show_associated.assert_not_called()  # with its slide, the image goes too
+    dock.view.close_associated.assert_called_once_with()
 
 
 def test_an_associated_image_that_is_not_there(dock: Dock) -> None:

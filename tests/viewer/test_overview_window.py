@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from made_predictions import make_prediction
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtGui import QImage
-from qtpy.QtWidgets import QMessageBox, QWidget
+from qtpy.QtWidgets import QDialog, QMessageBox, QWidget
 from real_windows import canvas_widget, delete_what_is_due, open_slide
 
 from napari_lrmil._viewer.canvas import Area
@@ -225,6 +226,22 @@ def test_associated_images_only_on_request(
     assert "patient" in dialog.windowTitle()
     viewer.layers.clear()  # with its slide, the image goes too
     qtbot.waitUntil(lambda: overview.associated_dialog is None, timeout=5_000)
+
+
+def test_an_associated_image_stands_beside_no_other_slide(
+    viewer: Any, overview: OverviewWidget, small_slide: Path, qtbot: Any, tmp_path: Path
+) -> None:
+    open_slide(viewer, small_slide)
+    for _ in range(2):  # of two in a row, the second is closed too
+        overview.show_associated("label", np.zeros((20, 30, 3), np.uint8))
+    settled(qtbot, viewer)
+    dialog = overview.associated_dialog
+    assert dialog is not None
+    assert dialog.isVisible()
+    open_slide(viewer, shutil.copy(small_slide, tmp_path / "other.tiff"))
+    assert overview.associated_dialog is None
+    settled(qtbot, viewer)
+    assert not [each for each in overview.findChildren(QDialog) if each.isVisible()]
 
 
 def test_every_control_says_what_it_does(viewer: Any, overview: OverviewWidget, small_slide: Path) -> None:

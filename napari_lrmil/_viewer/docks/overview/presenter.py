@@ -59,7 +59,11 @@ class OverviewView(Protocol):
         ...
 
     def show_associated(self, name: str, pixels: Pixels) -> None:
-        """Show an associated image in a window of its own, until there is no slide."""
+        """Show an associated image in a window of its own, until `close_associated`."""
+        ...
+
+    def close_associated(self) -> None:
+        """Close that window, where it is open."""
         ...
 
     def show_error(self, text: str) -> None:
@@ -95,6 +99,8 @@ class OverviewPresenter:
         if not change & _CONCERNS:
             return
         self._slide = self._controller.slide
+        if change & Change.SLIDE:  # one patient's label must not stand beside another's slide
+            self._view.close_associated()
         if change & (Change.SLIDE | Change.PIXELS):
             self._view.show_error("")
             self._view.show_picture(None, scanned_area(self._slide) if self._slide is not None else None)

@@ -70,8 +70,6 @@ class OverviewWidget(DockedWidget):
     def show_picture(self, pixels: Pixels | None, area: Area | None) -> None:
         """Show the slide on the map."""
         self.map.show_picture(pixels, area)
-        if area is None and self.associated_dialog is not None:
-            self.associated_dialog.close()
 
     def show_heatmap(self, heatmap: DrawnHeatmap | None) -> None:
         """Show a heatmap on the map."""
@@ -92,8 +90,7 @@ class OverviewWidget(DockedWidget):
 
     def show_associated(self, name: str, pixels: Pixels) -> None:
         """Show an associated image in a window of its own; it is dropped when that closes."""
-        if self.associated_dialog is not None:
-            self.associated_dialog.close()
+        self.close_associated()
         dialog = QDialog(self)
         dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         dialog.setWindowTitle(f"{name} – can show the patient's identity")
@@ -114,9 +111,14 @@ class OverviewWidget(DockedWidget):
         column = QVBoxLayout(dialog)
         column.addWidget(picture)
         column.addWidget(close)
-        dialog.destroyed.connect(self._associated_closed)
+        dialog.finished.connect(self._associated_closed)
         self.associated_dialog = dialog
         dialog.show()
+
+    def close_associated(self) -> None:
+        """Close the window of an associated image, where it is open."""
+        if self.associated_dialog is not None:
+            self.associated_dialog.close()
 
     # ---- inside
 
