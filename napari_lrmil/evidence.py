@@ -46,6 +46,11 @@ class DeletionCurve(NamedTuple):
     """The class of highest probability."""
 
     @property
+    def saturated(self) -> bool:
+        """Whether the probability is so high that taking tiles away hardly moves it."""
+        return bool(self.by_evidence[0] > SATURATED_ABOVE)
+
+    @property
     def area_gain(self) -> float:
         """Area between the random and the evidence curve, from -1 to 1.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from napari_lrmil.evidence import SATURATED_ABOVE
 from napari_lrmil.model.card import DEMONSTRATION_NOTE
 
 if TYPE_CHECKING:  # predict loads torch
@@ -176,7 +175,7 @@ def curve_text(curve: DeletionCurve) -> str:
     gain = curve.area_gain
     flat = (
         "the probability is saturated and hardly falls, so this can't tell whether these tiles matter"
-        if curve.by_evidence[0] > SATURATED_ABOVE
+        if curve.saturated
         else "no tile matters much more than another"
     )
     meaning = (
