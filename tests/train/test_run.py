@@ -555,27 +555,27 @@ def test_folds_with_attention_weights(cohort: Path, tmp_path: Path, one_thread: 
     assert not np.array_equal(stores[0].read(name), stores[1].read(name))
 
 
-@pytest.mark.parametrize("scope", ["auto", "fold"])
-def test_folds_with_uniform_weights_share_an_encoder_or_have_their_own(
+@pytest.mark.parametrize("slides", ["all", "train"])
+def test_folds_share_an_encoder_of_all_slides_or_have_their_own(
     cohort: Path,
     tmp_path: Path,
     one_thread: None,
-    scope: str,
+    slides: str,
 ) -> None:
     rows = [{key: value for key, value in row.items() if key != "fold"} for row in absolute_rows(cohort)]
     write_config(tmp_path, write_rows(tmp_path / "slides.csv", rows))
-    options = ["--data.n_folds", "3", "--stage1.scope", scope, "--evaluate.shortcuts", "[]"]
+    options = ["--data.n_folds", "3", "--stage1.slides", slides, "--evaluate.shortcuts", "[]"]
     options += ["--evaluate.methods", '["lrmil"]']
     _, said = rerun(tmp_path, *options)
     run = tmp_path / "run"
-    folders = ["shared"] if scope == "auto" else ["fold0", "fold1", "fold2"]
+    folders = ["shared"] if slides == "all" else ["fold0", "fold1", "fold2"]
     assert said.count("Stage 1: tiles") == len(folders)
     trained = sorted(path.relative_to(run).parts[0] for path in run.rglob("student_encoder.safetensors"))
     assert trained == folders
     assert sorted(path.relative_to(run).parts[0] for path in run.rglob("metrics/stage1.csv")) == folders
     assert results_of(tmp_path)["lrmil"]["n_test"] == sum(bool(row["label"]) for row in rows)
     if (
-        scope == "auto"
+        slides == "all"
     ):  # another fold alone: nothing is trained anew, although the shared encoder is of all folds
         before, trained = state_of(tmp_path), weights(tmp_path, 1)
         rerun(tmp_path, *options, "--data.folds", "[1]")

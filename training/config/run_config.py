@@ -69,13 +69,33 @@ class RunConfig(Section):
             or min(layers, default=0) < 0
         ):
             raise ValueError("student.layers must ascend and name one block for each of stage1.layers")
-        if self.stage1.scope == "shared" and self.stage1.weighting == "attention":
-            raise ValueError(
-                "stage1.scope 'shared' needs stage1.weighting 'uniform': an encoder weighted by the attention of a "
-                "teacher has seen the labels of that teacher's fold"
-            )
+        self._check_stage1_slides()
         if not self.stage1.layers and self.stage1.lambda_attn == 0:
             raise ValueError(
                 "without stage1.layers, stage1.lambda_attn must be above 0: there is nothing to learn from"
             )
         return self
+
+    def _check_stage1_slides(self) -> None:
+        scope, slides = self.stage1.scope, self.stage1.slides
+        if self.stage1.weighting == "attention":
+            if scope == "shared":
+                raise ValueError(
+                    "stage1.scope 'shared' needs stage1.weighting 'uniform': an encoder weighted by the attention of a "
+                    "teacher has seen the labels of that teacher's fold"
+                )
+            if slides != "train":
+                raise ValueError(
+                    f"stage1.slides {slides!r} needs stage1.weighting 'uniform': the teacher's attention is known on the "
+                    "fold's training slides only"
+                )
+        if scope == "shared" and slides == "train":
+            raise ValueError(
+                "stage1.scope 'shared' needs stage1.slides 'unlabelled': an encoder that learned from one fold's training "
+                "slides has read the pixels of another's test slides ('all' allows it, and is called transductive)"
+            )
+        if scope == "fold" and slides == "all":
+            raise ValueError(
+                "stage1.slides 'all' is every slide of the table, the same for each fold: leave out stage1.scope 'fold', "
+                "or take stage1.slides 'train', whose encoder sees no test slide"
+            )

@@ -56,6 +56,12 @@ class RunData:
         """Of the first fold that has a bundle."""
         return next((fold.info for fold in self.folds if fold.info is not None), None)
 
+    @property
+    def is_transductive(self) -> bool:
+        """Whether f' learned from the pixels of test slides; runs of earlier versions don't say so in their results."""
+        shared = self.shared_stage1 is not None
+        return shared and self.config.get("stage1", {}).get("slides", "all") == "all"
+
     def pooled(self, method: str) -> Predictions:
         """Return a method's predictions of the test slides of all folds."""
         return pool([fold.predictions[method] for fold in self.folds])

@@ -26,7 +26,7 @@ from training.metrics import slide_metrics
 from training.run.context import Context
 from training.run.steps import Stage1Plan, Steps, each_once, once
 from training.stages.distill_slides import SlideDistillation, TeacherOutput
-from training.stages.distill_tiles import distill_encoder, pair_loader, student_layers
+from training.stages.distill_tiles import TRANSDUCTIVE_NOTE, distill_encoder, pair_loader, student_layers
 from training.stages.embed_on_cluster import embed_on_cluster
 from training.stages.embed_tiles import EncoderSource, embed_slides
 from training.stages.evaluate import predict_shortcut, predict_test
@@ -408,6 +408,7 @@ def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Pa
             temperature=test.temperature,
             config_sha256=content_hash(config),
             metrics=metrics | trust_metrics(trust, test.probabilities, test.labels, test_bags),
+            note=TRANSDUCTIVE_NOTE if config.stage1.is_transductive else "",
         )
 
     tested = steps.test(split, OURS, steps.head(split, OURS, store))

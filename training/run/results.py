@@ -9,9 +9,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from training.data.predictions import Predictions, pool
-from training.methods import OURS, method_name
+from training.methods import BY_KEY, OURS, method_name
 from training.run.context import Context
 from training.run.steps import Steps, once
+from training.stages.distill_tiles import TRANSDUCTIVE_NOTE
 from training.stages.evaluate import MethodResult, compare_methods
 
 
@@ -49,17 +50,20 @@ def compare(
     context.reporter.say(
         f"\nTest slides: {slides}; intervals by bootstrap over patients ({config.evaluate.bootstrap} resamples)."
     )
-    context.reporter.console.print(_table(results))
+    transductive = config.stage1.is_transductive
+    context.reporter.console.print(_table(results, mark_student="*" if transductive else ""))
+    if transductive:
+        context.reporter.say(f"* {TRANSDUCTIVE_NOTE}")
     return results
 
 
-def _table(results: Mapping[str, MethodResult]) -> Table:
+def _table(results: Mapping[str, MethodResult], *, mark_student: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)  # within 80 columns
     for name in ("method", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
         table.add_column(name, no_wrap=True)
     for method, metrics in results.items():
         table.add_row(
-            method_name(method),
+            method_name(method) + (mark_student if BY_KEY[method].is_of_student else ""),
             _shown(metrics["auc_interval"], ".3f"),
             _shown(metrics.get("lrmil_minus_this"), "+.3f"),
             _shown(metrics["brier"], ".3f"),

@@ -100,7 +100,7 @@ class Stage1Plan:
     folder : str
         ``shared`` or ``foldN``
     train, val : tuple of SlideRow
-        `val` only chooses the epoch.
+        Whose pixels are learned from; those of `val` only choose the epoch.
     split : Split, optional
         Whose teacher weights the children; None for uniform weights.
     """
@@ -123,16 +123,13 @@ class Steps:
 
     def __init__(self, context: Context, splits: Sequence[Split]) -> None:
         self._context = context
-        n_folds = len(splits)
         # An encoder that serves all folds must not see what any of them holds out.
         self._held_out_by_none = set.intersection(
             *({row.slide_id for row in split.extra} for split in splits)
         )
         stage1 = context.config.stage1
-        uniform = stage1.weighting == "uniform"
-        self.shares_encoder = uniform and (
-            stage1.scope == "shared" or (stage1.scope == "auto" and n_folds > 1)
-        )
+        serves_all = stage1.slides == "all" or (stage1.slides == "unlabelled" and len(splits) > 1)
+        self.shares_encoder = stage1.scope == "shared" or (stage1.scope == "auto" and serves_all)
         self._stamps: dict[bool, dict[str, str]] = {True: {}, False: {}}
 
     # --- training
@@ -162,9 +159,9 @@ class Steps:
         if not self.shares_encoder:
             weighted = config.weighting == "attention"
             # Unlabelled slides have no teacher attention: they serve only where the weights are uniform.
-            train = split.train if weighted else (*split.train, *split.extra)
-            if config.slides == "unlabelled" and not weighted:
-                train = split.extra
+            train = () if config.slides == "unlabelled" else split.train
+            if not weighted:
+                train = (*train, *split.extra)
             folder = self._context.run_dir.fold(split.fold)
             return Stage1Plan(folder.name, train, split.val, split if weighted else None)
         rows = self._context.rows
