@@ -33,9 +33,9 @@ from napari_lrmil.model.bundle import load_bundle, load_info
 from napari_lrmil.predict import embed_tiles, predict_slide, run_to_end, student_tiles
 from napari_lrmil.slide import Slide
 from training.config import load_config
-from training.data.predictions import Predictions
 from training.data.store import EmbeddingStore
 from training.files import load_tensors, save_tensors
+from training.intervals import FoldScores
 from training.metrics import slide_metrics
 from training.progress import Reporter
 from training.run.cli import app
@@ -88,9 +88,10 @@ def test_classes_of_one_patient_have_no_interval_and_are_no_crash_at_the_end_of_
     context, _, steps = prepared(copied(), cohort, "--evaluate.bootstrap", "100")
     names = tuple(str(index) for index in range(7))
     labels = np.arange(7)
-    one = Predictions(names, names, names, labels, np.eye(7), 1.0)
-    other = one._replace(probabilities=np.full((7, 7), 1 / 7))
-    results = compare(context, steps, {"lrmil": [one], "lr_scratch": [other]})
+    one = FoldScores(labels, names, np.eye(7)[None, None])
+    other = one._replace(probabilities=np.full((1, 1, 7, 7), 1 / 7))
+    tested = {"lrmil": [one], "lr_scratch": [other]}
+    results = compare(replace(context, class_names=names), steps, tested)
     assert results["lrmil"]["auc_interval"] == [1.0, None, None]
     assert results["lr_scratch"]["lrmil_minus_this"] == [0.5, None, None]
     assert json.loads((context.run_dir.root / "results.json").read_text())["lrmil"]["auc"] == 1.0

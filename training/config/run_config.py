@@ -15,6 +15,7 @@ from training.data.tile_index import TilesSection
 from training.encoders import EncoderSection, StudentSection
 from training.runtime import Precision
 from training.section import Section
+from training.seeds import Seeds
 from training.stages.distill_slides import Stage2Section
 from training.stages.distill_tiles import Stage1Section
 from training.stages.evaluate import EvaluateSection
@@ -27,6 +28,11 @@ class RunSection(Section):
 
     out_dir: Path = Field(description="run directory; made where missing")
     seed: int = Field(default=0, ge=0, description="of splits, initial weights, sampling and bootstrap")
+    seeds: Seeds | None = Field(
+        default=None,
+        description="of the heads, 0..9 or a list (also --seeds 0..9): each head is trained once with each, all else is done "
+        "once, and the table is over all of them; the first one's student is exported. Default: run.seed alone",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(default=2, ge=1, description="tiles decoded at once")
     precision: Precision = Field(

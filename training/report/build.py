@@ -110,6 +110,7 @@ def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[s
         "class_names": data.class_names,
         "n_slides": len(pooled.labels),
         "n_patients": len(set(pooled.patients)),
+        "n_trainings": data.trainings,
         "n_resamples": config.get("evaluate", {}).get("bootstrap"),
         "labels_in_stage1": config.get("stage1", {}).get("weighting") == "attention",
         "shared_encoder": data.shared_stage1 is not None,

@@ -20,6 +20,7 @@ from training.data.tile_index import SlideTiles, TileGeometry
 from training.loop import Recipe, Session, Task, fit
 from training.losses import child_attention_loss, layer_loss, renormalised_weights
 from training.section import Section
+from training.seeds import Seeds
 
 
 class Stage1Section(Section):
@@ -49,6 +50,9 @@ class Stage1Section(Section):
         "patients; unlabelled: these alone; all: every slide of the table, which is transductive (no label is used, but "
         "f' has read the pixels of validation and test slides, which no baseline has) and is called so in table, card "
         "and report",
+    )
+    seeds: Seeds | None = Field(
+        default=None, description="of encoders f', as run.seeds are of heads: each is trained once with each"
     )
     epochs: int = Field(default=5, ge=1, description="the one with the least validation loss is kept")
     pairs_per_epoch: int | None = Field(default=None, ge=1, description="sampled; default every pair")
