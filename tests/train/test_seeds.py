@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from napari_lrmil.errors import ConfigError
 from training.config import load_config
-from training.data.predictions import Predictions, fold_scores
+from training.data.predictions import Predictions
 from training.run.cli import app
+from training.stages.evaluate import fold_scores
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 from napari_lrmil.atomic import write_csv
 from napari_lrmil.export.tables import as_it_was, spreadsheet_safe
 from training.files import save_tensors
-from training.intervals import FoldScores
 
 
 class Predictions(NamedTuple):
@@ -51,25 +50,6 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
         labels=np.concatenate([part.labels for part in parts]),
         probabilities=np.concatenate([part.probabilities for part in parts]),
         temperature=None,
-    )
-
-
-def fold_scores(trainings: Sequence[Predictions], n_heads: int) -> FoldScores:
-    """Return what the trainings of a method say of one fold.
-
-    Parameters
-    ----------
-    trainings : sequence of Predictions
-        Of the same slides, encoder by encoder, and of each head by head.
-    n_heads : int
-        Heads on an encoder.
-    """
-    first = trainings[0]
-    if any(one.slide_ids != first.slide_ids for one in trainings):
-        raise ValueError("trainings of one fold were tested on different slides")
-    probabilities = np.stack([one.probabilities for one in trainings])
-    return FoldScores(
-        first.labels, first.patients, probabilities.reshape(-1, n_heads, *probabilities.shape[1:])
     )
 
 

@@ -14,7 +14,7 @@ from napari_lrmil.errors import EncoderError
 from napari_lrmil.model.encoder import Encoder, weights_file
 from napari_lrmil.model.mil import MILModel
 from napari_lrmil.slide.identity import stamp_of
-from training.data.predictions import Predictions, fold_scores
+from training.data.predictions import Predictions
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
@@ -31,7 +31,7 @@ from training.stages.distill_slides import SlideDistillation, TeacherOutput
 from training.stages.distill_tiles import TRANSDUCTIVE_NOTE, distill_encoder, pair_loader, student_layers
 from training.stages.embed_on_cluster import embed_on_cluster
 from training.stages.embed_tiles import EncoderSource, embed_slides
-from training.stages.evaluate import predict_shortcut, predict_test
+from training.stages.evaluate import fold_scores, predict_shortcut, predict_test
 from training.stages.export import export_bundle
 from training.stages.fit_trust import fit_trust, trust_metrics
 from training.stages.heads import bag_outputs, fit_head

@@ -110,6 +110,25 @@ def predict_shortcut(
     return _table(test, class_names, probabilities, 1.0)
 
 
+def fold_scores(trainings: Sequence[Predictions], n_heads: int) -> FoldScores:
+    """Return what the trainings of a method say of one fold.
+
+    Parameters
+    ----------
+    trainings : sequence of Predictions
+        Of the same slides, encoder by encoder, and of each head by head.
+    n_heads : int
+        Heads on an encoder.
+    """
+    first = trainings[0]
+    if any(one.slide_ids != first.slide_ids for one in trainings):
+        raise ValueError("trainings of one fold were tested on different slides")
+    probabilities = np.stack([one.probabilities for one in trainings])
+    return FoldScores(
+        first.labels, first.patients, probabilities.reshape(-1, n_heads, *probabilities.shape[1:])
+    )
+
+
 def compare_methods(
     tested: Mapping[str, Sequence[FoldScores]],
     class_names: tuple[str, ...],
