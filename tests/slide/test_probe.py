@@ -27,12 +27,15 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and lim
 
 def helpers(pid: int | None = None) -> list[psutil.Process]:
     """The helper processes of a process that are alive."""
-    found = [
-        each
-        for each in psutil.Process(pid).children()
-        if "napari_lrmil.slide.helper" in " ".join(each.cmdline())
-    ]
-    return [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in psutil.Process(pid).children() if _is_live_helper(each)]
+
+
+def _is_live_helper(process: psutil.Process) -> bool:
+    try:
+        ours = "napari_lrmil.slide.helper" in " ".join(process.cmdline())
+        return ours and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):  # it ends while it is looked at
+        return False
 
 
 @pytest.fixture
