@@ -275,7 +275,7 @@ def test_numbers_that_are_none_are_not_written(leica_prediction: SlidePrediction
         ),
         (
             lambda raw: json.dumps(raw | {"format_version": 3}),
-            r"has format version 3; this program reads up to 3\. Update",
+            r"has format version 3; this program reads up to 2\. Update",
         ),
         (
             lambda raw: json.dumps(raw | {"format_version": 1}),
