@@ -85,8 +85,10 @@ def test_numbers_are_those_of_results_json(real: Page, finished: Path) -> None:
 
 def test_says_what_was_held_out(real: Page) -> None:
     # 6 training, 3 validation and 4 test slides, one a patient, and 2 without label.
-    (row,) = [row for row in real.rows if len(row) == 12 and row[0] == "0"]
-    assert (row[1], row[2], row[4], row[5], row[7], row[8], row[10]) == ("6", "6", "3", "3", "4", "4", "2")
+    (row,) = [row for row in real.rows if len(row) == 13 and row[0] == "0"]
+    assert (row[1], row[2], row[4], row[5], row[7], row[8]) == ("6", "6", "3", "3", "4", "4")
+    assert row[10:12] == ["0", "2"]
+    assert row[12].startswith("lesion from 0.")
 
 
 def test_examples_are_pictures(real: Page) -> None:

@@ -92,7 +92,7 @@ def test_classes_of_one_patient_have_no_interval_and_are_no_crash_at_the_end_of_
     one = FoldScores(labels, names, np.eye(7)[None, None])
     other = one._replace(probabilities=np.full((1, 1, 7, 7), 1 / 7))
     tested = {"lrmil": [one], "lr_scratch": [other]}
-    results = compare(replace(context, class_names=names), steps, [], tested)
+    results = compare(replace(context, class_names=names), steps, [0], tested)
     assert results["lrmil"]["auc_interval"] == [1.0, None, None]
     assert results["lr_scratch"]["lrmil_minus_this"] == [0.5, None, None]
     assert json.loads((context.run_dir.root / "results.json").read_text())["lrmil"]["auc"] == 1.0

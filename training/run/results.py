@@ -39,7 +39,8 @@ def compare(
     config = context.config
     kept = context.run_dir.kept_results_json
     bundles = [fold.read_bundle_info() for fold in map(context.run_dir.fold, folds)]
-    quantiles = [one.trust.conformal.quantile for one in bundles if one is not None and one.trust is not None]
+    trusts = [one.trust for one in bundles if one is not None and one.trust is not None]
+    quantiles = [trust.conformal.quantile for trust in trusts] if len(trusts) == len(folds) else None
 
     def measure() -> None:
         results = compare_methods(
@@ -52,7 +53,7 @@ def compare(
         )
         context.run_dir.write_kept_results(results)
 
-    once(context, steps.results(tested, quantiles), measure, quiet=True)
+    once(context, steps.results(tested, quantiles or ()), measure, quiet=True)
     results: dict[str, MethodResult] = json.loads(kept.read_text(encoding="utf-8"))
     context.run_dir.write_results(results)
     labels = np.concatenate([fold.labels for fold in tested[OURS.key]])
