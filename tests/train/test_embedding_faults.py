@@ -66,7 +66,9 @@ def test_a_slide_damaged_beyond_the_share_is_refused_and_the_others_are_embedded
     with pytest.raises(SlideError) as refusal:
         embed()
     said = str(refusal.value).splitlines()
-    assert said[0].startswith("2 slides can't be embedded; the others are, and are kept. Copy what is damaged")
+    assert said[0].startswith(
+        "2 slides can't be embedded; the others are, and are kept. Copy what is damaged"
+    )
     for path, line in zip((first, second), said[1:], strict=True):
         assert f"{path.name} is damaged: " in line
         assert "can't be decoded" in line
@@ -113,7 +115,9 @@ def test_the_command_stops_with_a_sentence_and_goes_on_once_the_slide_is_whole(
     assert stopped.exit_code == 1
     assert "Traceback" not in stopped.output
     said = " ".join(stopped.output.split())
-    assert "error: 1 slide can't be embedded; the others are, and are kept. Copy what is damaged again" in said
+    assert (
+        "error: 1 slide can't be embedded; the others are, and are kept. Copy what is damaged again" in said
+    )
     assert f"{path.stem}: {path.name} is damaged: " in said
     path.write_bytes(whole)
     done = CliRunner().invoke(app, args)
