@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.errors import SlideError
-from napari_lrmil.slide.backends.base import check_request, file_key
+from napari_lrmil.slide.backends.base import check_request, check_sizes, file_key
 from napari_lrmil.slide.damage import Place, damage_of, hatch
 from napari_lrmil.slide.files import pixel_files
 from napari_lrmil.slide.pixel_size import DICOM, TIFF_TAG, Evidence, ome_evidence, tag_evidence
@@ -54,6 +54,7 @@ class OpenSlideBackend:
         self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self._series_uid: str | None = properties.get("dicom.SeriesInstanceUID")
         self.level_dimensions_xy: tuple[tuple[int, int], ...] = self._handle.level_dimensions
+        check_sizes(path.name, self.level_dimensions_xy)
         self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
         self.level_tiles_xy = _tiles_of(properties, len(self.level_dimensions_xy))
         self.evidence = _evidence_in(properties, self.vendor, self.level_dimensions_xy[0])

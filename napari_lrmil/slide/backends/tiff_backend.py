@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from napari_lrmil.errors import SlideError, reason_of
-from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of, file_key
+from napari_lrmil.slide.backends.base import (
+    assemble,
+    check_request,
+    check_sizes,
+    downsamples_of,
+    file_key,
+)
 from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
 from napari_lrmil.slide.backends.tiff_layout import (
     MAX_SEGMENT_PIXELS,
@@ -54,6 +60,7 @@ class TiffBackend:
     ) -> None:
         if not layout.levels:
             raise layout.refusal or SlideError(f"{path.name} holds no image")
+        check_sizes(path.name, [level.size_xy for level in layout.levels])
         self._levels = layout.levels
         self._icc_profile = layout.icc_profile
         self._reference = reference
