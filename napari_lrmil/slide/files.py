@@ -213,7 +213,7 @@ def _chunks_below(folder: str, name: str) -> Iterator[Chunk]:
         inner = f"{name}/{entry.name}"
         if entry.is_dir(follow_symlinks=False):
             yield from _chunks_below(entry.path, inner)
-        elif entry.is_file():  # no chunk is a device, from which a reader would read for ever
+        elif entry.is_file() or entry.is_dir():  # not a device, from which a reader would read for ever
             stat = entry.stat()
             yield Chunk(inner, stat.st_size, stat.st_mtime_ns)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from slide_files import leave_out_tiles, smooth_pixels, write_pyramid
 
-from benchmarks.fuzz.slide_formats import write_mirax
+from benchmarks.fuzz.slide_formats import write_mirax, write_ventana
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.backends import tiff_layout
@@ -401,9 +401,41 @@ def test_sizes_with_no_tiles_behind_them_are_refused(
         Slide(path)
 
 
+@pytest.mark.parametrize(
+    ("tag", "level", "text"),
+    [
+        ("ImageLength", 0, "6 x 4 tiles in an image of 6 x 2"),
+        ("ImageWidth", 1, "3 x 2 tiles in an image of 2 x 2"),
+    ],
+)
+def test_a_ventana_slide_with_tiles_beyond_its_image_is_refused(
+    tag: str, level: int, text: str, tmp_path: Path
+) -> None:
+    """OpenSlide writes outside of its memory there: now and then that ends the program."""
+    path = write_ventana(tmp_path)
+    with Slide(path) as slide:
+        assert slide.metadata["vendor"] == "ventana"
+    with tifffile.TiffFile(path) as tif:
+        at = tif.pages[level + 1].aspage().tags[tag].valueoffset
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(struct.pack("<H", 255))
+    with pytest.raises(SlideError, match=f"ventana.bif is damaged: it places {text}"):
+        Slide(path)
+
+
 def test_a_mirax_slide_whose_own_file_is_a_jpeg_is_the_slide(tmp_path: Path) -> None:
     path = write_mirax(tmp_path)
     assert path.read_bytes().startswith(b"\xff\xd8\xff")
     with Slide(path) as slide:
         assert slide.metadata["vendor"] == "mirax"
         assert slide.level_dimensions_xy[0] == (768, 512)
+
+
+def test_an_error_names_the_part_of_a_slide_without_its_folder(tmp_path: Path) -> None:
+    path = write_mirax(tmp_path)
+    data = tmp_path / "slide" / "Data0000.dat"
+    data.write_bytes(data.read_bytes()[:-300])
+    with pytest.raises(SlideError, match=r"slide\.mrxs is not a slide .*Data0000\.dat") as caught:
+        Slide(path)
+    assert str(tmp_path) not in str(caught.value)

@@ -274,3 +274,13 @@ def test_levels_of_a_size_that_none_has_are_refused(shape: list[int], tmp_path: 
         match=f"s.ome.zarr is damaged: it says that a level measures {shape[2]:,} x {shape[1]:,} px",
     ):
         Slide(path)
+
+
+def test_chunks_of_no_size_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.ome.zarr", smooth_pixels(256, 256), zarr_format=2)
+    metadata = json.loads((path / "2/.zarray").read_text())
+    (path / "2/.zarray").write_text(json.dumps(metadata | {"chunks": [0, 0, 0]}))
+    with pytest.raises(
+        SlideError, match=r"s\.ome\.zarr is damaged: it says that its chunks measure 0 x 0 px"
+    ):
+        Slide(path)

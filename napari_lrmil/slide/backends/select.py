@@ -193,6 +193,8 @@ def _open_tiff(path: Path, *, wanted: bool) -> Backend:
 
     try:
         reference = _openslide(path)
+    except UnfitImageError:
+        raise
     except SlideError as no_openslide:
         # Not tiled, or not one of OpenSlide's vendors: tifffile may still know it.
         try:

@@ -146,6 +146,8 @@ class ZarrBackend:
                 f"{name} holds {channels} channel(s) of {array.dtype}, but a slide needs 8-bit RGB or grey"
             )
         x, y = (array.chunks[self._axes.index(axis)] for axis in "xy")
+        if min(array.chunks) < 1:
+            raise SlideError(f"{name} is damaged: it says that its chunks measure {x} x {y} px")
         if x * y > _MAX_CHUNK_PIXELS:
             raise SlideError(f"{name} has chunks of {x} x {y} px, too large to decode one by one")
         checked: _LevelArray = array
