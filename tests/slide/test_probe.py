@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +27,15 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and lim
 
 def helpers(pid: int | None = None) -> list[psutil.Process]:
     """The helper processes of a process that are alive."""
-    found = []
-    for each in psutil.Process(pid).children():
-        with suppress(psutil.Error):  # a zombie has no command line any more
-            if "napari_lrmil.slide.helper" in " ".join(each.cmdline()):
-                found.append(each)
-    return found
+    return [each for each in psutil.Process(pid).children() if _is_live_helper(each)]
+
+
+def _is_live_helper(process: psutil.Process) -> bool:
+    try:
+        ours = "napari_lrmil.slide.helper" in " ".join(process.cmdline())
+        return ours and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):  # it ends while it is looked at
+        return False
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import check_request, check_sizes, file_key
 from napari_lrmil.slide.backends.ventana import check_tile_places
 from napari_lrmil.slide.damage import Place, damage_of, hatch
-from napari_lrmil.slide.files import pixel_files
+from napari_lrmil.slide.files import Chunk, pixel_files
 from napari_lrmil.slide.pixel_size import DICOM, TIFF_TAG, Evidence, ome_evidence, tag_evidence
 
 CACHE_BYTES = 128 * 2**20
@@ -45,6 +45,7 @@ class OpenSlideBackend:
     """
 
     name = "openslide"
+    chunks: tuple[Chunk, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -56,6 +57,11 @@ class OpenSlideBackend:
         self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         if self.vendor == "ventana":
             check_tile_places(path)
+        paths = properties.get("dicom.NumberOfOpticalPaths", "1")
+        if paths != "1":
+            raise SlideError(
+                f"{path.name} holds {paths} optical paths (channels), but a slide needs one RGB image"
+            )
         self._series_uid: str | None = properties.get("dicom.SeriesInstanceUID")
         self.level_dimensions_xy: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         check_sizes(path.name, self.level_dimensions_xy)

@@ -213,19 +213,20 @@ def _open_tiff(path: Path, *, wanted: bool) -> Backend:
         return reference
     try:
         layout = read_layout(path)
-        if (
-            layout.is_ome
-            and layout.refusal
-            and layout.largest_xy not in (None, *reference.level_dimensions_xy)
-        ):
+        # What isn't from a scanner: OpenSlide takes the first image for the slide, which may be the macro.
+        several = layout.is_ome or reference.vendor == "generic-tiff"
+        if several and layout.refusal and layout.largest_xy not in (None, *reference.level_dimensions_xy):
             raise UnfitImageError(str(layout.refusal))  # OpenSlide would show another image of the file
         if layout.refusal and isinstance(layout.refusal, UnfitImageError):
             raise layout.refusal
-        if layout.is_ome and layout.levels:
-            # OpenSlide takes the first image for the slide, which may be the macro, and no level in a SubIFD.
+        if several and layout.levels:
+            # Of OME-TIFF, it sees no level in a SubIFD.
             same = layout.levels[0].size_xy == reference.level_dimensions_xy[0]
-            if not same or len(layout.levels) > len(reference.level_dimensions_xy):
-                direct = TiffBackend(path, layout, reason="OpenSlide doesn't see its pyramid")
+            if not same or (layout.is_ome and len(layout.levels) > len(reference.level_dimensions_xy)):
+                reason = (
+                    "OpenSlide doesn't see its pyramid" if same else "OpenSlide shows a smaller image of it"
+                )
+                direct = TiffBackend(path, layout, reason=reason)
                 try:
                     if same:
                         direct.compare_with(reference)
