@@ -21,14 +21,15 @@ from torch import Tensor
 
 from napari_lrmil.atomic import give_usual_mode, replacing_folder
 from napari_lrmil.errors import BundleError
+from napari_lrmil.model.calibration import OperatingPoint, VectorScaling
 from napari_lrmil.model.card import render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import fetch_bundle, is_hub_name
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
 from napari_lrmil.model.trust import Trust, TrustInfo
 
-FORMAT_VERSION = 2
-"""The newest that is read; 1, without `trust`, is still written where there is none."""
+FORMAT_VERSION = 3
+"""The newest that is read; the oldest that says everything of a bundle is written, see `_oldest_version`."""
 JSON_NAME, WEIGHTS_NAME, CARD_NAME = "bundle.json", "model.safetensors", "README.md"
 DEMO_BUNDLE = "demo"
 _DEMO_PATH = Path(__file__).resolve().parents[1] / "demo" / "bundle"
@@ -64,7 +65,7 @@ class BundleInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal["lrmil-bundle"] = "lrmil-bundle"
-    format_version: Literal[1, 2] = 1
+    format_version: Literal[1, 2, 3] = 1
     name: str = Field(min_length=1)
     description: str
     demonstration: bool = Field(description="true: shown as a demonstration, not for diagnosis")
@@ -75,7 +76,11 @@ class BundleInfo(BaseModel):
     teacher_mpp: float = Field(gt=0, le=1000, description="µm/px of the teacher's tiles")
     mil: MILSpec
     class_names: tuple[str, ...] = Field(min_length=2, max_length=1000)
-    temperature: float = Field(gt=0, description="the bag logits are divided by it")
+    temperature: float | None = Field(
+        default=None, gt=0, description="the bag logits are divided by it; absent where there is `scaling`"
+    )
+    scaling: VectorScaling | None = None
+    operating_point: OperatingPoint | None = None
     trust: TrustInfo | None = None
     provenance: Provenance
     weights_sha256: str
@@ -88,7 +93,29 @@ class BundleInfo(BaseModel):
             raise ValueError("class names repeat")
         if self.trust is not None and self.format_version < 2:
             raise ValueError(f"'trust' in format version {self.format_version}; it came with 2")
+        if self.trust is not None and self.trust.conformal.own_slides and self.format_version < 3:
+            raise ValueError(f"'own_slides' in format version {self.format_version}; it came with 3")
+        for name in ("scaling", "operating_point"):
+            if getattr(self, name) is not None and self.format_version < 3:
+                raise ValueError(f"'{name}' in format version {self.format_version}; it came with 3")
+        if (self.temperature is None) == (self.scaling is None):
+            raise ValueError("either 'temperature' or 'scaling' says how the bag logits are scaled")
+        n_classes, point = len(self.class_names), self.operating_point
+        if self.scaling is not None and len(self.scaling.temperatures) != n_classes:
+            raise ValueError(f"a scaling of {len(self.scaling.temperatures)} classes for {n_classes}")
+        if point is not None and len(point.thresholds) != n_classes:
+            raise ValueError(f"{len(point.thresholds)} thresholds for {n_classes} classes")
+        if point is not None and point.positive is not None and point.positive not in self.class_names:
+            raise ValueError(f"the positive class {point.positive!r} isn't one of the classes")
         return self
+
+    @property
+    def vector_scaling(self) -> VectorScaling:
+        """What is done to bag logits before the softmax, in a bundle of any version."""
+        if self.scaling is not None:
+            return self.scaling
+        assert self.temperature is not None
+        return VectorScaling.of_temperature(self.temperature, len(self.class_names))
 
 
 @dataclass(frozen=True)
@@ -134,7 +161,7 @@ def save_bundle(
     ----------
     bundle_dir : path-like
     info : BundleInfo
-        `weights_sha256`, `trust` and `format_version` are filled in here.
+        `weights_sha256`, `trust` and `format_version` are filled in here; that given may be any.
     encoder, mil
         On any device.
     trust : Trust, optional
@@ -164,13 +191,13 @@ def save_bundle(
         save_file(halves, scratch / WEIGHTS_NAME)
         info = info.model_copy(
             update={
-                "format_version": 1 if trust is None else 2,
+                "format_version": _oldest_version(info, trust),
                 "trust": None if trust is None else trust.info,
                 "weights_sha256": _sha256(scratch / WEIGHTS_NAME),
             }
         )
-        # Programs that know version 1 alone refuse keys that they don't know.
-        text = info.model_dump_json(indent=2, exclude={"trust"} if trust is None else None)
+        # Programs that know older versions alone refuse keys that they don't know.
+        text = info.model_dump_json(indent=2, exclude=_absent_keys(info))
         (scratch / JSON_NAME).write_text(text + "\n", encoding="utf-8")
         (scratch / CARD_NAME).write_text(render_card(json.loads(info.model_dump_json())), encoding="utf-8")
         give_usual_mode(scratch / WEIGHTS_NAME)
@@ -292,6 +319,24 @@ def _of_part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def _oldest_version(info: BundleInfo, trust: Trust | None) -> Literal[1, 2, 3]:
+    own_slides = trust is not None and trust.info.conformal.own_slides
+    if info.scaling is not None or info.operating_point is not None or own_slides:
+        return 3
+    return 1 if trust is None else 2
+
+
+def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, dict[str, bool]]]:
+    """Return what has no value, and would be a key that programs of the bundle's format version don't know."""
+    optional = ("temperature", "scaling", "operating_point", "trust")
+    absent: dict[str, bool | dict[str, dict[str, bool]]] = {
+        name: True for name in optional if getattr(info, name) is None
+    }
+    if info.trust is not None and info.format_version < 3:
+        absent["trust"] = {"conformal": {"own_slides": True}}
+    return absent
 
 
 def _is_empty_dir(path: Path) -> bool:

@@ -127,7 +127,7 @@ def test_a_missing_card_does_not_matter(bundle: Path) -> None:
 def test_a_newer_version_says_how_to_update(bundle: Path) -> None:
     edit(bundle, {"format_version": 7, "unheard_of": 1})
     with pytest.raises(
-        BundleError, match=r"'Tiny' has format version 7; this program reads up to 2\. Update"
+        BundleError, match=r"'Tiny' has format version 7; this program reads up to 3\. Update"
     ):
         load_info(bundle)
 

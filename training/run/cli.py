@@ -80,7 +80,7 @@ def run(
             run_dir.write_config(config)
         predictions, bundles = run_steps(context, splits, steps)
         if runtime.is_main:
-            compare(context, steps, predictions)
+            compare(context, steps, [split.fold for split in splits], predictions)
             _report(context, steps)
             reporter.say(f"Report: {escape(str(run_dir.report_html))}")
             reporter.say(f"Bundle: {escape(str(bundles[-1]))}")

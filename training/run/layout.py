@@ -10,7 +10,7 @@
     foldN/                   of the first seed; and shared/, of what serves all folds
         metrics/<stage>.csv  checkpoints/<stage>.safetensors
         mil/<method>.safetensors  teacher_outputs.safetensors  student_encoder.safetensors
-        predictions/<method>.csv  test_attention/<method>.safetensors
+        predictions/<method>.csv  test_attention/<method>.safetensors  calibration/<method>.json
         bundle/
         seedS/               the same of heads of another seed, encoderS/ and encoderS/seedS/ of encoders of another seed
 
@@ -48,6 +48,7 @@ from training.data.predictions import (
 )
 from training.data.splits import KeptSplits, Split
 from training.files import load_tensors, save_tensors, write_json
+from training.stages.calibrate import Calibration
 from training.stages.distill_slides import TeacherOutput
 
 Curve = dict[str, NDArray[np.float64]]
@@ -189,6 +190,28 @@ class Folder:
             raise RunDirError(f"{self.run_root} is not a finished run: it has no {place}. {_CURE}") from error
         except (OSError, ValueError) as error:
             raise RunDirError(f"{path} can't be read as predictions: {error}. {_CURE}") from error
+
+    def calibration(self, method: str) -> Path:
+        """Return the file of how a method's numbers become a label."""
+        return self.root / "calibration" / f"{method}.json"
+
+    def write_calibration(self, method: str, calibration: Calibration) -> None:
+        """Keep how a method's numbers become a label."""
+        write_json(self.calibration(method), calibration.model_dump(mode="json"))
+
+    def read_calibration(self, method: str) -> Calibration:
+        """Return how a method's numbers become a label.
+
+        Raises
+        ------
+        RunDirError
+            Where that isn't known, as in runs of earlier versions.
+        """
+        path = self.calibration(method)
+        try:
+            return Calibration.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunDirError(f"{path} is missing or damaged. {_CURE}") from error
 
     def attention(self, method: str) -> Path:
         """Return the file of a method's attention on the test slides."""

@@ -14,11 +14,11 @@ from training.methods import BY_KEY, OURS, method_name
 from training.run.context import Context
 from training.run.steps import Steps, once
 from training.stages.distill_tiles import TRANSDUCTIVE_NOTE
-from training.stages.evaluate import MethodResult, compare_methods
+from training.stages.evaluate import MethodResult, called_text, compare_methods
 
 
 def compare(
-    context: Context, steps: Steps, tested: Mapping[str, Sequence[FoldScores]]
+    context: Context, steps: Steps, folds: Sequence[int], tested: Mapping[str, Sequence[FoldScores]]
 ) -> dict[str, MethodResult]:
     """Compare all methods over all folds and trainings: print the table, and write ``results.json``.
 
@@ -26,6 +26,8 @@ def compare(
     ----------
     context : Context
     steps : Steps
+    folds : sequence of int
+        Their numbers; each has a bundle.
     tested : mapping
         Method -> its folds.
 
@@ -36,6 +38,9 @@ def compare(
     """
     config = context.config
     kept = context.run_dir.kept_results_json
+    bundles = [fold.read_bundle_info() for fold in map(context.run_dir.fold, folds)]
+    trusts = [one.trust for one in bundles if one is not None and one.trust is not None]
+    quantiles = [trust.conformal.quantile for trust in trusts] if len(trusts) == len(folds) else None
 
     def measure() -> None:
         results = compare_methods(
@@ -44,10 +49,11 @@ def compare(
             n_resamples=config.evaluate.bootstrap,
             seed=config.run.seed,
             shares_encoder=steps.shares_encoder,
+            set_quantiles=quantiles,
         )
         context.run_dir.write_kept_results(results)
 
-    once(context, steps.results(tested), measure, quiet=True)
+    once(context, steps.results(tested, quantiles or ()), measure, quiet=True)
     results: dict[str, MethodResult] = json.loads(kept.read_text(encoding="utf-8"))
     context.run_dir.write_results(results)
     labels = np.concatenate([fold.labels for fold in tested[OURS.key]])
@@ -61,6 +67,7 @@ def compare(
     context.reporter.console.print(_table(results, mark_student="*" if transductive else ""))
     if transductive:
         context.reporter.say(f"* {TRANSDUCTIVE_NOTE}")
+    context.reporter.say(called_text(results[OURS.key], config.calibrate.positive_class(context.class_names)))
     return results
 
 
