@@ -23,6 +23,7 @@ from napari_lrmil.evidence import DeletionCurve
 from napari_lrmil.export.errors import ExportError, ResultFileError
 from napari_lrmil.export.tables import csv_text, spreadsheet_safe
 from napari_lrmil.heatmap import speaking_tiles
+from napari_lrmil.plain_json import parse_json
 from napari_lrmil.slide import TileGrid, TileSet, TileSpec
 from napari_lrmil.wording import Status, curve_text, evidence_notes, status_of, use_note
 
@@ -353,8 +354,8 @@ def read_document(path: str | Path) -> ResultDocument:
     cure = f"Export it again, or classify the slide again with: lrmil predict ... --out {path.parent}"
     text = _read_text(path)
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(text)
+    except ValueError as error:
         raise ResultFileError(f"{path.name} is damaged: it is not JSON ({error}). {cure}") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         older = isinstance(raw, dict) and "format" not in raw and {"label", "read_level"} <= raw.keys()

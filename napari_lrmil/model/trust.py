@@ -25,7 +25,7 @@ TENSOR_NAMES = ("mean", "axes", "variances")
 class ConformalInfo(BaseModel):
     """Split conformal prediction: which classes a slide's set holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Literal["lac"] = "lac"
     coverage: float = Field(gt=0, lt=1, description="least share of slides whose set holds the true class")
@@ -42,7 +42,7 @@ class ConformalInfo(BaseModel):
 class OODInfo(BaseModel):
     """Distance of a slide's tiles to those of training: when to warn."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Literal["mahalanobis"] = "mahalanobis"
     rank: int = Field(ge=0, description="axes with a variance of their own")

@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import BaseModel
 from sklearn.model_selection import StratifiedGroupKFold
 
-from napari_lrmil.errors import ConfigError
+from napari_lrmil.errors import ConfigError, is_one_line, shortened
+from napari_lrmil.model.bundle import LONGEST_NAME
 from training.data.site_folds import deal_sites
 from training.data.table import SlideRow
 from training.hashing import content_hash
@@ -47,12 +48,18 @@ def class_names(rows: list[SlideRow]) -> tuple[str, ...]:
     Raises
     ------
     ConfigError
-        Where there are fewer than two.
+        Where there are fewer than two, or one is more than a name on one line: a bundle couldn't hold it.
     """
     names = tuple(sorted({row.label for row in rows if row.label is not None}))
     if len(names) < 2:
         found = f"only {names[0]!r}" if names else "none"
         raise ConfigError(f"a classifier needs at least two classes; the column 'label' holds {found}")
+    odd = next((name for name in names if len(name) > LONGEST_NAME or not is_one_line(name)), None)
+    if odd is not None:
+        raise ConfigError(
+            f"the label {shortened(odd)!r} is no name of a class: it has more than {LONGEST_NAME} characters, or "
+            "characters that move the cursor"
+        )
     return names
 
 

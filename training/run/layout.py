@@ -20,7 +20,6 @@ Steps meet only through files here.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import BundleError, ConfigError
 from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME, BundleInfo, load_info
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
+from napari_lrmil.plain_json import parse_json
 from training.checkpoint import Files
 from training.config import RunConfig
 from training.data.predictions import (
@@ -397,7 +397,7 @@ class RunDir:
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = parse_json(path.read_bytes())
         except FileNotFoundError as error:
             raise RunDirError(
                 f"{self.root} is no run directory, or not a finished run: it has no {path.name}. {_CURE}"
