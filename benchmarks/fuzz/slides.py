@@ -229,7 +229,7 @@ def attack(
 
 
 def also(folders: Sequence[Path], into: Path) -> dict[str, Path]:
-    """Copy the slides of other folders, each into a folder of its own; large ones are left out."""
+    """Copy the slides of other folders, each into a folder of its own; what is large or broken is left out."""
     found: dict[str, Path] = {}
     for folder in folders:
         for slide in find_slides(folder, recursive=True):
@@ -240,6 +240,10 @@ def also(folders: Sequence[Path], into: Path) -> dict[str, Path]:
                 f.stat().st_size for part in parts for f in ([part] if part.is_file() else part.rglob("*"))
             )
             if size > _LARGEST_BYTES:
+                continue
+            try:
+                Slide(slide).close()
+            except SlideError:  # broken already
                 continue
             place = into / f"also-{len(found)}"
             place.mkdir(parents=True)
