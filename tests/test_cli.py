@@ -21,6 +21,7 @@ import tifffile
 import torch
 from held_predict import KEPT
 from rich.console import Console
+from seen_slides import load_results
 from typer.testing import CliRunner, Result
 
 from napari_lrmil import __version__, batch
@@ -322,7 +323,7 @@ def test_a_folder_fills_the_cache_that_the_window_reads(
         "slides": "2", "computed": "2", "cached": "0", "failed": "0", "unsure": "-", "strange": "-", "left": "0"
     }  # fmt: skip
     worklist, info = Worklist.open(folder), load_bundle(tiny_bundle).info
-    found = worklist.load_results(ResultCache(), info.weights_sha256, ResultKeys(info))
+    found = load_results(worklist, ResultCache(), info.weights_sha256, ResultKeys(info))
     assert [item.slide_id for item in found] == ["a", "b"]
     deeper = lrmil("predict", folder, "--bundle", tiny_bundle, "--recursive")
     assert counts(deeper) == counts(result) | {"slides": "3", "computed": "1", "cached": "2"}
