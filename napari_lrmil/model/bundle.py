@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from napari_lrmil.atomic import give_usual_mode, replacing_folder
-from napari_lrmil.errors import BundleError
+from napari_lrmil.errors import BundleError, refuse_pipe
 from napari_lrmil.model.card import render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import fetch_bundle, is_hub_name
@@ -192,6 +192,7 @@ def load_info(bundle_dir: str | Path) -> BundleInfo:
     root = resolve_bundle(bundle_dir)
     path = root / JSON_NAME
     try:
+        refuse_pipe(path)
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BundleError(f"{root} is not a model bundle: it has no {JSON_NAME}") from error
