@@ -15,7 +15,6 @@ import pytest
 from napari_lrmil.errors import LRMILError, TableError, WorklistError
 from napari_lrmil.export.geojson import read_annotations
 from napari_lrmil.export.result import read_prediction
-from napari_lrmil.model.bundle import load_info
 from napari_lrmil.table import read_table_file
 from napari_lrmil.worklist import Worklist
 from training.config import load_config
@@ -100,7 +99,6 @@ def test_a_named_pipe_is_refused_wherever_a_file_is_meant(tmp_path: Path) -> Non
         ),
         "s.h5": (read_features, LRMILError),
         "result.json": (read_prediction, LRMILError),
-        "bundle/bundle.json": (lambda path: load_info(path.parent), LRMILError),
         "judged/lrmil-review.jsonl": (lambda path: Worklist.open(path.parent), LRMILError),
     }
     (tmp_path / "judged").mkdir()
