@@ -462,7 +462,8 @@ def saved(number):
 """
 _DIRECTLY = """
 for number in range(start, 10**9):
-    worklist.set_verdict(path, "agree", "x" * (number % 7 * 700) + str(number))
+    worklist.note_verdict(path, "agree", "x" * (number % 7 * 700) + str(number))
+    worklist.reviews.write_waiting()
     saved(number)
 """
 """As scripts do: wait for each."""

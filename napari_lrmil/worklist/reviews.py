@@ -196,13 +196,6 @@ class ReviewFile:
         with self._memory:
             self._waiting.append(review)
 
-    def take_back(self, review: Review) -> None:
-        """Forget a review that still waits to be written."""
-        with self._memory:
-            if review in self._waiting:
-                self._n_refused -= self._waiting.index(review) < self._n_refused
-                self._waiting.remove(review)
-
     def write_waiting(self, *, last_chance: bool = False) -> None:
         """Write what was noted, in that order; when this returns it is on the disk.
 
