@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 
 import platformdirs
 
-from napari_lrmil.errors import WorklistError
+from napari_lrmil.errors import WorklistError, refuse_pipe
 from napari_lrmil.plain_json import parse_json
 from napari_lrmil.slide.files import from_home
 
@@ -277,6 +277,7 @@ class ReviewFile:
 def _read(path: Path, problems: list[str]) -> Iterator[Review]:
     """The lines of a file; those left out are named in `problems`."""
     try:
+        refuse_pipe(path)
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return
