@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
-import stat
 from pathlib import Path
 from typing import Any
+
+from napari_lrmil.errors import refuse_pipe
 
 MOST_BYTES = 2**31
 
@@ -19,24 +20,11 @@ def read_file(path: Path, *, most_bytes: int = MOST_BYTES) -> bytes:
     OSError
         Also where it is a pipe or a device, which never end, or is larger than `most_bytes`.
     """
-    n_bytes = check_is_file(path)
+    refuse_pipe(path)
+    n_bytes = path.stat().st_size
     if n_bytes > most_bytes:
         raise OSError(errno.EFBIG, f"it has {n_bytes:,} bytes", str(path))
     return path.read_bytes()
-
-
-def check_is_file(path: Path) -> int:
-    """Return the size of a file.
-
-    Raises
-    ------
-    OSError
-        Where it is absent, or a folder, pipe or device.
-    """
-    state = path.stat()
-    if not stat.S_ISREG(state.st_mode):
-        raise OSError(errno.EINVAL, "it is no file", str(path))
-    return state.st_size
 
 
 def parse_json(text: str | bytes) -> Any:  # whatever stands there: callers look at it

@@ -860,7 +860,7 @@ def test_a_verdict_is_never_written_through_a_link(tmp_path: Path, monkeypatch: 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes that have a name")
 def test_a_pipe_in_the_place_of_the_verdicts_is_told(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / reviews.REVIEW_NAME)
-    with pytest.raises(WorklistError, match=r"can't be read \(it is no file\)"):
+    with pytest.raises(WorklistError, match=r"can't be read \(it is a pipe or a device, not a file\)"):
         reviews.ReviewFile(tmp_path)
 
 

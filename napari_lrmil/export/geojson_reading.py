@@ -16,9 +16,9 @@ from typing import IO, NamedTuple
 
 import shapely
 
+from napari_lrmil.errors import refuse_pipe
 from napari_lrmil.export.annotation import Annotation, Kind, Ring, Vertex
 from napari_lrmil.export.errors import GeoJSONError
-from napari_lrmil.outside import check_is_file
 
 MAX_FILE_BYTES = 512 * 2**20
 _GEOMETRY_KINDS: dict[str, Kind] = {
@@ -60,7 +60,7 @@ def read_geojson(path: Path, max_bytes: int) -> object:
     GeoJSONError
     """
     try:
-        check_is_file(path)  # a pipe would never end
+        refuse_pipe(path)
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if name.lower().endswith((".geojson", ".json"))]

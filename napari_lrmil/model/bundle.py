@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from napari_lrmil.atomic import give_usual_mode, replacing_folder
-from napari_lrmil.errors import BundleError, EncoderError, is_one_line, shortened
+from napari_lrmil.errors import BundleError, EncoderError, is_one_line, refuse_pipe, shortened
 from napari_lrmil.model.calibration import OperatingPoint, VectorScaling
 from napari_lrmil.model.card import render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
@@ -27,7 +27,7 @@ from napari_lrmil.model.hub import fetch_bundle, is_hub_name
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
 from napari_lrmil.model.tensors import not_finite, read_tensors
 from napari_lrmil.model.trust import Trust, TrustInfo
-from napari_lrmil.outside import check_is_file, parse_json, read_file
+from napari_lrmil.outside import parse_json, read_file
 
 FORMAT_VERSION = 3
 """The newest that is read; the oldest that says everything of a bundle is written, see `_oldest_version`."""
@@ -344,7 +344,8 @@ def _weights(root: Path, info: BundleInfo, *, n_values: int) -> dict[str, Tensor
     # Double precision at most, and a header.
     largest = 8 * (n_values + n_of_trust) + 2**24
     try:
-        n_bytes = check_is_file(path)
+        refuse_pipe(path)
+        n_bytes = path.stat().st_size
         if n_bytes > largest:
             raise BundleError(
                 f"{path} has {n_bytes:,} bytes; the model that {JSON_NAME} describes takes {largest:,} at most"
