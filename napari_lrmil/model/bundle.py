@@ -27,8 +27,8 @@ from napari_lrmil.model.hub import fetch_bundle, is_hub_name
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
 from napari_lrmil.model.trust import Trust, TrustInfo
 
-FORMAT_VERSION = 2
-"""The newest that is read; 1, without `trust`, is still written where there is none."""
+FORMAT_VERSION = 3
+"""The newest that is read; the oldest that says everything of a bundle is written, see `_oldest_version`."""
 JSON_NAME, WEIGHTS_NAME, CARD_NAME = "bundle.json", "model.safetensors", "README.md"
 DEMO_BUNDLE = "demo"
 _DEMO_PATH = Path(__file__).resolve().parents[1] / "demo" / "bundle"
@@ -64,7 +64,7 @@ class BundleInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal["lrmil-bundle"] = "lrmil-bundle"
-    format_version: Literal[1, 2] = 1
+    format_version: Literal[1, 2, 3] = 1
     name: str = Field(min_length=1)
     description: str
     demonstration: bool = Field(description="true: shown as a demonstration, not for diagnosis")
@@ -88,6 +88,8 @@ class BundleInfo(BaseModel):
             raise ValueError("class names repeat")
         if self.trust is not None and self.format_version < 2:
             raise ValueError(f"'trust' in format version {self.format_version}; it came with 2")
+        if self.mil.projection and self.format_version < 3:
+            raise ValueError(f"'mil.projection' in format version {self.format_version}; it came with 3")
         return self
 
 
@@ -164,13 +166,13 @@ def save_bundle(
         save_file(halves, scratch / WEIGHTS_NAME)
         info = info.model_copy(
             update={
-                "format_version": 1 if trust is None else 2,
+                "format_version": _oldest_version(info.mil, trust),
                 "trust": None if trust is None else trust.info,
                 "weights_sha256": _sha256(scratch / WEIGHTS_NAME),
             }
         )
-        # Programs that know version 1 alone refuse keys that they don't know.
-        text = info.model_dump_json(indent=2, exclude={"trust"} if trust is None else None)
+        # Programs that know older versions alone refuse keys that they don't know.
+        text = info.model_dump_json(indent=2, exclude=_newer_keys(info))
         (scratch / JSON_NAME).write_text(text + "\n", encoding="utf-8")
         (scratch / CARD_NAME).write_text(render_card(json.loads(info.model_dump_json())), encoding="utf-8")
         give_usual_mode(scratch / WEIGHTS_NAME)
@@ -292,6 +294,22 @@ def _of_part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def _oldest_version(mil: MILSpec, trust: Trust | None) -> Literal[1, 2, 3]:
+    if mil.projection:
+        return 3
+    return 1 if trust is None else 2
+
+
+def _newer_keys(info: BundleInfo) -> dict[str, bool | dict[str, bool]]:
+    """Return the empty keys that came after the bundle's format version."""
+    newer: dict[str, bool | dict[str, bool]] = {}
+    if info.trust is None:
+        newer["trust"] = True
+    if info.format_version < 3:
+        newer["mil"] = {"projection": True}
+    return newer
 
 
 def _is_empty_dir(path: Path) -> bool:

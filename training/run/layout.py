@@ -9,7 +9,7 @@
     tensorboard/<folder>/<stage>/
     foldN/                   and shared/, of what serves all folds
         metrics/<stage>.csv  checkpoints/<stage>.safetensors
-        mil/<method>.safetensors  teacher_outputs.safetensors  student_encoder.safetensors
+        mil/<method>.safetensors  mil/<method>.json  teacher_outputs.safetensors  student_encoder.safetensors
         predictions/<method>.csv  test_attention/<method>.safetensors
         bundle/
 
@@ -48,6 +48,7 @@ from training.data.predictions import (
 from training.data.splits import KeptSplits, Split
 from training.files import load_tensors, save_tensors, write_json
 from training.stages.distill_slides import TeacherOutput
+from training.stages.heads import FittedHead, HeadFit
 
 Curve = dict[str, NDArray[np.float64]]
 """Column of a metrics file -> one value an epoch; "epoch" is one of them."""
@@ -125,9 +126,21 @@ class Folder:
         """Return the file of a method's MIL head."""
         return self.root / "mil" / f"{method}.safetensors"
 
-    def write_head(self, method: str, model: MILModel) -> None:
-        """Keep a method's MIL head."""
-        save_tensors(self.head(method), model.state_dict())
+    def head_fit(self, method: str) -> Path:
+        """Return the file of how well a method's head learned its own training slides."""
+        return self.root / "mil" / f"{method}.json"
+
+    def write_head(self, method: str, head: FittedHead) -> None:
+        """Keep a method's MIL head, and how well it fits."""
+        save_tensors(self.head(method), head.model.state_dict())
+        write_json(self.head_fit(method), head.fit.model_dump())
+
+    def read_head_fit(self, method: str) -> HeadFit | None:
+        """Return how well a method's head fits; None where that isn't known, as in runs of earlier versions."""
+        try:
+            return HeadFit.model_validate_json(self.head_fit(method).read_bytes())
+        except (OSError, ValidationError):
+            return None
 
     def read_head(self, method: str, spec: MILSpec) -> MILModel:
         """Return a method's MIL head, in eval mode."""

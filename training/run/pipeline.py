@@ -192,16 +192,18 @@ def train_teacher(context: Context, split: Split, steps: Steps, embed_dim: int) 
     """Train (step 2) the teacher's head on a fold's HR bags, and keep what it says of every training slide."""
     store = context.hr_store()
     train = context.bags(store, split.train, share=_TRAIN_SHARE)
-    model = fit_head(
+    head = fit_head(
         train,
         context.bags(store, split.val, share=_VAL_SHARE),
-        context.head_spec(embed_dim),
-        context.config.mil.recipe(context.config.run.seed),
+        context.config.mil,
         _head_session(context, split, TEACHER, steps.teacher(split).key),
+        embed_dim=embed_dim,
+        n_classes=len(context.class_names),
+        seed=context.config.run.seed,
     )
     folder = context.run_dir.fold(split.fold)
-    folder.write_head(TEACHER.key, model)
-    outputs = bag_outputs(model, train, context.device)
+    folder.write_head(TEACHER.key, head)
+    outputs = bag_outputs(head.model, train, context.device)
     folder.write_teacher_outputs(
         {
             row.slide_id: TeacherOutput(output.bag_logits, output.attention_logits, output.attention_scores)
@@ -275,16 +277,18 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
             ratio=context.geometry.ratio,
             device=context.device,
         )
-    model = fit_head(
+    fitted = fit_head(
         context.bags(store, split.train, share=_TRAIN_SHARE),
         context.bags(store, split.val, share=_VAL_SHARE),
-        context.head_spec(head.embedded.encoder.embed_dim),
-        config.mil.recipe(config.run.seed),
+        config.mil,
         _head_session(context, split, method, steps.head(split, method, store).key),
+        embed_dim=head.embedded.encoder.embed_dim,
+        n_classes=len(context.class_names),
+        seed=config.run.seed,
         ce_weight=config.stage2.l_ce if method.is_distilled else 1.0,
         extra_loss=extra_loss,
     )
-    folder.write_head(method.key, model)
+    folder.write_head(method.key, fitted)
 
 
 def _head_session(context: Context, split: Split, method: Method, key: str) -> Session:

@@ -152,7 +152,7 @@ class Steps:
         return Step(
             f"{folder.name}/teacher_mil",
             key,
-            (folder.head(TEACHER.key), folder.teacher_outputs),
+            (folder.head(TEACHER.key), folder.head_fit(TEACHER.key), folder.teacher_outputs),
             folder.checkpoint(TEACHER.key),
         )
 
@@ -221,7 +221,10 @@ class Steps:
         )
         folder = self._context.run_dir.fold(split.fold)
         return Step(
-            f"{folder.name}/{method.key}", key, (folder.head(method.key),), folder.checkpoint(method.key)
+            f"{folder.name}/{method.key}",
+            key,
+            (folder.head(method.key), folder.head_fit(method.key)),
+            folder.checkpoint(method.key),
         )
 
     # --- test slides
