@@ -73,10 +73,14 @@ def expected_calibration_error(labels: Labels, probabilities: Array, *, n_bins: 
 
 
 def slide_metrics(labels: Labels, probabilities: Array) -> dict[str, float]:
-    """Return all metrics of one method, by name."""
+    """Return all metrics of one model, by name."""
+    return {"auc": auc(labels, probabilities)} | call_metrics(labels, probabilities)
+
+
+def call_metrics(labels: Labels, probabilities: Array) -> dict[str, float]:
+    """Return the metrics that look at each slide by itself, so that slides of several models may stand together."""
     predicted = probabilities.argmax(axis=1)
     return {
-        "auc": auc(labels, probabilities),
         "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
         "accuracy": float(accuracy_score(labels, predicted)),
         "weighted_f1": float(f1_score(labels, predicted, average="weighted")),

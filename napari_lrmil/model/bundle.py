@@ -64,7 +64,7 @@ class BundleInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal["lrmil-bundle"] = "lrmil-bundle"
-    format_version: Literal[1, 2, 3] = 1
+    format_version: Literal[1, 2, 3] = 3
     name: str = Field(min_length=1)
     description: str
     demonstration: bool = Field(description="true: shown as a demonstration, not for diagnosis")

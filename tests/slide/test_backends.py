@@ -13,8 +13,10 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from slide_files import leave_out_tiles, smooth_pixels, write_pyramid
 
+from benchmarks.fuzz.slide_formats import write_mirax
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.backends import tiff_layout
@@ -259,10 +261,26 @@ def _upside_down(path: Path, pixels: NDArray[np.uint8]) -> None:
     tifffile.imwrite(path, pixels, photometric="rgb", extratags=[(274, 3, 1, 3, True)], **TILED)
 
 
+def _signed(path: Path, pixels: NDArray[np.uint8]) -> None:
+    tifffile.imwrite(path, pixels.view(np.int8), photometric="rgb", **TILED)
+
+
+def _grey_and_alpha(path: Path, pixels: NDArray[np.uint8]) -> None:
+    options = TILED | {"extrasamples": ["unassalpha"], "planarconfig": "contig"}
+    tifffile.imwrite(path, pixels[..., :2], photometric="minisblack", **options)
+
+
+def _lab(path: Path, pixels: NDArray[np.uint8]) -> None:
+    tifffile.imwrite(path, pixels, photometric="cielab", **TILED)
+
+
 @pytest.mark.parametrize("backend", ["auto", "tiff"])
 @pytest.mark.parametrize(
     ("write", "says"),
     [
+        (_signed, "3 sample.* of int8"),
+        (_grey_and_alpha, "2 sample.* of uint8"),
+        (_lab, "3 sample.* of uint8 .CIELAB"),
         (_sixteen_bits, "3 sample.* of uint16"),
         (_stack, "2 planes of uint8 .ZYXS"),
         (_colours_apart, "3 planes of uint8 .CYX"),
@@ -283,6 +301,100 @@ def test_openslide_is_no_back_door_for_what_is_no_slide(
     assert str(refusal.value).startswith("tiled.tiff ")
     assert "\n" not in str(refusal.value)
     assert ". " not in str(refusal.value)
+
+
+def test_an_image_of_several_planes_in_depth_is_refused(tmp_path: Path) -> None:
+    stack = np.stack([smooth_pixels(128, 96)] * 16)
+    options = TILED | {"tile": (16, 64, 64)}
+    tifffile.imwrite(tmp_path / "stack.tiff", stack, photometric="rgb", **options)
+    with pytest.raises(SlideError, match=r"^stack\.tiff holds 16 planes of uint8 in one image, but a slide"):
+        Slide(tmp_path / "stack.tiff")
+
+
+GREY = np.asarray(smooth_pixels(256, 192)[..., 0])
+PALETTE = np.stack([np.arange(256) * 256, np.arange(256)[::-1] * 256, np.full(256, 30_000)]).astype(np.uint16)
+
+
+@pytest.mark.parametrize("codec", ["deflate", "zstd"])
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize(
+    ("stored", "seen", "options"),
+    [
+        (GREY, np.repeat(GREY[..., None], 3, axis=2), {"photometric": "minisblack"}),
+        (GREY, 255 - np.repeat(GREY[..., None], 3, axis=2), {"photometric": "miniswhite"}),
+        (GREY, PALETTE[:, GREY].transpose(1, 2, 0) >> 8, {"photometric": "palette", "colormap": PALETTE}),
+        (
+            np.asarray(Image.fromarray(smooth_pixels(256, 192)).convert("CMYK")),
+            smooth_pixels(256, 192),
+            {"photometric": "separated"},
+        ),
+        (
+            np.asarray(Image.fromarray(smooth_pixels(256, 192)).convert("YCbCr")),
+            smooth_pixels(256, 192),
+            {"photometric": "ycbcr"},
+        ),
+        (smooth_pixels(256, 192).transpose(2, 0, 1), smooth_pixels(256, 192), {"planarconfig": "separate"}),
+        (
+            np.dstack([smooth_pixels(256, 192), np.full((192, 256), 255, np.uint8)]),
+            smooth_pixels(256, 192),
+            {"extrasamples": ["unassalpha"]},
+        ),
+        (
+            np.dstack([smooth_pixels(256, 192), np.zeros((192, 256), np.uint8)]),
+            np.full((192, 256, 3), 255),
+            {"extrasamples": ["unassalpha"]},
+        ),
+    ],
+    ids=["grey", "inverted", "palette", "cmyk", "ycbcr", "planar", "opaque", "clear"],
+)
+def test_colours_are_right_or_the_file_is_refused(
+    tmp_path: Path,
+    stored: NDArray[np.uint8],
+    seen: NDArray[np.generic],
+    options: dict[str, object],
+    tiled: bool,
+    codec: str,
+) -> None:
+    path = tmp_path / "colours.tiff"
+    written = {"photometric": "rgb", "metadata": None, "compression": codec} | options
+    tifffile.imwrite(path, np.ascontiguousarray(stored), tile=(64, 64) if tiled else None, **written)
+    if not tiled and (
+        (stored.ndim == 3 and stored.shape[-1] == 4) or options.get("photometric") in ("palette", "ycbcr")
+    ):
+        # OpenSlide alone reads these, and only where they are tiled.
+        with pytest.raises(SlideError, match="but a slide needs 8-bit RGB or grey"):
+            Slide(path)
+        return
+    with Slide(path) as slide:
+        shown = slide.read_region((0, 0), 0, (256, 192)).astype(int)
+    # Of YCbCr, 8 bits a sample are rounded twice.
+    assert np.abs(shown - seen).max() <= (3 if options.get("photometric") == "ycbcr" else 0)
+
+
+def test_of_several_images_the_largest_is_shown_and_the_others_are_said(tmp_path: Path) -> None:
+    """OpenSlide takes the first one for the slide, and says nothing of the others."""
+    pixels = smooth_pixels(256, 192)
+    macro, options = np.ascontiguousarray(pixels[:50, :60]), {"photometric": "rgb", **TILED}
+
+    def write(path: Path, images: list[NDArray[np.uint8]]) -> Path:
+        with tifffile.TiffWriter(path) as tif:
+            for image in images:
+                mpp = 0.5 if image is pixels else 8.0
+                tif.write(image, resolution=(1e4 / mpp, 1e4 / mpp), resolutionunit=3, **options)
+                if image is pixels:
+                    tif.write(np.ascontiguousarray(image[::2, ::2]), subfiletype=1, **options)
+        return path
+
+    with Slide(write(tmp_path / "first.tiff", [pixels, macro])) as slide:
+        assert slide.level_dimensions_xy == ((256, 192), (128, 96))
+        assert slide.shown_image == "1 of 2, the largest (256 x 192 px); not shown: 60 x 50 px"
+    with Slide(write(tmp_path / "second.tiff", [macro, pixels])) as slide:
+        assert slide.level_dimensions_xy == ((256, 192), (128, 96))
+        assert slide.mpp_xy == (0.5, 0.5)
+        assert slide.shown_image == "2 of 2, the largest (256 x 192 px); not shown: 60 x 50 px"
+        np.testing.assert_array_equal(slide.read_region((0, 0), 0, (256, 192)), pixels)
+    with Slide(write(tmp_path / "alone.tiff", [pixels])) as slide:
+        assert not slide.shown_image
 
 
 def test_a_pyramid_that_openslide_does_not_see_is_compared_where_it_does(
@@ -326,3 +438,11 @@ def test_directories_that_lead_in_a_circle_are_refused(tmp_path: Path, bigtiff: 
         SlideError, match=r"^circle\.tiff is damaged: its directories lead back to an earlier one"
     ):
         Slide(path, backend=backend)
+
+
+def test_a_mirax_slide_whose_own_file_is_a_jpeg_is_the_slide(tmp_path: Path) -> None:
+    path = write_mirax(tmp_path)
+    assert path.read_bytes().startswith(b"\xff\xd8\xff")
+    with Slide(path) as slide:
+        assert slide.metadata["vendor"] == "mirax"
+        assert slide.level_dimensions_xy[0] == (768, 512)

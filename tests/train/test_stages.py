@@ -210,8 +210,9 @@ def test_stage2_adds_the_teachers_words_with_their_weights(
     monkeypatch.setattr(pipeline, "fit_head", looking)
     student = Embedded(context.teacher_encoder(), steps.student_store(steps.stage1_plan(split)))
     with pytest.raises(Stop):
-        pipeline.train_head(context, Head(split, OURS, student), steps)
+        pipeline.train_head(context, Head(split, OURS, student, 5, 5), steps)
     assert seen["embed_dim"] == 24
+    assert seen["seed"] == 5
     assert seen["ce_weight"] == 0.7
     assert [bag.name for bag in seen["train"]] == [row.slide_id for row in split.train]
     assert [bag.name for bag in seen["val"]] == [row.slide_id for row in split.val]
@@ -264,7 +265,7 @@ def test_without_distillation_the_head_sees_labels_alone(
         raise Stop
 
     monkeypatch.setattr(pipeline, "fit_head", looking)
-    head = Head(split, BY_KEY["lr_scratch"], Embedded(context.teacher_encoder(), store))
+    head = Head(split, BY_KEY["lr_scratch"], Embedded(context.teacher_encoder(), store), 5)
     with pytest.raises(Stop):
         pipeline.train_head(context, head, steps)
     assert seen["extra_loss"] is None

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from training.data.predictions import Predictions
-from training.methods import OURS, SHORTCUT_KEYS, method_name
+from training.methods import BY_KEY, OURS, SHORTCUT_KEYS, method_name
 from training.metrics import Interval, slide_metrics
 from training.report.data import FoldData, RunData
 from training.report.plots import Series
@@ -104,7 +104,7 @@ def comparison(data: RunData) -> list[MethodRow]:
         rows.append(
             MethodRow(
                 method=method,
-                name=method_name(method),
+                name=method_name(method) + (", transductive" if _is_transductive(data, method) else ""),
                 ours=method == OURS.key,
                 shortcut=method in SHORTCUT_KEYS,
                 series=series[method],
@@ -115,6 +115,10 @@ def comparison(data: RunData) -> list[MethodRow]:
             )
         )
     return rows
+
+
+def _is_transductive(data: RunData, method: str) -> bool:
+    return data.is_transductive and method in BY_KEY and BY_KEY[method].is_of_student
 
 
 def largest_difference(rows: list[MethodRow]) -> float:

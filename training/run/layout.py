@@ -7,11 +7,12 @@
     tile_index/<slide>.json  shortcuts/<slide>.json
     embeddings.zarr/         unless run.embeddings is elsewhere
     tensorboard/<folder>/<stage>/
-    foldN/                   and shared/, of what serves all folds
+    foldN/                   of the first seed; and shared/, of what serves all folds
         metrics/<stage>.csv  checkpoints/<stage>.safetensors
         mil/<method>.safetensors  mil/<method>.json  teacher_outputs.safetensors  student_encoder.safetensors
         predictions/<method>.csv  test_attention/<method>.safetensors
         bundle/
+        seedS/               the same of heads of another seed, encoderS/ and encoderS/seedS/ of encoders of another seed
 
 Steps meet only through files here.
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class RunDirError(ConfigError):
 
 @dataclass(frozen=True)
 class Folder:
-    """``foldN``, or ``shared`` for what serves all folds."""
+    """``foldN``, or ``shared`` for what serves all folds; and their parts of other seeds, as ``fold0/encoder1/seed3``."""
 
     run_root: Path
     name: str
@@ -75,7 +76,7 @@ class Folder:
     @property
     def number(self) -> int:
         """Of a fold."""
-        return int(self.name.removeprefix("fold"))
+        return int(self.name.partition("/")[0].removeprefix("fold"))
 
     # --- training
 
@@ -456,10 +457,19 @@ class RunDir:
         """Say that all files of `step` are written."""
         write_text(self.marker(step), key)
 
-    def keep_only(self, folders: Sequence[str], methods: Sequence[str]) -> None:
-        """Remove what earlier configs left of other folds' or methods' test slides: it would pass for this run's."""
-        for path in (*self.root.glob("fold*/predictions/*.csv"), *self.root.glob("fold*/test_attention/*")):
-            if path.parents[1].name not in folders or path.stem not in methods:
+    def keep_only(self, made: Collection[tuple[str, str]]) -> None:
+        """Remove what earlier configs left of test slides: it would pass for this run's.
+
+        Parameters
+        ----------
+        made : collection of (folder, method)
+            What is this run's.
+        """
+        for path in (
+            *self.root.glob("fold*/**/predictions/*.csv"),
+            *self.root.glob("fold*/**/test_attention/*"),
+        ):
+            if (path.parents[1].relative_to(self.root).as_posix(), path.stem) not in made:
                 path.unlink()
 
 

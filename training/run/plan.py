@@ -79,7 +79,7 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     config = context.config
     teacher = context.teacher_encoder()
     check_tokens(context, teacher)
-    student = context.new_student(teacher).eval()
+    student = context.new_student(teacher, context.encoder_seeds[0]).eval()
     labelled = context.labelled
     rate = _tiles_per_second(context, teacher)
     student_rate = rate if config.student.spec is None else _tiles_per_second(context, student)
@@ -89,30 +89,49 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
         _embedding(context, "embed LR, undistilled", labelled, lr_teacher, teacher, rate, hr=False),
     ]
     seconds_a_bag = _head_seconds(context, teacher.embed_dim, hr=True)
-    planned += [_head(context, split, steps.teacher(split), seconds_a_bag) for split in splits]
+    seeds, encoder_seeds = context.head_seeds, context.encoder_seeds
+    planned += [
+        _head(context, split, steps.teacher(split, seed), seconds_a_bag) for split in splits for seed in seeds
+    ]
     seconds_a_bag = _head_seconds(context, student.embed_dim, hr=False)
-    todo = [split for split in splits if not is_done(context.run_dir, steps.stage1(steps.stage1_plan(split)))]
+    plans = {(split.fold, seed): steps.stage1_plan(split, seed) for split in splits for seed in encoder_seeds}
+    todo = [one for one in plans.values() if not is_done(context.run_dir, steps.stage1(one))]
     seconds_a_pair = _pair_seconds(context, teacher, student) if todo else 0.0
     folders: set[str] = set()
     for split in splits:
-        stage1 = steps.stage1_plan(split)
-        trained = is_done(context.run_dir, steps.stage1(stage1))
-        if stage1.folder not in folders:
-            folders.add(stage1.folder)
-            planned.append(_stage1(context, stage1, steps.stage1(stage1), 0.0 if trained else seconds_a_pair))
-        lr_student = steps.student_store(stage1) if trained else None
-        if lr_student is not None or not steps.shares_encoder or split is splits[0]:
-            name = f"embed LR, fold {split.fold}"
-            planned.append(
-                _embedding(context, name, split.labelled, lr_student, student, student_rate, hr=False)
-            )
-        stores = {Embedding("teacher", "lr"): lr_teacher, Embedding("student", "lr"): lr_student}
         for method in trained_methods(context):
-            if method.embedding in stores:
-                store = stores[method.embedding]
-                # f' isn't trained yet: neither is its head, whatever lies there.
-                step = steps.head(split, method, store or context.lr_store(""))
-                planned.append(_head(context, split, step, seconds_a_bag))
+            if method.embedding == Embedding("teacher", "lr"):
+                planned += [
+                    _head(context, split, steps.head(split, method, lr_teacher, seed=seed), seconds_a_bag)
+                    for seed in seeds
+                ]
+        for encoder_seed in encoder_seeds:
+            stage1 = plans[split.fold, encoder_seed]
+            trained = is_done(context.run_dir, steps.stage1(stage1))
+            if stage1.folder not in folders:
+                folders.add(stage1.folder)
+                planned.append(
+                    _stage1(context, stage1, steps.stage1(stage1), 0.0 if trained else seconds_a_pair)
+                )
+            lr_student = steps.student_store(stage1) if trained else None
+            if lr_student is not None or not steps.shares_encoder or split is splits[0]:
+                name = f"embed LR, fold {split.fold}"
+                planned.append(
+                    _embedding(context, name, split.labelled, lr_student, student, student_rate, hr=False)
+                )
+            # Where f' isn't trained yet, neither is its head, whatever lies there.
+            store = lr_student or context.lr_store("")
+            planned += [
+                _head(
+                    context,
+                    split,
+                    steps.head(split, method, store, seed=seed, encoder_seed=encoder_seed),
+                    seconds_a_bag,
+                )
+                for method in trained_methods(context)
+                if method.is_of_student
+                for seed in seeds
+            ]
     random = [method for method in trained_methods(context) if method.embedding == Embedding("random", "lr")]
     for method in random:
         _, random_store = context.random_lr_encoder()
@@ -121,7 +140,9 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
         )
         seconds_a_bag = _head_seconds(context, teacher.embed_dim, hr=False)
         planned += [
-            _head(context, split, steps.head(split, method, random_store), seconds_a_bag) for split in splits
+            _head(context, split, steps.head(split, method, random_store, seed=seed), seconds_a_bag)
+            for split in splits
+            for seed in seeds
         ]
     return planned
 

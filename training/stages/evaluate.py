@@ -15,15 +15,16 @@ from napari_lrmil.model.mil import MILModel
 from training.data.bags import Bags
 from training.data.predictions import Predictions, SlideAttention
 from training.data.table import SlideRow
+from training.intervals import FoldScores, Resampled, class_aucs, resample_aucs, within_fold_auc
 from training.methods import METHOD_KEYS, OURS, SHORTCUT_KEYS, MethodKey, ShortcutKey
-from training.metrics import auc, bootstrap_over_patients, fit_temperature, slide_metrics
+from training.metrics import call_metrics, fit_temperature
 from training.section import Section
 from training.stages.heads import bag_logits, bag_outputs
 from training.stages.shortcuts import ShortcutFeatures, shortcut_predictions
 
 Numbers: TypeAlias = list[float | None]
 """Value, low end and high end of a 95 % interval; the ends None where most resamples lack a class."""
-MethodResult: TypeAlias = dict[str, "float | int | Numbers"]
+MethodResult: TypeAlias = dict[str, "float | int | Numbers | list[list[float]] | dict[str, float]"]
 """Name of a metric -> its value, as ``results.json`` holds it."""
 
 
@@ -37,7 +38,9 @@ class EvaluateSection(Section):
         default=SHORTCUT_KEYS,
         description="baselines that no pathology needs: what they reach is not the method's merit",
     )
-    bootstrap: int = Field(default=2000, ge=100, description="resamples of patients for the 95 % intervals")
+    bootstrap: int = Field(
+        default=2000, ge=100, description="resamples of patients and trainings for the 95 % intervals"
+    )
 
 
 def predict_test(
@@ -107,50 +110,90 @@ def predict_shortcut(
     return _table(test, class_names, probabilities, 1.0)
 
 
+def fold_scores(trainings: Sequence[Predictions], n_heads: int) -> FoldScores:
+    """Return what the trainings of a method say of one fold.
+
+    Parameters
+    ----------
+    trainings : sequence of Predictions
+        Of the same slides, encoder by encoder, and of each head by head.
+    n_heads : int
+        Heads on an encoder.
+    """
+    first = trainings[0]
+    if any(one.slide_ids != first.slide_ids for one in trainings):
+        raise ValueError("trainings of one fold were tested on different slides")
+    probabilities = np.stack([one.probabilities for one in trainings])
+    return FoldScores(
+        first.labels, first.patients, probabilities.reshape(-1, n_heads, *probabilities.shape[1:])
+    )
+
+
 def compare_methods(
-    pooled: Mapping[str, Predictions], *, n_resamples: int, seed: int
+    tested: Mapping[str, Sequence[FoldScores]],
+    class_names: tuple[str, ...],
+    *,
+    n_resamples: int,
+    seed: int,
+    shares_encoder: bool = False,
 ) -> dict[str, MethodResult]:
     """Return metrics and intervals of every method.
 
     Parameters
     ----------
-    pooled : mapping
-        Method -> its predictions over all folds.
+    tested : mapping
+        Method -> what its trainings say of the test slides of each fold.
+    class_names : tuple of str
     n_resamples : int
-        Of patients, for the 95 % intervals.
+        Of patients and trainings, for the 95 % intervals.
     seed : int
+    shares_encoder : bool
+        Whether one f' serves all folds.
 
     Returns
     -------
     dict
-        Method -> metrics, with "auc_interval", "n_test" and, for all but LRMIL, "lrmil_minus_this" (paired).
+        Method -> metrics, as docs/exports.md describes them.
     """
+    resampled = resample_aucs(tested, n_resamples=n_resamples, seed=seed, shares_encoder=shares_encoder)
     results: dict[str, MethodResult] = {}
-    for method, one in pooled.items():
+    for method, folds in tested.items():
+        n_encoders, n_heads = folds[0].probabilities.shape[:2]
+        by_training = [[_one_training(folds, e, h) for h in range(n_heads)] for e in range(n_encoders)]
         results[method] = {
-            **slide_metrics(one.labels, one.probabilities),
-            "auc_interval": _interval(one, None, n_resamples, seed),
-            "n_test": len(one.labels),
+            "auc": resampled[method].value,
+            **_mean_calls(folds),
+            "auc_interval": _interval(resampled[method]),
+            "auc_by_class": dict(zip(class_names, class_aucs(folds).tolist(), strict=True)),
+            "auc_by_training": [list(map(within_fold_auc, row)) for row in by_training],
+            "n_test": sum(len(fold.labels) for fold in folds),
         }
         if method != OURS.key:
-            results[method]["lrmil_minus_this"] = _interval(pooled[OURS.key], one, n_resamples, seed)
+            results[method]["lrmil_minus_this"] = _interval(resampled[OURS.key].minus(resampled[method]))
     return results
 
 
-def _interval(one: Predictions, other: Predictions | None, n_resamples: int, seed: int) -> Numbers:
-    """Return the AUC of one, or its difference to another; without ends where most resamples lack a class."""
+def _one_training(folds: Sequence[FoldScores], encoder: int, head: int) -> list[FoldScores]:
+    return [
+        fold._replace(probabilities=fold.probabilities[encoder : encoder + 1, head : head + 1])
+        for fold in folds
+    ]
 
-    def metric(drawn: NDArray[np.int64]) -> float:
-        value = auc(one.labels[drawn], one.probabilities[drawn])
-        if other is not None:
-            value -= auc(other.labels[drawn], other.probabilities[drawn])
-        return value
 
-    rng = np.random.default_rng(seed)
+def _mean_calls(folds: Sequence[FoldScores]) -> dict[str, float]:
+    """Return the metrics of calls and probabilities over the slides of all folds, as their mean over trainings."""
+    labels = np.concatenate([fold.labels for fold in folds])
+    probabilities = np.concatenate([fold.probabilities for fold in folds], axis=2)
+    each = [call_metrics(labels, one) for of_encoder in probabilities for one in of_encoder]
+    return {name: float(np.mean([metrics[name] for metrics in each])) for name in each[0]}
+
+
+def _interval(resampled: Resampled) -> Numbers:
+    """Return a number with its interval; without ends where most resamples lack a class."""
     try:
-        return list(bootstrap_over_patients(metric, list(one.patients), n_resamples=n_resamples, rng=rng))
+        return list(resampled.interval())
     except ValueError:
-        return [metric(np.arange(len(one.patients))), None, None]
+        return [resampled.value, None, None]
 
 
 def _table(

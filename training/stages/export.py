@@ -44,6 +44,7 @@ def export_bundle(
     temperature: float,
     config_sha256: str,
     metrics: dict[str, float],
+    note: str = "",
 ) -> None:
     """Write the student of one fold, with where it comes from and how far to trust it.
 
@@ -65,6 +66,8 @@ def export_bundle(
         Of the run's config.
     metrics : dict
         Of the fold's test slides.
+    note : str
+        What else must be known of the training, for the card.
     """
     info = BundleInfo(
         name=section.name,
@@ -89,7 +92,7 @@ def export_bundle(
             commit=code_commit(),
             versions={"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
             metrics=metrics,
-            training_data=section.training_data,
+            training_data=" ".join(filter(None, (section.training_data, note))),
         ),
         weights_sha256="",
     )

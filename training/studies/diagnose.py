@@ -88,7 +88,7 @@ def head_aucs(
     context: Context, split: Split, method: Method, store: EmbeddingStore, embed_dim: int
 ) -> list[float]:
     """Return a head's AUC on train, validation and test slides."""
-    model = load_head(context, split, method, embed_dim)
+    model = load_head(context, context.run_dir.fold(split.fold), method, embed_dim)
     found = []
     for rows in (split.train, split.val, split.test):
         bags = context.bags(store, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import check_request, file_key
 from napari_lrmil.slide.damage import Place, damage_of, hatch
-from napari_lrmil.slide.files import pixel_files
+from napari_lrmil.slide.files import Chunk, pixel_files
 from napari_lrmil.slide.pixel_size import DICOM, TIFF_TAG, Evidence, ome_evidence, tag_evidence
 
 CACHE_BYTES = 128 * 2**20
@@ -43,6 +44,7 @@ class OpenSlideBackend:
     """
 
     name = "openslide"
+    chunks: tuple[Chunk, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -52,6 +54,11 @@ class OpenSlideBackend:
         self.reason = "OpenSlide's format"
         properties = self._handle.properties
         self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        paths = properties.get("dicom.NumberOfOpticalPaths", "1")
+        if paths != "1":
+            raise SlideError(
+                f"{path.name} holds {paths} optical paths (channels), but a slide needs one RGB image"
+            )
         self._series_uid: str | None = properties.get("dicom.SeriesInstanceUID")
         self.level_dimensions_xy: tuple[tuple[int, int], ...] = self._handle.level_dimensions
         self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
@@ -69,8 +76,8 @@ class OpenSlideBackend:
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise SlideError(f"{path.name} is not a slide that OpenSlide can read") from error
         except (openslide.OpenSlideError, OSError) as error:
-            # OpenSlide repeats the whole path, which belongs in no message.
-            why = str(error).replace(str(path), path.name)
+            # OpenSlide repeats whole paths, also of files beside it, which belong in no message.
+            why = str(error).replace(f"{path.parent}{os.sep}", "")
             raise SlideError(f"{path.name} is not a slide that OpenSlide can read ({why})") from error
         handle.set_cache(_shared_openslide_cache())
         return handle

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import Backend
-from napari_lrmil.slide.files import DEEPZOOM_SUFFIX, dicom_files_in, is_zarr, is_zipped_zarr
+from napari_lrmil.slide.files import DEEPZOOM_SUFFIX, SLIDE_SUFFIXES, dicom_files_in, is_zarr, is_zipped_zarr
 
 if TYPE_CHECKING:
     from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
@@ -63,7 +63,9 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     magic = _magic(path)
     if is_zipped_zarr(path) and magic.startswith(_ZIP_MAGIC):
         raise SlideError(f"{path.name} is a zipped OME-Zarr: unpack it and open the folder in it")
-    if backend == "image" or (backend == "auto" and magic.startswith(_IMAGE_MAGICS)):
+    # A MIRAX slide's own file is a small JPEG of it.
+    is_image = magic.startswith(_IMAGE_MAGICS) and path.suffix.lower() not in SLIDE_SUFFIXES
+    if backend == "image" or (backend == "auto" and is_image):
         from napari_lrmil.slide.backends.image_backend import ImageBackend
 
         return ImageBackend(path)
@@ -151,19 +153,20 @@ def _open_tiff(path: Path, *, wanted: bool) -> Backend:
         return reference
     try:
         layout = read_layout(path)
-        if (
-            layout.is_ome
-            and layout.refusal
-            and layout.largest_xy not in (None, *reference.level_dimensions_xy)
-        ):
+        # What isn't from a scanner: OpenSlide takes the first image for the slide, which may be the macro.
+        several = layout.is_ome or reference.vendor == "generic-tiff"
+        if several and layout.refusal and layout.largest_xy not in (None, *reference.level_dimensions_xy):
             raise UnfitImageError(str(layout.refusal))  # OpenSlide would show another image of the file
         if layout.refusal and isinstance(layout.refusal, UnfitImageError):
             raise layout.refusal
-        if layout.is_ome and layout.levels:
-            # OpenSlide takes the first image for the slide, which may be the macro, and no level in a SubIFD.
+        if several and layout.levels:
+            # Of OME-TIFF, it sees no level in a SubIFD.
             same = layout.levels[0].size_xy == reference.level_dimensions_xy[0]
-            if not same or len(layout.levels) > len(reference.level_dimensions_xy):
-                direct = TiffBackend(path, layout, reason="OpenSlide doesn't see its pyramid")
+            if not same or (layout.is_ome and len(layout.levels) > len(reference.level_dimensions_xy)):
+                reason = (
+                    "OpenSlide doesn't see its pyramid" if same else "OpenSlide shows a smaller image of it"
+                )
+                direct = TiffBackend(path, layout, reason=reason)
                 try:
                     if same:
                         direct.compare_with(reference)

@@ -15,21 +15,12 @@ import zarr.errors
 from numpy.typing import NDArray
 
 from napari_lrmil.errors import SlideError, reason_of
-from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of
-from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.slide.damage import damage_of, hatch
-from napari_lrmil.slide.files import is_inside, pixel_files, zarr_chunks, zarr_images, zarr_metadata
+from napari_lrmil.slide.backends.base import DamagedTileError, check_request, downsamples_of, read_stored
+from napari_lrmil.slide.damage import damage_of
+from napari_lrmil.slide.files import is_inside, pixel_files, stored_chunks, zarr_images, zarr_metadata
 from napari_lrmil.slide.geometry import l0_to_level
-from napari_lrmil.slide.pixel_size import OME_ZARR, Evidence
+from napari_lrmil.slide.pixel_size import OME_ZARR, Evidence, unit_um
 
-_UNIT_UM = {
-    "angstrom": 1e-4,
-    "nanometer": 1e-3,
-    "micrometer": 1.0,
-    "millimeter": 1e3,
-    "centimeter": 1e4,
-    "meter": 1e6,
-}
 _MAX_CHUNK_PIXELS = 2**26
 _MAX_LISTED = 4
 _BLANK = 2.0
@@ -59,7 +50,7 @@ class _LevelArray(Protocol):
 
 
 class ZarrBackend:
-    """The first multiscale image of a folder, chunk by chunk through the shared cache of decoded tiles.
+    """The first multiscale image of a folder, chunk by chunk through the shared cache of decoded tiles; more are said.
 
     A container as bioformats2raw writes it, with the image in a group of its own, is read as that image where it is the
     only one.
@@ -80,7 +71,7 @@ class ZarrBackend:
                 )
             inner = "".join(f"{name}/" for name in images)
             described = group[inner[:-1]] if inner else group
-            image = _multiscale_of(described.attrs.asdict(), path.name)
+            image, shown_image = _multiscale_of(described.attrs.asdict(), path.name)
             self._axes = [
                 str(axis["name"]) if isinstance(axis, Mapping) else str(axis)
                 for axis in image.get("axes", "tczyx")
@@ -96,6 +87,7 @@ class ZarrBackend:
             raise SlideError(f"{path.name} is not an OME-Zarr image that can be read ({error})") from error
         self._arrays = [self._checked(array) for array in arrays]
         self._chunks = _ChunkFiles(path)
+        self.chunks = self._chunks.found
         # Of all files: a chunk that comes later makes another slide.
         self._key = (str(path.resolve()), self._chunks.state)
         self.damage = damage_of(self._key)
@@ -110,7 +102,7 @@ class ZarrBackend:
         self.level_downsamples = downsamples_of(self.level_dimensions_xy)
         mpp_xy = self._mpp(image)
         self.evidence: tuple[Evidence, ...] = () if mpp_xy is None else (Evidence(OME_ZARR, mpp_xy),)
-        self.shown_image = ""
+        self.shown_image = shown_image
         self.bounds_l0_xywh = (0, 0, *self.level_dimensions_xy[0])
         self.objective_power: float | None = None
         self.associated_images: tuple[str, ...] = ()
@@ -155,8 +147,8 @@ class ZarrBackend:
         for name in "xy":
             number = self._axes.index(name)
             axis = image["axes"][number] if "axes" in image else None
-            unit = _UNIT_UM.get(axis.get("unit", "")) if isinstance(axis, Mapping) else None
-            if unit is None or not 0 < scales[number] < float("inf"):
+            unit = unit_um(axis.get("unit")) if isinstance(axis, Mapping) else None
+            if unit is None or not scales[number]:
                 return None
             mpp.append(scales[number] * unit)
         return (mpp[0], mpp[1])
@@ -172,25 +164,19 @@ class ZarrBackend:
         check_request(level, len(self._arrays), size_xy)
         array, scale = self._arrays[level], self.level_downsamples[level]
         tile_x, tile_y = (int(array.chunks[self._axes.index(axis)]) for axis in "xy")
-        cache = shared_cache()
 
-        def tile(col: int, row: int, whole: bool) -> NDArray[np.uint8]:
+        def decode(col: int, row: int) -> NDArray[np.uint8]:
+            if self._is_missing(level, col, row):
+                raise DamagedTileError("a chunk is missing")
             cols, rows = slice(col * tile_x, (col + 1) * tile_x), slice(row * tile_y, (row + 1) * tile_y)
-            try:
-                if self._is_missing(level, col, row):
-                    raise _DamagedChunkError("a chunk is missing")
-                return cache.get(
-                    (self._key, level, col, row),
-                    lambda: self._decode(array, cols, rows),
-                    keep=keep_tiles or not whole,
-                )
-            except _DamagedChunkError as error:
-                place = (col * tile_x, row * tile_y, tile_x, tile_y)
-                self.damage.add((level, *place), error)
-                return hatch(*place)
+            return self._decode(array, cols, rows)
 
-        return assemble(
-            tile,
+        return read_stored(
+            decode,
+            file=self._key,
+            level=level,
+            damage=self.damage,
+            keep_tiles=keep_tiles,
             tile_xy=(tile_x, tile_y),
             level_size_xy=self.level_dimensions_xy[level],
             corner_xy=(l0_to_level(location_l0_xy[0], scale), l0_to_level(location_l0_xy[1], scale)),
@@ -252,7 +238,7 @@ class ZarrBackend:
         except OSError as error:  # the file can't be read, which says nothing of the chunk
             raise SlideError(f"{self._path.name} can't be read ({reason_of(error)})") from error
         except _ZARR_ERRORS as error:
-            raise _DamagedChunkError(str(error)) from error
+            raise DamagedTileError(str(error)) from error
         kept = [axis for axis in self._axes if axis in where]
         if "c" not in kept:
             pixels, kept = pixels[..., None], [*kept, "c"]
@@ -273,21 +259,17 @@ class _ChunkFiles:
 
     def __init__(self, folder: Path) -> None:
         try:
-            found = zarr_chunks(folder)
+            self.found = tuple(stored_chunks(folder))
             metadata = [
                 (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in zarr_metadata(folder)
             ]
         except OSError as error:
             raise SlideError(f"{folder.name} can't be read ({reason_of(error)})") from error
-        self.names = frozenset(chunk.name for chunk in found)
-        newest_ns = max((chunk.mtime_ns for chunk in found), default=0)
+        self.names = frozenset(chunk.name for chunk in self.found)
+        newest_ns = max((chunk.mtime_ns for chunk in self.found), default=0)
         self.young = 0 <= time.time_ns() - newest_ns < _YOUNG_NS
         """Whether one was written a moment ago."""
-        self.state = hash((self.young, *metadata, *found))
-
-
-class _DamagedChunkError(Exception):
-    """A chunk that can't be decoded. Raised through the cache, which keeps no error."""
+        self.state = hash((self.young, *metadata, self.found))
 
 
 def _listed(path: Path, names: Sequence[str]) -> str:
@@ -297,9 +279,13 @@ def _listed(path: Path, names: Sequence[str]) -> str:
     )
 
 
-def _multiscale_of(attributes: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _multiscale_of(attributes: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], str]:
+    """The first image of a group, which is the one meant where nothing else is said, and which of several that is."""
     ome = attributes.get("ome", attributes)
     images = ome.get("multiscales") if isinstance(ome, Mapping) else None
     if not isinstance(images, Sequence) or not images:
         raise SlideError(f"{name} is a zarr group without OME-Zarr multiscales")
-    return cast(Mapping[str, Any], images[0])
+    first = cast(Mapping[str, Any], images[0])
+    if len(images) == 1:
+        return first, ""
+    return first, f"1 of {len(images)}, the first; the others are not shown"

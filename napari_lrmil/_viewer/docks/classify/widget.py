@@ -26,6 +26,7 @@ from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
+from napari_lrmil.slide.probe import start_helper
 
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300
@@ -61,6 +62,7 @@ class ClassifyWidget(Dock):
         bundle = settings.default_bundle
         if bundle and (bundle != DEMO_BUNDLE or DEMO_BUNDLE_DIR.exists()):
             self.controller.load_bundle(bundle)
+        start_helper()  # before somebody opens the first slide
 
     def show_panel(self, panel: ClassifyPanel) -> None:
         """Show a panel."""
