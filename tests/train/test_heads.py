@@ -20,14 +20,17 @@ from training.data.bags import Bags
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles
+from training.intervals import FoldScores
 from training.loop import FitResult, Recipe, Session, Task, fit
 from training.metrics import auc
 from training.progress import Reporter
 from training.report.stats import best_epoch
-from training.run.layout import RunDir
+from training.run.layout import RunDir, RunDirError
 from training.runtime import Runtime
 from training.stages.distill_slides import SlideDistillation, Stage2Section, TeacherOutput
+from training.stages.evaluate import compare_methods, is_unfitted, unfitted_trainings
 from training.stages.heads import (
+    Fit,
     FittedHead,
     MILSection,
     bag_logits,
@@ -185,13 +188,31 @@ def test_a_start_that_fits_goes_before_one_that_validates_better_but_does_not(tm
 def test_what_is_kept_of_a_head_is_read_again(tmp_path: Path) -> None:
     head = trained(tmp_path)
     folder = RunDir(tmp_path / "run").fold(0)
-    assert folder.read_head_fit("lrmil") is None
+    with pytest.raises(RunDirError, match=r"fits/lrmil\.json can't be read"):
+        folder.read_fit("lrmil")
     folder.write_head("lrmil", head)
-    assert folder.read_head_fit("lrmil") == head.fit
+    assert folder.read_fit("lrmil") == Fit(train_auc=head.fit.train_auc, fitted=True)
     spec = MILSection(hidden_dim=8, projection=(8,)).spec(DIM, 2)
     bags = bags_of(tmp_path, [0, 1] * 5, 1)
     again = bag_logits(folder.read_head("lrmil", spec), bags, CPU)
     np.testing.assert_array_equal(again, bag_logits(head.model, bags, CPU))
+
+
+def test_the_table_says_how_well_heads_fit_and_marks_those_that_do_not(tmp_path: Path) -> None:
+    labels = np.array([0, 1, 0, 1])
+    scores = np.array([0.2, 0.9, 0.4, 0.6])
+    fold = FoldScores(labels, ("a", "b", "c", "d"), np.stack([1 - scores, scores], axis=1)[None, None])
+    fits = {
+        "lrmil": [Fit(train_auc=1.0, fitted=True), Fit(train_auc=0.96, fitted=True)],
+        "lr_scratch": [Fit(train_auc=0.5, fitted=False), Fit(train_auc=None, fitted=False)],
+        "rgb": [Fit(train_auc=0.6, fitted=False)] * 2,
+    }
+    results = compare_methods({key: [fold, fold] for key in fits}, fits, ("a", "b"), n_resamples=100, seed=0)
+    assert [results[method]["train_auc"] for method in fits] == [pytest.approx(0.98), 0.5, 0.6]
+    assert [results[method]["n_unfitted"] for method in fits] == [0, 2, 2]
+    # Colours alone have no head that could have been trained better.
+    assert [is_unfitted(method, results[method]) for method in fits] == [False, True, False]
+    assert unfitted_trainings(results) == "2 of 2 of LR from scratch"
 
 
 def test_few_epochs_leave_the_second_half_to_choose_from() -> None:

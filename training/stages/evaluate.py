@@ -16,15 +16,23 @@ from training.data.bags import Bags
 from training.data.predictions import Predictions, SlideAttention
 from training.data.table import SlideRow
 from training.intervals import FoldScores, Resampled, class_aucs, resample_aucs, within_fold_auc
-from training.methods import METHOD_KEYS, OURS, SHORTCUT_KEYS, MethodKey, ShortcutKey
-from training.metrics import call_metrics, fit_temperature
+from training.methods import (
+    BY_KEY,
+    METHOD_KEYS,
+    OURS,
+    SHORTCUT_KEYS,
+    MethodKey,
+    ShortcutKey,
+    method_name,
+)
+from training.metrics import auc, call_metrics, fit_temperature
 from training.section import Section
-from training.stages.heads import bag_logits, bag_outputs
+from training.stages.heads import Fit, bag_logits, bag_outputs
 from training.stages.shortcuts import ShortcutFeatures, shortcut_predictions
 
 Numbers: TypeAlias = list[float | None]
 """Value, low end and high end of a 95 % interval; the ends None where most resamples lack a class."""
-MethodResult: TypeAlias = dict[str, "float | int | Numbers | list[list[float]] | dict[str, float]"]
+MethodResult: TypeAlias = dict[str, "float | int | Numbers | list[list[float]] | dict[str, float] | None"]
 """Name of a metric -> its value, as ``results.json`` holds it."""
 
 
@@ -87,8 +95,10 @@ def predict_shortcut(
     val: Sequence[SlideRow],
     test: Sequence[SlideRow],
     class_names: tuple[str, ...],
-) -> Predictions:
-    """Return what tissue fraction or colours alone say of the test slides.
+    *,
+    fitted_auc: float,
+) -> tuple[Predictions, Fit]:
+    """Return what tissue fraction or colours alone say of the test slides, and how well they fit the training slides.
 
     Parameters
     ----------
@@ -98,16 +108,21 @@ def predict_shortcut(
         Of all slides, by id.
     train, val, test : sequences of SlideRow
     class_names : tuple of str
+    fitted_auc : float
+        See `MILSection`.
     """
     vectors = [
         np.stack([features[row.slide_id].vector(slide_features) for row in part])
         for part in (train, val, test)
     ]
     labels = [_labels(part, class_names) for part in (train, val)]
+    asked = np.concatenate([vectors[0], vectors[2]])
     probabilities = shortcut_predictions(
-        vectors[0], labels[0], vectors[1], labels[1], vectors[2], n_classes=len(class_names)
+        vectors[0], labels[0], vectors[1], labels[1], asked, n_classes=len(class_names)
     )
-    return _table(test, class_names, probabilities, 1.0)
+    of_train, of_test = probabilities[: len(train)], probabilities[len(train) :]
+    train_auc = auc(labels[0], of_train)
+    return _table(test, class_names, of_test, 1.0), Fit(train_auc=train_auc, fitted=train_auc >= fitted_auc)
 
 
 def fold_scores(trainings: Sequence[Predictions], n_heads: int) -> FoldScores:
@@ -131,6 +146,7 @@ def fold_scores(trainings: Sequence[Predictions], n_heads: int) -> FoldScores:
 
 def compare_methods(
     tested: Mapping[str, Sequence[FoldScores]],
+    fits: Mapping[str, Sequence[Fit]],
     class_names: tuple[str, ...],
     *,
     n_resamples: int,
@@ -143,6 +159,8 @@ def compare_methods(
     ----------
     tested : mapping
         Method -> what its trainings say of the test slides of each fold.
+    fits : mapping
+        Method -> how well each training learned its own slides.
     class_names : tuple of str
     n_resamples : int
         Of patients and trainings, for the 95 % intervals.
@@ -167,10 +185,45 @@ def compare_methods(
             "auc_by_class": dict(zip(class_names, class_aucs(folds).tolist(), strict=True)),
             "auc_by_training": [list(map(within_fold_auc, row)) for row in by_training],
             "n_test": sum(len(fold.labels) for fold in folds),
+            **_training_fits(fits[method]),
         }
         if method != OURS.key:
             results[method]["lrmil_minus_this"] = _interval(resampled[OURS.key].minus(resampled[method]))
     return results
+
+
+def is_unfitted(method: str, result: Mapping[str, object]) -> bool:
+    """Whether some head of a method didn't fit its own training slides; baselines without a head aren't asked to."""
+    n_unfitted = result.get("n_unfitted")
+    return (
+        isinstance(n_unfitted, int) and n_unfitted > 0 and method in BY_KEY and BY_KEY[method].head == "abmil"
+    )
+
+
+def unfitted_note(fitted_auc: float) -> str:
+    """Say what the mark means."""
+    return (
+        f"The head did not fit its own training slides (AUC there below {fitted_auc:g}, mil.fitted_auc): the row says "
+        "how training went, not what these tiles hold."
+    )
+
+
+def unfitted_trainings(results: Mapping[str, Mapping[str, object]]) -> str:
+    """Say how many trainings of which methods didn't fit."""
+    return ", ".join(
+        f"{result['n_unfitted']} of {result['n_trainings']} of {method_name(method)}"
+        for method, result in results.items()
+        if is_unfitted(method, result)
+    )
+
+
+def _training_fits(fits: Sequence[Fit]) -> dict[str, float | int | None]:
+    known = [fit.train_auc for fit in fits if fit.train_auc is not None]
+    return {
+        "train_auc": float(np.mean(known)) if known else None,
+        "n_trainings": len(fits),
+        "n_unfitted": sum(not fit.fitted for fit in fits),
+    }
 
 
 def _one_training(folds: Sequence[FoldScores], encoder: int, head: int) -> list[FoldScores]:

@@ -98,17 +98,22 @@ class MILSection(Section):
         )
 
 
-class HeadFit(BaseModel):
-    """How well a head learned what it was shown."""
+class Fit(BaseModel):
+    """How well a head, or a baseline's regression, learned what it was shown."""
 
     model_config = ConfigDict(frozen=True)
 
     train_auc: float | None
     """On its own training slides, without dropout, weights as they are kept; None where a class is absent."""
-    val_auc: float
-    val_loss: float
     fitted: bool
     """Whether `train_auc` reaches ``mil.fitted_auc``."""
+
+
+class HeadFit(Fit):
+    """The same of a head, and how it was trained."""
+
+    val_auc: float
+    val_loss: float
     epoch: int
     """Whose weights are kept, from 0."""
     epochs: int
