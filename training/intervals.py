@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_lrmil.model.calibration import called_class
 from training.metrics import Interval
 
 Array = NDArray[np.float64]
@@ -32,11 +33,19 @@ class FoldScores(NamedTuple):
     patients : tuple of str
     probabilities : (E, S, N, C) array
         E is 1 where no trained encoder takes part, S is 1 where nothing of a method depends on a seed.
+    called : (E, S, N) int array, optional
+        The classes that are called; None where only ranks matter.
     """
 
     labels: NDArray[np.int64]
     patients: tuple[str, ...]
     probabilities: Array
+    called: NDArray[np.int64] | None = None
+
+    @property
+    def calls(self) -> NDArray[np.int64]:
+        """The classes that are called, the most probable ones where that wasn't said; (E, S, N)."""
+        return called_class(self.probabilities, None) if self.called is None else self.called
 
 
 class Resampled(NamedTuple):

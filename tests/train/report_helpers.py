@@ -111,7 +111,7 @@ def make_run(
         pooled, all_labels = np.concatenate(parts), np.tile(labels, n_folds)
         value = float(np.mean([auc(labels, part) for part in parts]))
         results[method] = {
-            **call_metrics(all_labels, pooled),
+            **call_metrics(all_labels, pooled, pooled.argmax(axis=1)),
             "auc": value,
             "auc_interval": [value, value - 0.1, min(1.0, value + 0.1)],
             "auc_by_class": {one: 0.7 + 0.01 * place for place, one in enumerate(class_names)},

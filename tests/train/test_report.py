@@ -87,8 +87,10 @@ def test_numbers_are_those_of_results_json(real: Page, finished: Path) -> None:
 
 def test_says_what_was_held_out(real: Page) -> None:
     # 6 training, 3 validation and 4 test slides, one a patient, and 2 without label.
-    (row,) = [row for row in real.rows if len(row) == 12 and row[0] == "0"]
-    assert (row[1], row[2], row[4], row[5], row[7], row[8], row[10]) == ("6", "6", "3", "3", "4", "4", "2")
+    (row,) = [row for row in real.rows if len(row) == 13 and row[0] == "0"]
+    assert (row[1], row[2], row[4], row[5], row[7], row[8]) == ("6", "6", "3", "3", "4", "4")
+    assert row[10:12] == ["0", "2"]
+    assert row[12].startswith("lesion from 0.")
 
 
 def test_examples_are_pictures(real: Page) -> None:
@@ -275,8 +277,8 @@ def test_examples_are_chosen_by_the_stated_rule(tmp_path: Path) -> None:
     ]
     write_csv(
         run_dir / "fold0" / "predictions" / "lrmil.csv",
-        [["slide_id", "patient_id", "label", "p_no", "p_yes", "temperature"]]
-        + [[name, name, label, p_no, 1 - p_no, 1.5] for name, label, p_no in rows],
+        [["slide_id", "patient_id", "label", "p_no", "p_yes", "called"]]
+        + [[name, name, label, p_no, 1 - p_no, "no" if p_no >= 0.5 else "yes"] for name, label, p_no in rows],
     )
     results = json.loads((run_dir / "results.json").read_text())
     results["lrmil"]["n_test"] = len(rows)
@@ -288,7 +290,6 @@ def test_examples_are_chosen_by_the_stated_rule(tmp_path: Path) -> None:
     assert [item.slide_id for item in choose(data, 99)] == ["s1", "s0", "s3", "s4", "s5", "s6", "s2"]
     assert [item.number for item in choose(data, 3)] == [2, 4, 3]
     assert choose(data, 0) == []
-    assert data.folds[0].predictions["lrmil"].temperature == 1.5
 
 
 # --- what isn't there ---

@@ -30,6 +30,7 @@ from typer.testing import CliRunner
 from napari_lrmil.cli.main import app as lrmil
 from napari_lrmil.errors import ConfigError, EncoderError
 from napari_lrmil.model.bundle import load_bundle, load_info
+from napari_lrmil.model.calibration import called_class
 from napari_lrmil.predict import embed_tiles, predict_slide, run_to_end, student_tiles
 from napari_lrmil.slide import Slide
 from training.config import load_config
@@ -93,7 +94,7 @@ def test_classes_of_one_patient_have_no_interval_and_are_no_crash_at_the_end_of_
     other = one._replace(probabilities=np.full((1, 1, 7, 7), 1 / 7))
     tested = {"lrmil": [one], "lr_scratch": [other]}
     fits = {method: [Fit(train_auc=1.0, fitted=True)] for method in tested}
-    results = compare(replace(context, class_names=names), steps, tested, fits)
+    results = compare(replace(context, class_names=names), steps, [0], tested, fits)
     assert results["lrmil"]["auc_interval"] == [1.0, None, None]
     assert results["lr_scratch"]["lrmil_minus_this"] == [0.5, None, None]
     assert json.loads((context.run_dir.root / "results.json").read_text())["lrmil"]["auc"] == 1.0
@@ -123,15 +124,16 @@ def test_predictions_hold_every_digit_of_what_the_results_say(finished: Path) ->
         labels = np.array([["benign", "lesion"].index(row["label"]) for row in told])
         probabilities = np.array([[float(row["p_benign"]), float(row["p_lesion"])] for row in told])
         assert {name: results[name] for name in ("auc", "brier")} == {
-            name: slide_metrics(labels, probabilities)[name] for name in ("auc", "brier")
+            name: slide_metrics(labels, probabilities, labels)[name] for name in ("auc", "brier")
         }
         assert 0 <= results["train_auc"] <= 1
         assert results["n_trainings"] == 1
-        (temperature,) = {float(row["temperature"]) for row in told}
-        if method in ("tissue_fraction", "rgb"):
-            assert temperature == 1
+        called = np.array([["benign", "lesion"].index(row["called"]) for row in told])
+        assert results["accuracy"] == pytest.approx((called == labels).mean())
         if method == "lrmil":
-            assert temperature == load_bundle(finished / "run" / "fold0" / "bundle").info.temperature
+            point = load_bundle(finished / "run" / "fold0" / "bundle").info.operating_point
+            assert point is not None
+            assert called.tolist() == called_class(probabilities, point.thresholds).tolist()
 
 
 def test_attention_on_the_test_slides_is_kept_with_its_places(finished: Path, cohort: Path) -> None:
@@ -251,7 +253,10 @@ def test_the_bundle_says_where_it_comes_from(finished: Path) -> None:
     assert info.provenance.metrics["test_auc"] == pytest.approx(results_of(finished)["lrmil"]["auc"])
     assert len(info.provenance.config_sha256) == 64
     assert {"torch", "timm", "napari-lrmil", "python"} <= set(info.provenance.versions)
-    assert info.temperature >= 1
+    assert info.scaling is not None
+    assert min(info.scaling.temperatures) >= 1
+    assert info.operating_point is not None
+    assert (info.operating_point.rule, info.operating_point.positive) == ("youden", "lesion")
 
 
 def test_lrmil_predict_takes_the_bundle(finished: Path, cohort: Path, tmp_path: Path) -> None:

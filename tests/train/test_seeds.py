@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from run_helpers import python, rerun, write_config
 from typer.testing import CliRunner
 
 from napari_lrmil.errors import ConfigError
+from napari_lrmil.model.encoder import Encoder
 from training.config import load_config
 from training.data.predictions import Predictions
 from training.run.cli import app
@@ -35,7 +37,9 @@ def test_what_is_no_seed_is_refused(cohort: Path, tmp_path: Path, text: str) -> 
 
 def test_scores_are_ordered_by_encoder_and_head() -> None:
     def of(value: float, name: str = "s") -> Predictions:
-        return Predictions(("a", "b"), (name,), ("p",), np.zeros(1, int), np.array([[1 - value, value]]), 1.0)
+        return Predictions(
+            ("a", "b"), (name,), ("p",), np.zeros(1, int), np.array([[1 - value, value]]), np.ones(1, int)
+        )
 
     found = fold_scores([of(value) for value in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)], 3)
     assert found.probabilities[..., 0, 1].tolist() == [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]
@@ -151,3 +155,29 @@ def test_a_dry_run_counts_every_seed(copied: Callable[..., Path], monkeypatch: p
     assert said.count("/stage1 ") == 2
     assert sum("/lrmil " in line for line in said.splitlines()) == 6
     assert sum("fold0/lrmil" in line and "done" in line for line in said.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_dry_run_measures_encoders_at_the_precision_of_the_run(
+    copied: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HR tiles and training in bfloat16, LR tiles at 32 bits, as at inference: each is measured as it will be done."""
+    folder = copied()
+    monkeypatch.chdir(folder)
+    seen: list[tuple[bool, bool]] = []
+    forward = Encoder.forward
+
+    def noting(self: Encoder, *values: object, **options: object) -> object:
+        seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        return forward(self, *values, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Encoder, "forward", noting)
+    for precision, kinds in (
+        ("32-true", {(False, False), (False, True)}),
+        ("bf16-mixed", {(True, False), (False, False), (True, True)}),
+    ):
+        seen.clear()
+        words = ["config.toml", "--dry-run", "--run.precision", precision, "--run.out_dir", "new"]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        assert set(seen) == kinds

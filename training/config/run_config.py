@@ -16,6 +16,7 @@ from training.encoders import EncoderSection, StudentSection
 from training.runtime import Precision
 from training.section import Section
 from training.seeds import Seeds
+from training.stages.calibrate import CalibrateSection
 from training.stages.distill_slides import Stage2Section
 from training.stages.distill_tiles import Stage1Section
 from training.stages.evaluate import EvaluateSection
@@ -58,6 +59,7 @@ class RunConfig(Section):
     mil: MILSection = MILSection()
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
+    calibrate: CalibrateSection = CalibrateSection()
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
 

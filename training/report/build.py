@@ -22,7 +22,7 @@ from training.report.data import RunData, read_run
 from training.report.examples import choose, colour_bar, make_examples
 from training.run.layout import RunDir
 from training.stages.distill_tiles import TRANSDUCTIVE_NOTE
-from training.stages.evaluate import unfitted_note, unfitted_trainings
+from training.stages.evaluate import called_text, unfitted_note, unfitted_trainings
 from training.stages.heads import MILSection
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -119,6 +119,7 @@ def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[s
         "transductive": TRANSDUCTIVE_NOTE if data.is_transductive else "",
         "preserved_sites": bool(config.get("data", {}).get("preserved_sites", False)),
         "notes": data.notes,
+        "called_text": called_text(data.results[OURS.key], data.positive_class),
         "main_rows": [row for row in rows if not row.shortcut],
         "shortcut_rows": [row for row in rows if row.shortcut],
         "ours": next(row for row in rows if row.ours),

@@ -57,6 +57,13 @@ class RunData:
         return next((fold.info for fold in self.folds if fold.info is not None), None)
 
     @property
+    def positive_class(self) -> str | None:
+        """Of two classes, the one that sensitivity speaks of; None of more."""
+        if len(self.class_names) > 2:
+            return None
+        return str(self.config.get("calibrate", {}).get("positive") or self.class_names[1])
+
+    @property
     def trainings(self) -> str:
         """How many heads and encoders the table is over, in words; empty for one each."""
         n_heads = len(self.config.get("run", {}).get("seeds") or [0])

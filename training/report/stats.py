@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_curve
 
+from training.metrics import wilson
+
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
@@ -125,7 +127,7 @@ def reliability(labels: Labels, probabilities: Array, *, n_bins: int = N_BINS) -
         inside = place == index
         n = int(inside.sum())
         if n:
-            low, high = wilson(int(correct[inside].sum()), n)
+            low, high = wilson(int(correct[inside].sum()) / n, n)
             bins.append(
                 Bin(
                     index / n_bins,
@@ -140,19 +142,9 @@ def reliability(labels: Labels, probabilities: Array, *, n_bins: int = N_BINS) -
     return bins
 
 
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % score interval of a share."""
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # Exact at the ends, where rounding would leave a hair.
-    return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
-
-
-def confusion(labels: Labels, probabilities: Array) -> NDArray[np.int64]:
-    """Return (C, C) counts: row is the label, column the most probable class."""
-    classes = list(range(probabilities.shape[1]))
-    return np.asarray(confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes), np.int64)
+def confusion(labels: Labels, called: Labels, n_classes: int) -> NDArray[np.int64]:
+    """Return (C, C) counts: row is the label, column the class that is called."""
+    return np.asarray(confusion_matrix(labels, called, labels=list(range(n_classes))), np.int64)
 
 
 def best_epoch(curve: dict[str, Array]) -> int | None:

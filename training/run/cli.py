@@ -80,7 +80,7 @@ def run(
             run_dir.write_config(config)
         tested = run_steps(context, splits, steps)
         if runtime.is_main:
-            compare(context, steps, tested.scores, tested.fits)
+            compare(context, steps, [split.fold for split in splits], tested.scores, tested.fits)
             _report(context, steps)
             reporter.say(f"Report: {escape(str(run_dir.report_html))}")
             reporter.say(f"Bundle: {escape(str(tested.bundles[-1]))}")

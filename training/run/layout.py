@@ -10,7 +10,7 @@
     foldN/                   of the first seed; and shared/, of what serves all folds
         metrics/<stage>.csv  checkpoints/<stage>.safetensors
         mil/<method>.safetensors  fits/<method>.json  teacher_outputs.safetensors  student_encoder.safetensors
-        predictions/<method>.csv  test_attention/<method>.safetensors
+        predictions/<method>.csv  test_attention/<method>.safetensors  calibration/<method>.json
         bundle/
         seedS/               the same of heads of another seed, encoderS/ and encoderS/seedS/ of encoders of another seed
 
@@ -20,7 +20,6 @@ Steps meet only through files here.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import BundleError, ConfigError
 from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME, BundleInfo, load_info
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
+from napari_lrmil.plain_json import parse_json
 from training.checkpoint import Files
 from training.config import RunConfig
 from training.data.predictions import (
@@ -48,6 +48,7 @@ from training.data.predictions import (
 )
 from training.data.splits import KeptSplits, Split
 from training.files import load_tensors, save_tensors, write_json
+from training.stages.calibrate import Calibration
 from training.stages.distill_slides import TeacherOutput
 from training.stages.heads import Fit, FittedHead
 
@@ -212,6 +213,28 @@ class Folder:
             raise RunDirError(f"{self.run_root} is not a finished run: it has no {place}. {_CURE}") from error
         except (OSError, ValueError) as error:
             raise RunDirError(f"{path} can't be read as predictions: {error}. {_CURE}") from error
+
+    def calibration(self, method: str) -> Path:
+        """Return the file of how a method's numbers become a label."""
+        return self.root / "calibration" / f"{method}.json"
+
+    def write_calibration(self, method: str, calibration: Calibration) -> None:
+        """Keep how a method's numbers become a label."""
+        write_json(self.calibration(method), calibration.model_dump(mode="json"))
+
+    def read_calibration(self, method: str) -> Calibration:
+        """Return how a method's numbers become a label.
+
+        Raises
+        ------
+        RunDirError
+            Where that isn't known, as in runs of earlier versions.
+        """
+        path = self.calibration(method)
+        try:
+            return Calibration.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunDirError(f"{path} is missing or damaged. {_CURE}") from error
 
     def attention(self, method: str) -> Path:
         """Return the file of a method's attention on the test slides."""
@@ -397,7 +420,7 @@ class RunDir:
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = parse_json(path.read_bytes())
         except FileNotFoundError as error:
             raise RunDirError(
                 f"{self.root} is no run directory, or not a finished run: it has no {path.name}. {_CURE}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,20 @@ from training.metrics import slide_metrics
 from training.run.context import Context
 from training.run.layout import Folder
 from training.run.steps import Stage1Plan, Step, Steps, each_once, once
+from training.stages.calibrate import served_outputs
 from training.stages.distill_slides import SlideDistillation, TeacherOutput
 from training.stages.distill_tiles import TRANSDUCTIVE_NOTE, distill_encoder, pair_loader, student_layers
 from training.stages.embed_on_cluster import embed_on_cluster
 from training.stages.embed_tiles import EncoderSource, embed_slides
-from training.stages.evaluate import fold_scores, predict_shortcut, predict_test
+from training.stages.evaluate import (
+    called_metrics,
+    fold_scores,
+    predict_shortcut,
+    predict_test,
+    sensitivities,
+)
 from training.stages.export import export_bundle
-from training.stages.fit_trust import fit_trust, trust_metrics
+from training.stages.fit_trust import fit_trust, honest_probabilities, trust_metrics
 from training.stages.heads import Fit, bag_outputs, fit_head
 from training.stages.shortcuts import ShortcutFeatures, slide_shortcuts
 
@@ -243,14 +250,7 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
 
     def train() -> None:
         config = context.config
-        scores = None
-        if plan.split is not None:
-            # Of the first seed: the teacher's head that is exported with, whichever seed the encoder has.
-            outputs = context.run_dir.fold(plan.split.fold).read_teacher_outputs()
-
-            def scores(slide_id: str) -> NDArray[np.float32]:
-                return np.asarray(outputs[slide_id].attention_scores.numpy(), np.float32)
-
+        scores = _teacher_attention(context, plan, teacher) if plan.split is not None else None
         train_loader, val_loader = (
             pair_loader(
                 context.tiles_of(rows),
@@ -258,12 +258,12 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
                 context.geometry,
                 context.hr_store(),
                 teacher_dim=teacher.embed_dim,
-                scores=of_rows,
+                scores=scores,
                 threads=config.run.threads,
                 rank=context.runtime.rank,
                 world=context.runtime.world,
             )
-            for rows, of_rows in ((plan.train, scores), (plan.val, None))
+            for rows in (plan.train, plan.val)
         )
         student = context.new_student(teacher, plan.seed)
         files = context.run_dir.folder(plan.folder).files("stage1", step.key, config.run.checkpoint_seconds)
@@ -288,6 +288,23 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
         context.runtime.wait()
 
     once(context, step, train, together=True)
+
+
+def _teacher_attention(
+    context: Context, plan: Stage1Plan, teacher: Encoder
+) -> Callable[[str], NDArray[np.float32]]:
+    """Return the scores of HR tiles by the fold's teacher: of training slides as kept, of validation slides asked anew.
+
+    The teacher of the first seed, whichever seed the encoder has.
+    """
+    assert plan.split is not None
+    folder = context.run_dir.fold(plan.split.fold)
+    of_slide = {name: output.attention_scores for name, output in folder.read_teacher_outputs().items()}
+    head = load_head(context, folder, TEACHER, teacher.embed_dim)
+    outputs = bag_outputs(head, context.bags(context.hr_store(), plan.val), context.device)
+    for row, output in zip(plan.val, outputs, strict=True):
+        of_slide[row.slide_id] = output.attention_scores
+    return lambda slide_id: np.asarray(of_slide[slide_id].numpy(), np.float32)
 
 
 def train_head(context: Context, head: Head, steps: Steps) -> None:
@@ -361,16 +378,18 @@ def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
     folder = head.folder(context)
 
     def ask() -> None:
-        predictions, attention = predict_test(
+        predictions, attention, calibration = predict_test(
             load_head(context, folder, method, head.embedded.encoder.embed_dim),
             context.bags(store, split.val),
+            split.val,
             context.bags(store, split.test, share=0.0),
             split.test,
             context.places_of(split.test, hr=method == TEACHER),
             context.class_names,
-            context.device,
+            context.config.calibrate,
         )
         folder.write_attention(method.key, attention)
+        folder.write_calibration(method.key, calibration)
         folder.write_predictions(method.key, predictions)
 
     once(context, steps.test(split, method, head.step(steps), folder), ask, quiet=True)
@@ -390,6 +409,7 @@ def evaluate_shortcut(context: Context, split: Split, steps: Steps, method: Meth
             split.val,
             split.test,
             context.class_names,
+            context.config.calibrate,
             fitted_auc=context.config.mil.fitted_auc,
         )
         folder.write_fit(method.key, fit)
@@ -421,18 +441,25 @@ def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Pa
     folder = context.run_dir.fold(split.fold)
 
     def export() -> None:
-        assert test.temperature is not None
         mil = load_head(context, folder, OURS, encoder.embed_dim)
+        calibration = folder.read_calibration(OURS.key)
+        own = split.calibration
+        held_out = context.bags(store, own or split.val)
+        logits = np.stack([output.bag_logits.numpy() for output in served_outputs(mil, held_out)])
+        patients = [row.patient_id for row in own or split.val]
         trust = fit_trust(
-            mil,
             context.bags(store, split.train, share=0.0),
-            context.bags(store, split.val),
-            temperature=test.temperature,
+            held_out,
+            probabilities=calibration.probabilities(logits)
+            if own
+            else honest_probabilities(logits, held_out.labels, patients, seed=config.run.seed),
+            chose_nothing=bool(own),
             seed=config.run.seed,
-            device=context.device,
         )
-        measured = slide_metrics(test.labels, test.probabilities)
+        measured = slide_metrics(test.labels, test.probabilities, test.called)
         metrics = {f"test_{name}": value for name, value in measured.items()}
+        found = sensitivities([fold_scores([test], 1)], context.class_names)
+        metrics |= called_metrics(found, calibration.operating_point.positive)
         test_bags = context.bags(store, split.test, share=0.0)
         export_bundle(
             folder.bundle,
@@ -443,9 +470,9 @@ def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Pa
             config.export,
             geometry=context.geometry,
             class_names=context.class_names,
-            temperature=test.temperature,
+            calibration=calibration,
             config_sha256=content_hash(config),
-            metrics=metrics | trust_metrics(trust, test.probabilities, test.labels, test_bags),
+            metrics=metrics | trust_metrics(trust, test, test_bags),
             note=TRANSDUCTIVE_NOTE if config.stage1.is_transductive else "",
         )
 

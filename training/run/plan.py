@@ -22,6 +22,7 @@ from training.methods import Embedding
 from training.run.context import Context
 from training.run.pipeline import check_tokens, trained_methods
 from training.run.steps import Stage1Plan, Step, Steps, is_done
+from training.runtime import Precision, autocast
 from training.stages.distill_tiles import Distiller, student_layers
 
 
@@ -81,11 +82,13 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     check_tokens(context, teacher)
     student = context.new_student(teacher, context.encoder_seeds[0]).eval()
     labelled = context.labelled
-    rate = _tiles_per_second(context, teacher)
-    student_rate = rate if config.student.spec is None else _tiles_per_second(context, student)
+    # As they are embedded: HR tiles at the run's precision, LR tiles at 32 bits, as at inference.
+    hr_rate = _tiles_per_second(context, teacher, config.run.precision)
+    rate = hr_rate if config.run.precision == "32-true" else _tiles_per_second(context, teacher, "32-true")
+    student_rate = rate if config.student.spec is None else _tiles_per_second(context, student, "32-true")
     lr_teacher = context.lr_store(context.encoder_hash)
     planned = [
-        _embedding(context, "embed HR", context.rows, context.hr_store(), teacher, rate, hr=True),
+        _embedding(context, "embed HR", context.rows, context.hr_store(), teacher, hr_rate, hr=True),
         _embedding(context, "embed LR, undistilled", labelled, lr_teacher, teacher, rate, hr=False),
     ]
     seconds_a_bag = _head_seconds(context, teacher.embed_dim, hr=True)
@@ -197,10 +200,10 @@ def _embedding(
     return PlannedStep(name, work, 2 * n_tiles * encoder.embed_dim * arrays, n_tiles / rate)
 
 
-def _tiles_per_second(context: Context, encoder: Encoder) -> float:
+def _tiles_per_second(context: Context, encoder: Encoder, precision: Precision) -> float:
     config = context.config
     tiles = _random_tiles(context, config.encoder.batch_size)
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(context.device, precision):
         seconds = _seconds_of(
             lambda: encoder(encoder.preprocess(tiles), config.stage1.layers[:0]), context.device
         )
@@ -223,7 +226,8 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
     tiles = _random_tiles(context, config.stage1.batch_size)
 
     def step() -> None:
-        output = model(tiles)
+        with autocast(context.device, config.run.precision):
+            output = model(tiles)
         torch.autograd.backward(output.child_tokens.square().sum() + output.embedding.square().sum())
         optimizer.step()
         optimizer.zero_grad()

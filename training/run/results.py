@@ -16,6 +16,7 @@ from training.run.steps import Steps, once
 from training.stages.distill_tiles import TRANSDUCTIVE_NOTE
 from training.stages.evaluate import (
     MethodResult,
+    called_text,
     compare_methods,
     is_unfitted,
     unfitted_note,
@@ -27,6 +28,7 @@ from training.stages.heads import Fit
 def compare(
     context: Context,
     steps: Steps,
+    folds: Sequence[int],
     tested: Mapping[str, Sequence[FoldScores]],
     fits: Mapping[str, Sequence[Fit]],
 ) -> dict[str, MethodResult]:
@@ -36,6 +38,8 @@ def compare(
     ----------
     context : Context
     steps : Steps
+    folds : sequence of int
+        Their numbers; each has a bundle.
     tested : mapping
         Method -> its folds.
     fits : mapping
@@ -48,6 +52,9 @@ def compare(
     """
     config = context.config
     kept = context.run_dir.kept_results_json
+    bundles = [fold.read_bundle_info() for fold in map(context.run_dir.fold, folds)]
+    trusts = [one.trust for one in bundles if one is not None and one.trust is not None]
+    quantiles = [trust.conformal.quantile for trust in trusts] if len(trusts) == len(folds) else None
 
     def measure() -> None:
         results = compare_methods(
@@ -57,10 +64,11 @@ def compare(
             n_resamples=config.evaluate.bootstrap,
             seed=config.run.seed,
             shares_encoder=steps.shares_encoder,
+            set_quantiles=quantiles,
         )
         context.run_dir.write_kept_results(results)
 
-    once(context, steps.results(tested, fits), measure, quiet=True)
+    once(context, steps.results(tested, quantiles or (), fits), measure, quiet=True)
     results: dict[str, MethodResult] = json.loads(kept.read_text(encoding="utf-8"))
     context.run_dir.write_results(results)
     labels = np.concatenate([fold.labels for fold in tested[OURS.key]])
@@ -78,6 +86,7 @@ def compare(
         context.reporter.say(
             f"! {unfitted_note(config.mil.fitted_auc)} Trainings: {unfitted_trainings(results)}."
         )
+    context.reporter.say(called_text(results[OURS.key], config.calibrate.positive_class(context.class_names)))
     return results
 
 

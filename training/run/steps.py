@@ -197,7 +197,7 @@ class Steps:
             file_hash(weights_file(start)) if start is not None else None,
             plan.seed,
             config.run.precision,
-            self.teacher(plan.split).key if plan.split is not None else None,
+            (self.teacher(plan.split).key, "validated by attention") if plan.split is not None else None,
         )
         folder = self._context.run_dir.folder(plan.folder)
         return Step(f"{plan.folder}/stage1", key, (folder.student_encoder,), folder.checkpoint("stage1"))
@@ -246,8 +246,16 @@ class Steps:
         """Return the step that asks a head about a fold's test slides; `folder` is the head's."""
         patients = [row.patient_id for row in split.test]  # they stand in the table of predictions
         hr = method.embedding is not None and method.embedding.is_hr
-        key = content_hash(head.key, self._labelled(split.test, hr=hr), patients)
-        makes = (folder.predictions(method.key), folder.attention(method.key))
+        val_patients = [row.patient_id for row in split.val]  # the thresholds count by patient
+        config = self._context.config
+        key = content_hash(
+            head.key, self._labelled(split.test, hr=hr), patients, val_patients, config.calibrate
+        )
+        makes = (
+            folder.predictions(method.key),
+            folder.attention(method.key),
+            folder.calibration(method.key),
+        )
         return Step(f"{folder.name}/test_{method.key}", key, makes)
 
     def test_shortcut(self, split: Split, method: Method) -> Step:
@@ -257,7 +265,8 @@ class Steps:
             self._context.geometry,
             self._context.class_names,
             [self._labelled(part, hr=False) for part in (split.train, split.val, split.test)],
-            [row.patient_id for row in split.test],
+            [row.patient_id for row in (*split.val, *split.test)],
+            self._context.config.calibrate,
             self._context.config.mil.fitted_auc,
         )
         folder = self._context.run_dir.fold(split.fold)
@@ -267,14 +276,28 @@ class Steps:
     def export(self, split: Split, test: Step) -> Step:
         """Return the step that exports a fold's bundle, which names its config; `test` made its test predictions."""
         folder = self._context.run_dir.fold(split.fold)
-        key = content_hash(test.key, self._context.config)
+        held_out = self._labelled(split.calibration, hr=False)
+        key = content_hash(
+            test.key, held_out, [row.patient_id for row in split.calibration], self._context.config
+        )
         return Step(f"{folder.name}/export", key, folder.bundle_files)
 
-    def results(self, tested: Mapping[str, Sequence[FoldScores]], fits: Mapping[str, Sequence[Fit]]) -> Step:
+    def results(
+        self,
+        tested: Mapping[str, Sequence[FoldScores]],
+        set_quantiles: Sequence[float | None],
+        fits: Mapping[str, Sequence[Fit]],
+    ) -> Step:
         """Return the step that compares all methods: thousands of resamples, not to be taken twice."""
         config = self._context.config
         scores = [
-            (method, [(one.patients, one.labels.tolist(), one.probabilities.tolist()) for one in folds])
+            (
+                method,
+                [
+                    (one.patients, one.labels.tolist(), one.probabilities.tolist(), one.calls.tolist())
+                    for one in folds
+                ],
+            )
             for method, folds in tested.items()
         ]
         key = content_hash(
@@ -282,6 +305,7 @@ class Steps:
             config.run.seed,
             self._context.head_seeds,
             self._context.encoder_seeds,
+            list(set_quantiles),
             scores,
             [(method, [fit.model_dump_json() for fit in found]) for method, found in fits.items()],
         )

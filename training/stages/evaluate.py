@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy.special import softmax
 
+from napari_lrmil.model.calibration import called_class
 from napari_lrmil.model.mil import MILModel
+from napari_lrmil.model.trust import prediction_set
 from training.data.bags import Bags
 from training.data.predictions import Predictions, SlideAttention
 from training.data.table import SlideRow
@@ -25,14 +25,24 @@ from training.methods import (
     ShortcutKey,
     method_name,
 )
-from training.metrics import auc, call_metrics, fit_temperature
+from training.metrics import Share, auc, call_metrics, share_of_patients
 from training.section import Section
-from training.stages.heads import Fit, bag_logits, bag_outputs
+from training.stages.calibrate import (
+    CalibrateSection,
+    Calibration,
+    fit_calibration,
+    fit_point,
+    served_outputs,
+)
+from training.stages.fit_trust import COVERAGE
+from training.stages.heads import Fit
 from training.stages.shortcuts import ShortcutFeatures, shortcut_predictions
 
 Numbers: TypeAlias = list[float | None]
 """Value, low end and high end of a 95 % interval; the ends None where most resamples lack a class."""
-MethodResult: TypeAlias = dict[str, "float | int | Numbers | list[list[float]] | dict[str, float] | None"]
+MethodResult: TypeAlias = dict[
+    str, "float | int | Numbers | list[list[float]] | dict[str, float] | dict[str, Numbers] | None"
+]
 """Name of a metric -> its value, as ``results.json`` holds it."""
 
 
@@ -54,38 +64,44 @@ class EvaluateSection(Section):
 def predict_test(
     model: MILModel,
     val: Bags,
+    val_slides: Sequence[SlideRow],
     test: Bags,
     slides: Sequence[SlideRow],
     places: Sequence[NDArray[np.int64]],
     class_names: tuple[str, ...],
-    device: torch.device,
-) -> tuple[Predictions, dict[str, SlideAttention]]:
-    """Return what a head says of test slides, at the temperature that the validation slides ask for.
+    section: CalibrateSection,
+) -> tuple[Predictions, dict[str, SlideAttention], Calibration]:
+    """Return what a head says of test slides, scaled and called as the validation slides ask for.
 
     Parameters
     ----------
     model : MILModel
     val, test : Bags
-    slides : sequence of SlideRow
-        The test slides.
+    val_slides, slides : sequences of SlideRow
+        The validation and the test slides.
     places : sequence of (N, 2) arrays
-        (row, col) of their tiles.
+        (row, col) of the test slides' tiles.
     class_names : tuple of str
-    device : torch.device
+    section : CalibrateSection
 
     Returns
     -------
     predictions : Predictions
     attention : dict
         By slide.
+    calibration : Calibration
+        Which was fitted.
     """
-    temperature = fit_temperature(bag_logits(model, val, device), val.labels)
+    of_val = np.stack([output.bag_logits.numpy() for output in served_outputs(model, val)])
+    patients = [row.patient_id for row in val_slides]
+    calibration = fit_calibration(of_val, val.labels, patients, class_names, section)
     logits, attention = [], {}
-    outputs = bag_outputs(model, test, device)
-    for row, tiles, output in zip(slides, places, outputs, strict=True):
-        logits.append(output.bag_logits.double().numpy() / temperature)
-        attention[row.slide_id] = SlideAttention(output.attention_scores.double().numpy(), tiles)
-    return _table(slides, class_names, softmax(np.stack(logits), axis=1), temperature), attention
+    for row, tiles, output in zip(slides, places, served_outputs(model, test), strict=True):
+        logits.append(output.bag_logits.numpy())
+        attention[row.slide_id] = SlideAttention(output.attention_scores.numpy(), tiles)
+    probabilities = calibration.probabilities(np.stack(logits))
+    called = calibration.called(probabilities)
+    return _table(slides, class_names, probabilities, called), attention, calibration
 
 
 def predict_shortcut(
@@ -95,6 +111,7 @@ def predict_shortcut(
     val: Sequence[SlideRow],
     test: Sequence[SlideRow],
     class_names: tuple[str, ...],
+    section: CalibrateSection,
     *,
     fitted_auc: float,
 ) -> tuple[Predictions, Fit]:
@@ -108,6 +125,8 @@ def predict_shortcut(
         Of all slides, by id.
     train, val, test : sequences of SlideRow
     class_names : tuple of str
+    section : CalibrateSection
+        The baseline's thresholds are chosen as those of the heads.
     fitted_auc : float
         See `MILSection`.
     """
@@ -116,13 +135,14 @@ def predict_shortcut(
         for part in (train, val, test)
     ]
     labels = [_labels(part, class_names) for part in (train, val)]
-    asked = np.concatenate([vectors[0], vectors[2]])
-    probabilities = shortcut_predictions(
-        vectors[0], labels[0], vectors[1], labels[1], asked, n_classes=len(class_names)
+    all_three = shortcut_predictions(
+        vectors[0], labels[0], vectors[1], labels[1], np.concatenate(vectors), n_classes=len(class_names)
     )
-    of_train, of_test = probabilities[: len(train)], probabilities[len(train) :]
+    of_train, of_val, probabilities = np.split(all_three, [len(train), len(train) + len(val)])
     train_auc = auc(labels[0], of_train)
-    return _table(test, class_names, of_test, 1.0), Fit(train_auc=train_auc, fitted=train_auc >= fitted_auc)
+    point = fit_point(of_val, labels[1], [row.patient_id for row in val], class_names, section)
+    predictions = _table(test, class_names, probabilities, called_class(probabilities, point.thresholds))
+    return predictions, Fit(train_auc=train_auc, fitted=train_auc >= fitted_auc)
 
 
 def fold_scores(trainings: Sequence[Predictions], n_heads: int) -> FoldScores:
@@ -139,8 +159,12 @@ def fold_scores(trainings: Sequence[Predictions], n_heads: int) -> FoldScores:
     if any(one.slide_ids != first.slide_ids for one in trainings):
         raise ValueError("trainings of one fold were tested on different slides")
     probabilities = np.stack([one.probabilities for one in trainings])
+    called = np.stack([one.called for one in trainings])
     return FoldScores(
-        first.labels, first.patients, probabilities.reshape(-1, n_heads, *probabilities.shape[1:])
+        first.labels,
+        first.patients,
+        probabilities.reshape(-1, n_heads, *probabilities.shape[1:]),
+        called.reshape(-1, n_heads, called.shape[1]),
     )
 
 
@@ -152,6 +176,7 @@ def compare_methods(
     n_resamples: int,
     seed: int,
     shares_encoder: bool = False,
+    set_quantiles: Sequence[float | None] | None = None,
 ) -> dict[str, MethodResult]:
     """Return metrics and intervals of every method.
 
@@ -167,6 +192,8 @@ def compare_methods(
     seed : int
     shares_encoder : bool
         Whether one f' serves all folds.
+    set_quantiles : sequence of float or None, optional
+        Of the sets of classes of each fold's bundle, see `ConformalInfo`.
 
     Returns
     -------
@@ -186,9 +213,14 @@ def compare_methods(
             "auc_by_training": [list(map(within_fold_auc, row)) for row in by_training],
             "n_test": sum(len(fold.labels) for fold in folds),
             **_training_fits(fits[method]),
+            "sensitivity": {
+                name: _numbers(share) for name, share in sensitivities(folds, class_names).items()
+            },
         }
         if method != OURS.key:
             results[method]["lrmil_minus_this"] = _interval(resampled[OURS.key].minus(resampled[method]))
+        elif set_quantiles is not None:
+            results[method] |= _set_shares(folds, set_quantiles)
     return results
 
 
@@ -226,6 +258,86 @@ def _training_fits(fits: Sequence[Fit]) -> dict[str, float | int | None]:
     }
 
 
+def sensitivities(folds: Sequence[FoldScores], class_names: Sequence[str]) -> dict[str, Share]:
+    """Return of each class the share of its slides that the first training calls so; by patient, over all folds."""
+    labels = np.concatenate([fold.labels for fold in folds])
+    called = np.concatenate([fold.calls[0, 0] for fold in folds])
+    patients = np.concatenate([np.asarray(fold.patients) for fold in folds])
+    return {
+        name: share_of_patients(called[labels == one] == one, patients[labels == one].tolist())
+        for one, name in enumerate(class_names)
+    }
+
+
+def called_metrics(found: Mapping[str, Share], positive: str | None) -> dict[str, float]:
+    """Return sensitivities by name, as a bundle's card has them.
+
+    Parameters
+    ----------
+    found : mapping
+        See `sensitivities`.
+    positive : str, optional
+        Of two classes: the sensitivity of the other is the specificity. None names each by its class.
+    """
+    metrics: dict[str, float] = {}
+    for name, share in found.items():
+        kind = "sensitivity" if name == positive else "specificity"
+        key = f"test_{kind}" if positive is not None else f"test_sensitivity_{name}"
+        parts = {
+            "": share.value,
+            "_low": share.low,
+            "_high": share.high,
+            "_patients": float(share.n_patients),
+        }
+        metrics |= {key + part: value for part, value in parts.items()}
+    return metrics
+
+
+def called_text(result: Mapping[str, object], positive: str | None) -> str:
+    """Say what LRMIL's operating point and sets of classes came to on test slides, of a row of ``results.json``."""
+    parts = []
+    found = result.get("sensitivity")
+    if isinstance(found, dict):
+        names = {name: "sensitivity" if name == positive else "specificity" for name in found}
+        parts = [
+            f"{names[name] if positive is not None else f'sensitivity for {name}'} {_share_text(share)}"
+            for name, share in sorted(found.items(), key=lambda pair: pair[0] != positive)
+        ]
+        of = "" if positive is None else f" for {positive}"
+        parts = [f"At its operating point{of}, chosen on validation, LRMIL has a {', a '.join(parts)}."]
+    if "set_coverage" in result:
+        parts.append(
+            f"Its sets of classes, meant to hold the true one of {COVERAGE:.0%} of slides, hold it of "
+            f"{_share_text(result['set_coverage'])}; {_share_text(result['set_unsure'])} are unsure."
+        )
+    note = "Of the exported students, on test slides, by patient, with 95 % Wilson intervals."
+    return " ".join([*parts, note]) if parts else ""
+
+
+def _share_text(share: object) -> str:
+    assert isinstance(share, list)
+    value, low, high = share
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _set_shares(folds: Sequence[FoldScores], quantiles: Sequence[float | None]) -> MethodResult:
+    """Return how many test slides' sets of classes hold the true one, and how many hold another number than one."""
+    held, unsure = [], []
+    for fold, quantile in zip(folds, quantiles, strict=True):
+        sets = np.stack([prediction_set(values, quantile) for values in fold.probabilities[0, 0]])
+        held.append(sets[np.arange(len(fold.labels)), fold.labels])
+        unsure.append(sets.sum(axis=1) != 1)
+    patients = [name for fold in folds for name in fold.patients]
+    return {
+        "set_coverage": _numbers(share_of_patients(np.concatenate(held), patients)),
+        "set_unsure": _numbers(share_of_patients(np.concatenate(unsure), patients)),
+    }
+
+
+def _numbers(share: Share) -> Numbers:
+    return [share.value, share.low, share.high]
+
+
 def _one_training(folds: Sequence[FoldScores], encoder: int, head: int) -> list[FoldScores]:
     return [
         fold._replace(probabilities=fold.probabilities[encoder : encoder + 1, head : head + 1])
@@ -237,7 +349,10 @@ def _mean_calls(folds: Sequence[FoldScores]) -> dict[str, float]:
     """Return the metrics of calls and probabilities over the slides of all folds, as their mean over trainings."""
     labels = np.concatenate([fold.labels for fold in folds])
     probabilities = np.concatenate([fold.probabilities for fold in folds], axis=2)
-    each = [call_metrics(labels, one) for of_encoder in probabilities for one in of_encoder]
+    called = np.concatenate([fold.calls for fold in folds], axis=2)
+    each = [
+        call_metrics(labels, probabilities[place], called[place]) for place in np.ndindex(called.shape[:2])
+    ]
     return {name: float(np.mean([metrics[name] for metrics in each])) for name in each[0]}
 
 
@@ -253,7 +368,7 @@ def _table(
     slides: Sequence[SlideRow],
     class_names: tuple[str, ...],
     probabilities: NDArray[np.float64],
-    temperature: float,
+    called: NDArray[np.int64],
 ) -> Predictions:
     return Predictions(
         class_names=class_names,
@@ -261,7 +376,7 @@ def _table(
         patients=tuple(row.patient_id for row in slides),
         labels=_labels(slides, class_names),
         probabilities=probabilities,
-        temperature=temperature,
+        called=called,
     )
 
 

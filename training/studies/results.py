@@ -112,7 +112,10 @@ def _method_table(experiment: Experiment, n_resamples: int) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for method, probabilities in experiment.probabilities.items():
-        per_seed = [call_metrics(experiment.labels, one) for one in probabilities]
+        called = experiment.called[method]
+        per_seed = [
+            call_metrics(experiment.labels, *pair) for pair in zip(probabilities, called, strict=True)
+        ]
         aucs = [within_fold_auc(folds) for folds in _folds_of_seeds(experiment, method)]
         mean = {name: float(np.mean([metrics[name] for metrics in per_seed])) for name in per_seed[0]}
         difference = ""
