@@ -697,6 +697,44 @@ def test_a_terminal_of_any_character_set(
     assert ("? \u00b5 ?" if encoding == "cp1252" else "? ? ?") in told
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("full", ["stdout", "stderr"])
+def test_an_output_that_is_full_costs_no_slide(
+    full: str, folder: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    """Real processes: a log on a full disk ends nothing, and an exit status says that what was to be told is lost."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        with Path("/dev/full").open("wb") as nowhere:
+            return subprocess.run(
+                [sys.executable, "-m", "napari_lrmil", *map(str, words)],
+                **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {full: nowhere},
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                check=False,
+            )
+
+    out = tmp_path / "out"
+    done = run("predict", folder, "-b", tiny_bundle, "--out", out)
+    assert [row["slide"] for row in read_csv(out / "predictions.csv")] == ["a", "b"]
+    told = run("info", folder / "b.tif")
+    if full == "stderr":
+        assert (done.returncode, told.returncode) == (0, 0)
+        assert "Results: " in done.stdout
+        return
+    for ended in (done, told):
+        assert ended.returncode == 1
+        assert "Traceback" not in ended.stderr
+        assert "error: not all that was to be told could be written (No space left on device)" in ended.stderr
+
+
+@pytest.mark.parametrize("mpp", ["nan", "0", "-1", "353"])
+def test_a_pixel_size_that_no_slide_has_is_refused_once(mpp: str, folder: Path, tiny_bundle: Path) -> None:
+    result = lrmil("predict", folder, "--bundle", tiny_bundle, f"--mpp={mpp}")
+    assert result.exit_code == 2
+    assert result.output.count("isn't plausible: mpp must lie between 0.05 and 20") == 1
+
+
 def test_cache_commands(folder: Path, tiny_bundle: Path, own_cache: Path) -> None:
     lrmil("predict", folder, "--bundle", tiny_bundle)
     shown = lrmil("cache", "info")

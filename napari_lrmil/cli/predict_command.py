@@ -156,7 +156,11 @@ def predict(
 
 def _list_all(slides: list[Path], recursive: bool, mpp: float | None) -> list[ListedSlide]:
     """The slides that the arguments mean; a table's mpp goes before the option's."""
+    from napari_lrmil.slide.pixel_size import check_given
     from napari_lrmil.worklist import list_slides
+
+    if mpp is not None:  # once, not for each slide
+        check_given(mpp)
 
     def note(text: str) -> None:
         console.err.print(f"[yellow]Note:[/] {escape(text)}", highlight=False, soft_wrap=True)

@@ -33,6 +33,7 @@ _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _OME_TIFF = re.compile(r"\.ome\.(tiff?|tf[28]|btf)$", re.IGNORECASE)
 
 _MAX_CHUNKS = 2**22
+_MAX_METADATA_BYTES = 2**26
 _MAX_NAMED = 2**12
 """Files that an index or OME-XML may name as parts of its slide."""
 _MAX_INDEX_CHARS = 2**20
@@ -228,7 +229,9 @@ def _chunks_below(root: Path, level: str, n_most: int) -> list[Chunk]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append((entry.path, f"{name}{entry.name}/"))
-                else:
+                elif (
+                    entry.is_file() or entry.is_dir()
+                ):  # not a device, from which a reader would read for ever
                     stat = entry.stat()
                     found.append(Chunk(name + entry.name, stat.st_size, stat.st_mtime_ns))
         if len(found) > n_most:
@@ -318,7 +321,7 @@ def _zarr_attributes(folder: Path) -> dict[str, Any]:
     """What OME-Zarr's metadata (0.5, else 0.4) say of a folder; nothing where there are none."""
     for name in ("zarr.json", ".zattrs"):
         try:
-            attributes = json.loads((folder / name).read_text(encoding="utf-8"))
+            attributes = json.loads(_text_of(folder / name))
             if name == "zarr.json":
                 attributes = attributes["attributes"]
             found = attributes.get("ome", attributes)
@@ -328,6 +331,14 @@ def _zarr_attributes(folder: Path) -> dict[str, Any]:
             return {}
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def _text_of(file: Path) -> str:
+    """A file of metadata: text of a plain file, of which no more is read than metadata can be."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file.name} is no plain file")
+    with file.open("rb") as stream:
+        return stream.read(_MAX_METADATA_BYTES).decode("utf-8")
 
 
 class DeepZoom(NamedTuple):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from slide_files import leave_out_tiles, smooth_pixels, write_pyramid
 
-from benchmarks.fuzz.slide_formats import write_mirax
+from benchmarks.fuzz.slide_formats import write_mirax, write_ventana
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.backends import tiff_layout
@@ -440,9 +440,113 @@ def test_directories_that_lead_in_a_circle_are_refused(tmp_path: Path, bigtiff: 
         Slide(path, backend=backend)
 
 
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("to", ["itself", "the first", "the first, after it"])
+def test_directories_below_others_that_lead_back_are_refused(to: str, big: bool, tmp_path: Path) -> None:
+    """A SubIFD that is its own, or that of the slide: whoever follows it never ends."""
+    path = write_pyramid(
+        tmp_path / "sub.ome.tif", smooth_pixels(200, 100), [(200, 100), (100, 50)], ome=True, bigtiff=big
+    )
+    with tifffile.TiffFile(path) as tif:
+        first = tif.pages.first
+        (place,) = first.tags["SubIFDs"].value
+        sub = first.pages[0].aspage()
+        value_at, n_tags = first.tags["SubIFDs"].valueoffset, len(sub.tags)
+    number = "<Q" if big else "<I"
+    with path.open("r+b") as file:
+        if to == "the first, after it":
+            file.seek(place + (8 + 20 * n_tags if big else 2 + 12 * n_tags))
+        else:
+            file.seek(value_at)
+        if to == "itself":
+            tag = sub.tags["Software"]
+            file.seek(tag.offset)
+            file.write(struct.pack("<HHQQ" if big else "<HHII", 330, 16 if big else 4, 1, place))
+        else:
+            file.write(struct.pack(number, first.offset))
+    with pytest.raises(
+        SlideError, match=r"^sub\.ome\.tif is damaged: its directories lead back to an earlier one"
+    ):
+        Slide(path)
+
+
+def test_a_sub_directory_that_two_directories_share_is_no_loop(tmp_path: Path) -> None:
+    path = tmp_path / "shared.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for pixels in (smooth_pixels(200, 100), smooth_pixels(80, 60)):
+            writer.write(pixels, tile=(64, 64), photometric="rgb", subifds=1, metadata=None)
+            writer.write(pixels[::2, ::2], tile=(64, 64), photometric="rgb", subfiletype=1, metadata=None)
+    with tifffile.TiffFile(path) as tif:
+        one, other = (page.aspage().tags["SubIFDs"] for page in tif.pages)
+        (place,) = one.value
+    with path.open("r+b") as file:
+        file.seek(other.valueoffset)
+        file.write(struct.pack("<I", place))
+    with Slide(path) as slide:
+        assert slide.level_dimensions_xy[0] == (200, 100)
+
+
+def change_tags(path: Path, **values: int) -> None:
+    with tifffile.TiffFile(path) as tif:
+        tags = {name: tif.pages.first.tags[name] for name in values}
+    with path.open("r+b") as file:
+        for name, value in values.items():
+            file.seek(tags[name].valueoffset)
+            file.write(struct.pack("<H" if tags[name].dtype == 3 else "<I", value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"ImageLength": 60_000}, "300 x 60000 px take 4,690 pieces of 64 x 64 px, and it lists 20"),
+        ({"TileLength": 0}, "it holds 300 x 200 px in pieces of 64 x 0 px"),
+        ({"ImageWidth": 0}, "it holds 0 x 200 px in pieces of 64 x 64 px"),
+    ],
+)
+def test_sizes_with_no_tiles_behind_them_are_refused(
+    changes: dict[str, int], text: str, tmp_path: Path
+) -> None:
+    path = write_pyramid(tmp_path / "absurd.tif", smooth_pixels(300, 200), [(300, 200)], compression="webp")
+    change_tags(path, **changes)
+    with pytest.raises(SlideError, match=f"absurd.tif is damaged: .*{text}"):
+        Slide(path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "level", "text"),
+    [
+        ("ImageLength", 0, "6 x 4 tiles in an image of 6 x 2"),
+        ("ImageWidth", 1, "3 x 2 tiles in an image of 2 x 2"),
+    ],
+)
+def test_a_ventana_slide_with_tiles_beyond_its_image_is_refused(
+    tag: str, level: int, text: str, tmp_path: Path
+) -> None:
+    """OpenSlide writes outside of its memory there: now and then that ends the program."""
+    path = write_ventana(tmp_path)
+    with Slide(path) as slide:
+        assert slide.metadata["vendor"] == "ventana"
+    with tifffile.TiffFile(path) as tif:
+        at = tif.pages[level + 1].aspage().tags[tag].valueoffset
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(struct.pack("<H", 255))
+    with pytest.raises(SlideError, match=f"ventana.bif is damaged: it places {text}"):
+        Slide(path)
+
+
 def test_a_mirax_slide_whose_own_file_is_a_jpeg_is_the_slide(tmp_path: Path) -> None:
     path = write_mirax(tmp_path)
     assert path.read_bytes().startswith(b"\xff\xd8\xff")
     with Slide(path) as slide:
         assert slide.metadata["vendor"] == "mirax"
         assert slide.level_dimensions_xy[0] == (768, 512)
+
+
+def test_an_error_names_the_part_of_a_slide_without_its_folder(tmp_path: Path) -> None:
+    path = write_mirax(tmp_path)
+    data = tmp_path / "slide" / "Data0000.dat"
+    data.write_bytes(data.read_bytes()[:-300])
+    with pytest.raises(SlideError, match=r"slide\.mrxs is not a slide .*Data0000\.dat") as caught:
+        Slide(path)
+    assert str(tmp_path) not in str(caught.value)

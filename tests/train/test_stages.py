@@ -285,6 +285,8 @@ def test_stage2_adds_the_teachers_words_with_their_weights(
         yes, no = order[:2], order[-2:]
         log_p = torch.log_softmax(output.instance_logits, 1)
         hard = -sum([float(log_p[i, 1]) for i in yes] + [float(log_p[i, 0]) for i in no]) / 4
+        a = output.attention_logits.tolist()
+        hard += sum(math.log1p(math.exp(a[low] - a[high])) for high in yes for low in no) / 4
         assert float(found["hard"]) == pytest.approx(5 * hard, rel=1e-3)
 
 

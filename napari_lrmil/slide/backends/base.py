@@ -17,6 +17,9 @@ from napari_lrmil.slide.files import Chunk, pixel_files
 from napari_lrmil.slide.identity import states_of
 from napari_lrmil.slide.pixel_size import Evidence
 
+MAX_EDGE_PX = 2**24
+"""Pixels along a level: what a scan of half a metre would have at 0.03 µm/px."""
+
 
 class Backend(Protocol):
     """A decoder of one open slide. Reads may come from several threads at once; `close` comes last.
@@ -97,6 +100,20 @@ def decoder_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise SlideError(f"{path.name} can't be read ({reason_of(error)})") from error
+
+
+def check_sizes(name: str, sizes_xy: Sequence[tuple[int, int]]) -> None:
+    """Refuse levels of a size that none of a slide has.
+
+    Raises
+    ------
+    SlideError
+    """
+    if not sizes_xy:
+        raise SlideError(f"{name} holds no level")
+    for width, height in sizes_xy:
+        if min(width, height) < 1 or max(width, height) > MAX_EDGE_PX:
+            raise SlideError(f"{name} is damaged: it says that a level measures {width:,} x {height:,} px")
 
 
 def downsamples_of(sizes_xy: Sequence[tuple[int, int]]) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from napari_lrmil.errors import SlideError, reason_of
 from napari_lrmil.slide.backends.base import (
     DamagedTileError,
     check_request,
+    check_sizes,
     downsamples_of,
     file_key,
     read_stored,
@@ -60,6 +61,7 @@ class TiffBackend:
     ) -> None:
         if not layout.levels:
             raise layout.refusal or SlideError(f"{path.name} holds no image")
+        check_sizes(path.name, [level.size_xy for level in layout.levels])
         self._levels = layout.levels
         self._icc_profile = layout.icc_profile
         self._reference = reference

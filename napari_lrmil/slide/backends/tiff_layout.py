@@ -245,6 +245,12 @@ def _level_of(page: tifffile.TiffPage, name: str) -> TiffLevel:
         if page.is_tiled
         else (page.imagewidth, min(page.rowsperstrip, page.imagelength))
     )
+    size_xy = (page.imagewidth, page.imagelength)
+    if min(*size_xy, *tile_xy) < 1:
+        raise SlideError(
+            f"{name} is damaged: it says that it holds {size_xy[0]} x {size_xy[1]} px in pieces of "
+            f"{tile_xy[0]} x {tile_xy[1]} px"
+        )
     if tile_xy[0] * tile_xy[1] > MAX_SEGMENT_PIXELS:
         raise SlideError(
             f"{name} holds its image in pieces of {tile_xy[0]} x {tile_xy[1]} px, too large to decode one by "
@@ -256,8 +262,8 @@ def _level_of(page: tifffile.TiffPage, name: str) -> TiffLevel:
         pixels = decode_segment(data, index, jpegtables=tables, jpegheader=header)[0]
         return np.asarray(pixels, np.uint8)
 
-    return TiffLevel(
-        size_xy=(page.imagewidth, page.imagelength),
+    level = TiffLevel(
+        size_xy=size_xy,
         tile_xy=tile_xy,
         planes=samples if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1,
         white_is_zero=photometric == tifffile.PHOTOMETRIC.MINISWHITE,
@@ -265,3 +271,13 @@ def _level_of(page: tifffile.TiffPage, name: str) -> TiffLevel:
         byte_counts=np.asarray(page.databytecounts, np.int64),
         decode=decode,
     )
+    needed, there = (
+        level.tiles_across * level.tiles_down * level.planes,
+        min(len(level.offsets), len(level.byte_counts)),
+    )
+    if there < needed:
+        raise SlideError(
+            f"{name} is damaged: {size_xy[0]} x {size_xy[1]} px take {needed:,} pieces of {tile_xy[0]} x {tile_xy[1]} px, "
+            f"and it lists {there:,}"
+        )
+    return level
