@@ -99,7 +99,7 @@ def _trainings(context: Context) -> str:
 
 
 def _table(results: Mapping[str, MethodResult], *, mark_student: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)  # within 80 columns
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # within 80 columns
     for name in ("method", "train", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
         table.add_column(name, no_wrap=True)
     for method, metrics in results.items():

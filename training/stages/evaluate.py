@@ -235,8 +235,8 @@ def is_unfitted(method: str, result: Mapping[str, object]) -> bool:
 def unfitted_note(fitted_auc: float) -> str:
     """Say what the mark means."""
     return (
-        f"The head did not fit its own training slides (AUC there below {fitted_auc:g}, mil.fitted_auc): the row says "
-        "how training went, not what these tiles hold."
+        f"The head that validation kept did not fit its own training slides (AUC there below {fitted_auc:g}, "
+        "mil.fitted_auc): it was trained too little, or learned nothing from them that holds on validation slides."
     )
 
 
