@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from napari_lrmil.errors import TableError, shortened
+from napari_lrmil.errors import TableError, refuse_pipe, shortened
 
 NO_VALUE = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"})
 """How programs write a cell without a value, in small letters."""
@@ -164,6 +164,7 @@ def read_lines(path: Path, columns: Collection[str] = (), *, what: str = "file")
         Where it is no such file.
     """
     try:
+        refuse_pipe(path)
         with path.open("rb") as file:
             data = file.read(MAX_TABLE_BYTES + 1)
     except FileNotFoundError as error:

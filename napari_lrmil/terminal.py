@@ -97,6 +97,28 @@ def stopping_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def stopping_afterwards() -> Iterator[None]:
+    """Within the block Ctrl-C, SIGTERM and SIGHUP wait for its end.
+
+    For the import of libraries, some of which abort the process where Ctrl-C comes in between.
+    """
+    noted: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, lambda number, _: noted.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if noted:
+            signal.raise_signal(noted[0])
+
+
 def print_error(error: LRMILError | str) -> None:
     """Write ``error: ...`` on the error stream, as it is: uncut, brackets and colons in names are no markup."""
     line = Text.assemble(("error:", "bold red"), " ", readable(str(error)))
