@@ -301,6 +301,7 @@ def predict_slide(
         source.check_unchanged()
     slide.check_unchanged()  # the pixels are of the slide whose fingerprint it is
     instances = torch.cat(embeddings).float()
+    embeddings.clear()  # a large bag isn't kept twice
     evidence = explain(bundle.mil, instances, temperature=info.temperature)
     numbers = (evidence.class_probabilities, evidence.attention_logits, evidence.class_contributions)
     if not all(np.isfinite(values).all() for values in numbers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,20 @@ Place = tuple[int, int, int, int, int]
 
 
 class Damage:
-    """The damaged places of one file, the same for all open handles of it: they share the cache of tiles, too."""
+    """The damaged places of one file, the same for all open handles of it: they share the cache of tiles, too.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    file : hashable, optional
+        The file's state, where `damage_of` is to know it.
+    """
+
+    def __init__(self, file: Hashable = None) -> None:
+        self._file = file
         self._lock = threading.Lock()
         self._places: set[Place] = set()
 
-    def add(self, place: Place, why: object) -> None:
+    def add(self, place: Place, why: str) -> None:
         """Note a place.
 
         Raises
@@ -35,6 +43,8 @@ class Damage:
         SlideError
             Where there are too many.
         """
+        if self._file is not None:
+            _damaged[self._file] = self
         with self._lock:
             self._places.add(place)
             if len(self._places) > MAX_DAMAGED:
@@ -64,17 +74,22 @@ class Damage:
         return bool(damaged.all())
 
 
-_known: dict[Hashable, Damage] = {}
+_known: WeakValueDictionary[Hashable, Damage] = WeakValueDictionary()
+_damaged: dict[Hashable, Damage] = {}
 _known_lock = threading.Lock()
 
 
 def damage_of(file: Hashable) -> Damage:
-    """The damage of a file state (see `file_key`), from the first handle of it to the end of the process.
+    """The damage of a file state (see `file_key`): from the first handle of it to the last one.
 
-    Kept as long, because pixels of damaged places are averaged into what the tile cache keeps.
+    Where places are damaged, it is known to the end of the process: their pixels are averaged into what the tile cache
+    keeps.
     """
     with _known_lock:
-        return _known.setdefault(file, Damage())
+        found = _known.get(file)
+        if found is None:
+            found = _known[file] = Damage(file)
+        return found
 
 
 def hatch(left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:

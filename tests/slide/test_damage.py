@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from slide_files import damage_tiles, smooth_pixels, write_pyramid
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide, TileSpec, find_tiles
+from napari_lrmil.slide.damage import Damage
 from napari_lrmil.slide.tiles import check_damage
 
 SIZE = (512, 384)
@@ -135,3 +137,27 @@ def test_too_many_damaged_tiles_are_refused_and_fewer_are_counted(tmp_path: Path
         assert check_damage(slide, tiles, max_damaged=0.2) == 2
         with pytest.raises(SlideError, match=rf"2 of {len(tiles) + 1} tiles .* up to 1\.0% are allowed"):
             check_damage(slide, tiles)
+
+
+def test_damage_is_known_as_long_as_it_matters(tmp_path: Path) -> None:
+    def known() -> int:
+        gc.collect()
+        return sum(type(each) is Damage for each in gc.get_objects())
+
+    pixels = smooth_pixels(*SIZE)
+    before = known()
+    for number in range(5):
+        with Slide(write_pyramid(tmp_path / f"{number}.tiff", pixels, [SIZE])) as slide:
+            slide.read_region((0, 0), 0, SIZE)
+    del slide
+    assert known() == before  # nothing of whole slides that are closed
+    path = _rgba(tmp_path / "damaged.tiff", pixels)
+    damage_tiles(path, [0])
+    with Slide(path) as slide:
+        slide.read_region((0, 0), 0, SIZE)
+        places = slide.damaged_places
+    del slide
+    gc.collect()
+    with Slide(path) as slide:  # what its tiles were averaged into may still be in the cache
+        assert slide.damaged_places == places
+        assert places

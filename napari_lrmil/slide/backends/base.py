@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,32 @@ from numpy.typing import NDArray
 from napari_lrmil.errors import LRMILError, SlideError, reason_of
 from napari_lrmil.slide.damage import Damage
 from napari_lrmil.slide.pixel_size import Evidence
+
+_QUIET = {"PIL": logging.WARNING, "zarr": logging.WARNING, "tifffile": logging.CRITICAL}
+_QUOTED = re.compile(r"(?<!\w)b?(?:'[^']*'|\"[^\"]*\"|“[^”]*”)(?!\w)")
+
+
+def quiet_decoders() -> None:
+    """Have the libraries' logs leave out what stands in a file: EXIF, texts of the scanner, paths.
+
+    Whoever has set the level of such a log gets it all the same.
+    """
+    for name, level in _QUIET.items():
+        log = logging.getLogger(name)
+        if log.level == logging.NOTSET:
+            log.setLevel(level)
+
+
+quiet_decoders()
+
+
+def unquoted(text: object, path: Path) -> str:
+    """Return what a decoder says of a file, without what it quotes from it, and without the path of its folder.
+
+    A number that can't be read may be a patient's.
+    """
+    said = " ".join(str(text).split()).replace(str(path), path.name)
+    return _QUOTED.sub("…", said.replace(f"{path.parent}{os.sep}", ""))
 
 
 class Backend(Protocol):
@@ -90,7 +119,7 @@ def decoder_errors(path: Path) -> Iterator[None]:
     except LRMILError:
         raise
     except Exception as error:
-        raise SlideError(f"{path.name} can't be read ({reason_of(error)})") from error
+        raise SlideError(f"{path.name} can't be read ({unquoted(reason_of(error), path)})") from error
 
 
 def downsamples_of(sizes_xy: Sequence[tuple[int, int]]) -> tuple[float, ...]:

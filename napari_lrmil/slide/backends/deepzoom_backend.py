@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.errors import SlideError, reason_of
-from napari_lrmil.slide.backends.base import assemble, check_request, file_key
+from napari_lrmil.slide.backends.base import assemble, check_request, file_key, unquoted
 from napari_lrmil.slide.cache import shared_cache
 from napari_lrmil.slide.damage import damage_of, hatch
 from napari_lrmil.slide.files import deepzoom_of, pixel_files
@@ -78,7 +78,7 @@ class DeepZoomBackend:
                 )
             except _DamagedTileError as error:
                 place = (col * tile_px, row * tile_px, tile_px, tile_px)
-                self.damage.add((level, *place), error)
+                self.damage.add((level, *place), unquoted(error, self._path))
                 return hatch(*place)
 
         return assemble(

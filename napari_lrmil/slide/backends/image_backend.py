@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.errors import SlideError
-from napari_lrmil.slide.backends.base import assemble, check_request
+from napari_lrmil.slide.backends.base import assemble, check_request, unquoted
 from napari_lrmil.slide.damage import Damage
 from napari_lrmil.slide.pixel_size import Evidence
 
@@ -82,7 +82,7 @@ class ImageBackend:
                         self._pixels = _on_white(image)
                     self._pixels.setflags(write=False)
                 except (OSError, ValueError, SyntaxError) as error:
-                    raise SlideError(f"the image can't be decoded ({error})") from error
+                    raise SlideError(f"the image can't be decoded ({unquoted(error, self._path)})") from error
             return self._pixels
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:

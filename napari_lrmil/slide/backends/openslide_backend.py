@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.errors import SlideError
-from napari_lrmil.slide.backends.base import check_request, file_key
+from napari_lrmil.slide.backends.base import check_request, file_key, unquoted
 from napari_lrmil.slide.damage import Place, damage_of, hatch
 from napari_lrmil.slide.files import pixel_files
 from napari_lrmil.slide.pixel_size import DICOM, TIFF_TAG, Evidence, ome_evidence, tag_evidence
@@ -69,9 +69,9 @@ class OpenSlideBackend:
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise SlideError(f"{path.name} is not a slide that OpenSlide can read") from error
         except (openslide.OpenSlideError, OSError) as error:
-            # OpenSlide repeats the whole path, which belongs in no message.
-            why = str(error).replace(str(path), path.name)
-            raise SlideError(f"{path.name} is not a slide that OpenSlide can read ({why})") from error
+            raise SlideError(
+                f"{path.name} is not a slide that OpenSlide can read ({unquoted(error, path)})"
+            ) from error
         handle.set_cache(_shared_openslide_cache())
         return handle
 
@@ -110,7 +110,9 @@ class OpenSlideBackend:
         try:
             profile = self._twice(lambda handle: handle.color_profile)
         except (openslide.OpenSlideError, OSError) as error:
-            raise SlideError(f"the slide's ICC profile can't be read ({error})") from error
+            raise SlideError(
+                f"the slide's ICC profile can't be read ({unquoted(error, self._path)})"
+            ) from error
         return None if profile is None else bytes(profile.tobytes())
 
     def _bounds(self) -> tuple[int, int, int, int]:
@@ -185,14 +187,14 @@ class OpenSlideBackend:
         try:
             return _on_white(self._twice(lambda handle: handle.read_region(corner_l0_xy, level, size_xy)))
         except openslide.OpenSlideError as error:
-            self.damage.add(place, error)
+            self.damage.add(place, unquoted(error, self._path))
             return hatch(*piece_xywh)
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
         try:
             return _on_white(self._twice(lambda handle: handle.associated_images[name]))
         except openslide.OpenSlideError as error:
-            raise SlideError(f"the {name} image can't be decoded ({error})") from error
+            raise SlideError(f"the {name} image can't be decoded ({unquoted(error, self._path)})") from error
 
     def close(self) -> None:
         self._handle.close()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from napari_lrmil.errors import SlideError, reason_of
-from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of, file_key
+from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of, file_key, unquoted
 from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
 from napari_lrmil.slide.backends.tiff_layout import (
     MAX_SEGMENT_PIXELS,
@@ -167,7 +167,9 @@ class TiffBackend:
                 )
             except _DamagedTileError as error:
                 width, height = stored.tile_xy
-                self.damage.add((level, col * width, row * height, width, height), error)
+                self.damage.add(
+                    (level, col * width, row * height, width, height), unquoted(error, self._path)
+                )
                 return hatch(col * width, row * height, width, height)
 
         return assemble(
