@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from slide_files import damage_tiles, smooth_pixels, write_pyramid
 
 from napari_lrmil.errors import SlideError
-from napari_lrmil.slide import Slide, TileSpec, find_tiles
-from napari_lrmil.slide.damage import Damage
+from napari_lrmil.slide import Slide, TileSpec, damage, find_tiles
+from napari_lrmil.slide.cache import shared_cache
+from napari_lrmil.slide.damage import damage_of
 from napari_lrmil.slide.tiles import check_damage
 
 SIZE = (512, 384)
@@ -139,25 +140,45 @@ def test_too_many_damaged_tiles_are_refused_and_fewer_are_counted(tmp_path: Path
             check_damage(slide, tiles)
 
 
-def test_damage_is_known_as_long_as_it_matters(tmp_path: Path) -> None:
-    def known() -> int:
-        gc.collect()
-        return sum(type(each) is Damage for each in gc.get_objects())
+@pytest.mark.parametrize(("folder", "slide", "part"), [
+    ("slides_repacked/mrxs", "cmu.mrxs", "cmu/Data0000.dat"),
+    ("slides_repacked/vms", "cmu.vms", "cmu_image.jpg"),
+])  # fmt: skip
+def test_a_part_that_is_copied_again_is_damaged_no_longer(
+    folder: str, slide: str, part: str, shared_data: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(shared_data / folder, tmp_path / "slide"))
+    whole = (root / part).read_bytes()
+    middle = len(whole) // 2
+    (root / part).write_bytes(whole[:middle] + bytes(40_000) + whole[middle + 40_000 :])
 
-    pixels = smooth_pixels(*SIZE)
-    before = known()
-    for number in range(5):
-        with Slide(write_pyramid(tmp_path / f"{number}.tiff", pixels, [SIZE])) as slide:
-            slide.read_region((0, 0), 0, SIZE)
-    del slide
-    assert known() == before  # nothing of whole slides that are closed
-    path = _rgba(tmp_path / "damaged.tiff", pixels)
-    damage_tiles(path, [0])
-    with Slide(path) as slide:
-        slide.read_region((0, 0), 0, SIZE)
-        places = slide.damaged_places
-    del slide
-    gc.collect()
-    with Slide(path) as slide:  # what its tiles were averaged into may still be in the cache
-        assert slide.damaged_places == places
-        assert places
+    def read() -> int:
+        with Slide(root / slide) as opened:
+            for level, size in enumerate(opened.level_dimensions_xy):
+                opened.read_region((0, 0), level, size)
+            return len(opened.damaged_places)
+
+    assert read()
+    (root / part).write_bytes(whole)
+    assert read() == 0
+
+
+def test_what_is_remembered_of_closed_files_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(damage, "MAX_DAMAGED_FILES", 4)
+    place = (0, 0, 0, 64, 64)
+    for number in range(3):  # whole files leave nothing
+        damage_of(("whole", number))
+    held = damage_of(("held", 0))
+    held.add(place, "why")
+    for number in range(20):
+        damage_of(("closed", number)).add(place, "why")
+        shared_cache().get(number, lambda: np.zeros((8, 8, 3), np.uint8))
+    assert damage_of(("held", 0)) is held
+    assert damage_of(("closed", 19)).places == {place}  # not since long
+    assert not damage_of(("closed", 0)).places
+    # What was averaged out of the forgotten ones is forgotten, too.
+    assert shared_cache().get(0, lambda: np.ones((8, 8, 3), np.uint8)).all()
+    assert [key for key in damage._damaged if key[0] == "whole"] == []
+    assert len([key for key in damage._damaged if key[0] == "closed"]) <= 4
