@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -184,7 +185,7 @@ def window_day(made: Sequence[Made], bundle: str) -> Day:
         for _ in range(PANS):
             viewer.scene.camera.zoom = rng.choice((0.5, 1.0, 2.0, 4.0))
             place = (rng.random() * height * MPP, rng.random() * width * MPP)
-            watch.run(lambda place=place: setattr(viewer.scene.camera, "center", place), {}, quiet_s=0.05)
+            watch.run(partial(setattr, viewer.scene.camera, "center", place), {}, quiet_s=0.05)
         controller.classify()
         wait(lambda: controller.result is not None or controller.state is State.FAILED)
         watch.run(canvas.update, {"heatmap": lambda: shown(HEATMAP_KEY)}, quiet_s=0.05)

@@ -37,7 +37,9 @@ from napari_lrmil.errors import LRMILError
 SIDE_PX = 1024
 DATES = ("1953-12-17", "1953:12:17", "19531217", "17.12.1953")
 FILE_NAME, FOLDER_NAME = "name of the file:", "name of its folder:"
-QUOTED_IN_ERRORS = frozenset({"DICOM PhotometricInterpretation", "MIRAX IMAGE_FORMAT", "MIRAX INDEXFILE"})
+QUOTED_IN_ERRORS = frozenset(
+    {"DICOM PhotometricInterpretation", "MIRAX IMAGE_FORMAT", "MIRAX INDEXFILE", "MIRAX FILE_0"}
+)
 """What OpenSlide says in plain words where a file is refused: of what its pixels are, and which file it lacks."""
 _MAX_UNPACKED = 2**26
 _DEPTH = 3
@@ -248,8 +250,8 @@ def make_everything(slides: dict[str, Path], out: Path, bundle: str) -> None:
     named.mkdir(parents=True)
     unnamed.mkdir(exist_ok=True)
     given = [*map(str, slides.values()), "--mpp", str(MPP)]
-    where = ["--bundle", bundle, "--out", str(named / "out"), "--cache-dir", str(unnamed / "cache")]
-    for words in (["info", *given], ["predict", *given, *where]):
+    into = ["--bundle", bundle, "--out", str(named / "out"), "--cache-dir", str(unnamed / "cache")]
+    for words in (["info", *given], ["predict", *given, *into]):
         status = run_logged(named, words[0], words)
         assert status == 0, f"{words[0]} ended with {status}: see {named}"
     loaded = load_bundle(resolve_bundle(bundle))

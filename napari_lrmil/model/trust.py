@@ -104,7 +104,7 @@ class TileGaussian:
         instance_embeddings : (N, D) tensor
         """
         # In parts: a large bag, centred and squared in float64, takes several times what it takes itself.
-        parts = [self._distances(part) for part in instance_embeddings.detach().split(_TILES_AT_ONCE)]
+        parts = [self._distances(part) for part in torch.split(instance_embeddings.detach(), _TILES_AT_ONCE)]
         found: Array = torch.cat(parts).numpy()
         return found
 

@@ -78,7 +78,7 @@ class ABMIL(MILModel):
         class_values = instances @ self.classifier.weight.T  # (N, C)
         logits = []
         # Some parts at a time: of a bag of 60,000 instances, a number for each of them in 231 parts is 100 MB.
-        for parts in kept.split(max(1, _NUMBERS_AT_ONCE // len(instances))):
+        for parts in torch.split(kept, max(1, _NUMBERS_AT_ONCE // len(instances))):
             holds_any = parts.any(dim=1, keepdim=True)
             # An empty part gets a softmax over everything, which is overwritten below: over nothing it would be NaN.
             masked = attention_logits.masked_fill(~(parts | ~holds_any), -torch.inf)  # (S, N)
