@@ -294,9 +294,9 @@ def bag(n_tiles: int, folder: Path) -> None:
     from napari_lrmil.export.geojson import write_heatmap_geojson
     from napari_lrmil.export.images import write_heatmap_png, write_heatmap_zarr
     from napari_lrmil.export.result import read_prediction, write_prediction
-    from napari_lrmil.export.slide_report import run_report, write_slide_report
+    from napari_lrmil.export.slide_report import write_slide_report
     from napari_lrmil.model.bundle import load_bundle
-    from napari_lrmil.predict import predict_slide
+    from napari_lrmil.predict import predict_slide, run_to_end
     from napari_lrmil.slide import Slide
 
     make_fast_bundle(folder / "bundle")
@@ -337,7 +337,7 @@ def bag(n_tiles: int, folder: Path) -> None:
         say_part("heatmap as PNG and OME-Zarr")
         write_heatmap_geojson(folder / "heatmap.geojson", prediction, bounds_l0_xywh=slide.bounds_l0_xywh)
         say_part("heatmap as GeoJSON")
-        run_report(
+        run_to_end(
             write_slide_report(
                 prediction, slide, bundle.info, html=folder / "report.html", pdf=folder / "report.pdf"
             )

@@ -240,7 +240,7 @@ def make_everything(slides: dict[str, Path], out: Path, bundle: str) -> None:
     from napari_lrmil.export.geojson import write_heatmap_geojson
     from napari_lrmil.export.images import write_heatmap_png, write_heatmap_zarr
     from napari_lrmil.export.result import write_prediction
-    from napari_lrmil.export.slide_report import run_report, write_slide_report
+    from napari_lrmil.export.slide_report import write_slide_report
     from napari_lrmil.export.tables import FolderRow, neutral_name, write_folder_table
     from napari_lrmil.model.bundle import load_bundle, resolve_bundle
     from napari_lrmil.predict import predict_slide, run_to_end
@@ -274,7 +274,7 @@ def make_everything(slides: dict[str, Path], out: Path, bundle: str) -> None:
             write_heatmap_geojson(home / "heatmap.geojson", prediction, bounds_l0_xywh=slide.bounds_l0_xywh)
             for shown, where in ((False, home), (True, named / name)):
                 where.mkdir(exist_ok=True)
-                run_report(
+                run_to_end(
                     write_slide_report(
                         prediction,
                         slide,
