@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from napari_lrmil.model.mil.base import MILModel, MILOutput
 
+_NUMBERS_AT_ONCE = 2**20
+
 
 class ABMIL(MILModel):
     """a = softmax over the bag of w^T (tanh(V h) [* sigmoid(U h)]); the bag is sum a h (equations 7 to 9).
@@ -89,11 +91,16 @@ class ABMIL(MILModel):
         The classifier is linear, so the attention weighs (N, C) class values instead of (N, P) instances.
         """
         instances, attention_logits = self._attend(instance_embeddings)
-        holds_any = kept.any(dim=1, keepdim=True)
-        # An empty part gets a softmax over everything, which is overwritten below: over nothing it would be NaN.
-        masked = attention_logits.masked_fill(~(kept | ~holds_any), -torch.inf)  # (S, N)
-        logits = torch.softmax(masked, dim=1) @ (instances @ self.classifier.weight.T) + self.classifier.bias
-        return logits.masked_fill(~holds_any, 0.0)
+        class_values = instances @ self.classifier.weight.T  # (N, C)
+        logits = []
+        # Some parts at a time: of a bag of 60,000 instances, a number for each of them in 231 parts is 100 MB.
+        for parts in torch.split(kept, max(1, _NUMBERS_AT_ONCE // len(instances))):
+            holds_any = parts.any(dim=1, keepdim=True)
+            # An empty part gets a softmax over everything, which is overwritten below: over nothing it would be NaN.
+            masked = attention_logits.masked_fill(~(parts | ~holds_any), -torch.inf)  # (S, N)
+            found = torch.softmax(masked, dim=1) @ class_values + self.classifier.bias
+            logits.append(found.masked_fill(~holds_any, 0.0))
+        return torch.cat(logits)
 
     def leave_one_out_logits(self, instance_embeddings: Tensor) -> Tensor:
         """As in `MILModel`, in closed form: without n the bag is (b - a_n h_n) / (1 - a_n).

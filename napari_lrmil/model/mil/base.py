@@ -72,8 +72,10 @@ class MILModel(nn.Module):
             Row n: without instance n. Zeros for N = 1, as in `subset_logits`.
         """
         n = len(instance_embeddings)
-        kept = ~torch.eye(n, dtype=torch.bool, device=instance_embeddings.device)
-        return self.subset_logits(instance_embeddings, kept)
+        places = torch.arange(n, device=instance_embeddings.device)
+        # One part at a time: all of them as masks would be N x N.
+        parts = [self.subset_logits(instance_embeddings, (places != place)[None]) for place in range(n)]
+        return torch.cat(parts)
 
     def alone_logits(self, instance_embeddings: Tensor) -> Tensor:
         """Bag logits of the bags that hold one instance each.
@@ -87,8 +89,7 @@ class MILModel(nn.Module):
         (N, C) tensor
             Row n: of instance n alone.
         """
-        alone = torch.eye(len(instance_embeddings), dtype=torch.bool, device=instance_embeddings.device)
-        return self.subset_logits(instance_embeddings, alone)
+        return torch.stack([self(instance[None]).bag_logits for instance in instance_embeddings])
 
 
 class MILSpec(BaseModel):
