@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -103,3 +103,8 @@ class MILSpec(BaseModel):
     hidden_dim: int = Field(default=128, gt=0, le=8192)
     gated: bool = True
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    projection: tuple[Annotated[int, Field(gt=0, le=8192)], ...] = Field(
+        default=(),
+        max_length=8,
+        description="widths of the layers before the attention; none in older bundles",
+    )
