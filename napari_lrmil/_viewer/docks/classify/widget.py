@@ -24,6 +24,7 @@ from napari_lrmil._viewer.models import DEMO_BUNDLE, bundle_folder, hub_name, is
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
+from napari_lrmil._viewer.undocked import dock_is_gone, dock_takes_over, keep_one_current
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 
@@ -52,6 +53,8 @@ class ClassifyWidget(Dock):
         self.ending.callback(follow_settings(self._apply_settings))
         self.ending.callback(self.controller.shutdown)
         self._connect()
+        dock_takes_over(napari_viewer)
+        self.ending.callback(dock_is_gone, napari_viewer)
         self.canvas.layers_changed.connect(self.controller.layers_changed)
         if self.canvas.slides():
             self.canvas.show_scale_bar()
@@ -86,6 +89,9 @@ class ClassifyWidget(Dock):
         self.controller.shutdown()
         self.canvas.show_text("")
         self.canvas.show_title("")
+        dock_is_gone(self.viewer)
+        if self.canvas.slides():
+            keep_one_current(self.viewer)
 
     def _apply_settings(self, settings: Settings) -> None:
         self.controller.apply_settings(settings)
