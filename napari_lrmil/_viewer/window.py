@@ -116,7 +116,7 @@ class Controller:
         self._device_is_chosen = False
         self._results: dict[Slide, list[_Kept]] = {}
         """Of each open slide, at most one of each model; the latest last."""
-        self._bundle_shas: dict[str, str] = {}
+        self._bundle_infos: dict[str, BundleInfo] = {}
         self._slide_errors: dict[Slide, str] = {}
         self._ended: dict[Slide, State] = {}
         self._replaced: set[Slide] = set()
@@ -177,9 +177,9 @@ class Controller:
         """Where the models came from that were loaded so far, and the demonstration model's."""
         return tuple(self._bundle_paths)
 
-    def bundle_sha256(self, bundle_path: str) -> str:
-        """Of the weights of a model that was loaded from there; empty where none was."""
-        return self._bundle_shas.get(bundle_path, "")
+    def bundle_info(self, bundle_path: str) -> BundleInfo | None:
+        """What the model that was loaded from there says of itself; None where none was."""
+        return self._bundle_infos.get(bundle_path)
 
     @property
     def device(self) -> str:
@@ -377,7 +377,7 @@ class Controller:
             return
         self._loading = None
         self._bundle, self._bundle_path = loaded.bundle, loading.bundle_path
-        self._bundle_shas[loading.bundle_path] = loaded.bundle.info.weights_sha256
+        self._bundle_infos[loading.bundle_path] = loaded.bundle.info
         if self._bundle_path not in self._bundle_paths:
             self._bundle_paths.append(self._bundle_path)
         self._devices = ("auto", *loaded.devices)
@@ -448,7 +448,7 @@ class Controller:
 
     def _show(self, slide: Slide, prediction: SlidePrediction) -> None:
         info = self._bundle.info if self._bundle is not None else None
-        if info is not None and prediction.bundle_sha256 != info.weights_sha256:
+        if info is not None and prediction.bundle_sha256 != info.sha256:
             return
         if slide in self._canvas.slides() and slide.has_mpp and slide.mpp_xy == prediction.mpp_xy:
             kept = [each for each in self._results.get(slide, []) if each.info != info]

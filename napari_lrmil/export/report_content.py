@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # both load torch
     from napari_lrmil.slide import Slide
 
 FINGERPRINT_NOTE = (
-    "SHA-256 of the sizes of the slide's files and of the first and last MiB of the largest; "
+    "SHA-256 of the sizes of the slide's files, the beginning and end of each and blocks between; "
     "not of every byte, and not of its name."
 )
 
@@ -234,7 +234,7 @@ def _model_facts(prediction: SlidePrediction, info: BundleInfo) -> tuple[tuple[s
         ("Licence", info.licence),
         ("Reads", f"tiles of {tiles.tile_px} px at {tiles.mpp:g} µm/px, ≥ {tiles.min_tissue:.0%} tissue"),
         ("Made", info.provenance.created[:10]),
-        ("Bundle", f"SHA-256 of the weights {prediction.bundle_sha256}"),
+        ("Bundle", f"SHA-256 of weights and settings {prediction.bundle_sha256}"),
         ("Training data", info.provenance.training_data),
         ("About", info.description),
     )

@@ -48,7 +48,7 @@ class Stage:
         info = self.bundle.info
         return make_prediction(
             lesion,
-            bundle_sha256=info.weights_sha256,
+            bundle_sha256=info.sha256,
             slide_fingerprint=self.slide.fingerprint(),
             mpp_xy=self.slide.mpp_xy,
         )
@@ -61,7 +61,7 @@ class Stage:
         info = self.bundle.info
         return ResultCache().get(
             self.slide.fingerprint(),
-            info.weights_sha256,
+            info.sha256,
             result_key(info, mpp_xy=(mpp, mpp)),
             slide_name=self.slide.name,
         )
@@ -94,7 +94,7 @@ def another_model(bundle: ModelBundle) -> ModelBundle:
 
 def test_a_result_of_before_is_shown_and_not_kept_again(slide: Slide, bundle: ModelBundle) -> None:
     before = make_prediction(
-        0.9, bundle_sha256=bundle.info.weights_sha256, slide_fingerprint=slide.fingerprint()
+        0.9, bundle_sha256=bundle.info.sha256, slide_fingerprint=slide.fingerprint()
     )
     ResultCache().put(before, result_key(bundle.info, mpp_xy=slide.mpp_xy))
     stage = Stage(slide, bundle, Settings())
@@ -198,7 +198,7 @@ def test_a_slide_replaced_while_open_is_not_shown_the_result_of_the_new_one(
     new = write_slide(tmp_path / "new.tiff", size_xy=(1536, 1024))
     with Slide(new) as other:
         of_new = make_prediction(
-            bundle_sha256=bundle.info.weights_sha256, slide_fingerprint=other.fingerprint()
+            bundle_sha256=bundle.info.sha256, slide_fingerprint=other.fingerprint()
         )
     ResultCache().put(of_new, result_key(bundle.info, mpp_xy=(0.5, 0.5)))
     os.replace(new, slide.path)

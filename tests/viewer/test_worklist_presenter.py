@@ -34,7 +34,7 @@ SHA = "a" * 64
 
 
 def bundle(sha: str = SHA) -> Any:
-    return SimpleNamespace(info=SimpleNamespace(weights_sha256=sha))
+    return SimpleNamespace(info=SimpleNamespace(sha256=sha))
 
 
 def summary(label: str = "lesion", probability: float = 0.9, **options: Any) -> ResultSummary:
@@ -122,7 +122,7 @@ class Stage:
     def looked_up(self) -> list[tuple[int, str]]:
         """How many slides were looked up, for which model."""
         calls: Any = presenter_module.look_up_steps
-        return [(len(items), info.weights_sha256) for items, info in (each.args for each in calls.mock_calls)]
+        return [(len(items), info.sha256) for items, info in (each.args for each in calls.mock_calls)]
 
     def lines(self) -> list[tuple[str, str | None, str]]:
         """What is on the disk."""

@@ -30,6 +30,8 @@ from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300
+_LEAST_HEIGHT_PX = 240
+"""With less, other docks beside it would leave no room for label and warnings."""
 
 
 class ClassifyWidget(Dock):
@@ -101,7 +103,7 @@ class ClassifyWidget(Dock):
         for section in self._sections:
             self.column.addWidget(section)
         self.column.addStretch(1)
-        self.setMinimumWidth(_WIDTH_PX)  # less would cut what stands beside the scroll bar
+        self.setMinimumSize(_WIDTH_PX, _LEAST_HEIGHT_PX)  # narrower would cut what stands beside the scroll bar
 
     def _connect(self) -> None:
         controller = self.controller

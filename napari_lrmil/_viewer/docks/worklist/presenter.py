@@ -414,7 +414,7 @@ class WorklistPresenter:
         self._rows.list_changed()
 
     def _is_of_this_model(self, bundle_sha256: str) -> bool:
-        return self._info is not None and self._info.weights_sha256 == bundle_sha256
+        return self._info is not None and self._info.sha256 == bundle_sha256
 
     def _list_changed(self) -> None:
         self._rows.list_changed()
@@ -511,7 +511,7 @@ class VisibleRows:
 
 def look_up_steps(items: Sequence[WorklistItem], info: BundleInfo) -> Steps[FoundResults, None]:
     """Look up results that the cache holds of slides it has seen; yields those of some slides at a time."""
-    cache, keys, sha = ResultCache(), ResultKeys(info), info.weights_sha256
+    cache, keys, sha = ResultCache(), ResultKeys(info), info.sha256
     for start in range(0, len(items), _LOOK_UP_CHUNK):
         chunk = items[start : start + _LOOK_UP_CHUNK]
         results = [(item.path, cache.known_summary(item.path, sha, keys, mpp=item.mpp)) for item in chunk]
