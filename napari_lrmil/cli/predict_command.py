@@ -180,8 +180,10 @@ def _start(
     from napari_lrmil.model.bundle import load_bundle, load_info, resolve_bundle
     from napari_lrmil.model.card import DEMONSTRATION_NOTE
     from napari_lrmil.model.device import resolve_device
+    from napari_lrmil.slide.probe import start_helper
 
     if cluster is None or cache is None:
+        start_helper()  # while the model is loaded
         torch_device = resolve_device(device)
         model = load_bundle(bundle, device=torch_device)
         info = model.info

@@ -20,6 +20,7 @@ from napari_lrmil.slide.damage import Place
 from napari_lrmil.slide.files import is_zarr
 from napari_lrmil.slide.identity import FileState, fingerprint_of, states_of
 from napari_lrmil.slide.pixel_size import Evidence, PixelSize, check_given, decide
+from napari_lrmil.slide.probe import note_opened, probe, unprobed
 
 
 class Slide:
@@ -58,6 +59,7 @@ class Slide:
         self._icc = False
         self._to_srgb: SRGBTransform | None = None
         before = self._main_state()
+        probe(self.path, backend)
         with decoder_errors(self.path):
             self._backend = open_backend(self.path, backend)
             self._file_key = file_key(self.path)
@@ -71,6 +73,7 @@ class Slide:
                 raise self._changed()
             self._probe()
             self.icc = icc
+            note_opened(self.path, backend, self._opened_files, self._states)
         except BaseException:
             self._release()
             raise
@@ -371,8 +374,11 @@ class Slide:
         if name not in self.associated_images:
             there = ", ".join(self.associated_images) or "none"
             raise SlideError(f"{self.path.name} has no associated image {name!r} (there are: {there})")
+        probe(self.path, self._asked_backend, image=name)
         with self._reading():
-            return self._backend.read_associated(name)
+            pixels = self._backend.read_associated(name)
+        note_opened(self.path, self._asked_backend, self._opened_files, self._states, image=name)
+        return pixels
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -431,5 +437,6 @@ def _reopened(path: str, mpp: float | None, backend: str, icc: bool) -> Slide:
     with _copies_lock:
         slide = _copies.get(key)
         if slide is None or slide.closed:
-            slide = _copies[key] = Slide(path, mpp=mpp, backend=backend, icc=icc)
+            with unprobed():  # who pickled it has opened it
+                slide = _copies[key] = Slide(path, mpp=mpp, backend=backend, icc=icc)
         return slide

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from slide_files import leave_out_tiles, smooth_pixels, write_pyramid
 
+from benchmarks.fuzz.slide_formats import write_mirax
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.backends import tiff_layout
@@ -326,3 +327,11 @@ def test_directories_that_lead_in_a_circle_are_refused(tmp_path: Path, bigtiff: 
         SlideError, match=r"^circle\.tiff is damaged: its directories lead back to an earlier one"
     ):
         Slide(path, backend=backend)
+
+
+def test_a_mirax_slide_whose_own_file_is_a_jpeg_is_the_slide(tmp_path: Path) -> None:
+    path = write_mirax(tmp_path)
+    assert path.read_bytes().startswith(b"\xff\xd8\xff")
+    with Slide(path) as slide:
+        assert slide.metadata["vendor"] == "mirax"
+        assert slide.level_dimensions_xy[0] == (768, 512)

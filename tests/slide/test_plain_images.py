@@ -46,6 +46,22 @@ def test_transparent_png_shows_glass(tmp_path: Path) -> None:
         assert (region[4:] == 255).all()
 
 
+def test_a_large_transparent_png_is_put_on_white_everywhere(tmp_path: Path) -> None:
+    rgba = np.dstack([smooth_pixels(2100, 2500), smooth_pixels(2100, 2500, seed=1)[..., 0]])
+    Image.fromarray(rgba).save(tmp_path / "large.png", compress_level=1)
+    alpha = rgba[..., 3:].astype(np.float64) / 255
+    with Slide(tmp_path / "large.png") as slide:
+        region = slide.read_region((0, 0), 0, (2100, 2500))
+    assert np.abs(region - (rgba[..., :3] * alpha + 255 * (1 - alpha))).max() < 1.01
+
+
+@pytest.mark.slow
+def test_the_largest_png_opens_within_the_memory_of_the_helper(tmp_path: Path) -> None:
+    Image.new("RGBA", (8192, 8192), (190, 110, 170, 128)).save(tmp_path / "large.png", compress_level=1)
+    with Slide(tmp_path / "large.png") as slide:
+        assert slide.read_region((8191, 8191), 0, (1, 1)).tolist() == [[[222, 182, 212]]]
+
+
 @pytest.mark.parametrize("side", [8_200, 10_000, 20_000])
 def test_huge_png_is_refused_unread(tmp_path: Path, side: int) -> None:
     path = tmp_path / "bomb.png"

@@ -21,6 +21,8 @@ MAX_PIXELS = 2**26
 MAX_EDGE_PX = 2**16
 """The longest edge. A picture a pixel wide and millions high is no region of a slide, and takes minutes to average."""
 
+_STRIP_PIXELS = 2**22
+
 _FORMATS = ("PNG", "JPEG")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
@@ -77,11 +79,8 @@ class ImageBackend:
             if self._pixels is None:
                 try:
                     with _open_image(self._path) as image:
-                        if "A" in image.getbands() or "transparency" in image.info:
-                            rgba = image.convert("RGBA")
-                            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-                        self._pixels = np.asarray(image.convert("RGB"))
-                        self._pixels.setflags(write=False)
+                        self._pixels = _on_white(image)
+                    self._pixels.setflags(write=False)
                 except (OSError, ValueError, SyntaxError) as error:
                     raise SlideError(f"the image can't be decoded ({error})") from error
             return self._pixels
@@ -91,6 +90,20 @@ class ImageBackend:
 
     def close(self) -> None:
         self._pixels = None
+
+
+def _on_white(image: Image.Image) -> NDArray[np.uint8]:
+    """RGB of an image, white behind what is transparent; converted in strips, for a large one is in memory already."""
+    pixels: NDArray[np.uint8] = np.empty((image.height, image.width, 3), np.uint8)
+    transparent = "A" in image.getbands() or "transparency" in image.info
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        if transparent:
+            rgba = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def _open_image(path: Path) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import Backend
-from napari_lrmil.slide.files import DEEPZOOM_SUFFIX, dicom_files_in, is_zarr, is_zipped_zarr
+from napari_lrmil.slide.files import DEEPZOOM_SUFFIX, SLIDE_SUFFIXES, dicom_files_in, is_zarr, is_zipped_zarr
 
 if TYPE_CHECKING:
     from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
@@ -63,7 +63,9 @@ def open_backend(path: Path, backend: str = "auto") -> Backend:
     magic = _magic(path)
     if is_zipped_zarr(path) and magic.startswith(_ZIP_MAGIC):
         raise SlideError(f"{path.name} is a zipped OME-Zarr: unpack it and open the folder in it")
-    if backend == "image" or (backend == "auto" and magic.startswith(_IMAGE_MAGICS)):
+    # A MIRAX slide's own file is a small JPEG of it.
+    is_image = magic.startswith(_IMAGE_MAGICS) and path.suffix.lower() not in SLIDE_SUFFIXES
+    if backend == "image" or (backend == "auto" and is_image):
         from napari_lrmil.slide.backends.image_backend import ImageBackend
 
         return ImageBackend(path)

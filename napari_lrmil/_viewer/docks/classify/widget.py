@@ -27,6 +27,7 @@ from napari_lrmil._viewer.settings import Settings, follow_settings, read_settin
 from napari_lrmil._viewer.undocked import dock_is_gone, dock_takes_over, keep_one_current
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
+from napari_lrmil.slide.probe import start_helper
 
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300
@@ -66,6 +67,7 @@ class ClassifyWidget(Dock):
         bundle = settings.default_bundle
         if bundle and (bundle != DEMO_BUNDLE or DEMO_BUNDLE_DIR.exists()):
             self.controller.load_bundle(bundle)
+        start_helper()  # before somebody opens the first slide
 
     def show_panel(self, panel: ClassifyPanel) -> None:
         """Show a panel."""
