@@ -207,9 +207,7 @@ def _bundle_of(job: Job) -> ModelBundle:
         if key not in _loaded:
             bundle = load_bundle(job.bundle, device=resolve_device(job.device))
             if bundle.info.sha256 != job.bundle_sha256:
-                raise ClusterError(
-                    f"the bundle {job.bundle} on the worker is another one than the one here"
-                )
+                raise ClusterError(f"the bundle {job.bundle} on the worker is another one than the one here")
             _loaded.clear()
             _loaded[key] = bundle
         return _loaded[key]

@@ -55,6 +55,8 @@ class Verdict(NamedTuple):
     decision: Literal["agree", "disagree", "unsure"] | None = None
     note: str = ""
     when: datetime | str | None = None
+    label: str | None = None
+    """That the verdict was given on; empty where none was shown, None where that isn't known."""
 
 
 class ReportTile(NamedTuple):
@@ -155,7 +157,7 @@ def gather(
         deletion=prediction.deletion,
         curve_line=f"{curve_text(prediction.deletion)} {ATTENTION_NOTE}",
         verdict=verdict,
-        verdict_text=_verdict_text(verdict),
+        verdict_text=_verdict_text(verdict, prediction.label),
         model_facts=_model_facts(prediction, info),
         slide_facts=_slide_facts(prediction, slide, written),
     )
@@ -212,7 +214,8 @@ def _warnings_and_trust(prediction: SlidePrediction) -> tuple[tuple[str, ...], t
     return tuple(warnings), tuple(trust)
 
 
-def _verdict_text(verdict: Verdict) -> str:
+def _verdict_text(verdict: Verdict, label: str) -> str:
+    """What the reviewer said, and that it was of another label than this report's, where it was."""
     if verdict.decision is None and not verdict.note:
         return "Not reviewed."
     said = {
@@ -221,6 +224,13 @@ def _verdict_text(verdict: Verdict) -> str:
         "unsure": "The reviewer is unsure.",
         None: "No verdict.",
     }
+    if verdict.label not in (None, label):
+        then = f"when the label was {verdict.label}" if verdict.label else "when there was no label"
+        said |= {
+            "agree": f"Agreed, {then}.",
+            "disagree": f"Disagreed, {then}.",
+            "unsure": f"The reviewer was unsure, {then}.",
+        }
     when = verdict.when.isoformat(" ", "minutes") if isinstance(verdict.when, datetime) else verdict.when
     return said[verdict.decision] + (f" ({when})" if when else "")
 

@@ -93,9 +93,7 @@ def another_model(bundle: ModelBundle) -> ModelBundle:
 
 
 def test_a_result_of_before_is_shown_and_not_kept_again(slide: Slide, bundle: ModelBundle) -> None:
-    before = make_prediction(
-        0.9, bundle_sha256=bundle.info.sha256, slide_fingerprint=slide.fingerprint()
-    )
+    before = make_prediction(0.9, bundle_sha256=bundle.info.sha256, slide_fingerprint=slide.fingerprint())
     ResultCache().put(before, result_key(bundle.info, mpp_xy=slide.mpp_xy))
     stage = Stage(slide, bundle, Settings())
     assert stage.controller.result is None
@@ -197,9 +195,7 @@ def test_a_slide_replaced_while_open_is_not_shown_the_result_of_the_new_one(
     """Nor is its own kept for it; the window says so and opens the new one on request."""
     new = write_slide(tmp_path / "new.tiff", size_xy=(1536, 1024))
     with Slide(new) as other:
-        of_new = make_prediction(
-            bundle_sha256=bundle.info.sha256, slide_fingerprint=other.fingerprint()
-        )
+        of_new = make_prediction(bundle_sha256=bundle.info.sha256, slide_fingerprint=other.fingerprint())
     ResultCache().put(of_new, result_key(bundle.info, mpp_xy=(0.5, 0.5)))
     os.replace(new, slide.path)
     if known:  # the batch has been there

@@ -26,9 +26,7 @@ from napari_lrmil.wording import duration_text, percent_text
 SHA = make_prediction().bundle_sha256
 
 
-def fake_bundle(
-    *, demonstration: bool = True, mpp: float = 2.0, sha: str = SHA, name: str = "Mine"
-) -> Any:
+def fake_bundle(*, demonstration: bool = True, mpp: float = 2.0, sha: str = SHA, name: str = "Mine") -> Any:
     info = SimpleNamespace(
         name=name,
         sha256=sha,

@@ -130,7 +130,8 @@ def distinct_names(slides: Sequence[Slide]) -> tuple[str, ...]:
     """Names of slides for a list; of those that are called the same, with their folder, and counted where that is one."""
     alike = Counter(slide.name for slide in slides)
     names = [
-        slide.name if alike[slide.name] == 1 else f"{slide.name} in {slide.path.parent.name}" for slide in slides
+        slide.name if alike[slide.name] == 1 else f"{slide.name} in {slide.path.parent.name}"
+        for slide in slides
     ]
     return tuple(
         name if names.count(name) == 1 else f"{name} ({names[: at + 1].count(name)})"

@@ -105,7 +105,9 @@ class ClassifyWidget(Dock):
         for section in self._sections:
             self.column.addWidget(section)
         self.column.addStretch(1)
-        self.setMinimumSize(_WIDTH_PX, _LEAST_HEIGHT_PX)  # narrower would cut what stands beside the scroll bar
+        self.setMinimumSize(
+            _WIDTH_PX, _LEAST_HEIGHT_PX
+        )  # narrower would cut what stands beside the scroll bar
 
     def _connect(self) -> None:
         controller = self.controller

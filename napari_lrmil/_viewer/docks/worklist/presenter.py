@@ -351,10 +351,14 @@ class WorklistPresenter:
         info = controller.bundle.info if controller.bundle is not None else None
         if info != self._info:
             self._info = info
+            self._batch.forget()
             self._batch.cancel()
             self._shown_results.clear()
             if self._list is not None:
+                reasons = {path: self._list[path].error for path in self._unopened}
                 self._list.forget_results()
+                for path, reason in reasons.items():  # which is the slide's, whatever the model
+                    self._list.set_status(path, Status.FAILED, error=reason)
                 self._look_up()
             self._rows.list_changed()
         if self._list is not None:
