@@ -420,10 +420,12 @@ class NapariCanvas(Canvas):
         napari takes the unit from the scale bar where layers differ, hidden ones too: one slide without µm/px would take
         it from all others.
         """
-        current = next((slide for slide in self.slides() if self.slide_visible(slide)), None)
-        if current is None:
+        slides = self.slides()
+        if not slides:
             return
-        units = slide_placement(current)["units"]
+        current = next((slide for slide in slides if self.slide_visible(slide)), None)
+        # Where the user has hidden it: as the slides are by now.
+        units = slide_placement(current)["units"] if current else self._find(SLIDE_KEY, slides[0]).units
         for layer in self._viewer.layers:
             if slide_of(layer) is not None:
                 layer.units = units

@@ -92,6 +92,26 @@ def another_model(bundle: ModelBundle) -> ModelBundle:
     return other
 
 
+def test_a_model_that_shares_the_weights_is_another_one(stage: Stage) -> None:
+    run_all(stage.disk)
+    warmer: Any = create_autospec(ModelBundle, instance=True)
+    warmer.info = stage.bundle.info.model_copy(update={"temperature": 2.5})
+    before = make_prediction(
+        0.6,
+        bundle_sha256=warmer.info.sha256,
+        slide_fingerprint=stage.slide.fingerprint(),
+        mpp_xy=stage.slide.mpp_xy,
+    )
+    ResultCache().put(before, result_key(warmer.info, mpp_xy=stage.slide.mpp_xy))
+    stage.load(warmer)
+    assert stage.controller.result is None
+    stage.controller.show_result(stage.slide, stage.prediction(0.9))  # the first one's, too late
+    assert stage.controller.result is None
+    run_all(stage.disk)
+    assert stage.controller.result is not None
+    assert stage.controller.result.bundle_sha256 == warmer.info.sha256
+
+
 def test_a_result_of_before_is_shown_and_not_kept_again(slide: Slide, bundle: ModelBundle) -> None:
     before = make_prediction(0.9, bundle_sha256=bundle.info.sha256, slide_fingerprint=slide.fingerprint())
     ResultCache().put(before, result_key(bundle.info, mpp_xy=slide.mpp_xy))
@@ -161,7 +181,7 @@ def test_another_model_or_pixel_size_is_looked_up_anew(stage: Stage) -> None:
     run_all(stage.disk)
     assert stage.controller.result is None
     before = make_prediction(
-        bundle_sha256="b" * 64, slide_fingerprint=stage.slide.fingerprint(), mpp_xy=(0.25, 0.25)
+        bundle_sha256=other.info.sha256, slide_fingerprint=stage.slide.fingerprint(), mpp_xy=(0.25, 0.25)
     )
     ResultCache().put(before, result_key(other.info, mpp_xy=(0.25, 0.25)))
     stage.slide.mpp_override = 0.25
@@ -170,7 +190,7 @@ def test_another_model_or_pixel_size_is_looked_up_anew(stage: Stage) -> None:
     assert len(stage.jobs("look up")) == 3
     run_all(stage.disk)
     assert stage.controller.result is not None
-    assert stage.controller.result.bundle_sha256 == "b" * 64
+    assert stage.controller.result.bundle_sha256 == other.info.sha256
 
 
 def test_a_heatmap_that_fades_asks_nothing(stage: Stage) -> None:
