@@ -2,5 +2,5 @@
 
 __version__ = "0.1.0"
 
-RESULT_VERSION = 3
+RESULT_VERSION = 4
 """Raised whenever the same slide and bundle would give another result: results that were kept before aren't shown then."""

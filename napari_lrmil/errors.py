@@ -20,6 +20,17 @@ def readable(text: str) -> str:
     return _NOT_READABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def is_one_line(text: str) -> bool:
+    """Whether a text is one line without characters that no file or screen takes."""
+    return _NOT_READABLE.search(text) is None and not {"\n", "\t"} & set(text)
+
+
+def shortened(text: str) -> str:
+    """Return a text on one line, cut where it is longer than anybody reads."""
+    text = " ".join(readable(text).split())
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
+
+
 def reason_of(error: BaseException) -> str:
     """Return what went wrong in words for people, on one line: also of what libraries raise.
 
@@ -36,8 +47,7 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     # Decoders speak in paragraphs.
-    text = " ".join(str(error).split())
-    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
+    text = shortened(str(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -7,10 +7,13 @@ enough to answer it exactly: classify the bag again without that tile.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from napari_lrmil.model.calibration import VectorScaling, called_class
 
 if TYPE_CHECKING:  # importing this module loads no torch: results are read without it
     from torch import Tensor
@@ -27,7 +30,7 @@ N_RANDOM = 20
 
 
 class DeletionCurve(NamedTuple):
-    """Probability of the predicted class as tiles are removed: by evidence, and in random orders.
+    """Probability of the called class as tiles are removed: by evidence, and in random orders.
 
     K steps. Where nothing is left, every class is equally likely by definition: all curves end in 1 / C.
     """
@@ -43,7 +46,7 @@ class DeletionCurve(NamedTuple):
     random_high: Array
     """(K,) 95th percentile"""
     class_index: int
-    """The class of highest probability."""
+    """The class that is called, of the whole bag."""
 
     @property
     def saturated(self) -> bool:
@@ -80,7 +83,13 @@ class Evidence(NamedTuple):
 
 
 def explain(
-    mil: MILModel, instance_embeddings: Tensor, *, temperature: float, n_random: int = N_RANDOM, seed: int = 0
+    mil: MILModel,
+    instance_embeddings: Tensor,
+    *,
+    scaling: VectorScaling,
+    thresholds: Sequence[float] | None = None,
+    n_random: int = N_RANDOM,
+    seed: int = 0,
 ) -> Evidence:
     """Classify a bag, and find out exactly what each tile does to the result.
 
@@ -92,8 +101,10 @@ def explain(
     mil : MILModel
         Any head; it is copied, not changed.
     instance_embeddings : (N, D) tensor
-    temperature : float
-        The bag logits are divided by it before the softmax.
+    scaling : VectorScaling
+        Of the bag logits, before the softmax.
+    thresholds : sequence of float, optional
+        At which a class is called, see `called_class`; the deletion curve is of the class that is.
     n_random : int
         Random orders of the deletion curve.
     seed : int
@@ -112,14 +123,18 @@ def explain(
     with torch.inference_mode():
         instances = instance_embeddings.cpu().double()
         output = exact(instances)
-        whole_logits = output.bag_logits.numpy() / temperature
+        whole_logits = scaling.scaled(output.bag_logits.numpy())
         whole = softmax(whole_logits)
-        without = exact.leave_one_out_logits(instances).numpy() / temperature  # (N, C)
-        alone = exact.alone_logits(instances).numpy() / temperature  # (N, C)
-        class_index = int(whole.argmax())
+        without = scaling.scaled(exact.leave_one_out_logits(instances).numpy())  # (N, C)
+        if len(instances) == 1:
+            without = np.zeros_like(without)  # nothing is left, and no bias speaks for a class either
+        alone = scaling.scaled(exact.alone_logits(instances).numpy())  # (N, C)
+        class_index = int(called_class(whole, thresholds))
         orders = _removal_orders(without, class_index, n_random=n_random, seed=seed)
         n_removed, kept = _kept(orders)
-        probabilities = softmax(exact.subset_logits(instances, torch.from_numpy(kept)).numpy() / temperature)
+        parts = scaling.scaled(exact.subset_logits(instances, torch.from_numpy(kept)).numpy())
+        parts[~np.asarray(kept).any(axis=1)] = 0
+        probabilities = softmax(parts)
     curves = probabilities[:, class_index].reshape(len(orders), N_STEPS)
     low, high = np.quantile(curves[1:], (0.05, 0.95), axis=0)
     return Evidence(

@@ -17,6 +17,7 @@ from napari_lrmil import __version__
 from napari_lrmil.errors import SlideError
 from napari_lrmil.evidence import SATURATED_ABOVE, DeletionCurve, explain
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
+from napari_lrmil.model.calibration import called_class
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, find_tiles, iter_tiles
 from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE, check_damage
@@ -48,7 +49,7 @@ class SlidePrediction:
     slide_name : str
     class_names : tuple of str
     class_probabilities : (C,) float64 array
-        Softmax of the bag logits over the bundle's temperature.
+        Softmax of the bag logits, scaled as the bundle says.
     attention_scores, attention_logits : (N,) float64 arrays
         After and before the softmax over the bag.
     class_contributions : (N, C) float64 array
@@ -84,6 +85,8 @@ class SlidePrediction:
     ood_score, ood_threshold : float, optional
         Distance of the slide's tiles to those of training, and where the warning starts; None where the
         bundle states none.
+    thresholds : tuple of C floats, optional
+        At which a class is called, see `called_class`; None where the bundle states none: the most probable class is.
     damaged_tiles : int
         Tiles of which a part couldn't be decoded, which the model saw as grey stripes, and tiles that may hold tissue that
         couldn't be seen.
@@ -117,21 +120,32 @@ class SlidePrediction:
     ood_threshold: float | None = None
     damaged_tiles: int = 0
     weights_sha256: str = ""
+    thresholds: tuple[float, ...] | None = None
+
+    @property
+    def label_index(self) -> int:
+        """Of the class that is called."""
+        return int(called_class(self.class_probabilities, self.thresholds))
 
     @property
     def label(self) -> str:
-        """The most probable class."""
-        return self.class_names[int(self.class_probabilities.argmax())]
+        """The class that is called at the bundle's operating point; without one, the most probable class."""
+        return self.class_names[self.label_index]
+
+    @property
+    def label_probability(self) -> float:
+        """Of the label."""
+        return float(self.class_probabilities[self.label_index])
 
     @property
     def saturated(self) -> bool:
         """Whether the probability of the label is so high that it hardly moves when a tile is left out."""
-        return bool(self.class_probabilities.max() > SATURATED_ABOVE)
+        return self.label_probability > SATURATED_ABOVE
 
     @property
     def unsure(self) -> bool:
-        """Whether the set holds several classes or none; False where the bundle states no coverage."""
-        return self.prediction_set is not None and len(self.prediction_set) != 1
+        """Whether the set holds another class than the label, or none; False where the bundle states no coverage."""
+        return self.prediction_set is not None and self.prediction_set != (self.label,)
 
     @property
     def out_of_distribution(self) -> bool:
@@ -305,7 +319,9 @@ def predict_slide(
         source.check_unchanged()
     slide.check_unchanged()  # the pixels are of the slide whose fingerprint it is
     instances = torch.cat(embeddings).float()
-    evidence = explain(bundle.mil, instances, temperature=info.temperature)
+    point = info.operating_point
+    thresholds = None if point is None else point.thresholds
+    evidence = explain(bundle.mil, instances, scaling=info.vector_scaling, thresholds=thresholds)
     numbers = (evidence.class_probabilities, evidence.attention_logits, evidence.class_contributions)
     if not all(np.isfinite(values).all() for values in numbers):
         raise SlideError(
@@ -341,6 +357,7 @@ def predict_slide(
         bundle_sha256=info.sha256,
         weights_sha256=info.weights_sha256,
         demonstration=info.demonstration,
+        thresholds=thresholds,
         device=str(device),
         slide_fingerprint=fingerprint,
         version=__version__,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from napari_lrmil.errors import TableError
+from napari_lrmil.errors import TableError, shortened
 
 NO_VALUE = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"})
 """How programs write a cell without a value, in small letters."""
@@ -252,7 +252,7 @@ def refuse(path: Path, problems: Iterable[Problem]) -> None:
     ------
     TableError
     """
-    texts = [problem.text for problem in sorted(problems, key=lambda problem: problem.line)]
+    texts = [shortened(problem.text) for problem in sorted(problems, key=lambda problem: problem.line)]
     if texts:
         more = f"; and {len(texts) - _MOST_SHOWN:,} more" if len(texts) > _MOST_SHOWN else ""
         raise TableError(f"{path}: " + "; ".join(texts[:_MOST_SHOWN]) + more)

@@ -15,6 +15,7 @@ NOT_FOR_DIAGNOSIS = "DEMONSTRATION ONLY – NOT FOR DIAGNOSIS"
 NOT_CLEARED_NOTE = "Not cleared as a medical device; not a diagnosis."
 ATTENTION_NOTE = "Attention shows what the model looked at, not that there is disease."
 
+_SAME_THRESHOLD = 1e-6
 _GAIN_THAT_COUNTS = 0.02
 """Area between the curves of a bag whose tiles all say the same differs from 0 by less."""
 
@@ -101,6 +102,20 @@ def set_text(prediction: SlidePrediction) -> str:
     return f"Unsure: {', '.join(left[:-1])} or {left[-1]} at {share}"
 
 
+def operating_text(prediction: SlidePrediction) -> str:
+    """From where on a class is called; empty where the most probable one is."""
+    thresholds = prediction.thresholds
+    if thresholds is None or max(thresholds) - min(thresholds) < _SAME_THRESHOLD:
+        return ""
+    names = prediction.class_names
+    if len(names) == 2:
+        return f"{names[1]} is called from {percent_text(thresholds[1], decimals=1)} on"
+    shares = ", ".join(
+        f"{name} {percent_text(value, decimals=1)}" for name, value in zip(names, thresholds, strict=True)
+    )
+    return f"Called is the class farthest above its threshold, as a multiple: {shares}"
+
+
 def distance_text(prediction: SlidePrediction) -> str:
     """How far a slide is from those of training."""
     if prediction.ood_score is None or prediction.ood_threshold is None:
@@ -152,7 +167,7 @@ def saturated_text(prediction: SlidePrediction) -> str:
     if not prediction.saturated:
         return ""
     return (
-        f"The probability is saturated ({percent_text(float(prediction.class_probabilities.max()))}): percentage points "
+        f"The probability is saturated ({percent_text(prediction.label_probability)}): percentage points "
         "can't tell the tiles apart; log-odds can."
     )
 

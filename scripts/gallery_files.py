@@ -12,6 +12,7 @@ from scipy import ndimage, spatial
 
 from napari_lrmil._viewer.docks.annotations.store import SUFFIX
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
+from napari_lrmil.evidence import softmax
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.geojson import write_annotations
 from napari_lrmil.model.bundle import DEMO_BUNDLE, ModelBundle, load_bundle, save_bundle
@@ -22,6 +23,7 @@ from training.cohort.writer import write_slide
 from training.data.bags import Bags
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
+from training.stages.calibrate import served_outputs
 from training.stages.fit_trust import fit_trust
 
 SEED = 77
@@ -91,8 +93,9 @@ def make_bundle(target: Path) -> Path:
     scratch = target.with_name("trust")
     scratch.mkdir()
     train, val = (_bags(bundle, scratch, first, n) for first, n in ((100, _N_TRAIN), (200, _N_VAL)))
-    device = torch.device("cpu")
-    trust = fit_trust(bundle.mil, train, val, temperature=bundle.info.temperature, seed=SEED, device=device)
+    logits = np.stack([output.bag_logits.numpy() for output in served_outputs(bundle.mil, val)])
+    probabilities = softmax(bundle.info.vector_scaling.scaled(logits))
+    trust = fit_trust(train, val, probabilities=probabilities, seed=SEED)
     info = bundle.info.model_copy(update={"format_version": 2})
     save_bundle(target, info=info, encoder=bundle.encoder, mil=bundle.mil, trust=trust)
     return target

@@ -242,7 +242,7 @@ def test_a_bundle_of_the_future(slide: Path, tiny_bundle: Path, tmp_path: Path) 
     (newer / "bundle.json").write_text(json.dumps(raw | {"format_version": 99}))
     result = lrmil("predict", slide, "--bundle", newer, "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert "has format version 99; this program reads up to 2" in message(result)
+    assert "has format version 99; this program reads up to 3" in message(result)
 
 
 def test_a_file_where_the_results_should_go(slide: Path, tiny_bundle: Path, tmp_path: Path) -> None:

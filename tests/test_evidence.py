@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from napari_lrmil.evidence import DeletionCurve, explain
+from napari_lrmil.model.calibration import VectorScaling
 from napari_lrmil.model.mil import ABMIL, MILModel, MILOutput
 
 EXACT = 1e-9
@@ -73,6 +74,10 @@ def without(instances: Tensor, tile: int) -> Tensor:
     return torch.cat([instances[:tile], instances[tile + 1 :]])
 
 
+def of_temperature(head: MILModel, temperature: float) -> VectorScaling:
+    return VectorScaling.of_temperature(temperature, len(probabilities(head, torch.empty(0))))
+
+
 heads = st.builds(
     abmil,
     dim=st.integers(2, 8),
@@ -92,7 +97,7 @@ def test_a_contribution_is_what_classifying_without_the_tile_changes(
 ) -> None:
     dim = head.classifier.in_features
     instances = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
-    found = explain(head, instances, temperature=temperature, n_random=2)
+    found = explain(head, instances, scaling=of_temperature(head, temperature), n_random=2)
     whole = probabilities(head, instances, temperature)
     np.testing.assert_allclose(found.class_probabilities, whole, atol=EXACT)
     for tile in range(n):
@@ -134,7 +139,7 @@ def test_the_short_ways_are_the_long_way(head: ABMIL, n: int, seed: int) -> None
 def test_any_head_is_exact() -> None:
     torch.manual_seed(3)
     head, instances = MeanThenMax(5, 3), torch.randn(7, 5)
-    found = explain(head, instances, temperature=2.0)
+    found = explain(head, instances, scaling=of_temperature(head, 2.0))
     whole = probabilities(head, instances, 2.0)
     for tile in range(7):
         lost = odds_of(head, instances, 2.0) - odds_of(head, without(instances, tile), 2.0)
@@ -164,7 +169,7 @@ def test_two_tiles_by_hand() -> None:
         head.score.bias.zero_()
         head.classifier.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.5]]))
         head.classifier.bias.copy_(torch.tensor([1.0, 0.5]))
-    found = explain(head.eval(), torch.tensor([[5.0, 3.0], [1.0, 4.0]]), temperature=2.0)
+    found = explain(head.eval(), torch.tensor([[5.0, 3.0], [1.0, 4.0]]), scaling=of_temperature(head, 2.0))
 
     def p0(values: tuple[float, float]) -> float:
         return 1 / (1 + math.exp((values[1] - values[0]) / 2))
@@ -186,7 +191,7 @@ def test_two_tiles_by_hand() -> None:
 
 def test_one_tile_leaves_an_even_chance() -> None:
     head, instance = abmil(classes=3), torch.randn(1, 6)
-    found = explain(head, instance, temperature=1.0)
+    found = explain(head, instance, scaling=of_temperature(head, 1.0))
     np.testing.assert_allclose(found.class_contributions[0], found.class_probabilities - 1 / 3, atol=EXACT)
     assert found.deletion.by_evidence[-1] == pytest.approx(1 / 3)
     assert found.deletion.area_gain == pytest.approx(0, abs=1e-12)
@@ -203,7 +208,7 @@ def test_one_tile_with_all_of_the_attention(lead: float) -> None:
         head.score.weight.mul_(lead / float(logits.topk(2).values.diff().abs()))
         scores = head(instances).attention_scores
     assert float(scores.max()) == 1.0
-    found = explain(head, instances, temperature=1.0)
+    found = explain(head, instances, scaling=of_temperature(head, 1.0))
     whole = probabilities(head, instances)
     for tile in range(5):
         expected = whole - probabilities(head, without(instances, tile))
@@ -213,7 +218,9 @@ def test_one_tile_with_all_of_the_attention(lead: float) -> None:
 def test_the_order_of_the_tiles_does_not_matter() -> None:
     torch.manual_seed(1)
     head, instances, order = abmil(), torch.randn(40, 6), torch.randperm(40)
-    one, other = (explain(head, bag, temperature=1.5) for bag in (instances, instances[order]))
+    one, other = (
+        explain(head, bag, scaling=of_temperature(head, 1.5)) for bag in (instances, instances[order])
+    )
     np.testing.assert_allclose(other.class_contributions, one.class_contributions[order], atol=1e-12)
     np.testing.assert_allclose(other.attention_scores, one.attention_scores[order], atol=1e-12)
     np.testing.assert_allclose(other.deletion.by_evidence, one.deletion.by_evidence, atol=1e-12)
@@ -222,7 +229,7 @@ def test_the_order_of_the_tiles_does_not_matter() -> None:
 def test_the_model_stays_as_it_is() -> None:
     head = abmil().train()
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    one, other = (explain(head, torch.ones(3, 6), temperature=1.0) for _ in range(2))
+    one, other = (explain(head, torch.ones(3, 6), scaling=of_temperature(head, 1.0)) for _ in range(2))
     np.testing.assert_array_equal(one.class_contributions, other.class_contributions)  # no dropout
     assert head.training
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
@@ -244,7 +251,7 @@ def two_kinds(n_evidence: int, n: int) -> tuple[ABMIL, Tensor]:
 
 def test_known_evidence_goes_first_and_beats_chance() -> None:
     head, instances = two_kinds(10, 50)
-    found = explain(head, instances, temperature=1.0)
+    found = explain(head, instances, scaling=of_temperature(head, 1.0))
     curve = found.deletion
     assert curve.class_index == 1
     assert (found.class_contributions[:10, 1] > 0).all()
@@ -259,7 +266,7 @@ def test_known_evidence_goes_first_and_beats_chance() -> None:
 
 def test_where_all_tiles_say_the_same_nothing_is_gained() -> None:
     head, instances = two_kinds(50, 50)
-    curve = explain(head, instances, temperature=1.0).deletion
+    curve = explain(head, instances, scaling=of_temperature(head, 1.0)).deletion
     assert curve.area_gain == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(curve.random_low, curve.random_high, atol=1e-12)
 
@@ -271,7 +278,7 @@ def test_certain_slides_still_order_their_tiles() -> None:
         head.classifier.weight.mul_(100)
         head.classifier.bias[0] = 20.0
     shuffled = torch.randperm(50, generator=torch.Generator().manual_seed(0))
-    found = explain(head, instances[shuffled], temperature=1.0)
+    found = explain(head, instances[shuffled], scaling=of_temperature(head, 1.0))
     assert found.class_probabilities[1] == 1.0
     assert not found.class_contributions[:, 1].any()
     is_evidence = (shuffled < 10).numpy()
@@ -284,7 +291,9 @@ def test_certain_slides_still_order_their_tiles() -> None:
 
 def test_random_orders_are_those_of_the_seed() -> None:
     head, instances = abmil(sharpness=5.0), torch.randn(30, 6)
-    curves = [explain(head, instances, temperature=1.0, seed=seed).deletion for seed in (0, 0, 1)]
+    curves = [
+        explain(head, instances, scaling=of_temperature(head, 1.0), seed=seed).deletion for seed in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(curves[0].random_mean, curves[1].random_mean)
     assert not np.array_equal(curves[0].random_mean, curves[2].random_mean)
     np.testing.assert_array_equal(curves[0].by_evidence, curves[2].by_evidence)
@@ -303,9 +312,9 @@ def test_a_slide_of_a_thousand_tiles_takes_no_time() -> None:
     torch.manual_seed(0)
     head = ABMIL(embed_dim=768, n_classes=2).eval()
     instances = torch.randn(1000, 768)
-    explain(head, instances, temperature=1.0)  # the first call loads what torch needs
+    explain(head, instances, scaling=of_temperature(head, 1.0))  # the first call loads what torch needs
     started = time.perf_counter()
-    explain(head, instances, temperature=1.0)
+    explain(head, instances, scaling=of_temperature(head, 1.0))
     assert time.perf_counter() - started < 1.0
 
 

@@ -121,6 +121,15 @@ def test_real_folders_list_each_slide_once(shared_file: Callable[[str], Path]) -
         Slide(path).close()
 
 
+def test_zipped_zarrs_are_listed_for_opening_them_says_what_to_do(tmp_path: Path) -> None:
+    for name in ("a.zarr.zip", "b.OZX", "papers.zip"):
+        (tmp_path / name).write_bytes(b"PK\3\4")
+    assert names(find_slides(tmp_path)) == ["a.zarr.zip", "b.OZX"]
+    assert list_slides(tmp_path)[0].slide_id == "a.zarr.zip"
+    with pytest.raises(SlideError, match="unpack it"):
+        Slide(tmp_path / "b.OZX")
+
+
 def test_every_slide_that_opens_is_listed(shared_file: Callable[[str], Path]) -> None:
     """Against the reader itself: of the files with a slide's pixels, none is missed."""
     root = shared_file("slides_real")

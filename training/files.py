@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from napari_lrmil.atomic import replacing, write_text
+from napari_lrmil.plain_json import parse_json
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
@@ -27,7 +28,7 @@ def write_json(path: Path, value: object) -> None:
 def read_json_object(path: Path) -> dict[str, Json] | None:
     """Return what a JSON file holds; None where it is missing, damaged or no object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -72,5 +73,5 @@ def load_numbers(path: Path) -> dict[str, Json]:
     """Return the JSON values that `save_tensors` put into the header."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    values: dict[str, Json] = json.loads(metadata.get(_NUMBERS, "{}"))
+    values: dict[str, Json] = parse_json(metadata.get(_NUMBERS, "{}"))
     return values

@@ -70,6 +70,11 @@ class Method:
         return self.losses != CROSS_ENTROPY
 
     @property
+    def is_of_student(self) -> bool:
+        """Whether it reads tiles by f', which stage 1 has trained."""
+        return self.embedding is not None and self.embedding.encoder == "student"
+
+    @property
     def full_name(self) -> str:
         """Its name where nothing else says that it is a shortcut."""
         return self.long_name or self.name

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,14 +73,25 @@ def expected_calibration_error(labels: Labels, probabilities: Array, *, n_bins: 
     return float(sum(gaps))
 
 
-def slide_metrics(labels: Labels, probabilities: Array) -> dict[str, float]:
-    """Return all metrics of one method, by name."""
-    predicted = probabilities.argmax(axis=1)
+def slide_metrics(labels: Labels, probabilities: Array, called: Labels) -> dict[str, float]:
+    """Return all metrics of one model, by name."""
+    return {"auc": auc(labels, probabilities)} | call_metrics(labels, probabilities, called)
+
+
+def call_metrics(labels: Labels, probabilities: Array, called: Labels) -> dict[str, float]:
+    """Return the metrics that look at each slide by itself, so that slides of several models may stand together.
+
+    Parameters
+    ----------
+    labels : (N,) int array
+    probabilities : (N, C) array
+    called : (N,) int array
+        The classes that are called.
+    """
     return {
-        "auc": auc(labels, probabilities),
-        "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "weighted_f1": float(f1_score(labels, predicted, average="weighted")),
+        "balanced_accuracy": float(balanced_accuracy_score(labels, called)),
+        "accuracy": float(accuracy_score(labels, called)),
+        "weighted_f1": float(f1_score(labels, called, average="weighted")),
         "brier": brier(labels, probabilities),
         "ece": expected_calibration_error(labels, probabilities),
     }
@@ -125,22 +137,36 @@ def bootstrap_over_patients(
     return Interval(metric(np.arange(len(patients))), float(low), float(high))
 
 
-def fit_temperature(bag_logits: Array, labels: Labels) -> float:
-    """Return the temperature in [1, 10] with the least negative log-likelihood on validation slides.
+class Share(NamedTuple):
+    """A share with its 95 % interval, counted by patient."""
 
-    Never below 1: a small validation set that the model separates perfectly would ask for T -> 0, which
-    is certainty that nobody earned.
+    value: float
+    low: float
+    high: float
+    n_slides: int
+    n_patients: int
+
+
+def share_of_patients(holds: NDArray[np.bool_], patients: Sequence[str]) -> Share:
+    """Return the share of slides of which something holds, each patient with the same say, and its Wilson interval.
+
+    The interval's n is the number of patients: slides of one patient are no independent trials. It has a width also where
+    all or none hold, which a bootstrap's hasn't.
 
     Parameters
     ----------
-    bag_logits : (N, C) array
-    labels : (N,) int array
+    holds : (N,) bool array
+        N is 1 or more.
+    patients : sequence of N str
     """
-    candidates = np.geomspace(1.0, 10.0, 101)
+    names, place = np.unique(np.asarray(patients), return_inverse=True)
+    value = float((np.bincount(place, weights=holds) / np.bincount(place)).mean())
+    return Share(value, *wilson(value, len(names)), len(holds), len(names))
 
-    def loss(temperature: float) -> float:
-        scaled = bag_logits / temperature
-        log_sum = np.logaddexp.reduce(scaled, axis=1)
-        return float((log_sum - scaled[np.arange(len(labels)), labels]).mean())
 
-    return float(min(candidates, key=loss))
+def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95 % score interval of a share of n."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # Exact at the ends, where rounding would leave a hair.
+    return (centre - half if share > 0 else 0.0), (centre + half if share < 1 else 1.0)

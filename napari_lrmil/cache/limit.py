@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from napari_lrmil.atomic import remove_folder, remove_stale_scratch, write_text
+from napari_lrmil.plain_json import parse_json
 
 DEFAULT_LIMIT_BYTES = 2 * 10**9
 LIMIT_NAME = "limit.json"
@@ -44,7 +45,7 @@ class SizeLimit:
         if self._limit_bytes is not None:
             return self._limit_bytes
         try:
-            return int(json.loads((self._root / LIMIT_NAME).read_text(encoding="utf-8"))["limit_bytes"])
+            return int(parse_json((self._root / LIMIT_NAME).read_bytes())["limit_bytes"])
         except (OSError, ValueError, LookupError, TypeError):
             return DEFAULT_LIMIT_BYTES
 

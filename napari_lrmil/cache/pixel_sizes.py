@@ -13,6 +13,7 @@ import platformdirs
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.plain_json import parse_json
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.pixel_size import MAX_MPP, MIN_MPP
 
@@ -22,7 +23,7 @@ _DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
 def typed_mpp(fingerprint: str) -> float | None:
     """Return the µm/px that was typed for a slide; None where none was, or it can't be read."""
     try:
-        mpp = json.loads(_file(fingerprint).read_bytes())["mpp"]
+        mpp = parse_json(_file(fingerprint).read_bytes())["mpp"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return float(mpp) if isinstance(mpp, int | float) and MIN_MPP <= mpp <= MAX_MPP else None

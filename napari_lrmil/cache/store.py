@@ -18,6 +18,7 @@ from napari_lrmil.cache.limit import JSON_NAME, RESULTS, THUMBNAILS, SizeLimit, 
 from napari_lrmil.cache.pixel_sizes import typed_mpp
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError, SlideChangedError
+from napari_lrmil.plain_json import parse_json
 from napari_lrmil.slide.files import from_home
 from napari_lrmil.slide.identity import state_of
 
@@ -288,7 +289,7 @@ class ResultCache:
 
     def _known(self, state: str) -> KnownSlide | None:
         try:
-            said = json.loads(self._known_file(state).read_bytes())
+            said = parse_json(self._known_file(state).read_bytes())
             found = restore(KnownSlide, said, {})
         except (
             OSError,
@@ -378,7 +379,7 @@ class ResultCache:
         ------
         OSError, ValueError, LookupError, TypeError
         """
-        document = json.loads((entry / JSON_NAME).read_bytes())
+        document = parse_json((entry / JSON_NAME).read_bytes())
         head = {name: document.pop(name) for name in ("format", "format_version", "body_sha256")}
         if (head["format"], head["format_version"]) != (_FORMAT, RESULT_FORMAT):
             raise ValueError("of another version")

@@ -18,7 +18,7 @@ class ResultSummary:
     Attributes
     ----------
     label : str
-        The most probable class.
+        The class that is called.
     probability : float
         Of that class.
     class_names, class_probabilities : tuples of length C
@@ -61,7 +61,7 @@ def summarise(prediction: SlidePrediction) -> ResultSummary:
     """The summary of a prediction."""
     return ResultSummary(
         label=prediction.label,
-        probability=float(prediction.class_probabilities.max()),
+        probability=prediction.label_probability,
         class_names=prediction.class_names,
         class_probabilities=tuple(prediction.class_probabilities.tolist()),
         prediction_set=prediction.prediction_set,

@@ -191,7 +191,7 @@ class Outcome:
         result = self.done[path]
         marks = [mark for mark in result.status if mark not in (Status.OK, Status.DEMONSTRATION)]
         time = "from cache" if path in self.cached else f"{result.seconds:.1f} s"
-        told = ", ".join([f"{result.label} {max(result.class_probabilities):.3f}", *marks, time])
+        told = ", ".join([f"{result.label} {result.probability:.3f}", *marks, time])
         return readable(f"{number}: {told}")
 
     def counts_table(self) -> RenderableType:

@@ -19,6 +19,7 @@ from napari_lrmil.wording import (
     curve_text,
     distance_text,
     evidence_notes,
+    operating_text,
     percent_text,
     set_text,
     slide_warnings,
@@ -121,7 +122,7 @@ def gather(
         scale,
         area_l0_xywh=(left, top, width, height),
     ).convert("RGB")
-    predicted = int(prediction.class_probabilities.argmax())
+    predicted = prediction.label_index
     contributions = prediction.class_contributions[:, predicted]
     order = speaking_tiles(prediction, prediction.label)[:n_tiles]
     _mark(marked, prediction, order, (left, top), plain.width / width)
@@ -208,6 +209,7 @@ def _warnings_and_trust(prediction: SlidePrediction) -> tuple[tuple[str, ...], t
     warnings: list[str] = []
     trust: list[str] = []
     (warnings if prediction.unsure else trust).append(set_text(prediction))
+    trust += filter(None, [operating_text(prediction)])
     warnings[:0] = slide_warnings(prediction)
     if not prediction.out_of_distribution:
         trust.append(distance_text(prediction))

@@ -23,6 +23,7 @@ from napari_lrmil.evidence import DeletionCurve
 from napari_lrmil.export.errors import ExportError, ResultFileError
 from napari_lrmil.export.tables import csv_text, spreadsheet_safe
 from napari_lrmil.heatmap import speaking_tiles
+from napari_lrmil.plain_json import parse_json
 from napari_lrmil.slide import TileGrid, TileSet, TileSpec
 from napari_lrmil.wording import Status, curve_text, evidence_notes, status_of, use_note
 
@@ -106,7 +107,7 @@ class ClassContributions(_Part):
 
 
 class DeletionOfResult(_Part):
-    """Probability of the predicted class as tiles are removed: whether the heatmap names tiles that matter."""
+    """Probability of the called class as tiles are removed: whether the heatmap names tiles that matter."""
 
     class_name: str
     fractions: tuple[Share, ...]
@@ -136,7 +137,7 @@ class ResultDocument(_Part):
     slide: str
     """Name of the slide, or a neutral one by its fingerprint."""
     label: str
-    """The most probable class."""
+    """The class that is called: the one whose probability is the largest multiple of its threshold."""
     status: Annotated[tuple[Status, ...], Field(min_length=1)]
     """``ok`` alone, or all of these that hold. ``unsure``: several classes remain possible, or none is probable enough.
     ``unlike training``: the slide is farther from those of training than the limit. ``other stain``: it looks
@@ -145,6 +146,8 @@ class ResultDocument(_Part):
     class_probabilities: dict[str, Share]
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     """The classes in the model's order."""
+    thresholds: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = None
+    """The model's operating point, by class; null where it states none: the most probable class is called."""
     demonstration: bool
     """Whether the model is made to show the program, not for diagnosis."""
     note: str
@@ -244,6 +247,9 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                     zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True)
                 ),
                 "class_names": prediction.class_names,
+                "thresholds": None
+                if prediction.thresholds is None
+                else dict(zip(prediction.class_names, prediction.thresholds, strict=True)),
                 "demonstration": prediction.demonstration,
                 "note": use_note(demonstration=prediction.demonstration),
                 "prediction_set": prediction.prediction_set,
@@ -354,8 +360,8 @@ def read_document(path: str | Path) -> ResultDocument:
     cure = f"Export it again, or classify the slide again with: lrmil predict ... --out {path.parent}"
     text = _read_text(path)
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(text)
+    except ValueError as error:
         raise ResultFileError(f"{path.name} is damaged: it is not JSON ({error}). {cure}") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         older = isinstance(raw, dict) and "format" not in raw and {"label", "read_level"} <= raw.keys()
@@ -453,6 +459,9 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
         ood_score=None if document.ood_score is None else float(document.ood_score),
         ood_threshold=document.ood_threshold,
         damaged_tiles=document.damaged_tiles,
+        thresholds=None
+        if document.thresholds is None
+        else tuple(document.thresholds[name] for name in document.class_names),
     )
     if (prediction.label, status_of(prediction)) != (document.label, document.status):
         raise ResultFileError(
@@ -490,6 +499,8 @@ def _contradictions(document: ResultDocument) -> str:
     steps = (curve.fractions, curve.by_evidence, curve.random_mean, curve.random_low, curve.random_high)
     if len(set(names)) != len(names) or set(document.class_probabilities) != set(names):
         return "class_names and class_probabilities name different classes"
+    if document.thresholds is not None and set(document.thresholds) != set(names):
+        return "class_names and thresholds name different classes"
     if set(document.contributions) != set(names):
         return "class_names and contributions name different classes"
     if not {document.label, curve.class_name, *(document.prediction_set or ())} <= set(names):

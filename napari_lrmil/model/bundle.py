@@ -11,27 +11,43 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors.torch import save_file
 from torch import Tensor
 
 from napari_lrmil.atomic import give_usual_mode, replacing_folder
-from napari_lrmil.errors import BundleError
+from napari_lrmil.errors import BundleError, EncoderError, is_one_line, shortened
+from napari_lrmil.model.calibration import OperatingPoint, VectorScaling
 from napari_lrmil.model.card import render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import fetch_bundle, is_hub_name
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
+from napari_lrmil.model.tensors import not_finite, read_tensors
 from napari_lrmil.model.trust import Trust, TrustInfo
+from napari_lrmil.plain_json import parse_json
 
-FORMAT_VERSION = 2
-"""The newest that is read; 1, without `trust`, is still written where there is none."""
+FORMAT_VERSION = 3
+"""The newest that is read; the oldest that says everything of a bundle is written, see `_oldest_version`."""
 JSON_NAME, WEIGHTS_NAME, CARD_NAME = "bundle.json", "model.safetensors", "README.md"
 DEMO_BUNDLE = "demo"
 _DEMO_PATH = Path(__file__).resolve().parents[1] / "demo" / "bundle"
+_LARGEST_JSON_BYTES = 2**24
+_MOST_TOKENS_AN_EDGE = 128
+"""Of a tile. Attention takes the square of their square."""
+LONGEST_NAME = 200
+
+
+def _one_line(text: str) -> str:
+    if not is_one_line(text):
+        raise ValueError("a name is text on one line, without control characters")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(_one_line)]
+"""What is shown as it is, on screens and terminals, and beside other names."""
 
 
 class TileInput(BaseModel):
@@ -40,7 +56,7 @@ class TileInput(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     tile_px: int = Field(gt=0, le=8192)
-    mpp: float = Field(gt=0, le=1000, description="µm/px; nothing finer is read")
+    mpp: float = Field(ge=0.001, le=1000, description="µm/px; nothing finer is read")
     min_tissue: float = Field(ge=0, le=1, description="tiles with a smaller share of tissue are left out")
     apply_icc: bool = Field(default=False, description="convert to sRGB by the slide's ICC profile first")
 
@@ -64,18 +80,22 @@ class BundleInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal["lrmil-bundle"] = "lrmil-bundle"
-    format_version: Literal[1, 2] = 1
-    name: str = Field(min_length=1)
+    format_version: Literal[1, 2, 3] = 1
+    name: Name
     description: str
     demonstration: bool = Field(description="true: shown as a demonstration, not for diagnosis")
     licence: str
     encoder: EncoderSpec
     token_px: int = Field(gt=0, le=8192)
     tiles: TileInput
-    teacher_mpp: float = Field(gt=0, le=1000, description="µm/px of the teacher's tiles")
+    teacher_mpp: float = Field(ge=0.001, le=1000, description="µm/px of the teacher's tiles")
     mil: MILSpec
-    class_names: tuple[str, ...] = Field(min_length=2, max_length=1000)
-    temperature: float = Field(gt=0, description="the bag logits are divided by it")
+    class_names: tuple[Name, ...] = Field(min_length=2, max_length=1000)
+    temperature: float | None = Field(
+        default=None, gt=0, description="the bag logits are divided by it; absent where there is `scaling`"
+    )
+    scaling: VectorScaling | None = None
+    operating_point: OperatingPoint | None = None
     trust: TrustInfo | None = None
     provenance: Provenance
     weights_sha256: str
@@ -96,7 +116,29 @@ class BundleInfo(BaseModel):
             raise ValueError("class names repeat")
         if self.trust is not None and self.format_version < 2:
             raise ValueError(f"'trust' in format version {self.format_version}; it came with 2")
+        if self.trust is not None and self.trust.conformal.own_slides and self.format_version < 3:
+            raise ValueError(f"'own_slides' in format version {self.format_version}; it came with 3")
+        for name in ("scaling", "operating_point"):
+            if getattr(self, name) is not None and self.format_version < 3:
+                raise ValueError(f"'{name}' in format version {self.format_version}; it came with 3")
+        if (self.temperature is None) == (self.scaling is None):
+            raise ValueError("either 'temperature' or 'scaling' says how the bag logits are scaled")
+        n_classes, point = len(self.class_names), self.operating_point
+        if self.scaling is not None and len(self.scaling.temperatures) != n_classes:
+            raise ValueError(f"a scaling of {len(self.scaling.temperatures)} classes for {n_classes}")
+        if point is not None and len(point.thresholds) != n_classes:
+            raise ValueError(f"{len(point.thresholds)} thresholds for {n_classes} classes")
+        if point is not None and point.positive is not None and point.positive not in self.class_names:
+            raise ValueError(f"the positive class {point.positive!r} isn't one of the classes")
         return self
+
+    @property
+    def vector_scaling(self) -> VectorScaling:
+        """What is done to bag logits before the softmax, in a bundle of any version."""
+        if self.scaling is not None:
+            return self.scaling
+        assert self.temperature is not None
+        return VectorScaling.of_temperature(self.temperature, len(self.class_names))
 
 
 @dataclass(frozen=True)
@@ -142,7 +184,7 @@ def save_bundle(
     ----------
     bundle_dir : path-like
     info : BundleInfo
-        `weights_sha256`, `trust` and `format_version` are filled in here.
+        `weights_sha256`, `trust` and `format_version` are filled in here; that given may be any.
     encoder, mil
         On any device.
     trust : Trust, optional
@@ -172,13 +214,13 @@ def save_bundle(
         save_file(halves, scratch / WEIGHTS_NAME)
         info = info.model_copy(
             update={
-                "format_version": 1 if trust is None else 2,
+                "format_version": _oldest_version(info, trust),
                 "trust": None if trust is None else trust.info,
                 "weights_sha256": _sha256(scratch / WEIGHTS_NAME),
             }
         )
-        # Programs that know version 1 alone refuse keys that they don't know.
-        text = info.model_dump_json(indent=2, exclude={"trust"} if trust is None else None)
+        # Programs that know older versions alone refuse keys that they don't know.
+        text = info.model_dump_json(indent=2, exclude=_absent_keys(info))
         (scratch / JSON_NAME).write_text(text + "\n", encoding="utf-8")
         (scratch / CARD_NAME).write_text(render_card(json.loads(info.model_dump_json())), encoding="utf-8")
         give_usual_mode(scratch / WEIGHTS_NAME)
@@ -200,10 +242,10 @@ def load_info(bundle_dir: str | Path) -> BundleInfo:
     root = resolve_bundle(bundle_dir)
     path = root / JSON_NAME
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = _description(path)
     except FileNotFoundError as error:
         raise BundleError(f"{root} is not a model bundle: it has no {JSON_NAME}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} can't be read as JSON ({error})") from error
     if not isinstance(raw, dict) or raw.get("format") != "lrmil-bundle":
         raise BundleError(f"{path} is not the description of a model bundle")
@@ -217,9 +259,9 @@ def load_info(bundle_dir: str | Path) -> BundleInfo:
         return BundleInfo.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        where = shortened(".".join(str(part) for part in first["loc"])) or "the whole"
         raise BundleError(
-            f"{path} is not valid: {where}: {first['msg']} ({error.error_count()} problems in all)"
+            f"{path} is not valid: {where}: {shortened(first['msg'])} ({error.error_count()} problems in all)"
         ) from error
 
 
@@ -239,31 +281,95 @@ def load_bundle(bundle_dir: str | Path, *, device: torch.device | str = "cpu") -
     """
     root = resolve_bundle(bundle_dir)
     info = load_info(root)
-    weights = root / WEIGHTS_NAME
-    try:
-        if _sha256(weights) != info.weights_sha256:
-            raise BundleError(f"{weights} is damaged: its hash is not the one in {JSON_NAME}")
-        tensors = load_file(weights)
-    except FileNotFoundError as error:
-        raise BundleError(f"bundle {root} has no {WEIGHTS_NAME}") from error
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"{weights} can't be read ({error})") from error
-    broken = sorted(name for name, value in tensors.items() if not bool(torch.isfinite(value).all()))
-    if broken:
-        raise BundleError(f"bundle {info.name!r} has weights that aren't finite: {', '.join(broken[:3])}")
+    shapes = _shapes(info)
+    tensors = _weights(root, info, n_values=sum(shape.numel() for shape in shapes.values()))
+    parts = {part: _of_part(tensors, f"{part}.") for part in ("encoder", "mil", "trust")}
+    found = {
+        f"{part}.{name}": value.shape for part in ("encoder", "mil") for name, value in parts[part].items()
+    }
+    if found != shapes:
+        raise BundleError(f"the weights in {root} don't fit the model that {JSON_NAME} describes")
     encoder, mil = Encoder(info.encoder), build_mil(info.mil)
+    for model, part in ((encoder.vit, "encoder"), (mil, "mil")):
+        own = model.state_dict()
+        odd = sorted(name for name, value in parts[part].items() if value.dtype != own[name].dtype)
+        if odd:
+            raise BundleError(
+                f"bundle {info.name!r} has numbers of another kind than the model's: {part}.{odd[0]} is "
+                f"{str(parts[part][odd[0]].dtype).removeprefix('torch.')}"
+            )
+        model.load_state_dict(parts[part])
+    trust = _trust(root, info, parts["trust"])
+    return ModelBundle(info, encoder.to(device).eval(), mil.to(device).eval(), trust)
+
+
+def _shapes(info: BundleInfo) -> dict[str, torch.Size]:
+    """The tensors of the model that a bundle describes; no memory is taken for one that would need terabytes.
+
+    Raises
+    ------
+    BundleError
+    EncoderError
+    """
+    with torch.device("meta"):
+        encoder, mil = Encoder(info.encoder), build_mil(info.mil)
     if encoder.token_px != info.token_px:
         raise BundleError(
             f"bundle {info.name!r}: tokens of {info.token_px} px stated, the encoder's are {encoder.token_px} px"
         )
+    if encoder.embed_dim != info.mil.embed_dim:
+        raise BundleError(
+            f"bundle {info.name!r}: the aggregator takes {info.mil.embed_dim} dimensions, the encoder gives "
+            f"{encoder.embed_dim}"
+        )
+    edge = encoder.tokens_per_edge(info.tiles.tile_px)
+    if edge > _MOST_TOKENS_AN_EDGE:
+        raise EncoderError(
+            f"a tile of {info.tiles.tile_px} px has {edge} x {edge} tokens of {info.token_px} px; more than "
+            f"{_MOST_TOKENS_AN_EDGE} along an edge are too many to compute"
+        )
     try:
-        encoder.vit.load_state_dict(_of_part(tensors, "encoder."))
-        mil.load_state_dict(_of_part(tensors, "mil."))
-    except RuntimeError as error:
-        raise BundleError(f"the weights in {root} don't fit the model that {JSON_NAME} describes") from error
-    encoder.tokens_per_edge(info.tiles.tile_px)
-    trust = _trust(root, info, _of_part(tensors, "trust."))
-    return ModelBundle(info, encoder.to(device).eval(), mil.to(device).eval(), trust)
+        pixels = torch.empty((1, 3, info.tiles.tile_px, info.tiles.tile_px), device="meta")
+        mil(encoder(pixels).embedding)
+    except Exception as error:  # a description from outside makes libraries raise anything
+        raise BundleError(
+            f"the model of bundle {info.name!r} can't be used ({shortened(str(error))})"
+        ) from error
+    return {f"encoder.{name}": value.shape for name, value in encoder.vit.state_dict().items()} | {
+        f"mil.{name}": value.shape for name, value in mil.state_dict().items()
+    }
+
+
+def _weights(root: Path, info: BundleInfo, *, n_values: int) -> dict[str, Tensor]:
+    """The tensors of a bundle, as they were when its description was written.
+
+    Raises
+    ------
+    BundleError
+    """
+    path = root / WEIGHTS_NAME
+    n_of_trust = 0 if info.trust is None else (info.trust.ood.rank + 2) * (info.mil.embed_dim + 1)
+    # Double precision at most, and a header.
+    largest = 8 * (n_values + n_of_trust) + 2**24
+    try:
+        n_bytes = path.stat().st_size
+        if not path.is_file():
+            raise BundleError(f"{path} is no file")
+        if n_bytes > largest:
+            raise BundleError(
+                f"{path} has {n_bytes:,} bytes; the model that {JSON_NAME} describes takes {largest:,} at most"
+            )
+        if _sha256(path) != info.weights_sha256:
+            raise BundleError(f"{path} is damaged: its hash is not the one in {JSON_NAME}")
+        tensors = read_tensors(path)
+    except FileNotFoundError as error:
+        raise BundleError(f"bundle {root} has no {WEIGHTS_NAME}") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} can't be read ({error})") from error
+    broken = not_finite(tensors)
+    if broken:
+        raise BundleError(f"bundle {info.name!r} has weights that aren't finite: {', '.join(broken[:3])}")
+    return tensors
 
 
 def resolve_bundle(bundle_dir: str | Path) -> Path:
@@ -294,12 +400,44 @@ def _trust(root: Path, info: BundleInfo, tensors: dict[str, torch.Tensor]) -> Tr
     return trust
 
 
+def _description(path: Path) -> Any:  # whatever JSON stands there
+    """The value in a bundle's JSON.
+
+    Raises
+    ------
+    OSError, ValueError
+    """
+    if path.stat().st_size > _LARGEST_JSON_BYTES:
+        raise ValueError("it is too large for a description")
+    if not path.is_file():  # a pipe would never end
+        raise ValueError("it is no file")
+    text = path.read_text(encoding="utf-8")
+    raw = parse_json(text)
+    # JSON can spell half a character, which no file can hold again.
+    json.dumps(raw, ensure_ascii=False).encode()
+    return raw
+
+
 def _of_part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {
-        name.removeprefix(prefix): value.float() if value.is_floating_point() else value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _oldest_version(info: BundleInfo, trust: Trust | None) -> Literal[1, 2, 3]:
+    own_slides = trust is not None and trust.info.conformal.own_slides
+    if info.scaling is not None or info.operating_point is not None or own_slides:
+        return 3
+    return 1 if trust is None else 2
+
+
+def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, dict[str, bool]]]:
+    """Return what has no value, and would be a key that programs of the bundle's format version don't know."""
+    optional = ("temperature", "scaling", "operating_point", "trust")
+    absent: dict[str, bool | dict[str, dict[str, bool]]] = {
+        name: True for name in optional if getattr(info, name) is None
     }
+    if info.trust is not None and info.format_version < 3:
+        absent["trust"] = {"conformal": {"own_slides": True}}
+    return absent
 
 
 def _is_empty_dir(path: Path) -> bool:

@@ -17,7 +17,12 @@ def render_card(info: dict[str, Any]) -> str:
     """
     tiles, mil, provenance = info["tiles"], info["mil"], info["provenance"]
     warning = f"> **{DEMONSTRATION_NOTE}**\n\n" if info["demonstration"] else ""
-    metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(provenance["metrics"].items()))
+    measured = provenance["metrics"]
+    metrics = "\n".join(
+        f"| {name} | {_with_interval(measured, name)} |"
+        for name in sorted(measured)
+        if not name.endswith(_PARTS) and not name.startswith(_CALLED)
+    )
     versions = ", ".join(f"{name} {version}" for name, version in sorted(provenance["versions"].items()))
     return f"""---
 license: {info["licence"]}
@@ -49,7 +54,7 @@ or load it in napari: Plugins > LRMIL.
 | distilled from | tiles at {info["teacher_mpp"]:g} µm/px |
 | encoder | {info["encoder"]["architecture"]}, tokens of {info["token_px"]} px |
 | aggregator | {mil["name"]}, {mil["embed_dim"]}-d{", gated" if mil["gated"] else ""} |
-| temperature | {info["temperature"]:.4g} |
+{_decision_rows(info)}
 
 ## Training data
 
@@ -61,7 +66,7 @@ or load it in napari: Plugins > LRMIL.
 |---|---|
 {metrics or "| none | |"}
 
-## How far to trust a result
+{_called_text(info)}## How far to trust a result
 
 {_trust_text(info.get("trust"))}
 **Evidence.** Each tile's contribution to a class is the probability of the slide minus the probability of the slide
@@ -78,6 +83,67 @@ not why. The model has not been cleared as a medical device.
 
 Made {provenance["created"]} at commit {provenance["commit"]}, config {provenance["config_sha256"][:12]}, with {versions}.
 """
+
+
+_PARTS = ("_low", "_high", "_patients")
+"""What a metric with an interval has beside its value."""
+_CALLED = ("test_sensitivity", "test_specificity")
+
+
+def _with_interval(metrics: dict[str, float], name: str, form: str = ".4g") -> str:
+    ends = [metrics.get(name + part) for part in _PARTS[:2]]
+    shown = " [{}, {}]".format(*(format(end, form) for end in ends)) if None not in ends else ""
+    return format(metrics[name], form) + shown
+
+
+def _called_text(info: dict[str, Any]) -> str:
+    """Sensitivity and specificity at the operating point; empty where they weren't measured."""
+    metrics, point = info["provenance"]["metrics"], info.get("operating_point")
+    if point is None:
+        return ""
+    names = {"test_sensitivity": f"sensitivity for {point['positive']}", "test_specificity": "specificity"}
+    if point["positive"] is None:
+        names = {f"test_sensitivity_{name}": f"sensitivity for {name}" for name in info["class_names"]}
+    said = [
+        f"{words} {_with_interval(metrics, name, '.2f')} ({_patients(metrics.get(f'{name}_patients'))})"
+        for name, words in names.items()
+        if name in metrics
+    ]
+    if not said:
+        return ""
+    return f"At its operating point, on test slides of its fold: {'; '.join(said)}. By patient, with 95 % Wilson intervals.\n\n"
+
+
+def _patients(count: float | None) -> str:
+    return "patients unknown" if count is None else f"{count:.0f} patient{'' if count == 1 else 's'}"
+
+
+def _decision_rows(info: dict[str, Any]) -> str:
+    names, scaling, point = info["class_names"], info.get("scaling"), info.get("operating_point")
+    if scaling is None:
+        rows = [f"| temperature | {info['temperature']:.4g} |"]
+    else:
+        values = zip(names, scaling["temperatures"], scaling["biases"], strict=True)
+        rows = [
+            "| bag logits | "
+            + "; ".join(f"{name}: over {over:.4g}, plus {plus:+.3g}" for name, over, plus in values)
+            + " |"
+        ]
+    if point is None:
+        return "\n".join([*rows, "| label | the most probable class |"])
+    if len(names) == 2:
+        called = f"{names[1]} from a probability of {point['thresholds'][1]:.3g} on"
+    else:
+        pairs = ", ".join(
+            f"{name} {value:.3g}" for name, value in zip(names, point["thresholds"], strict=True)
+        )
+        called = f"the largest multiple of the class's threshold: {pairs}"
+    chosen = (
+        "the largest sum of the classes' sensitivities (Youden)"
+        if point["rule"] == "youden"
+        else f"a {point['rule']} of {point['wanted']:.3g} for {point['positive']}"
+    )
+    return "\n".join([*rows, f"| label | {called}; chosen on validation, by patient, for {chosen} |"])
 
 
 def _trust_text(trust: dict[str, Any] | None) -> str:
@@ -104,14 +170,22 @@ def _trust_text(trust: dict[str, Any] | None) -> str:
             "unsure."
         )
     return f"""**Set of classes.** {promise}
-The calibration slides were not trained on, but they chose the epoch and the temperature: see also the coverage on
-test slides, where the table above has it.
+{_calibration_slides(conformal)}
 
 **Slides of another kind.** A warning is given where a slide's tiles are on average farther than {ood["threshold"]:.3g}
 from {ood["n_training_tiles"]:,} training tiles (squared Mahalanobis distance per dimension). By chance at most
 {ood["false_alarm_rate"]:.0%} of slides like those of calibration ({_slides(ood["n_calibration"])}) get it. No warning
 doesn't mean that the slide suits the model.
 """
+
+
+def _calibration_slides(conformal: dict[str, Any]) -> str:
+    if conformal.get("own_slides"):
+        return "The calibration slides were not trained on, and chose nothing else: neither the epoch nor the thresholds."
+    return (
+        "The calibration slides were not trained on, but they chose the epoch, which makes the head look a little better on\n"
+        "them than on new slides: see also the coverage on test slides, where the table above has it."
+    )
 
 
 def _slides(count: int) -> str:

@@ -25,11 +25,15 @@ TENSOR_NAMES = ("mean", "axes", "variances")
 class ConformalInfo(BaseModel):
     """Split conformal prediction: which classes a slide's set holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Literal["lac"] = "lac"
     coverage: float = Field(gt=0, lt=1, description="least share of slides whose set holds the true class")
     n_calibration: int = Field(gt=0, description="slides")
+    own_slides: bool = Field(
+        default=False,
+        description="whether they chose nothing else: neither the epoch nor the scaling (format version 3)",
+    )
     quantile: float | None = Field(
         ge=0, le=1, description="classes of probability >= 1 - quantile are in the set; null: every class is"
     )
@@ -38,7 +42,7 @@ class ConformalInfo(BaseModel):
 class OODInfo(BaseModel):
     """Distance of a slide's tiles to those of training: when to warn."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Literal["mahalanobis"] = "mahalanobis"
     rank: int = Field(ge=0, description="axes with a variance of their own")
@@ -86,6 +90,10 @@ class TileGaussian:
             raise ValueError("values that aren't finite")
         if not bool((self.variances > 0).all()):
             raise ValueError("a variance isn't above 0")
+
+    def as_stored(self) -> TileGaussian:
+        """Return it as a bundle gives it back, rounded to float32."""
+        return TileGaussian(*(getattr(self, name).float().double() for name in TENSOR_NAMES))
 
     def tile_distances(self, instance_embeddings: Tensor) -> Array:
         """Squared Mahalanobis distance over D of each tile, shape (N,): about 1 for tiles like training's.
@@ -162,7 +170,9 @@ def _rank(n: int, coverage: float) -> int:
     return max(1, math.ceil((n + 1) * coverage - 1e-9))
 
 
-def fit_conformal(probabilities: Array, labels: NDArray[np.int64], coverage: float) -> ConformalInfo:
+def fit_conformal(
+    probabilities: Array, labels: NDArray[np.int64], coverage: float, *, own_slides: bool = False
+) -> ConformalInfo:
     """Calibrate the sets on slides that the model was not trained on.
 
     The score is 1 - p of the true class (LAC, Sadinle et al., JASA 2019): of all sets with this coverage
@@ -177,12 +187,15 @@ def fit_conformal(probabilities: Array, labels: NDArray[np.int64], coverage: flo
         At the bundle's temperature. With two classes the sets are the same at any temperature.
     labels : (n,) int array
     coverage : float
+    own_slides : bool
+        Whether these slides chose nothing else.
     """
     scores = 1 - probabilities[np.arange(len(labels)), labels]
     quantile = conformal_quantile(scores, coverage)
     return ConformalInfo(
         coverage=coverage,
         n_calibration=len(labels),
+        own_slides=own_slides,
         quantile=None if quantile is None else min(max(quantile, 1 - coverage), 1.0),
     )
 

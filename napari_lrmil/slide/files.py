@@ -8,7 +8,7 @@ import os
 import re
 import struct
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -27,12 +27,13 @@ _MIRAX_SUFFIX, DEEPZOOM_SUFFIX = ".mrxs", ".dzi"
 _DEEPZOOM_FORMATS = frozenset({"jpg", "jpeg", "png"})
 _MAX_DZI_BYTES, _MAX_DEEPZOOM_TILE_PX, _MAX_DEEPZOOM_PX = 2**16, 2**13, 2**24
 _MAX_TILE_FILES = 2**10
-"""Levels of more tiles are no part of what tells slides apart: what they show, the coarser ones show."""
+"""Levels of more tiles are looked into as chunks are, see `stored_chunks`: some of them, spread evenly."""
 _VMS_SUFFIXES = frozenset({".vms", ".vmu"})
 _ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _OME_TIFF = re.compile(r"\.ome\.(tiff?|tf[28]|btf)$", re.IGNORECASE)
 
 _MAX_CHUNKS = 2**22
+_MAX_METADATA_BYTES = 2**26
 _MAX_NAMED = 2**12
 """Files that an index or OME-XML may name as parts of its slide."""
 _MAX_INDEX_CHARS = 2**20
@@ -125,7 +126,7 @@ def parts_beside(path: Path) -> set[Path]:
         if suffix == _MIRAX_SUFFIX and path.with_suffix("").is_dir():
             return {path.with_suffix("")}
         if suffix == DEEPZOOM_SUFFIX:
-            return {path.with_name(f"{path.stem}_files")}
+            return {_deepzoom_folder(path)}
         return set(_named_beside(path, _vms_names(path))) if suffix in _VMS_SUFFIXES else set()
     except OSError:
         return set()
@@ -151,11 +152,37 @@ def zarr_metadata(folder: Path) -> tuple[Path, ...]:
 
 
 class Chunk(NamedTuple):
-    """A file of an OME-Zarr level: where it is in the folder, parts joined by '/', its size and time."""
+    """A file that holds one chunk of a level: where it is below `chunks_folder`, parts joined by '/'; size and time."""
 
     name: str
     size: int
     mtime_ns: int
+
+
+def chunks_folder(path: Path) -> Path | None:
+    """Return the folder below which a slide has a file a chunk: OME-Zarr, or the tiles of DeepZoom; else None."""
+    if path.suffix.lower() == DEEPZOOM_SUFFIX:
+        return _deepzoom_folder(path)
+    return path if is_zarr(path) else None
+
+
+def stored_chunks(path: Path) -> list[Chunk]:
+    """Return the chunks of all levels of a slide that has a file for each, by name; nothing for any other slide.
+
+    Raises
+    ------
+    OSError
+        Where a folder can't be read, or there are more than 4 million.
+    """
+    folder = chunks_folder(path)
+    if folder is None:
+        return []
+    levels = dict.fromkeys(zarr_levels(folder)) if folder == path else [""]
+    found: list[Chunk] = []
+    for level in levels:
+        found += _chunks_below(folder, level, _MAX_CHUNKS - len(found))
+    found.sort()
+    return found
 
 
 def zarr_levels(folder: Path) -> tuple[str, ...]:
@@ -182,39 +209,34 @@ def is_inside(folder: Path, name: str) -> bool:
         return False
 
 
-def zarr_chunks(folder: Path) -> list[Chunk]:
-    """Return the chunks of all levels of an OME-Zarr folder, by name; nothing for anything else.
+def _chunks_below(root: Path, level: str, n_most: int) -> list[Chunk]:
+    """Files in a folder and the folders in it; links to folders aren't followed.
 
     Raises
     ------
     OSError
-        Where a folder can't be read, or there are more than 4 million.
+        Where there are more than `n_most`, too.
     """
-    if not is_zarr(folder):
-        return []
     found: list[Chunk] = []
-    for level in dict.fromkeys(zarr_levels(folder)):
-        for chunk in _chunks_below(str(folder / level), level):
-            found.append(chunk)
-            if len(found) > _MAX_CHUNKS:
-                raise OSError(f"more than {_MAX_CHUNKS} chunks in {folder.name}")
-    return sorted(found)
-
-
-def _chunks_below(folder: str, name: str) -> Iterator[Chunk]:
-    """Files in a folder and the folders in it; links to folders aren't followed."""
-    try:
-        with os.scandir(folder) as entries:
-            there = list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in there:
-        inner = f"{name}/{entry.name}"
-        if entry.is_dir(follow_symlinks=False):
-            yield from _chunks_below(entry.path, inner)
-        else:
-            stat = entry.stat()
-            yield Chunk(inner, stat.st_size, stat.st_mtime_ns)
+    waiting = [(str(root / level), f"{level}/" if level else "")]
+    while waiting:
+        folder, name = waiting.pop()
+        try:
+            entries = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        with entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((entry.path, f"{name}{entry.name}/"))
+                elif (
+                    entry.is_file() or entry.is_dir()
+                ):  # not a device, from which a reader would read for ever
+                    stat = entry.stat()
+                    found.append(Chunk(name + entry.name, stat.st_size, stat.st_mtime_ns))
+        if len(found) > n_most:
+            raise OSError(f"more than {_MAX_CHUNKS:,} chunks in {root.name}")
+    return found
 
 
 def dicom_files_in(folder: Path) -> tuple[Path, ...]:
@@ -265,7 +287,7 @@ def _zarr_files(folder: Path) -> tuple[Path, ...]:
         chunk
         for level in coarsest
         if is_inside(folder, level)
-        for chunk in _chunks_below(str(folder / level), level)
+        for chunk in _chunks_below(folder, level, _MAX_CHUNKS)
     ]
     return (*zarr_metadata(folder), *(folder / chunk.name for chunk in sorted(chunks)))
 
@@ -299,7 +321,7 @@ def _zarr_attributes(folder: Path) -> dict[str, Any]:
     """What OME-Zarr's metadata (0.5, else 0.4) say of a folder; nothing where there are none."""
     for name in ("zarr.json", ".zattrs"):
         try:
-            attributes = json.loads((folder / name).read_text(encoding="utf-8"))
+            attributes = json.loads(_text_of(folder / name))
             if name == "zarr.json":
                 attributes = attributes["attributes"]
             found = attributes.get("ome", attributes)
@@ -309,6 +331,14 @@ def _zarr_attributes(folder: Path) -> dict[str, Any]:
             return {}
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def _text_of(file: Path) -> str:
+    """A file of metadata: text of a plain file, of which no more is read than metadata can be."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file.name} is no plain file")
+    with file.open("rb") as stream:
+        return stream.read(_MAX_METADATA_BYTES).decode("utf-8")
 
 
 class DeepZoom(NamedTuple):
@@ -358,7 +388,11 @@ def deepzoom_of(path: Path) -> DeepZoom | None:
     while max(sizes[-1]) > tile_px:
         w, h = sizes[-1]
         sizes.append((-(-w // 2), -(-h // 2)))
-    return DeepZoom(path.with_name(f"{path.stem}_files"), tile_px, overlap_px, suffix, tuple(sizes))
+    return DeepZoom(_deepzoom_folder(path), tile_px, overlap_px, suffix, tuple(sizes))
+
+
+def _deepzoom_folder(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_files")
 
 
 def _deepzoom_tiles(path: Path) -> list[Path]:

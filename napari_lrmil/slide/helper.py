@@ -11,14 +11,17 @@ import queue
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from napari_lrmil.errors import LRMILError, SlideChangedError, SlideError
+from napari_lrmil.errors import LRMILError
+from napari_lrmil.slide.backends import open_backend
+from napari_lrmil.slide.backends.base import Backend, decoder_errors
 from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.slide.probe import unprobed
-from napari_lrmil.slide.reader import Slide
+from napari_lrmil.slide.colour import SRGBTransform
 
 _IDLE_S = 600.0
 _PIECE_PX, _COARSE_PIECE_PX = 256, 512
@@ -44,44 +47,54 @@ def main() -> None:
 
 
 def look(path: Path, backend: str, image: str) -> dict[str, Any]:
-    """Open a slide, decode a piece of each level and its profile, or one of its other images; return what went wrong."""
+    """Open a slide's backend and decode a piece of each level and the profile, or one of its other images.
+
+    Returns
+    -------
+    dict
+        What went wrong, for `probe.probe`. Pixels that can't be decoded are no error here: who reads them gets it.
+    """
     try:
-        with unprobed(), Slide(path, backend=backend) as slide:
-            if image:
-                slide.read_associated(image)
-            else:
-                _look_at_pieces(slide)
-                _look_at_profile(slide)
+        with decoder_errors(path):
+            slide = open_backend(path, backend)
+            try:
+                for decode in [lambda: slide.read_associated(image)] if image else _pieces(slide):
+                    with _damage_borne():
+                        decode()
+            finally:
+                slide.close()
         return {}
     except (LRMILError, MemoryError) as error:
-        if _lacked_memory(error):
-            return {"memory": True}
-        return {"error": str(error), "changed": isinstance(error, SlideChangedError)}
+        return {"memory": True} if _lacked_memory(error) else {"error": str(error)}
 
 
-def _look_at_pieces(slide: Slide) -> None:
-    """The middle of each level; damage there is no error."""
+def _pieces(slide: Backend) -> Iterator[Callable[[], object]]:
+    """The middle of each level, and the profile as it is applied."""
     last = len(slide.level_dimensions_xy) - 1
-    for level, (size_xy, scale) in enumerate(
+    for level, ((width, height), scale) in enumerate(
         zip(slide.level_dimensions_xy, slide.level_downsamples, strict=True)
     ):
         most = _COARSE_PIECE_PX if level == last else _PIECE_PX
-        piece_xy = (min(most, size_xy[0]), min(most, size_xy[1]))
-        corner = (
-            int((size_xy[0] - piece_xy[0]) // 2 * scale),
-            int((size_xy[1] - piece_xy[1]) // 2 * scale),
-        )
-        try:
-            slide.read_region(corner, level, piece_xy)
-        except SlideError as error:
-            if _lacked_memory(error):
-                raise
+        size_xy = (min(most, width), min(most, height))
+        corner = (int((width - size_xy[0]) // 2 * scale), int((height - size_xy[1]) // 2 * scale))
+        yield partial(slide.read_region, corner, level, size_xy)
+    yield partial(_apply_profile, slide)
 
 
-def _look_at_profile(slide: Slide) -> None:
-    """Who asks for its colours gets the error."""
-    with suppress(SlideError):
-        slide.icc = True
+def _apply_profile(slide: Backend) -> None:
+    profile = slide.icc_profile
+    if profile is not None:
+        SRGBTransform(profile)
+
+
+@contextmanager
+def _damage_borne() -> Iterator[None]:
+    """Go on after what a decoder raises, but where it lacked memory."""
+    try:
+        yield
+    except Exception as error:
+        if _lacked_memory(error):
+            raise
 
 
 def _lacked_memory(error: BaseException | None) -> bool:
@@ -116,7 +129,7 @@ def _answer(answers: IO[bytes], reply: dict[str, Any]) -> None:
 
 
 def _expect_crashes() -> None:
-    """Have crashes leave no file and open no window."""
+    """Have crashes leave no file and open no window, and the limit of time end the process."""
     if sys.platform == "win32":
         import ctypes
 
@@ -124,6 +137,8 @@ def _expect_crashes() -> None:
         return
     import resource
 
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whatever was inherited
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 

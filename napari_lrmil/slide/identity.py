@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from napari_lrmil.slide.files import DICOM_SUFFIX, parts_of, zarr_chunks
+from napari_lrmil.slide.files import DICOM_SUFFIX, Chunk, parts_of, stored_chunks
 
 T = TypeVar("T")
 FileState = tuple[str, int, int]
@@ -55,13 +55,15 @@ _TYPE_BYTES = {
 _SUBIFDS = 330
 
 
-def fingerprint_of(files: Sequence[Path], *, chunks_in: Path | None = None) -> str:
+def fingerprint_of(
+    files: Sequence[Path], *, chunks: Sequence[Chunk] = (), chunks_in: Path | None = None
+) -> str:
     """Return 64 hexadecimal digits that tell a slide from others; names stay out, so a renamed copy is the same slide.
 
     What counts: the sizes of all files; the beginning and the end of each, and blocks spread evenly between them; the
-    directories of a TIFF with the tables of where its tiles lie; of an OME-Zarr, names and sizes of all chunks. At most
-    16 MiB are read. Two slides that differ only between what is read, and in nothing that moves or resizes a tile, are
-    taken for one.
+    directories of a TIFF with the tables of where its tiles lie; of OME-Zarr and DeepZoom, the names and sizes of all
+    chunks, and what stands in some of them, spread evenly. At most 16 MiB are read. Two slides that differ only between
+    what is read, and in nothing that moves or resizes a tile, are taken for one.
 
     The last 24 digits are the first 24 of what earlier versions took for the fingerprint, see `same_slide`.
 
@@ -69,18 +71,18 @@ def fingerprint_of(files: Sequence[Path], *, chunks_in: Path | None = None) -> s
     ----------
     files : sequence of Path
         See `pixel_files`.
-    chunks_in : Path, optional
-        An OME-Zarr folder, of which `files` are only some.
+    chunks, chunks_in : sequence of Chunk, Path
+        Of a slide with a file a chunk, of which `files` are only some: all of them by name, see `stored_chunks`, and
+        the folder that they are in, see `chunks_folder`.
 
     Raises
     ------
     OSError
     """
     sized = sorted(((file.stat().st_size, file) for file in files), key=lambda pair: (-pair[0], pair[1].name))
-    chunks = [] if chunks_in is None else zarr_chunks(chunks_in)
     digest = hashlib.sha256(_VERSION)
     digest.update(json.dumps([size for size, _ in sized]).encode())
-    digest.update(json.dumps([(chunk.name, chunk.size) for chunk in chunks]).encode())
+    digest.update(json.dumps([(name, size) for name, size, _ in chunks]).encode())
     whole = _evenly(sized, _MAX_FILES)
     single = [(chunk.size, Path(chunks_in or "", chunk.name)) for chunk in _evenly(chunks, _MAX_FILES)]
     total = max(1, sum(size for size, _ in [*whole, *single]))
@@ -115,12 +117,12 @@ def state_of(path: Path) -> str | None:
     """Return a hash of where a slide is and of the sizes and times of its files; None where it is absent.
 
     It changes whenever the slide may have; looking takes no reading of pixels. The path can't be got back
-    from it. Of an OME-Zarr, all chunks count.
+    from it. Of OME-Zarr and DeepZoom, all chunks count.
     """
     try:
         where = path.resolve()
         files = [where, *sorted(set(parts_of(where)) - {where})]
-        states = states_of(files, chunks_in=where)
+        states = (*states_of(files), *stored_chunks(where))
     except (OSError, RuntimeError):  # a link to itself is a RuntimeError
         return None
     return hashlib.sha256(json.dumps([str(where), states]).encode()).hexdigest()
@@ -141,19 +143,18 @@ def stamp_of(path: Path) -> str:
     parts = [] if path.suffix.lower() == DICOM_SUFFIX else sorted(set(parts_of(path)) - {path})
     if not parts:
         return stamp
-    states = states_of(parts, chunks_in=path)
+    states = (*states_of(parts), *stored_chunks(path))
     return f"{stamp}-{hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]}"
 
 
-def states_of(files: Sequence[Path], *, chunks_in: Path | None = None) -> tuple[FileState, ...]:
-    """Return the sizes and times of files, in their order, and of all chunks of an OME-Zarr folder.
+def states_of(files: Sequence[Path]) -> tuple[FileState, ...]:
+    """Return the sizes and times of files, in their order.
 
     Raises
     ------
     OSError
     """
-    states = [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
-    return (*states, *([] if chunks_in is None else zarr_chunks(chunks_in)))
+    return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
 
 
 def _earlier_fingerprint(sized: Sequence[tuple[int, Path]]) -> str:

@@ -24,18 +24,44 @@ MAX_ASPECT = 2.5
 _AGREEMENT = 0.02
 """Values this close say the same: scanners round, and nominal values differ by about 1 %."""
 
-_OME_UNIT_UM = {
-    "Å": 1e-4,
-    "pm": 1e-6,
-    "nm": 1e-3,
-    "µm": 1.0,
-    "μm": 1.0,
-    "um": 1.0,
-    "mm": 1e3,
-    "cm": 1e4,
-    "m": 1e6,
-    "in": 25_400.0,
+_PREFIXES = {
+    "": 0,
+    "d": -1,
+    "c": -2,
+    "m": -3,
+    "u": -6,
+    "µ": -6,
+    "μ": -6,
+    "n": -9,
+    "p": -12,
+    "f": -15,
+    "da": 1,
+    "h": 2,
+    "k": 3,
+    "M": 6,
 }
+_PREFIX_WORDS = {
+    "deci": -1,
+    "centi": -2,
+    "milli": -3,
+    "micro": -6,
+    "nano": -9,
+    "pico": -12,
+    "femto": -15,
+    "kilo": 3,
+}
+_UNIT_UM = {
+    **{f"{prefix}m": 10.0 ** (6 + power) for prefix, power in _PREFIXES.items()},
+    **{f"{word}meter": 10.0 ** (6 + power) for word, power in ({"": 0} | _PREFIX_WORDS).items()},
+    **dict.fromkeys(("Å", "angstrom"), 1e-4),
+    **dict.fromkeys(("in", "inch"), 25_400.0),
+    **dict.fromkeys(("ft", "foot"), 304_800.0),
+    **dict.fromkeys(("yd", "yard"), 914_400.0),
+    "thou": 25.4,
+    "li": 25_400.0 / 12,
+    "pt": 25_400.0 / 72,
+}
+"""Lengths as OME-XML abbreviates them, and as OME-Zarr writes them out; those of the sky and of roads are left out."""
 _TAG_UNIT_UM = {2: 25_400.0, 3: 10_000.0, "inch": 25_400.0, "centimeter": 10_000.0}
 
 TIFF_TAG, OME_XML, OME_ZARR, DICOM = "the TIFF tag", "OME-XML", "OME-Zarr", "DICOM"
@@ -141,6 +167,11 @@ def number_text(mpp_xy: tuple[float, float]) -> str:
     return x if x == y else f"{x} × {y}"
 
 
+def unit_um(unit: object) -> float | None:
+    """How many µm a unit of OME-XML or OME-Zarr has; None where it is no length, as a pixel is none."""
+    return _UNIT_UM.get(unit) if isinstance(unit, str) else None
+
+
 def tag_evidence(x: float | None, y: float | None, unit: int | str | None) -> list[Evidence]:
     """What TIFF resolution tags say: pixels per unit along x and y, and the unit as number or as OpenSlide spells it."""
     um = _TAG_UNIT_UM.get(unit) if unit is not None else None
@@ -176,13 +207,13 @@ def ome_evidence(xml: str | None, size_xy: tuple[int, int], *, ifd: int | None =
 
 
 def _ome_size(pixels: ET.Element, axis: str) -> float | None:
-    """PhysicalSizeX or Y in µm, which is its default unit."""
-    unit = _OME_UNIT_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+    """PhysicalSizeX or Y in µm, which is its default unit; None where it isn't said. It may be absurd."""
+    unit = unit_um(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
     try:
         size = float(pixels.get(f"PhysicalSize{axis}", "0"))
     except ValueError:
         return None
-    return size * unit if unit is not None and 0 < size < math.inf else None
+    return size * unit if unit is not None and size else None
 
 
 def _size_of(pixels: ET.Element) -> tuple[int, int] | None:

@@ -27,7 +27,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
-from napari_lrmil.errors import SlideChangedError, SlideError
+from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.identity import FileState, states_of
 
 CPU_S, FOLDER_CPU_S = 20.0, 60.0
@@ -82,7 +82,7 @@ def probe(path: Path, backend: str, *, image: str = "") -> None:
     if reply.get("memory"):
         raise SlideError(f"{path.name} needs more than {MEMORY_BYTES / 2**30:.3g} GB to open")
     if "error" in reply:
-        raise (SlideChangedError if reply.get("changed") else SlideError)(reply["error"])
+        raise SlideError(reply["error"])
 
 
 def note_opened(
@@ -101,9 +101,14 @@ def start_helper() -> None:
     _pool.start()
 
 
+def end_helpers() -> None:
+    """End all helpers of this process; the next slide starts one again."""
+    _pool.end_all()
+
+
 @contextmanager
 def unprobed() -> Iterator[None]:
-    """Within the block, slides of this thread are opened at once: another process has probed them, or this is the helper."""
+    """Within the block, slides of this thread are opened at once: another process has probed them."""
     token = _probing.set(False)
     try:
         yield
@@ -305,11 +310,12 @@ _pool = _Pool()
 
 
 def _after_fork() -> None:
-    global _pool
+    global _pool, _known_lock
+    _known_lock = threading.Lock()  # another thread may have held it
     _pool.disown_all()
     _pool = _Pool()
 
 
-atexit.register(lambda: _pool.end_all())
+atexit.register(end_helpers)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from napari_lrmil.errors import SlideChangedError, SlideError, UnknownMppError, readable
 from napari_lrmil.slide.backends import open_backend
-from napari_lrmil.slide.backends.base import decoder_errors, file_key
+from napari_lrmil.slide.backends.base import decoder_errors
 from napari_lrmil.slide.colour import SRGBTransform
 from napari_lrmil.slide.damage import Place
-from napari_lrmil.slide.files import is_zarr
+from napari_lrmil.slide.files import chunks_folder, stored_chunks
 from napari_lrmil.slide.identity import FileState, fingerprint_of, states_of
 from napari_lrmil.slide.pixel_size import Evidence, PixelSize, check_given, decide
 from napari_lrmil.slide.probe import note_opened, probe, unprobed
@@ -62,13 +62,14 @@ class Slide:
         probe(self.path, backend)
         with decoder_errors(self.path):
             self._backend = open_backend(self.path, backend)
-            self._file_key = file_key(self.path)
+            self._where = str(self.path.resolve())
         self._stated = decide(self._backend.evidence)
         # A slide that is dropped unclosed, as pickled copies are, still gives its handle back.
         self._release = weakref.finalize(self, self._backend.close)
         try:
             self._opened_files = self._files_now()
-            self._states = self._states_now()
+            self._states, self._chunks = self._states_now(), self._backend.chunks
+            self._state_hash = hash((self._states, self._chunks))
             if before != self._main_state():
                 raise self._changed()
             self._probe()
@@ -103,7 +104,7 @@ class Slide:
     @property
     def cache_key(self) -> tuple[object, ...]:
         """What names the pixels of this slide in the shared cache: the file, and how it is read."""
-        return (self._file_key, hash(self._states), self._backend.name, self._to_srgb is not None)
+        return (self._where, self._state_hash, self._backend.name, self._to_srgb is not None)
 
     @property
     def level_dimensions_xy(self) -> tuple[tuple[int, int], ...]:
@@ -270,11 +271,14 @@ class Slide:
         SlideError
             Where they can't be read.
         """
-        self.check_unchanged()
-        with decoder_errors(self.path):
-            found = fingerprint_of(self._opened_files, chunks_in=self._zarr_folder)
-        self.check_unchanged()
-        return found
+        try:
+            with decoder_errors(self.path):
+                return fingerprint_of(
+                    self._opened_files, chunks=self._chunks, chunks_in=chunks_folder(self.path)
+                )
+        finally:
+            # Once, for it looks at every chunk; what couldn't be read because it is gone is told as such.
+            self.check_unchanged()
 
     def check_unchanged(self) -> None:
         """Look whether the files are still those that were opened, by their sizes and times.
@@ -286,7 +290,10 @@ class Slide:
         SlideChangedError
         """
         try:
-            unchanged = self._states_now() == self._states
+            with decoder_errors(self.path):
+                unchanged = (
+                    self._states_now() == self._states and tuple(stored_chunks(self.path)) == self._chunks
+                )
         except SlideError:
             unchanged = False
         if not unchanged:
@@ -310,11 +317,7 @@ class Slide:
 
     def _states_now(self) -> tuple[FileState, ...]:
         with decoder_errors(self.path):
-            return states_of(self._opened_files, chunks_in=self._zarr_folder)
-
-    @property
-    def _zarr_folder(self) -> Path | None:
-        return self.path if is_zarr(self.path) else None
+            return states_of(self._opened_files)
 
     @property
     def files(self) -> tuple[Path, ...]:

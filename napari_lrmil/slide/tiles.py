@@ -19,7 +19,9 @@ from napari_lrmil.slide.resample import read_area
 from napari_lrmil.slide.tissue import IMMUNOSTAIN_SHARE, Tissue, find_tissue, mask_source, tissue_fractions
 
 MAX_DAMAGED_SHARE = 0.01
-"""Share of the tiles with tissue that may be damaged: so few change the result of no bag."""
+"""Share of the tiles with tissue that may be damaged. An assumption, not a measurement: a hundredth of a bag has little
+weight in a mean over it, but attention can rest on a single tile, and it isn't known what a damaged one held. Who can't
+accept that sets `--max-damaged 0`."""
 
 
 @dataclass(frozen=True)

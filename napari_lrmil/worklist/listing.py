@@ -17,6 +17,7 @@ from napari_lrmil.slide.files import (
     TIFF_SUFFIXES,
     dicom_slides,
     is_zarr,
+    is_zipped_zarr,
     parts_beside,
     slide_id_of,
 )
@@ -207,7 +208,9 @@ def _slides_in(folder: Path) -> tuple[list[Path], list[Path]]:
     slides = zarrs + [
         path
         for kind, path in kinds.values()
-        if kind in ("file", "lost link") and path.suffix.lower() in SLIDE_SUFFIXES | TIFF_SUFFIXES
+        if kind in ("file", "lost link")
+        # Opening a zipped one says what to do with it.
+        and (path.suffix.lower() in SLIDE_SUFFIXES | TIFF_SUFFIXES or is_zipped_zarr(path))
     ]
     series = dicom_slides(path for path in files.values() if path.suffix.lower() in (DICOM_SUFFIX, ""))
     if len(series) == 1 and not slides and not below:

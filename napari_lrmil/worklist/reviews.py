@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 import platformdirs
 
 from napari_lrmil.errors import WorklistError
+from napari_lrmil.plain_json import parse_json
 from napari_lrmil.slide.files import from_home
 
 REVIEW_NAME = "lrmil-review.jsonl"
@@ -247,7 +248,7 @@ class ReviewFile:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         written = replace(review, time=now)
         text = json.dumps({"format": FORMAT, "version": VERSION} | asdict(written), ensure_ascii=False)
-        # Names of files need not be text; json.loads takes them back this way.
+        # Names of files need not be text; the reader takes them back this way.
         line = text.encode("utf-8", "surrogatepass") + b"\n"
         try:
             _append_line(self.beside, line)
@@ -304,7 +305,7 @@ class _NewerLineError(ValueError):
 
 
 def _parsed(raw: bytes) -> Review:
-    line: dict[str, object] = json.loads(raw)
+    line: dict[str, object] = parse_json(raw)
     if line["format"] != FORMAT:
         raise ValueError("something else")
     version = line["version"]

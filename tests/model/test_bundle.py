@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickletools
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def test_a_missing_card_does_not_matter(bundle: Path) -> None:
 def test_a_newer_version_says_how_to_update(bundle: Path) -> None:
     edit(bundle, {"format_version": 7, "unheard_of": 1})
     with pytest.raises(
-        BundleError, match=r"'Tiny' has format version 7; this program reads up to 2\. Update"
+        BundleError, match=r"'Tiny' has format version 7; this program reads up to 3\. Update"
     ):
         load_info(bundle)
 
@@ -186,6 +187,92 @@ def test_options_of_zero_are_refused(bundle: Path, option: str) -> None:
         load_bundle(bundle)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder.architecture": "\ud800"}, r"can't be read as JSON .*surrogates"),
+        ({"class_names": ["benign", "\x1b[1A\x1b[2Kbenign"]}, r"class_names\.1: .*without control characters"),
+        ({"name": "one\ntwo"}, r"name: .*one line"),
+        ({"name": "x" * 201}, r"name: .*at most 200 characters"),
+        ({"mil.embed_dim": 32}, r"aggregator takes 32 dimensions, the encoder gives 24"),
+        ({"encoder.options.embed_dim": 16_384, "mil.embed_dim": 16_384}, r"don't fit the model"),
+        ({"encoder.options": {}, "encoder.architecture": "vit_giant_patch14_dinov2", "token_px": 14, "tiles.tile_px": 28,
+          "mil.embed_dim": 1536}, r"don't fit the model"),
+        ({"encoder.options.num_heads": -1}, r"num_heads is -1; an encoder's is not below 0"),
+        ({"teacher_mpp": 1e-320}, r"teacher_mpp: .*greater than or equal to 0\.001"),
+        ({"encoder.options.img_size": "9" * 1000}, r"img_size is longer than 200 characters"),
+    ],
+)  # fmt: skip
+def test_descriptions_of_strangers_are_refused(bundle: Path, change: dict[str, Any], message: str) -> None:
+    edit(bundle, change)
+    with pytest.raises((BundleError, EncoderError), match=message) as caught:
+        load_bundle(bundle)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_tile_of_too_many_tokens_is_refused(bundle: Path) -> None:
+    edit(bundle, {"tiles.tile_px": 8192})
+    with pytest.raises(EncoderError, match=r"8192 px has 1024 x 1024 tokens of 8 px; more than 128"):
+        load_bundle(bundle)
+
+
+def test_an_encoder_of_terabytes_takes_no_memory_before_it_is_refused(bundle: Path) -> None:
+    options = {"patch_size": 8, "img_size": 32, "embed_dim": 16_384, "depth": 30, "num_heads": 2}
+    edit(bundle, {"encoder.options": options, "mil.embed_dim": 16_384})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BundleError, match="don't fit"):
+        load_bundle(bundle)
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+    )  # KB on Linux, bytes on macOS
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes that have a name")
+@pytest.mark.parametrize("name", ["bundle.json", "model.safetensors"])
+@pytest.mark.parametrize("what", ["pipe", "device", "terabyte", "folder"])
+def test_what_is_no_file_is_refused_at_once(bundle: Path, name: str, what: str) -> None:
+    path = bundle / name
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    elif what == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(10**12)
+    with pytest.raises(BundleError, match=r"no file|bytes|too large"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.int64, r"numbers of another kind than the model's: mil\..* is int64"),
+        (torch.complex64, "complex64"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(bundle: Path, dtype: torch.dtype, message: str) -> None:
+    path = bundle / "model.safetensors"
+    tensors = load_file(path)
+    tensors["mil.classifier.weight"] = tensors["mil.classifier.weight"].to(dtype)
+    save_file(tensors, path)
+    edit(bundle, {"weights_sha256": sha256_of(path)})
+    with pytest.raises(BundleError, match=message):
+        load_bundle(bundle)
+
+
+def test_weights_beyond_single_precision_are_refused(bundle: Path) -> None:
+    path = bundle / "model.safetensors"
+    tensors = load_file(path)
+    tensors["mil.classifier.bias"] = tensors["mil.classifier.bias"].double() + 1e300
+    save_file(tensors, path)
+    edit(bundle, {"weights_sha256": sha256_of(path)})
+    with pytest.raises(BundleError, match=r"aren't finite: mil\.classifier\.bias"):
+        load_bundle(bundle)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", ["encoder.", "mil."])
 def test_weights_that_are_not_finite_are_refused(bundle: Path, part: str, value: float) -> None:
@@ -199,7 +286,7 @@ def test_weights_that_are_not_finite_are_refused(bundle: Path, part: str, value:
         load_bundle(bundle)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\udce9", "[" * 100_000])
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\udce9", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])
 def test_what_is_no_json_object_is_refused(bundle: Path, text: str) -> None:
     (bundle / "bundle.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(BundleError):
@@ -410,6 +497,7 @@ def test_trust_is_not_lost_unasked(trusted: Path) -> None:
     ({"trust.conformal.coverage": 1}, r"trust\.conformal\.coverage"),
     ({"trust.ood.method": "knn"}, r"trust\.ood\.method"),
     ({"trust.colour": 1}, r"trust\.colour: Extra"),
+    ({"trust.ood.threshold": float("inf")}, r"trust\.ood\.threshold: Input should be a finite number"),
 ])  # fmt: skip
 def test_wrong_trust_is_refused(trusted: Path, change: dict[str, Any], message: str) -> None:
     edit(trusted, change)

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -274,6 +275,53 @@ def test_a_damaged_file_is_an_encoder_error(tmp_path: Path, name: str, content: 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(EncoderError, match=f"{name} is not a"):
         load_weights(randomised(tiny("uni")), tmp_path / name)
+
+
+def _state() -> dict[str, Tensor]:
+    return contiguous(randomised(tiny("uni")).vit.state_dict())
+
+
+def _repeated(state: dict[str, Tensor]) -> dict[str, object]:
+    return {**state, "pos_embed": torch.zeros(1, 1, 1).expand(1, 10**9 + 1, DIM)}
+
+
+def _circle(state: dict[str, Tensor]) -> dict[str, object]:
+    wrapped: dict[str, object] = {**state}
+    wrapped["teacher"] = wrapped
+    return wrapped
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # torch's, of sparse tensors
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (_circle, "holds itself"),
+        (_repeated, "pos_embed is no plain array"),
+        (lambda state: {**state, "norm.weight": state["norm.weight"].to_sparse()}, "norm.weight is no plain array"),
+        (lambda state: {**state, "norm.weight": state["norm.weight"] * math.nan}, "aren't finite: norm.weight"),
+        (lambda state: {**state, **{f"encoder.layer.0.attention.attention.{part}.weight": torch.zeros(size, 3)
+                                    for part, size in (("query", 1), ("key", 2))},
+                        "encoder.layer.0.attention.attention.value.weight": torch.zeros(2, 5)}, "don't belong together"),
+    ],
+    ids=["circle", "repeated", "sparse", "nan", "shapes"],
+)  # fmt: skip
+def test_state_dicts_of_strangers_are_refused(
+    tmp_path: Path, changed: Callable[[dict[str, Tensor]], Mapping[str, object]], message: str
+) -> None:
+    torch.save(changed(_state()), tmp_path / "weights.pth")
+    with pytest.raises(EncoderError, match=message):
+        load_weights(Encoder(tiny("uni")), tmp_path / "weights.pth")
+
+
+def test_a_packed_pytorch_file_is_refused(tmp_path: Path) -> None:
+    torch.save(_state(), tmp_path / "weights.pth")
+    with zipfile.ZipFile(tmp_path / "weights.pth") as archive:
+        entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+    with pytest.raises(EncoderError, match="not a PyTorch file of tensors alone"):
+        load_weights(Encoder(tiny("uni")), tmp_path / "packed.pth")
 
 
 def test_a_pytorch_file_of_something_else(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from slide_files import leave_out_tiles, smooth_pixels, write_pyramid
 
-from benchmarks.fuzz.slide_formats import write_mirax
+from benchmarks.fuzz.slide_formats import write_mirax, write_ventana
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.backends import tiff_layout
@@ -260,10 +261,26 @@ def _upside_down(path: Path, pixels: NDArray[np.uint8]) -> None:
     tifffile.imwrite(path, pixels, photometric="rgb", extratags=[(274, 3, 1, 3, True)], **TILED)
 
 
+def _signed(path: Path, pixels: NDArray[np.uint8]) -> None:
+    tifffile.imwrite(path, pixels.view(np.int8), photometric="rgb", **TILED)
+
+
+def _grey_and_alpha(path: Path, pixels: NDArray[np.uint8]) -> None:
+    options = TILED | {"extrasamples": ["unassalpha"], "planarconfig": "contig"}
+    tifffile.imwrite(path, pixels[..., :2], photometric="minisblack", **options)
+
+
+def _lab(path: Path, pixels: NDArray[np.uint8]) -> None:
+    tifffile.imwrite(path, pixels, photometric="cielab", **TILED)
+
+
 @pytest.mark.parametrize("backend", ["auto", "tiff"])
 @pytest.mark.parametrize(
     ("write", "says"),
     [
+        (_signed, "3 sample.* of int8"),
+        (_grey_and_alpha, "2 sample.* of uint8"),
+        (_lab, "3 sample.* of uint8 .CIELAB"),
         (_sixteen_bits, "3 sample.* of uint16"),
         (_stack, "2 planes of uint8 .ZYXS"),
         (_colours_apart, "3 planes of uint8 .CYX"),
@@ -284,6 +301,100 @@ def test_openslide_is_no_back_door_for_what_is_no_slide(
     assert str(refusal.value).startswith("tiled.tiff ")
     assert "\n" not in str(refusal.value)
     assert ". " not in str(refusal.value)
+
+
+def test_an_image_of_several_planes_in_depth_is_refused(tmp_path: Path) -> None:
+    stack = np.stack([smooth_pixels(128, 96)] * 16)
+    options = TILED | {"tile": (16, 64, 64)}
+    tifffile.imwrite(tmp_path / "stack.tiff", stack, photometric="rgb", **options)
+    with pytest.raises(SlideError, match=r"^stack\.tiff holds 16 planes of uint8 in one image, but a slide"):
+        Slide(tmp_path / "stack.tiff")
+
+
+GREY = np.asarray(smooth_pixels(256, 192)[..., 0])
+PALETTE = np.stack([np.arange(256) * 256, np.arange(256)[::-1] * 256, np.full(256, 30_000)]).astype(np.uint16)
+
+
+@pytest.mark.parametrize("codec", ["deflate", "zstd"])
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize(
+    ("stored", "seen", "options"),
+    [
+        (GREY, np.repeat(GREY[..., None], 3, axis=2), {"photometric": "minisblack"}),
+        (GREY, 255 - np.repeat(GREY[..., None], 3, axis=2), {"photometric": "miniswhite"}),
+        (GREY, PALETTE[:, GREY].transpose(1, 2, 0) >> 8, {"photometric": "palette", "colormap": PALETTE}),
+        (
+            np.asarray(Image.fromarray(smooth_pixels(256, 192)).convert("CMYK")),
+            smooth_pixels(256, 192),
+            {"photometric": "separated"},
+        ),
+        (
+            np.asarray(Image.fromarray(smooth_pixels(256, 192)).convert("YCbCr")),
+            smooth_pixels(256, 192),
+            {"photometric": "ycbcr"},
+        ),
+        (smooth_pixels(256, 192).transpose(2, 0, 1), smooth_pixels(256, 192), {"planarconfig": "separate"}),
+        (
+            np.dstack([smooth_pixels(256, 192), np.full((192, 256), 255, np.uint8)]),
+            smooth_pixels(256, 192),
+            {"extrasamples": ["unassalpha"]},
+        ),
+        (
+            np.dstack([smooth_pixels(256, 192), np.zeros((192, 256), np.uint8)]),
+            np.full((192, 256, 3), 255),
+            {"extrasamples": ["unassalpha"]},
+        ),
+    ],
+    ids=["grey", "inverted", "palette", "cmyk", "ycbcr", "planar", "opaque", "clear"],
+)
+def test_colours_are_right_or_the_file_is_refused(
+    tmp_path: Path,
+    stored: NDArray[np.uint8],
+    seen: NDArray[np.generic],
+    options: dict[str, object],
+    tiled: bool,
+    codec: str,
+) -> None:
+    path = tmp_path / "colours.tiff"
+    written = {"photometric": "rgb", "metadata": None, "compression": codec} | options
+    tifffile.imwrite(path, np.ascontiguousarray(stored), tile=(64, 64) if tiled else None, **written)
+    if not tiled and (
+        (stored.ndim == 3 and stored.shape[-1] == 4) or options.get("photometric") in ("palette", "ycbcr")
+    ):
+        # OpenSlide alone reads these, and only where they are tiled.
+        with pytest.raises(SlideError, match="but a slide needs 8-bit RGB or grey"):
+            Slide(path)
+        return
+    with Slide(path) as slide:
+        shown = slide.read_region((0, 0), 0, (256, 192)).astype(int)
+    # Of YCbCr, 8 bits a sample are rounded twice.
+    assert np.abs(shown - seen).max() <= (3 if options.get("photometric") == "ycbcr" else 0)
+
+
+def test_of_several_images_the_largest_is_shown_and_the_others_are_said(tmp_path: Path) -> None:
+    """OpenSlide takes the first one for the slide, and says nothing of the others."""
+    pixels = smooth_pixels(256, 192)
+    macro, options = np.ascontiguousarray(pixels[:50, :60]), {"photometric": "rgb", **TILED}
+
+    def write(path: Path, images: list[NDArray[np.uint8]]) -> Path:
+        with tifffile.TiffWriter(path) as tif:
+            for image in images:
+                mpp = 0.5 if image is pixels else 8.0
+                tif.write(image, resolution=(1e4 / mpp, 1e4 / mpp), resolutionunit=3, **options)
+                if image is pixels:
+                    tif.write(np.ascontiguousarray(image[::2, ::2]), subfiletype=1, **options)
+        return path
+
+    with Slide(write(tmp_path / "first.tiff", [pixels, macro])) as slide:
+        assert slide.level_dimensions_xy == ((256, 192), (128, 96))
+        assert slide.shown_image == "1 of 2, the largest (256 x 192 px); not shown: 60 x 50 px"
+    with Slide(write(tmp_path / "second.tiff", [macro, pixels])) as slide:
+        assert slide.level_dimensions_xy == ((256, 192), (128, 96))
+        assert slide.mpp_xy == (0.5, 0.5)
+        assert slide.shown_image == "2 of 2, the largest (256 x 192 px); not shown: 60 x 50 px"
+        np.testing.assert_array_equal(slide.read_region((0, 0), 0, (256, 192)), pixels)
+    with Slide(write(tmp_path / "alone.tiff", [pixels])) as slide:
+        assert not slide.shown_image
 
 
 def test_a_pyramid_that_openslide_does_not_see_is_compared_where_it_does(
@@ -329,9 +440,113 @@ def test_directories_that_lead_in_a_circle_are_refused(tmp_path: Path, bigtiff: 
         Slide(path, backend=backend)
 
 
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("to", ["itself", "the first", "the first, after it"])
+def test_directories_below_others_that_lead_back_are_refused(to: str, big: bool, tmp_path: Path) -> None:
+    """A SubIFD that is its own, or that of the slide: whoever follows it never ends."""
+    path = write_pyramid(
+        tmp_path / "sub.ome.tif", smooth_pixels(200, 100), [(200, 100), (100, 50)], ome=True, bigtiff=big
+    )
+    with tifffile.TiffFile(path) as tif:
+        first = tif.pages.first
+        (place,) = first.tags["SubIFDs"].value
+        sub = first.pages[0].aspage()
+        value_at, n_tags = first.tags["SubIFDs"].valueoffset, len(sub.tags)
+    number = "<Q" if big else "<I"
+    with path.open("r+b") as file:
+        if to == "the first, after it":
+            file.seek(place + (8 + 20 * n_tags if big else 2 + 12 * n_tags))
+        else:
+            file.seek(value_at)
+        if to == "itself":
+            tag = sub.tags["Software"]
+            file.seek(tag.offset)
+            file.write(struct.pack("<HHQQ" if big else "<HHII", 330, 16 if big else 4, 1, place))
+        else:
+            file.write(struct.pack(number, first.offset))
+    with pytest.raises(
+        SlideError, match=r"^sub\.ome\.tif is damaged: its directories lead back to an earlier one"
+    ):
+        Slide(path)
+
+
+def test_a_sub_directory_that_two_directories_share_is_no_loop(tmp_path: Path) -> None:
+    path = tmp_path / "shared.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for pixels in (smooth_pixels(200, 100), smooth_pixels(80, 60)):
+            writer.write(pixels, tile=(64, 64), photometric="rgb", subifds=1, metadata=None)
+            writer.write(pixels[::2, ::2], tile=(64, 64), photometric="rgb", subfiletype=1, metadata=None)
+    with tifffile.TiffFile(path) as tif:
+        one, other = (page.aspage().tags["SubIFDs"] for page in tif.pages)
+        (place,) = one.value
+    with path.open("r+b") as file:
+        file.seek(other.valueoffset)
+        file.write(struct.pack("<I", place))
+    with Slide(path) as slide:
+        assert slide.level_dimensions_xy[0] == (200, 100)
+
+
+def change_tags(path: Path, **values: int) -> None:
+    with tifffile.TiffFile(path) as tif:
+        tags = {name: tif.pages.first.tags[name] for name in values}
+    with path.open("r+b") as file:
+        for name, value in values.items():
+            file.seek(tags[name].valueoffset)
+            file.write(struct.pack("<H" if tags[name].dtype == 3 else "<I", value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"ImageLength": 60_000}, "300 x 60000 px take 4,690 pieces of 64 x 64 px, and it lists 20"),
+        ({"TileLength": 0}, "it holds 300 x 200 px in pieces of 64 x 0 px"),
+        ({"ImageWidth": 0}, "it holds 0 x 200 px in pieces of 64 x 64 px"),
+    ],
+)
+def test_sizes_with_no_tiles_behind_them_are_refused(
+    changes: dict[str, int], text: str, tmp_path: Path
+) -> None:
+    path = write_pyramid(tmp_path / "absurd.tif", smooth_pixels(300, 200), [(300, 200)], compression="webp")
+    change_tags(path, **changes)
+    with pytest.raises(SlideError, match=f"absurd.tif is damaged: .*{text}"):
+        Slide(path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "level", "text"),
+    [
+        ("ImageLength", 0, "6 x 4 tiles in an image of 6 x 2"),
+        ("ImageWidth", 1, "3 x 2 tiles in an image of 2 x 2"),
+    ],
+)
+def test_a_ventana_slide_with_tiles_beyond_its_image_is_refused(
+    tag: str, level: int, text: str, tmp_path: Path
+) -> None:
+    """OpenSlide writes outside of its memory there: now and then that ends the program."""
+    path = write_ventana(tmp_path)
+    with Slide(path) as slide:
+        assert slide.metadata["vendor"] == "ventana"
+    with tifffile.TiffFile(path) as tif:
+        at = tif.pages[level + 1].aspage().tags[tag].valueoffset
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(struct.pack("<H", 255))
+    with pytest.raises(SlideError, match=f"ventana.bif is damaged: it places {text}"):
+        Slide(path)
+
+
 def test_a_mirax_slide_whose_own_file_is_a_jpeg_is_the_slide(tmp_path: Path) -> None:
     path = write_mirax(tmp_path)
     assert path.read_bytes().startswith(b"\xff\xd8\xff")
     with Slide(path) as slide:
         assert slide.metadata["vendor"] == "mirax"
         assert slide.level_dimensions_xy[0] == (768, 512)
+
+
+def test_an_error_names_the_part_of_a_slide_without_its_folder(tmp_path: Path) -> None:
+    path = write_mirax(tmp_path)
+    data = tmp_path / "slide" / "Data0000.dat"
+    data.write_bytes(data.read_bytes()[:-300])
+    with pytest.raises(SlideError, match=r"slide\.mrxs is not a slide .*Data0000\.dat") as caught:
+        Slide(path)
+    assert str(tmp_path) not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from slide_files import damage_tiles, smooth_pixels, write_pyramid
 
 from napari_lrmil.errors import SlideError
-from napari_lrmil.slide import Slide, TileSpec, find_tiles
+from napari_lrmil.slide import Slide, TileSpec, damage, find_tiles
+from napari_lrmil.slide.cache import shared_cache
+from napari_lrmil.slide.damage import damage_of
 from napari_lrmil.slide.tiles import check_damage
 
 SIZE = (512, 384)
@@ -135,3 +138,47 @@ def test_too_many_damaged_tiles_are_refused_and_fewer_are_counted(tmp_path: Path
         assert check_damage(slide, tiles, max_damaged=0.2) == 2
         with pytest.raises(SlideError, match=rf"2 of {len(tiles) + 1} tiles .* up to 1\.0% are allowed"):
             check_damage(slide, tiles)
+
+
+@pytest.mark.parametrize(("folder", "slide", "part"), [
+    ("slides_repacked/mrxs", "cmu.mrxs", "cmu/Data0000.dat"),
+    ("slides_repacked/vms", "cmu.vms", "cmu_image.jpg"),
+])  # fmt: skip
+def test_a_part_that_is_copied_again_is_damaged_no_longer(
+    folder: str, slide: str, part: str, shared_data: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(shared_data / folder, tmp_path / "slide"))
+    whole = (root / part).read_bytes()
+    middle = len(whole) // 2
+    (root / part).write_bytes(whole[:middle] + bytes(40_000) + whole[middle + 40_000 :])
+
+    def read() -> int:
+        with Slide(root / slide) as opened:
+            for level, size in enumerate(opened.level_dimensions_xy):
+                opened.read_region((0, 0), level, size)
+            return len(opened.damaged_places)
+
+    assert read()
+    (root / part).write_bytes(whole)
+    assert read() == 0
+
+
+def test_what_is_remembered_of_closed_files_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(damage, "MAX_DAMAGED_FILES", 4)
+    place = (0, 0, 0, 64, 64)
+    for number in range(3):  # whole files leave nothing
+        damage_of(("whole", number))
+    held = damage_of(("held", 0))
+    held.add(place, "why")
+    for number in range(20):
+        damage_of(("closed", number)).add(place, "why")
+        shared_cache().get(number, lambda: np.zeros((8, 8, 3), np.uint8))
+    assert damage_of(("held", 0)) is held
+    assert damage_of(("closed", 19)).places == {place}  # not since long
+    assert not damage_of(("closed", 0)).places
+    # What was averaged out of the forgotten ones is forgotten, too.
+    assert shared_cache().get(0, lambda: np.ones((8, 8, 3), np.uint8)).all()
+    assert [key for key in damage._damaged if key[0] == "whole"] == []
+    assert len([key for key in damage._damaged if key[0] == "closed"]) <= 4

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from slide_files import smooth_pixels
 
-from napari_lrmil.errors import SlideError, UnknownMppError
+from napari_lrmil.errors import SlideChangedError, SlideError, UnknownMppError
 from napari_lrmil.slide import Slide
+from napari_lrmil.slide.identity import stamp_of, state_of
 from napari_lrmil.worklist import list_slides
 
 
@@ -96,6 +97,44 @@ def test_it_is_listed_as_one_slide_and_its_fingerprint_covers_its_tiles(tmp_path
     (tmp_path / "one_files").rename(tmp_path / "renamed_files")
     with Slide(tmp_path / "renamed.dzi") as one:
         assert one.fingerprint() == before
+
+
+def test_the_interior_of_the_finest_level_counts(tmp_path: Path) -> None:
+    """Its tiles are too many to belong to `files`; the sizes of all count, and what stands in some."""
+    path = tmp_path / "slide.dzi"
+    write_deepzoom(path, smooth_pixels(300, 300), tile_px=8, overlap=0)
+    finest = tmp_path / "slide_files" / "9"
+    assert len(list(finest.iterdir())) == 1444
+    tile = finest / "19_19.png"
+    with Slide(path) as slide:
+        assert tile not in slide.files
+        before = slide.fingerprint()
+    stamp, state = stamp_of(path), state_of(path)
+    held = tile.read_bytes()
+    tile.write_bytes(held + b"\0")
+    assert (stamp_of(path) != stamp, state_of(path) != state) == (True, True)
+    with Slide(path) as slide:
+        assert slide.fingerprint() != before
+        tile.write_bytes(held + b"\0\0")
+        with pytest.raises(SlideChangedError):
+            slide.check_unchanged()
+    tile.write_bytes(held)
+    with Slide(path) as slide:
+        assert slide.fingerprint() == before
+
+
+def test_a_copy_that_is_completed_is_damaged_no_longer(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "slide.dzi", smooth_pixels(301, 203)
+    write_deepzoom(path, pixels, tile_px=64, overlap=0)
+    late = tmp_path / "slide_files" / "9" / "1_1.png"
+    late.rename(tmp_path / "late")
+    with Slide(path) as slide:
+        slide.read_region((0, 0), 0, (301, 203))
+        assert slide.damaged_places
+    (tmp_path / "late").rename(late)
+    with Slide(path) as slide:
+        np.testing.assert_array_equal(slide.read_region((0, 0), 0, (301, 203)), pixels)
+        assert not slide.damaged_places
 
 
 @pytest.mark.parametrize(

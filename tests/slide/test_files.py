@@ -19,7 +19,7 @@ from slide_files import smooth_pixels, write_pyramid
 from napari_lrmil.cache import ResultCache
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
-from napari_lrmil.slide.files import parts_of, pixel_files, slide_id_of, zarr_chunks
+from napari_lrmil.slide.files import parts_of, pixel_files, slide_id_of, stored_chunks
 from napari_lrmil.slide.identity import fingerprint_of, stamp_of, state_of
 from napari_lrmil.worklist import find_slides
 
@@ -291,7 +291,7 @@ def test_a_zarr_that_holds_itself_is_walked_once(tmp_path: Path) -> None:
     (path / "zarr.json").write_text(json.dumps(document))
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret").write_bytes(b"x")
-    assert [chunk.name for chunk in zarr_chunks(path)] == ["0/c/1", "0/c/up"]
+    assert [chunk.name for chunk in stored_chunks(path)] == ["0/c/1", "0/c/up"]
     assert names(pixel_files(path)) == ["zarr.json"]
     before = state_of(path)
     (tmp_path / "outside" / "secret").write_bytes(b"other")

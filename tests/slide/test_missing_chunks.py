@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import tracemalloc
+import zlib
 from pathlib import Path
 
+import numcodecs
 import numpy as np
 import pytest
 import torch
 import zarr
 from numpy.typing import NDArray
+from slide_files import smooth_pixels
 
 from napari_lrmil.batch import BatchEvent, Kind, classify
 from napari_lrmil.cache import ResultCache
@@ -204,4 +209,78 @@ def test_a_level_outside_of_the_folder_is_refused(tmp_path: Path, name: str) -> 
     (path / ".zattrs").write_text(attributes.replace('"path": "0"', f'"path": "{name}"'))
     assert name in (path / ".zattrs").read_text()
     with pytest.raises(SlideError, match="names a level outside of its folder"):
+        Slide(path)
+
+
+def pack(zarr_format: int, kind: str, content: bytes) -> bytes:
+    if kind == "deflate":
+        return zlib.compress(content)
+    codec = numcodecs.Blosc() if zarr_format == 2 else numcodecs.Zstd()
+    return bytes(codec.encode(content))
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_chunk_that_unpacks_to_gigabytes_is_damage_and_is_not_unpacked(
+    zarr_format: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "s.ome.zarr", smooth_pixels(256, 256), zarr_format=zarr_format)
+    chunk = path / ("0/0.2.3" if zarr_format == 2 else "0/c/0/2/3")
+    chunk.write_bytes(pack(zarr_format, "own", bytes(2**28)))
+    grown_old(path)
+    with Slide(path) as slide:
+        tracemalloc.start()
+        region = slide.read_region((64, 32), 0, (64, 64))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert slide.damaged_places == {(0, 96, 64, 32, 32)}
+        np.testing.assert_array_equal(region[:32, :32], smooth_pixels(256, 256)[32:64, 64:96])
+    assert peak < 2**24
+
+
+def test_a_chunk_of_deflate_that_unpacks_to_far_more_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "s.ome.zarr"
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    array = group.create_array(
+        "0", shape=(3, 64, 64), chunks=(3, 64, 64), dtype="uint8", compressors=numcodecs.Zlib()
+    )
+    array[:] = 128
+    axes = [{"name": name, "type": "space"} for name in "cyx"]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]}]
+    with Slide(path) as slide:
+        assert (slide.read_region((0, 0), 0, (64, 64)) == 128).all()
+    (path / "0" / "0.0.0").write_bytes(zlib.compress(bytes(2**28)))
+    with pytest.raises(SlideError, match="the middle of its coarsest level is damaged"):
+        Slide(path)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a system without this device")
+def test_a_chunk_that_is_a_device_is_missing(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.ome.zarr", smooth_pixels(256, 256))
+    chunk = path / "0/c/0/2/3"
+    chunk.unlink()
+    chunk.symlink_to("/dev/full")
+    with Slide(path) as slide:
+        slide.read_region((64, 32), 0, (64, 64))
+        assert slide.damaged_places == {(0, 96, 64, 32, 32)}
+
+
+@pytest.mark.parametrize("shape", [[3, 2**40, 2**40], [3, 0, 256]])
+def test_levels_of_a_size_that_none_has_are_refused(shape: list[int], tmp_path: Path) -> None:
+    path = write(tmp_path / "s.ome.zarr", smooth_pixels(256, 256))
+    metadata = json.loads((path / "0/zarr.json").read_text())
+    (path / "0/zarr.json").write_text(json.dumps(metadata | {"shape": shape}))
+    with pytest.raises(
+        SlideError,
+        match=f"s.ome.zarr is damaged: it says that a level measures {shape[2]:,} x {shape[1]:,} px",
+    ):
+        Slide(path)
+
+
+def test_chunks_of_no_size_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.ome.zarr", smooth_pixels(256, 256), zarr_format=2)
+    metadata = json.loads((path / "2/.zarray").read_text())
+    (path / "2/.zarray").write_text(json.dumps(metadata | {"chunks": [0, 0, 0]}))
+    with pytest.raises(
+        SlideError, match=r"s\.ome\.zarr is damaged: it says that its chunks measure 0 x 0 px"
+    ):
         Slide(path)

@@ -146,6 +146,25 @@ def test_a_container_of_several_images_says_where_they_lie(tmp_path: Path) -> No
         assert slide.level_dimensions_xy[0] == (100, 80)
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_of_several_images_in_one_group_the_first_is_shown_and_the_others_are_said(
+    tmp_path: Path, zarr_format: int
+) -> None:
+    path, pixels = tmp_path / "slide.zarr", smooth_pixels(100, 80)
+    _write_zarr(path, pixels, zarr_format=zarr_format, axes="yxc")
+    with Slide(path) as slide:
+        assert slide.metadata["image"] == "the only one"
+    group = zarr.open_group(path)
+    held = dict(group.attrs["ome"] if zarr_format == 3 else group.attrs.asdict())
+    (one,) = held["multiscales"]
+    both = [{**one, "datasets": one["datasets"][:2]}, {**one, "datasets": one["datasets"][2:]}]
+    group.attrs.update({"ome": held | {"multiscales": both}} if zarr_format == 3 else {"multiscales": both})
+    with Slide(path) as slide:
+        assert len(slide.level_dimensions_xy) == 2
+        np.testing.assert_array_equal(slide.read_region((0, 0), 0, (100, 80)), pixels)
+        assert slide.metadata["image"] == "1 of 2, the first; the others are not shown"
+
+
 @pytest.mark.parametrize("name", ["slide.zarr.zip", "slide.ozx"])
 def test_a_zipped_zarr_says_to_unpack_it(tmp_path: Path, name: str) -> None:
     _write_zarr(tmp_path / "slide.zarr", smooth_pixels(90, 70), zarr_format=2)

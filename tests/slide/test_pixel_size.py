@@ -111,11 +111,74 @@ class TestOMEXML:
         with Slide(path) as slide:
             assert slide.mpp_xy == pytest.approx((0.499, 0.499))
 
+    @pytest.mark.parametrize("bigtiff", [False, True])
+    @pytest.mark.parametrize(
+        ("unit", "um"),
+        [
+            ("nm", 1e-3), ("Å", 1e-4), ("pm", 1e-6), ("mm", 1e3), ("cm", 1e4), ("dm", 1e5), ("m", 1e6), ("km", 1e9),
+            ("in", 25_400), ("thou", 25.4), ("pt", 25_400 / 72), ("li", 25_400 / 12), ("ft", 304_800), ("yd", 914_400),
+        ],
+    )  # fmt: skip
+    def test_has_units_that_nobody_expects(self, tmp_path: Path, unit: str, um: float, bigtiff: bool) -> None:
+        path = tmp_path / "a.ome.tiff"
+        write_tiff(path, ome=True, metadata=ome_size(0.5 / um, unit=unit), bigtiff=bigtiff)
+        with Slide(path) as slide:
+            assert slide.mpp_xy == pytest.approx((0.5, 0.5))
+
+    @pytest.mark.parametrize("unit", ["pixel", "reference frame", "ly", "", "MICRON"])
+    def test_what_is_no_length_is_none(self, tmp_path: Path, unit: str) -> None:
+        with Slide(write_tiff(tmp_path / "a.ome.tiff", ome=True, metadata=ome_size(0.5, unit=unit))) as slide:
+            assert slide.pixel_size.text == "unknown"
+
+    def test_each_axis_has_a_unit_of_its_own(self, tmp_path: Path) -> None:
+        sizes = ome_size(500, y=0.4, unit="nm") | {"PhysicalSizeYUnit": "µm"}
+        with Slide(write_tiff(tmp_path / "a.ome.tiff", ome=True, metadata=sizes)) as slide:
+            assert slide.mpp_xy == pytest.approx((0.5, 0.4))
+
+    @pytest.mark.parametrize("size", [-0.5, float("nan"), float("inf")])
+    def test_what_is_no_size_is_named_and_the_tag_counts(self, tmp_path: Path, size: float) -> None:
+        said = f"{size:g}"
+        path = write_tiff(tmp_path / "a.ome.tiff", ome=True, metadata=ome_size(size))
+        with Slide(path) as slide:
+            assert not slide.has_mpp
+            assert f"not believed: {said} (OME-XML" in slide.pixel_size.text
+        path = write_tiff(tmp_path / "b.ome.tiff", ome=True, **{"metadata": ome_size(size)} | HALF_UM)
+        with Slide(path) as slide:
+            assert slide.pixel_size.text == f"0.5 from the TIFF tag; OME-XML says {said}"
+
     def test_an_absurd_one_is_named_and_the_tag_counts(self, tmp_path: Path) -> None:
         path = write_tiff(tmp_path / "a.ome.tiff", ome=True, **{"metadata": ome_size(500)} | HALF_UM)
         with Slide(path) as slide:
             assert slide.mpp_xy == (0.5, 0.5)
             assert slide.metadata["mpp_source"] == "0.5 from the TIFF tag; OME-XML says 500"
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_a_tag_without_unit_is_in_inches(tmp_path: Path, tiled: bool) -> None:
+    """As TIFF has it, whether OpenSlide reads the file or not."""
+    options: dict[str, object] = {} if tiled else {"tile": None}
+    path = write_tiff(tmp_path / "a.tiff", resolution=(50_800, 50_800), resolutionunit="INCH", **options)
+    with tifffile.TiffFile(path) as tif:
+        at = tif.pages.first.tags["ResolutionUnit"].offset
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write((290).to_bytes(2, "little"))  # a tag that nobody reads
+    with Slide(path) as slide:
+        assert slide.pixel_size.text == "0.5 from the TIFF tag"
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.parametrize("value", [(0, 1), (20_000, 0), (2**32 - 1, 1)])
+def test_tags_that_are_no_size(tmp_path: Path, tiled: bool, value: tuple[int, int]) -> None:
+    path = write_tiff(tmp_path / "a.tiff", **HALF_UM, **({} if tiled else {"tile": None}))
+    with tifffile.TiffFile(path) as tif:
+        places = [tif.pages.first.tags[name].valueoffset for name in ("XResolution", "YResolution")]
+    with path.open("r+b") as file:
+        for place in places:
+            file.seek(place)
+            file.write(b"".join(part.to_bytes(4, "little") for part in value))
+    with Slide(path) as slide:
+        assert not slide.has_mpp
 
 
 @pytest.mark.parametrize("codec", ["deflate", "zstd", "webp", "jpegxl", "jpeg2000"])
@@ -132,18 +195,29 @@ def test_a_scanners_header_counts_before_the_tag(tmp_path: Path) -> None:
         assert slide.pixel_size.text == "0.5 from the aperio header"
 
 
-def test_ome_zarr_scales_are_a_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scale", "unit", "text"),
+    [
+        (0.5, "micrometer", "0.5 from OME-Zarr"),
+        (500.0, "nanometer", "0.5 from OME-Zarr"),
+        (0.5e-6, "meter", "0.5 from OME-Zarr"),
+        (0.5 / 25_400, "inch", "0.5 from OME-Zarr"),
+        (0.5, "parsec", "unknown"),
+        (-0.5, "micrometer", "unknown; not believed: -0.5 (OME-Zarr; 0.05 to 20 µm/px is plausible)"),
+    ],
+)
+def test_ome_zarr_scales_are_a_source(tmp_path: Path, scale: float, unit: str, text: str) -> None:
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
     group.create_array("0", data=smooth_pixels(128, 96).transpose(2, 0, 1), chunks=(3, 64, 64))
     axes = [{"name": "c", "type": "channel"}] + [
-        {"name": name, "type": "space", "unit": "micrometer"} for name in "yx"
+        {"name": name, "type": "space", "unit": unit} for name in "yx"
     ]
-    scale = [{"type": "scale", "scale": [1.0, 0.5, 0.5]}]
+    scales = [{"type": "scale", "scale": [1.0, scale, scale]}]
     group.attrs["multiscales"] = [
-        {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+        {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scales}]}
     ]
     with Slide(tmp_path / "a.zarr") as slide:
-        assert slide.pixel_size.text == "0.5 from OME-Zarr"
+        assert slide.pixel_size.text == text
 
 
 class TestNotBelieved:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from slide_files import smooth_pixels
 
 from napari_lrmil.errors import SlideError
@@ -75,6 +75,42 @@ def test_sixteen_bit_png_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(SlideError, match="8-bit RGB or grey"):
         Slide(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_upright_as_its_exif_says(tmp_path: Path, suffix: str, orientation: int) -> None:
+    upright = smooth_pixels(90, 70)
+    # How a camera stores it: the inverse of how it is to be shown.
+    turns = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"region{suffix}"
+    Image.fromarray(np.ascontiguousarray(turns[orientation])).save(path, exif=exif, quality=95)
+    with Slide(path, mpp=1.0) as slide:
+        assert slide.level_dimensions_xy == ((90, 70),)
+        seen = slide.read_region((0, 0), 0, (90, 70)).astype(int)
+        assert np.abs(seen - upright).mean() < (6 if suffix == ".jpg" else 1e-9)
+        assert ("turned upright" in str(slide.metadata["backend_reason"])) == (orientation > 1)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_an_orientation_that_is_none_is_left_alone(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    pixels = smooth_pixels(90, 70)
+    Image.fromarray(pixels).save(tmp_path / "region.png", exif=exif)
+    with Slide(tmp_path / "region.png", mpp=1.0) as slide:
+        np.testing.assert_array_equal(slide.read_region((0, 0), 0, (90, 70)), pixels)
 
 
 def test_truncated_jpeg_is_refused_at_opening(tmp_path: Path) -> None:

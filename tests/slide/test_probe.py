@@ -27,20 +27,23 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and lim
 
 def helpers(pid: int | None = None) -> list[psutil.Process]:
     """The helper processes of a process that are alive."""
-    found = [
-        each
-        for each in psutil.Process(pid).children()
-        if "napari_lrmil.slide.helper" in " ".join(each.cmdline())
-    ]
-    return [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in psutil.Process(pid).children() if _is_live_helper(each)]
+
+
+def _is_live_helper(process: psutil.Process) -> bool:
+    try:
+        ours = "napari_lrmil.slide.helper" in " ".join(process.cmdline())
+        return ours and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):  # it ends while it is looked at
+        return False
 
 
 @pytest.fixture
 def no_helper() -> Iterator[None]:
     """No helper runs when the test begins, nor any that it has misled when it ends."""
-    probe._pool.end_all()
+    probe.end_helpers()
     yield
-    probe._pool.end_all()
+    probe.end_helpers()
 
 
 @pytest.fixture
@@ -58,17 +61,15 @@ def mislead(monkeypatch: pytest.MonkeyPatch, folder: Path, library: str) -> None
     monkeypatch.syspath_prepend(folder / "modules")
 
 
-def test_openslide_ends_the_process_at_this_mirax_slide_not_ours(tmp_path: Path) -> None:
+def test_a_mirax_slide_at_which_openslide_aborts_is_refused(tmp_path: Path) -> None:
     path = write_mirax(tmp_path, image_height=2**31 - 1)
-    with pytest.raises(
-        SlideError, match=r"slide\.mrxs .*(ended the program that tried|not a slide)"
-    ) as caught:
+    said = r"^slide\.mrxs is damaged: it says that a level measures 768 x 8,589,934,588 px"
+    with pytest.raises(SlideError, match=said):
         Slide(path)
-    assert "Traceback" not in str(caught.value)
     for part in [*(tmp_path / "slide").iterdir(), path]:
         part.unlink()
     (tmp_path / "slide").rmdir()
-    with Slide(write_mirax(tmp_path)) as slide:  # mended, and the next helper reads it
+    with Slide(write_mirax(tmp_path)) as slide:
         assert slide.level_dimensions_xy[0] == (768, 512)
 
 
@@ -110,7 +111,7 @@ def test_a_dying_label_image_is_an_error_of_that_image(
 ) -> None:
     path = write_vms(tmp_path)
     with Slide(path) as slide:
-        probe._pool.end_all()
+        probe.end_helpers()
         mislead(monkeypatch, tmp_path, "import os; os.abort()")
         with pytest.raises(SlideError, match="ended the program"):
             slide.read_associated("macro")
@@ -133,7 +134,7 @@ def test_errors_have_the_same_words(content: bytes, tmp_path: Path) -> None:
 def test_a_slide_is_probed_once_in_each_state(slide_path: Path, no_helper: None) -> None:
     Slide(slide_path).close()
     assert len(helpers()) == 1
-    probe._pool.end_all()
+    probe.end_helpers()
     Slide(slide_path).close()
     with Slide(slide_path) as slide, slide.in_colours(icc=True):
         pass
@@ -281,7 +282,7 @@ Slide(sys.argv[1]).close()
 pid = os.fork()
 if pid == 0:
     Slide(sys.argv[2]).close()  # by a helper of its own
-    probe._pool.end_all()
+    probe.end_helpers()
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 Slide(sys.argv[3]).close()

@@ -53,7 +53,12 @@ def predictions(first: int) -> Predictions:
     ids = tuple(f"s{first + i}" for i in range(4))
     probabilities = rng.dirichlet(np.ones(3), 4)
     return Predictions(
-        NAMES, ids, tuple(f"p,{name}" for name in ids), np.array([0, 2, 1, 0]), probabilities, 1.3
+        NAMES,
+        ids,
+        tuple(f"p,{name}" for name in ids),
+        np.array([0, 2, 1, 0]),
+        probabilities,
+        np.array([1, 2, 1, 0]),
     )
 
 
@@ -63,7 +68,7 @@ def test_predictions_come_back_to_the_last_digit(tmp_path: Path) -> None:
     fold.write_predictions("lrmil", one)
     back = fold.read_predictions("lrmil")
     assert back[:3] == one[:3]
-    assert back.temperature == one.temperature
+    np.testing.assert_array_equal(back.called, one.called)
     np.testing.assert_array_equal(back.labels, one.labels)
     np.testing.assert_array_equal(back.probabilities, one.probabilities)
     assert [folder.number for folder in RunDir(tmp_path).tested_folds()] == [3]
@@ -72,10 +77,17 @@ def test_predictions_come_back_to_the_last_digit(tmp_path: Path) -> None:
     assert both.probabilities.shape == (8, 3)
 
 
+def test_tables_of_earlier_versions_called_the_most_probable_class(tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_text(
+        "slide_id,patient_id,label,p_a,p_b,temperature\ns,p,a,0.4,0.6,1.5\nt,q,b,0.7,0.3,1.5\n"
+    )
+    assert read_predictions(tmp_path / "old.csv").called.tolist() == [1, 0]
+
+
 def test_no_name_in_predictions_runs_as_a_formula(tmp_path: Path) -> None:
     names = ("=1+1", "+x", "'=1", "'plain", "-2\n", "@sum")
     odd = Predictions(
-        ("=a", "'b"), names, tuple(reversed(names)), np.arange(6) % 2, np.full((6, 2), 0.5), 1.0
+        ("=a", "'b"), names, tuple(reversed(names)), np.arange(6) % 2, np.full((6, 2), 0.5), np.arange(6) // 3
     )
     write_predictions(tmp_path / "predictions.csv", odd)
     with (tmp_path / "predictions.csv").open(newline="") as file:

@@ -15,7 +15,7 @@ from training.metrics import (
     bootstrap_over_patients,
     brier,
     expected_calibration_error,
-    fit_temperature,
+    share_of_patients,
     slide_metrics,
 )
 
@@ -79,7 +79,7 @@ def test_calibration_error_by_hand() -> None:
 
 def test_all_metrics_of_the_protocol() -> None:
     labels = np.array([0, 0, 0, 1])
-    found = slide_metrics(labels, two([0.2, 0.6, 0.3, 0.9]))
+    found = slide_metrics(labels, two([0.2, 0.6, 0.3, 0.9]), np.array([0, 1, 0, 1]))
     assert set(found) == {"auc", "balanced_accuracy", "accuracy", "weighted_f1", "brier", "ece"}
     assert found["accuracy"] == pytest.approx(0.75)
     assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
@@ -154,20 +154,6 @@ def test_resamples_without_a_class_are_drawn_again_not_counted_as_zero() -> None
         interval_of(one_class, two([0, 1]), ["a", "b"])
 
 
-def test_temperature_finds_an_overconfident_models() -> None:
-    rng = np.random.default_rng(0)
-    logits = np.stack([np.zeros(4000), rng.normal(size=4000) * 2], axis=1)
-    labels = (rng.random(4000) < 1 / (1 + np.exp(-logits[:, 1]))).astype(int)
-    assert fit_temperature(logits, labels) == pytest.approx(1.0, abs=0.1)
-    assert fit_temperature(logits * 3, labels) == pytest.approx(3.0, rel=0.1)
-
-
-def test_temperature_stays_in_its_bounds() -> None:
-    logits = np.array([[5.0, -5.0], [-5.0, 5.0]])
-    assert fit_temperature(logits, np.array([0, 1])) == 1.0  # perfect: not colder than it came
-    assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(10.0)
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1)), min_size=2, max_size=30), st.floats(1, 10))
 def test_metrics_stay_in_range_and_temperature_keeps_the_order(
@@ -184,3 +170,15 @@ def test_metrics_stay_in_range_and_temperature_keeps_the_order(
         assert 0 <= expected_calibration_error(labels, p) <= 1
         values.append(auc(labels, p))
     assert values[1] == pytest.approx(values[0], abs=1e-6)
+
+
+def test_a_share_counts_patients_alike_by_hand() -> None:
+    # Patient a: two of three slides; b: none of one; c: its one.
+    holds = np.array([True, True, False, False, True])
+    found = share_of_patients(holds, list("aaabc"))
+    assert found.value == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert (found.n_slides, found.n_patients) == (5, 3)
+    assert found.low < found.value < found.high
+    # All of ten patients: Wilson 1 / (1 + z^2 / n), where a bootstrap would say that nothing else is possible.
+    everyone = share_of_patients(np.ones(10, bool), list("abcdefghij"))
+    assert everyone[:3] == (1.0, pytest.approx(1 / (1 + 1.959964**2 / 10)), 1.0)

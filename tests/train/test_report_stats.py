@@ -93,14 +93,15 @@ def test_reliability_by_hand() -> None:
 
 def test_wilson() -> None:
     # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662.
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson(0, 5)[0] == 0
-    assert wilson(5, 5)[1] == 1
+    assert wilson(1.0, 5)[1] == 1
 
 
 def test_confusion_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.5, 0.3], [0.6, 0.3, 0.1], [0.1, 0.2, 0.7]])
-    assert confusion(np.array([0, 1, 1, 2]), probabilities).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    called = probabilities.argmax(axis=1)
+    assert confusion(np.array([0, 1, 1, 2]), called, 3).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
 
 
 def test_best_epoch_is_the_one_that_training_keeps() -> None:

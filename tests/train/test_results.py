@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from napari_lrmil.errors import ConfigError
-from training.metrics import auc, bootstrap_over_patients
+from training.metrics import auc
 from training.studies.attention import localisation_rows
 from training.studies.results import app, auc_interval, fold_aucs, render
 from training.studies.runs import read_experiment
@@ -138,7 +138,13 @@ def test_auc_is_the_mean_over_seeds_and_chance_is_half(runs: list[Path]) -> None
     assert auc_interval(found, "lrmil", n_resamples=200) == (1, 1, 1)
     assert auc_interval(found, "rgb", n_resamples=200) == (0.5, 0.5, 0.5)
     noisy_auc = auc_interval(found, "lr_scratch", n_resamples=200)
-    by_hand = np.mean([auc(found.labels, one) for one in found.probabilities["lr_scratch"]])
+    by_hand = np.mean(
+        [
+            auc(found.labels[folds == fold], one[folds == fold])  # folds have as many pairs each
+            for folds, one in zip(found.folds, found.probabilities["lr_scratch"], strict=True)
+            for fold in sorted(set(folds.tolist()))
+        ]
+    )
     assert noisy_auc.value == pytest.approx(by_hand)
     assert noisy_auc.low < noisy_auc.value < noisy_auc.high
 
@@ -160,13 +166,17 @@ def test_more_seeds_are_no_more_patients(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         auc_interval(once, "lrmil", n_resamples=200), auc_interval(thrice, "lrmil", n_resamples=200)
     )
-    direct = bootstrap_over_patients(
-        lambda drawn: auc(once.labels[drawn], once.probabilities["lrmil"][0][drawn]),
-        list(once.patients),
-        n_resamples=200,
-        rng=np.random.default_rng(0),
-    )
-    np.testing.assert_allclose(auc_interval(once, "lrmil", n_resamples=200), direct)
+
+
+def test_the_spread_between_seeds_is_in_the_interval(tmp_path: Path) -> None:
+    """Two seeds right about every slide, two wrong: no patient makes a difference, the seeds that are drawn do."""
+    wrong = {name: 1 - value for name, value in perfect().items()}
+    scores = (perfect(), wrong, perfect(), wrong)
+    folders = [write_run(tmp_path / f"seed{seed}", seed, {"lrmil": one}) for seed, one in enumerate(scores)]
+    found = auc_interval(read_experiment(folders), "lrmil", n_resamples=400)
+    assert found.value == pytest.approx(0.5)
+    assert (found.low, found.high) == (0.0, 1.0)  # all of one kind has a chance of 1 in 16, at either end
+    assert auc_interval(read_experiment(folders[:1]), "lrmil", n_resamples=100) == (1, 1, 1)
 
 
 def test_fold_aucs_by_hand(tmp_path: Path) -> None:
@@ -183,7 +193,7 @@ def test_fold_aucs_by_hand(tmp_path: Path) -> None:
 def test_one_class_alone_is_a_clear_error(tmp_path: Path) -> None:
     benign = {name: (patient, "benign") for name, (patient, _) in SLIDES.items()}
     found = read_experiment([write_run(tmp_path / "run", 0, {"lrmil": perfect()}, slides=benign)])
-    with pytest.raises(ConfigError, match="too few resamples"):
+    with pytest.raises(ConfigError, match="no fold has slides with and without class"):
         auc_interval(found, "lrmil", n_resamples=100)
 
 

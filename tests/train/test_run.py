@@ -30,12 +30,13 @@ from typer.testing import CliRunner
 from napari_lrmil.cli.main import app as lrmil
 from napari_lrmil.errors import ConfigError, EncoderError
 from napari_lrmil.model.bundle import load_bundle, load_info
+from napari_lrmil.model.calibration import called_class
 from napari_lrmil.predict import embed_tiles, predict_slide, run_to_end, student_tiles
 from napari_lrmil.slide import Slide
 from training.config import load_config
-from training.data.predictions import Predictions
 from training.data.store import EmbeddingStore
 from training.files import load_tensors, save_tensors
+from training.intervals import FoldScores
 from training.metrics import slide_metrics
 from training.progress import Reporter
 from training.run.cli import app
@@ -88,9 +89,10 @@ def test_classes_of_one_patient_have_no_interval_and_are_no_crash_at_the_end_of_
     context, _, steps = prepared(copied(), cohort, "--evaluate.bootstrap", "100")
     names = tuple(str(index) for index in range(7))
     labels = np.arange(7)
-    one = Predictions(names, names, names, labels, np.eye(7), 1.0)
-    other = one._replace(probabilities=np.full((7, 7), 1 / 7))
-    results = compare(context, steps, {"lrmil": [one], "lr_scratch": [other]})
+    one = FoldScores(labels, names, np.eye(7)[None, None])
+    other = one._replace(probabilities=np.full((1, 1, 7, 7), 1 / 7))
+    tested = {"lrmil": [one], "lr_scratch": [other]}
+    results = compare(replace(context, class_names=names), steps, [0], tested)
     assert results["lrmil"]["auc_interval"] == [1.0, None, None]
     assert results["lr_scratch"]["lrmil_minus_this"] == [0.5, None, None]
     assert json.loads((context.run_dir.root / "results.json").read_text())["lrmil"]["auc"] == 1.0
@@ -120,13 +122,14 @@ def test_predictions_hold_every_digit_of_what_the_results_say(finished: Path) ->
         labels = np.array([["benign", "lesion"].index(row["label"]) for row in told])
         probabilities = np.array([[float(row["p_benign"]), float(row["p_lesion"])] for row in told])
         assert {name: results[name] for name in ("auc", "brier")} == {
-            name: slide_metrics(labels, probabilities)[name] for name in ("auc", "brier")
+            name: slide_metrics(labels, probabilities, labels)[name] for name in ("auc", "brier")
         }
-        (temperature,) = {float(row["temperature"]) for row in told}
-        if method in ("tissue_fraction", "rgb"):
-            assert temperature == 1
+        called = np.array([["benign", "lesion"].index(row["called"]) for row in told])
+        assert results["accuracy"] == pytest.approx((called == labels).mean())
         if method == "lrmil":
-            assert temperature == load_bundle(finished / "run" / "fold0" / "bundle").info.temperature
+            point = load_bundle(finished / "run" / "fold0" / "bundle").info.operating_point
+            assert point is not None
+            assert called.tolist() == called_class(probabilities, point.thresholds).tolist()
 
 
 def test_attention_on_the_test_slides_is_kept_with_its_places(finished: Path, cohort: Path) -> None:
@@ -246,7 +249,10 @@ def test_the_bundle_says_where_it_comes_from(finished: Path) -> None:
     assert info.provenance.metrics["test_auc"] == pytest.approx(results_of(finished)["lrmil"]["auc"])
     assert len(info.provenance.config_sha256) == 64
     assert {"torch", "timm", "napari-lrmil", "python"} <= set(info.provenance.versions)
-    assert info.temperature >= 1
+    assert info.scaling is not None
+    assert min(info.scaling.temperatures) >= 1
+    assert info.operating_point is not None
+    assert (info.operating_point.rule, info.operating_point.positive) == ("youden", "lesion")
 
 
 def test_lrmil_predict_takes_the_bundle(finished: Path, cohort: Path, tmp_path: Path) -> None:
@@ -555,27 +561,27 @@ def test_folds_with_attention_weights(cohort: Path, tmp_path: Path, one_thread: 
     assert not np.array_equal(stores[0].read(name), stores[1].read(name))
 
 
-@pytest.mark.parametrize("scope", ["auto", "fold"])
-def test_folds_with_uniform_weights_share_an_encoder_or_have_their_own(
+@pytest.mark.parametrize("slides", ["all", "train"])
+def test_folds_share_an_encoder_of_all_slides_or_have_their_own(
     cohort: Path,
     tmp_path: Path,
     one_thread: None,
-    scope: str,
+    slides: str,
 ) -> None:
     rows = [{key: value for key, value in row.items() if key != "fold"} for row in absolute_rows(cohort)]
     write_config(tmp_path, write_rows(tmp_path / "slides.csv", rows))
-    options = ["--data.n_folds", "3", "--stage1.scope", scope, "--evaluate.shortcuts", "[]"]
+    options = ["--data.n_folds", "3", "--stage1.slides", slides, "--evaluate.shortcuts", "[]"]
     options += ["--evaluate.methods", '["lrmil"]']
     _, said = rerun(tmp_path, *options)
     run = tmp_path / "run"
-    folders = ["shared"] if scope == "auto" else ["fold0", "fold1", "fold2"]
+    folders = ["shared"] if slides == "all" else ["fold0", "fold1", "fold2"]
     assert said.count("Stage 1: tiles") == len(folders)
     trained = sorted(path.relative_to(run).parts[0] for path in run.rglob("student_encoder.safetensors"))
     assert trained == folders
     assert sorted(path.relative_to(run).parts[0] for path in run.rglob("metrics/stage1.csv")) == folders
     assert results_of(tmp_path)["lrmil"]["n_test"] == sum(bool(row["label"]) for row in rows)
     if (
-        scope == "auto"
+        slides == "all"
     ):  # another fold alone: nothing is trained anew, although the shared encoder is of all folds
         before, trained = state_of(tmp_path), weights(tmp_path, 1)
         rerun(tmp_path, *options, "--data.folds", "[1]")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from napari_lrmil.errors import ConfigError
 from training.data.site_folds import deal_sites, unevenness
-from training.data.splits import Split, label_imbalance, make_splits, shared_between
+from training.data.splits import KeptSplits, Split, label_imbalance, make_splits, shared_between
 from training.data.table import SlideRow
 
 
@@ -48,7 +48,7 @@ def ids(rows: tuple[SlideRow, ...]) -> set[str]:
 
 def assert_apart(split: Split) -> None:
     for key in ("patient_id", "site"):
-        train, val, test, extra = ({getattr(item, key) for item in part} for part in split[1:])
+        train, val, test, extra = ({getattr(item, key) for item in part} for part in split[1:5])
         assert not train & val
         assert not train & test
         assert not val & test
@@ -260,3 +260,50 @@ def test_what_is_shared_between_parts_is_named_with_the_parts() -> None:
         "test": [row("4", "y"), row("5", None)],
     }
     assert shared_between(parts, lambda item: item.site) == {"y": ["train", "test"]}
+
+
+# --- a part of its own for calibration -------------------------------------------------------------------------------
+
+
+def patients(n: int, slides_each: int = 1) -> list[SlideRow]:
+    return [
+        row(f"{number}-{slide}", patient=f"p{number}", label="ab"[number % 2])
+        for number in range(n)
+        for slide in range(slides_each)
+    ]
+
+
+def test_half_of_the_validation_patients_choose_nothing_where_there_are_enough() -> None:
+    whole = make_splits(patients(200, 2), n_folds=5, seed=3)
+    parted = make_splits(patients(200, 2), n_folds=5, seed=3, calibration=0.5)
+    for before, after in zip(whole, parted, strict=True):
+        assert before.calibration == ()
+        assert (before.train, before.test, before.extra) == (after.train, after.test, after.extra)
+        assert sorted(ids(after.val) | ids(after.calibration)) == sorted(ids(before.val))
+        of_val, of_calibration = (
+            {item.patient_id for item in part} for part in (after.val, after.calibration)
+        )
+        assert not of_val & of_calibration
+        assert len(of_calibration) == pytest.approx(len(of_val), abs=2)
+        for part in (after.val, after.calibration):
+            assert {item.label for item in part} == {"a", "b"}
+        assert ids(after.labelled) == ids(before.labelled)
+    assert parted == make_splits(patients(200, 2), n_folds=5, seed=3, calibration=0.5)
+    assert parted != make_splits(patients(200, 2), n_folds=5, seed=4, calibration=0.5)
+
+
+def test_few_validation_slides_stay_together() -> None:
+    """Of 20 slides, two parts of 10 are too few to choose an epoch by."""
+    for split in make_splits(patients(100), n_folds=5, seed=0, calibration=0.5):
+        assert (len(split.val), split.calibration) == (20, ())
+
+
+def test_a_table_may_name_its_calibration_slides() -> None:
+    parts = ["train"] * 6 + ["val"] * 4 + ["calibration"] * 4 + ["test"] * 4
+    rows = [row(str(n), patient=f"p{n}", label="ab"[n % 2], fold=part) for n, part in enumerate(parts)]
+    (split,) = make_splits(rows, n_folds=5, seed=0, calibration=0.5)
+    assert [item.slide_id for item in split.calibration] == ["10", "11", "12", "13"]
+    assert KeptSplits.model_validate_json(KeptSplits.of([split], "k").model_dump_json()).splits() == [split]
+    torn = [*rows, row("x", patient="p10", label="a", fold="train")]
+    with pytest.raises(ConfigError, match="in two parts"):
+        make_splits(torn, n_folds=5, seed=0)

@@ -22,7 +22,7 @@ from training.config import load_config
 from training.data.pairs import PairBatch
 from training.files import load_tensors
 from training.loop import Recipe, Session, Task
-from training.methods import BY_KEY, OURS
+from training.methods import BY_KEY, OURS, TEACHER
 from training.progress import Reporter
 from training.run import pipeline
 from training.run.pipeline import Embedded, Head, train_encoder
@@ -30,6 +30,7 @@ from training.run.prepare import Prepared, prepare
 from training.stages import distill_tiles
 from training.stages.distill_tiles import Distiller
 from training.stages.embed_tiles import embed_slides
+from training.stages.heads import bag_outputs
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +104,40 @@ def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
         train_encoder(context, steps.stage1_plan(split), steps, teacher)
     assert checked == [32]
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_attention_weights_validation_as_it_weights_training(
+    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch is chosen by the loss that is learned: the teacher is asked about validation slides, too."""
+    context, (split,), steps = prepared("--stage1.weighting", "attention", "--stage1.val_pairs", "100000")
+    losses = []
+
+    def looking(model: Distiller, task: Task[PairBatch], recipe: Recipe, session: Session) -> None:
+        losses.append(task.validate()["val_loss"])
+        raise Stop
+
+    monkeypatch.setattr(distill_tiles, "fit", looking)
+    head = pipeline.load_head(context, context.run_dir.fold(0), TEACHER, 24)
+    bags = context.bags(context.hr_store(), split.val)
+    for weighted in (True, False):
+        real = pipeline.pair_loader
+        seen: list[dict[str, Any]] = []
+
+        def loader(slides: Any, *parts: Any, **options: Any) -> Any:
+            seen.append(options)  # noqa: B023
+            if not weighted:  # noqa: B023
+                options = options | {"scores": None}
+            return real(slides, *parts, **options)  # noqa: B023
+
+        monkeypatch.setattr(pipeline, "pair_loader", loader)
+        with pytest.raises(Stop):
+            train_encoder(context, steps.stage1_plan(split), steps, context.teacher_encoder())
+        monkeypatch.setattr(pipeline, "pair_loader", real)
+        of_val = seen[1]["scores"]
+        for row, output in zip(split.val, bag_outputs(head, bags, context.device), strict=True):
+            np.testing.assert_allclose(of_val(row.slide_id), output.attention_scores.numpy())
+    assert losses[0] != losses[1]
 
 
 def test_a_shared_encoder_sees_no_unlabelled_slide_of_a_patient_that_some_fold_holds_out(
@@ -210,7 +245,7 @@ def test_stage2_adds_the_teachers_words_with_their_weights(
     monkeypatch.setattr(pipeline, "fit_head", looking)
     student = Embedded(context.teacher_encoder(), steps.student_store(steps.stage1_plan(split)))
     with pytest.raises(Stop):
-        pipeline.train_head(context, Head(split, OURS, student), steps)
+        pipeline.train_head(context, Head(split, OURS, student, 5, 5), steps)
     assert seen["spec"].embed_dim == 24
     assert seen["ce_weight"] == 0.7
     assert [bag.name for bag in seen["train"]] == [row.slide_id for row in split.train]
@@ -264,7 +299,7 @@ def test_without_distillation_the_head_sees_labels_alone(
         raise Stop
 
     monkeypatch.setattr(pipeline, "fit_head", looking)
-    head = Head(split, BY_KEY["lr_scratch"], Embedded(context.teacher_encoder(), store))
+    head = Head(split, BY_KEY["lr_scratch"], Embedded(context.teacher_encoder(), store), 5)
     with pytest.raises(Stop):
         pipeline.train_head(context, head, steps)
     assert seen["extra_loss"] is None

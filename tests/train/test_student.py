@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ from napari_lrmil.model.encoder import Encoder, EncoderSpec, child_means
 from napari_lrmil.predict import predict_slide, run_to_end
 from napari_lrmil.slide import Slide
 from training.config import load_config
+from training.data.pairs import PairBatch
+from training.data.table import SlideRow
+from training.data.tile_index import TileGeometry
+from training.loop import FitResult, Recipe, Session, Task, fit
+from training.stages import distill_tiles
 from training.stages.distill_tiles import Distiller, student_layers
 
 SMALL = EncoderSpec(
@@ -102,10 +108,10 @@ def test_uniform_weights_share_one_student_over_folds_and_unlabelled_slides_can_
     common = ["--data.n_folds", "3", "--evaluate.methods", '["lrmil"]', "--evaluate.shortcuts", "[]"]
     made = {}
     for name, options in {
-        "all": [],
-        "one fold of them": ["--data.folds", "[1]"],
+        "all": ["--stage1.slides", "all"],
+        "one fold of them": ["--stage1.slides", "all", "--data.folds", "[1]"],
         "unlabelled": ["--stage1.slides", "unlabelled", "--data.folds", "[0]"],
-        "per fold": ["--stage1.scope", "fold", "--data.folds", "[0]"],
+        "per fold": ["--data.folds", "[0]"],
     }.items():
         folder = tmp_path / name
         folder.mkdir()
@@ -135,7 +141,93 @@ def test_uniform_weights_share_one_student_over_folds_and_unlabelled_slides_can_
     }
 
 
-def test_an_encoder_that_has_seen_labels_cannot_be_shared(cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("scope shared weighting attention", "has seen the labels"),
+        ("scope shared", "has read the pixels of another's test slides"),
+        ("scope fold slides all", "the same for each fold"),
+        ("slides all weighting attention", "known on the fold's training slides only"),
+        ("slides unlabelled weighting attention", "known on the fold's training slides only"),
+    ],
+)
+def test_an_encoder_that_serves_a_fold_from_which_it_has_seen_too_much_is_refused(
+    cohort: Path, tmp_path: Path, options: str, message: str
+) -> None:
     config = write_config(tmp_path, cohort)
-    with pytest.raises(ConfigError, match="has seen the labels"):
-        load_config(config, ["--stage1.scope", "shared", "--stage1.weighting", "attention"])
+    words = options.split()
+    pairs = [part for at in range(0, len(words), 2) for part in (f"--stage1.{words[at]}", words[at + 1])]
+    with pytest.raises(ConfigError, match=message):
+        load_config(config, pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("slides", "fixed"),
+    [("train", False), ("unlabelled", False), ("all", False), ("train", True), ("all", True)],
+)
+def test_stage_1_reads_the_pixels_of_no_slide_but_those_that_it_may_learn_from(
+    cohort: Path,
+    tmp_path: Path,
+    one_thread: None,
+    monkeypatch: pytest.MonkeyPatch,
+    slides: str,
+    fixed: bool,
+) -> None:
+    rows = absolute_rows(cohort)
+    if not fixed:
+        for row in rows:
+            del row["fold"]
+        one = next(
+            row for row in rows if row["label"]
+        )  # an unlabelled slide of a patient that some fold holds out
+        rows.append(
+            one
+            | {"slide_id": "torn", "label": "", "path": str(shutil.copy(one["path"], tmp_path / "torn.tif"))}
+        )
+    write_config(tmp_path, write_rows(tmp_path / "slides.csv", rows))
+    opened: list[str] = []
+    read: dict[str, set[str]] = {}
+    whole = TileGeometry.open
+
+    def noting(geometry: TileGeometry, row: SlideRow) -> Slide:
+        opened.append(row.slide_id)
+        return whole(geometry, row)
+
+    def looking(model: Distiller, task: Task[PairBatch], recipe: Recipe, session: Session) -> FitResult:
+        monkeypatch.setattr(TileGeometry, "open", noting)
+        for part, work in (("learned", lambda: list(task.batches(0))), ("validated", task.validate)):
+            opened.clear()
+            work()
+            read[part] = set(opened)
+        monkeypatch.setattr(TileGeometry, "open", whole)
+        return fit(model, task, recipe, session)
+
+    monkeypatch.setattr(distill_tiles, "fit", looking)
+    _, said = rerun(
+        tmp_path,
+        *("--stage1.slides", slides, "--evaluate.methods", '["lrmil"]', "--evaluate.shortcuts", "[]"),
+        *([] if fixed else ["--data.n_folds", "3", "--data.folds", "[0]"]),
+        *("--stage1.pairs_per_epoch", "100000", "--stage1.val_pairs", "100000", "--stage1.epochs", "1"),
+    )
+    kept = json.loads((tmp_path / "run" / "splits.json").read_text())
+    fold = kept["folds"][0]
+    labelled = {*fold["train"], *fold["val"], *fold["test"]}
+    held_out = {*fold["val"], *fold["test"]}
+    everything = {row["slide_id"] for row in rows}
+    if slides == "train":
+        assert read == {"learned": {*fold["train"], *fold["extra"]}, "validated": set(fold["val"])}
+    elif slides == "unlabelled":
+        assert not (read["learned"] | read["validated"]) & labelled
+        assert read["learned"] | read["validated"] == everything - labelled - {"torn"}
+    else:
+        assert read["learned"] | read["validated"] == everything
+        assert read["learned"] & held_out
+    for part in read.values():
+        assert (slides == "all") or not part & set(fold["test"])
+    # What has read them says so wherever a result stands; what hasn't, nowhere.
+    card = (tmp_path / "run" / "fold0" / "bundle" / "README.md").read_text()
+    report = (tmp_path / "run" / "report.html").read_text()
+    told = [" ".join(text.split()).lower().count("transductive") for text in (said, card, report)]
+    assert all(told) if slides == "all" else not any(told)
+    assert ("LRMIL*" in said) == ("LRMIL, transductive" in report) == (slides == "all")

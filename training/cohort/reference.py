@@ -150,8 +150,9 @@ def _teacher(prepared: Prepared) -> Interval:
     encoder, store = context.teacher_encoder(), context.hr_store()
     jobs = context.jobs(split.labelled, store, hr=True)
     embed_slides(jobs, encoder, context.runtime, context.reporter, "Embedding HR tiles")
-    train_teacher(context, split, steps, encoder.embed_dim)
-    test = evaluate_head(context, steps, Head(split, TEACHER, Embedded(encoder, store)))
+    head = Head(split, TEACHER, Embedded(encoder, store), context.head_seeds[0])
+    train_teacher(context, head, steps)
+    test = evaluate_head(context, steps, head)
     return auc_interval(test.labels, test.probabilities[:, 1], list(test.patients))
 
 

@@ -15,6 +15,8 @@ from training.data.tile_index import TilesSection
 from training.encoders import EncoderSection, StudentSection
 from training.runtime import Precision
 from training.section import Section
+from training.seeds import Seeds
+from training.stages.calibrate import CalibrateSection
 from training.stages.distill_slides import Stage2Section
 from training.stages.distill_tiles import Stage1Section
 from training.stages.evaluate import EvaluateSection
@@ -27,6 +29,11 @@ class RunSection(Section):
 
     out_dir: Path = Field(description="run directory; made where missing")
     seed: int = Field(default=0, ge=0, description="of splits, initial weights, sampling and bootstrap")
+    seeds: Seeds | None = Field(
+        default=None,
+        description="of the heads, 0..9 or a list (also --seeds 0..9): each head is trained once with each, all else is done "
+        "once, and the table is over all of them; the first one's student is exported. Default: run.seed alone",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(default=2, ge=1, description="tiles decoded at once")
     precision: Precision = Field(
@@ -52,6 +59,7 @@ class RunConfig(Section):
     mil: MILSection = MILSection()
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
+    calibrate: CalibrateSection = CalibrateSection()
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
 
@@ -69,13 +77,33 @@ class RunConfig(Section):
             or min(layers, default=0) < 0
         ):
             raise ValueError("student.layers must ascend and name one block for each of stage1.layers")
-        if self.stage1.scope == "shared" and self.stage1.weighting == "attention":
-            raise ValueError(
-                "stage1.scope 'shared' needs stage1.weighting 'uniform': an encoder weighted by the attention of a "
-                "teacher has seen the labels of that teacher's fold"
-            )
+        self._check_stage1_slides()
         if not self.stage1.layers and self.stage1.lambda_attn == 0:
             raise ValueError(
                 "without stage1.layers, stage1.lambda_attn must be above 0: there is nothing to learn from"
             )
         return self
+
+    def _check_stage1_slides(self) -> None:
+        scope, slides = self.stage1.scope, self.stage1.slides
+        if self.stage1.weighting == "attention":
+            if scope == "shared":
+                raise ValueError(
+                    "stage1.scope 'shared' needs stage1.weighting 'uniform': an encoder weighted by the attention of a "
+                    "teacher has seen the labels of that teacher's fold"
+                )
+            if slides != "train":
+                raise ValueError(
+                    f"stage1.slides {slides!r} needs stage1.weighting 'uniform': the teacher's attention is known on the "
+                    "fold's training slides only"
+                )
+        if scope == "shared" and slides == "train":
+            raise ValueError(
+                "stage1.scope 'shared' needs stage1.slides 'unlabelled': an encoder that learned from one fold's training "
+                "slides has read the pixels of another's test slides ('all' allows it, and is called transductive)"
+            )
+        if scope == "fold" and slides == "all":
+            raise ValueError(
+                "stage1.slides 'all' is every slide of the table, the same for each fold: leave out stage1.scope 'fold', "
+                "or take stage1.slides 'train', whose encoder sees no test slide"
+            )

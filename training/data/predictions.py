@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from napari_lrmil.atomic import write_csv
 from napari_lrmil.export.tables import as_it_was, spreadsheet_safe
+from napari_lrmil.model.calibration import called_class
 from training.files import save_tensors
 
 
@@ -28,8 +29,8 @@ class Predictions(NamedTuple):
     """(N,) classes"""
     probabilities: NDArray[np.float64]
     """(N, C)"""
-    temperature: float | None
-    """None where a table doesn't say it, and for folds taken together."""
+    called: NDArray[np.int64]
+    """(N,) the class that is called, by the operating point of its fold"""
 
 
 class SlideAttention(NamedTuple):
@@ -49,12 +50,12 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
         patients=tuple(name for part in parts for name in part.patients),
         labels=np.concatenate([part.labels for part in parts]),
         probabilities=np.concatenate([part.probabilities for part in parts]),
-        temperature=None,
+        called=np.concatenate([part.called for part in parts]),
     )
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write a CSV file with a row a slide: slide_id, patient_id, label, p_<class> for each class, temperature.
+    """Write a CSV file with a row a slide: slide_id, patient_id, label, p_<class> for each class, called.
 
     Names that a spreadsheet would run as a formula get an apostrophe in front, which `read_predictions` takes away.
     """
@@ -64,19 +65,20 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         predictions.patients,
         predictions.labels.tolist(),
         predictions.probabilities.tolist(),
+        predictions.called.tolist(),
         strict=True,
     )
     write_csv(
         path,
-        ["slide_id", "patient_id", "label", *(f"p_{name}" for name in names), "temperature"],
+        ["slide_id", "patient_id", "label", *(f"p_{name}" for name in names), "called"],
         # Every digit: what is read back after an interruption is what was found.
         (
             [
                 *map(spreadsheet_safe, (slide, patient, names[label])),
                 *map(repr, values),
-                repr(predictions.temperature),
+                spreadsheet_safe(names[called]),
             ]
-            for slide, patient, label, values in rows
+            for slide, patient, label, values, called in rows
         ),
     )
 
@@ -110,16 +112,19 @@ def read_predictions(path: Path) -> Predictions:
     if odd is not None:
         raise ValueError(f"{odd['slide_id']} is labelled {odd['label']!r}, not {' or '.join(names)}")
     try:
-        temperature = records[0].get("temperature")
+        probabilities = np.array(
+            [[float(record[f"p_{name}"]) for name in names] for record in records], np.float64
+        )
         return Predictions(
             class_names=names,
             slide_ids=tuple(record["slide_id"] for record in records),
             patients=tuple(record["patient_id"] for record in records),
             labels=np.array([names.index(record["label"]) for record in records], np.int64),
-            probabilities=np.array(
-                [[float(record[f"p_{name}"]) for name in names] for record in records], np.float64
-            ),
-            temperature=float(temperature) if temperature else None,
+            probabilities=probabilities,
+            # Earlier versions called the most probable class, and their tables don't say so.
+            called=np.array([names.index(record["called"]) for record in records], np.int64)
+            if "called" in columns
+            else called_class(probabilities, None),
         )
     except (ValueError, TypeError) as error:  # a cut line
         raise ValueError(f"it is damaged ({error})") from error

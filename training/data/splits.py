@@ -10,27 +10,36 @@ import numpy as np
 from pydantic import BaseModel
 from sklearn.model_selection import StratifiedGroupKFold
 
-from napari_lrmil.errors import ConfigError
+from napari_lrmil.errors import ConfigError, is_one_line, shortened
+from napari_lrmil.model.bundle import LONGEST_NAME
 from training.data.site_folds import deal_sites
 from training.data.table import SlideRow
 from training.hashing import content_hash
 
-SPLIT_NAMES = ("train", "val", "test", "unlabelled")
+SPLIT_NAMES = ("train", "val", "calibration", "test", "unlabelled")
+
+_LEAST_CALIBRATION, _LEAST_VALIDATION = 9, 12
+"""Slides: fewer can't promise 90 %, and fewer would choose an epoch badly."""
 
 
 class Split(NamedTuple):
-    """Rows by use in one fold; `extra` has no labels and serves stage 1 only."""
+    """Rows by use in one fold; `extra` has no labels and serves stage 1 only.
+
+    `val` chooses epochs, scalings and thresholds. `calibration` was taken out of it and chooses nothing: the sets of classes
+    are calibrated on it. It is empty where validation has too few slides for two parts.
+    """
 
     fold: int
     train: tuple[SlideRow, ...]
     val: tuple[SlideRow, ...]
     test: tuple[SlideRow, ...]
     extra: tuple[SlideRow, ...]
+    calibration: tuple[SlideRow, ...] = ()
 
     @property
     def labelled(self) -> tuple[SlideRow, ...]:
-        """Training, validation and test slides."""
-        return (*self.train, *self.val, *self.test)
+        """Training, validation, calibration and test slides."""
+        return (*self.train, *self.val, *self.calibration, *self.test)
 
 
 def class_names(rows: list[SlideRow]) -> tuple[str, ...]:
@@ -39,21 +48,32 @@ def class_names(rows: list[SlideRow]) -> tuple[str, ...]:
     Raises
     ------
     ConfigError
-        Where there are fewer than two.
+        Where there are fewer than two, or one is more than a name on one line: a bundle couldn't hold it.
     """
     names = tuple(sorted({row.label for row in rows if row.label is not None}))
     if len(names) < 2:
         found = f"only {names[0]!r}" if names else "none"
         raise ConfigError(f"a classifier needs at least two classes; the column 'label' holds {found}")
+    odd = next((name for name in names if len(name) > LONGEST_NAME or not is_one_line(name)), None)
+    if odd is not None:
+        raise ConfigError(
+            f"the label {shortened(odd)!r} is no name of a class: it has more than {LONGEST_NAME} characters, or "
+            "characters that move the cursor"
+        )
     return names
 
 
 def make_splits(
-    rows: list[SlideRow], *, n_folds: int, seed: int, preserved_sites: bool = False
+    rows: list[SlideRow],
+    *,
+    n_folds: int,
+    seed: int,
+    preserved_sites: bool = False,
+    calibration: float = 0.0,
 ) -> list[Split]:
     """Return splits by patient.
 
-    The column fold decides where the table has it: the names train, val, test (and unlabelled) make one
+    The column fold decides where the table has it: the names train, val, test (and calibration, unlabelled) make one
     fixed split; whole numbers are folds of which each is tested once, the next one validates. Without
     the column, patients are dealt into `n_folds` folds, stratified by label. Unlabelled slides serve a
     numbered fold only where their patient and fold aren't held out in it.
@@ -69,6 +89,9 @@ def make_splits(
         are known from training, and results look better than they are (Howard et al., Nature
         Communications 2021). Whole sites are dealt, so folds are less even. Where the column fold
         decides, it is checked.
+    calibration : float
+        Share of the validation patients that calibrates sets of classes and chooses nothing, where both parts are
+        large enough then and the table names none.
 
     Raises
     ------
@@ -94,10 +117,12 @@ def make_splits(
             raise ConfigError(
                 f"slides marked unlabelled have a label: {some([row.slide_id for row in parts['unlabelled']])}"
             )
-        held_out = [row.slide_id for row in extra if row.fold in ("val", "test")]
+        held_out = [row.slide_id for row in extra if row.fold in ("val", "calibration", "test")]
         if held_out:
             raise ConfigError(f"slides of val or test have no label: {some(held_out)}")
-        splits = [Split(0, parts["train"], parts["val"], parts["test"], extra)]
+        splits = [
+            Split(0, parts["train"], parts["val"], parts["test"], extra, calibration=parts["calibration"])
+        ]
     elif all(fold is not None and fold.isdecimal() for fold in folds):
         numbers = [int(row.fold or 0) for row in labelled]
         splits = _numbered_splits(labelled, numbers, extra, preserved_sites)
@@ -109,13 +134,47 @@ def make_splits(
         )
     for split in splits:
         _check_split(split, names, preserved_sites)
-    return splits
+    return [_with_calibration(split, calibration, seed) for split in splits]
 
 
-def splits_key(rows: Iterable[SlideRow], *, n_folds: int, seed: int, preserved_sites: bool = False) -> str:
+def _with_calibration(split: Split, share: float, seed: int) -> Split:
+    """Take a share of each class's validation patients out of validation, where both parts are large enough then."""
+    if split.calibration or not share:
+        return split
+    labels: dict[str, set[str]] = {}
+    for row in split.val:
+        labels.setdefault(row.patient_id, set()).add(row.label or "")
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for patient, found in sorted(labels.items()):
+        alike.setdefault(tuple(sorted(found)), []).append(patient)
+    rng = np.random.default_rng((seed, split.fold))
+    chosen: set[str] = set()
+    for _, patients in sorted(alike.items()):
+        chosen |= set(rng.permutation(patients)[: round(share * len(patients))].tolist())
+    calibration = tuple(row for row in split.val if row.patient_id in chosen)
+    val = tuple(row for row in split.val if row.patient_id not in chosen)
+    classes = {row.label for row in split.val}
+    if (
+        len(calibration) < _LEAST_CALIBRATION
+        or len(val) < _LEAST_VALIDATION
+        or {row.label for row in val} != classes
+        or {row.label for row in calibration} != classes
+    ):
+        return split
+    return split._replace(val=val, calibration=calibration)
+
+
+def splits_key(
+    rows: Iterable[SlideRow],
+    *,
+    n_folds: int,
+    seed: int,
+    preserved_sites: bool = False,
+    calibration: float = 0.0,
+) -> str:
     """Return a hash of what `make_splits` deals from: splits of the same key needn't be dealt anew."""
     dealt = [(row.slide_id, row.patient_id, row.label, row.fold, row.site) for row in rows]
-    return content_hash(n_folds, seed, preserved_sites, dealt)
+    return content_hash(n_folds, seed, preserved_sites, calibration, dealt)
 
 
 class _KeptFold(BaseModel):
@@ -126,6 +185,7 @@ class _KeptFold(BaseModel):
     val: tuple[str, ...]
     test: tuple[str, ...]
     extra: tuple[str, ...]
+    calibration: tuple[str, ...] = ()
 
 
 class KeptSplits(BaseModel):
@@ -166,7 +226,14 @@ class KeptSplits(BaseModel):
             return tuple(by_id[name] for name in names)
 
         return [
-            Split(kept.fold, part(kept.train), part(kept.val), part(kept.test), part(kept.extra))
+            Split(
+                kept.fold,
+                part(kept.train),
+                part(kept.val),
+                part(kept.test),
+                part(kept.extra),
+                part(kept.calibration),
+            )
             for kept in self.folds
         ]
 
@@ -290,10 +357,13 @@ def _check_split(split: Split, names: tuple[str, ...], preserved_sites: bool) ->
     parts = {"train": split.train, "val": split.val, "test": split.test}
     # Unlabelled slides are trained on, so that they may share patients with train.
     used = {"train": (*split.train, *split.extra), "val": split.val, "test": split.test}
+    used |= {"calibration": split.calibration} if split.calibration else {}
     shared = shared_between(dict(used), lambda row: row.patient_id)
     if shared:
-        slides = [row.slide_id for rows in (*parts.values(), split.extra) for row in rows]
-        patients = [row.patient_id for rows in (*parts.values(), split.extra) for row in rows]
+        slides = [row.slide_id for rows in (*parts.values(), split.calibration, split.extra) for row in rows]
+        patients = [
+            row.patient_id for rows in (*parts.values(), split.calibration, split.extra) for row in rows
+        ]
         found = [slide for slide, patient in zip(slides, patients, strict=True) if patient in shared]
         raise ConfigError(
             f"fold {split.fold}: {len(shared)} patients are in two parts of the split, which leaks; their slides: "

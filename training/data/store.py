@@ -23,6 +23,7 @@ from zarr.codecs import Crc32cCodec
 
 from napari_lrmil.atomic import remove_stale_scratch, replacing_folder, write_text
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.plain_json import parse_json
 
 CHUNK_TILES = 1024
 """Tiles that are read at once: 1.5 MB of 768 dimensions."""
@@ -58,7 +59,7 @@ class EmbeddingStore:
         """
         place = self._place(slide_id)
         try:
-            manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+            manifest = parse_json((place / "manifest.json").read_bytes())
             whole = all((place / name).stat().st_size == size for name, size in manifest["files"].items())
             # The arrays hold checksums of their own; what describes them doesn't, and a wrong shape reads as zeros.
             whole &= all(

@@ -44,6 +44,14 @@ class DataSection(Section):
     preserved_sites: bool = Field(
         default=False, description="no site (column site of the table) is in two folds"
     )
+    calibration: float = Field(
+        default=0.5,
+        ge=0,
+        le=0.8,
+        description="share of a fold's validation patients that chooses nothing, neither epoch nor thresholds, so that sets of "
+        "classes calibrated on it keep their promise; taken where at least 9 such slides and 12 others remain, and the column "
+        "fold names no calibration slides",
+    )
     cache_gib: float = Field(
         default=1.0, ge=0, description="bags kept in memory; the others are read each epoch"
     )

@@ -21,6 +21,8 @@ from training.report import figures, tables
 from training.report.data import RunData, read_run
 from training.report.examples import choose, colour_bar, make_examples
 from training.run.layout import RunDir
+from training.stages.distill_tiles import TRANSDUCTIVE_NOTE
+from training.stages.evaluate import called_text
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -109,12 +111,14 @@ def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[s
         "class_names": data.class_names,
         "n_slides": len(pooled.labels),
         "n_patients": len(set(pooled.patients)),
+        "n_trainings": data.trainings,
         "n_resamples": config.get("evaluate", {}).get("bootstrap"),
         "labels_in_stage1": config.get("stage1", {}).get("weighting") == "attention",
         "shared_encoder": data.shared_stage1 is not None,
-        "only_unlabelled": config.get("stage1", {}).get("slides") == "unlabelled",
+        "transductive": TRANSDUCTIVE_NOTE if data.is_transductive else "",
         "preserved_sites": bool(config.get("data", {}).get("preserved_sites", False)),
         "notes": data.notes,
+        "called_text": called_text(data.results[OURS.key], data.positive_class),
         "main_rows": [row for row in rows if not row.shortcut],
         "shortcut_rows": [row for row in rows if row.shortcut],
         "ours": next(row for row in rows if row.ours),

@@ -56,6 +56,30 @@ class RunData:
         """Of the first fold that has a bundle."""
         return next((fold.info for fold in self.folds if fold.info is not None), None)
 
+    @property
+    def positive_class(self) -> str | None:
+        """Of two classes, the one that sensitivity speaks of; None of more."""
+        if len(self.class_names) > 2:
+            return None
+        return str(self.config.get("calibrate", {}).get("positive") or self.class_names[1])
+
+    @property
+    def trainings(self) -> str:
+        """How many heads and encoders the table is over, in words; empty for one each."""
+        n_heads = len(self.config.get("run", {}).get("seeds") or [0])
+        n_encoders = len(self.config.get("stage1", {}).get("seeds") or [0])
+        if n_heads == n_encoders == 1:
+            return ""
+        return (
+            f"{n_heads} heads of each method, on {n_encoders} student encoder{'s' if n_encoders > 1 else ''}"
+        )
+
+    @property
+    def is_transductive(self) -> bool:
+        """Whether f' learned from the pixels of test slides; runs of earlier versions don't say so in their results."""
+        shared = self.shared_stage1 is not None
+        return shared and self.config.get("stage1", {}).get("slides", "all") == "all"
+
     def pooled(self, method: str) -> Predictions:
         """Return a method's predictions of the test slides of all folds."""
         return pool([fold.predictions[method] for fold in self.folds])

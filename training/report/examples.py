@@ -93,9 +93,10 @@ def choose(data: RunData, n_examples: int | None) -> list[Choice]:
     number = 0
     for fold in data.folds:
         one: Predictions = fold.predictions[OURS.key]
-        for slide_id, label, row in zip(one.slide_ids, one.labels.tolist(), one.probabilities, strict=True):
+        for slide_id, label, row, predicted in zip(
+            one.slide_ids, one.labels.tolist(), one.probabilities, one.called.tolist(), strict=True
+        ):
             number += 1
-            predicted = int(row.argmax())
             choice = Choice(fold.fold, slide_id, number, label, predicted, tuple(row.tolist()))
             queues[choice.right, label].append(choice)
     for queue in queues.values():

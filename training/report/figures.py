@@ -9,7 +9,7 @@ from training.methods import OURS, SHORTCUT_KEYS, method_name
 from training.metrics import brier, expected_calibration_error
 from training.report.data import RunData
 from training.report.plots import Series, Trace, calibration_panel, curve_panel, roc_panel
-from training.report.stats import Bin, Roc, best_epoch, class_rocs, macro_roc, reliability
+from training.report.stats import Bin, Roc, best_epoch, class_rocs, fold_mean_roc, macro_roc, reliability
 from training.report.tables import series_of
 from training.run.layout import Curve
 
@@ -44,8 +44,7 @@ class Group:
 def roc_groups(data: RunData) -> list[Group]:
     """Draw all methods in one panel, then each alone: by fold for two classes, by class for more."""
     series = series_of(data)
-    pooled = {method: data.pooled(method) for method in data.methods}
-    by_class = {method: class_rocs(one.labels, one.probabilities) for method, one in pooled.items()}
+    by_class = {method: _class_rocs(data, method) for method in data.methods}
     macro = {method: macro_roc(curves) for method, curves in by_class.items()}
     known = {method: curve for method, curve in macro.items() if curve is not None}
     if not known:
@@ -63,7 +62,7 @@ def roc_groups(data: RunData) -> list[Group]:
                 (known[method], series[method], method == OURS.key) for method in order if method in known
             ]
             mean = "; mean over classes" if many else ""
-            caption = f"{'With LRMIL. ' if OURS.key not in members else ''}All folds together{mean}."
+            caption = f"{'With LRMIL. ' if OURS.key not in members else ''}Mean over folds{mean}."
             together.append(Panel(roc_panel(name, lines), title, caption))
     keys = [Key(series[method], method_name(method)) for method in known]
     groups = [Group("All methods", together, keys, large=True)]
@@ -83,7 +82,7 @@ def roc_groups(data: RunData) -> list[Group]:
             caption = f"AUC {curve.area:.3f}, the mean of {areas}."
         else:
             lines = _fold_rocs(data, method)
-            caption = f"AUC {curve.area:.3f}, all folds together."
+            caption = f"AUC {curve.area:.3f}, mean over folds."
         lines.append((curve, series[OURS.key], True))
         panels.append(
             Panel(roc_panel(f"roc-{place}", lines), method_name(method), caption, ours=method == OURS.key)
@@ -94,10 +93,22 @@ def roc_groups(data: RunData) -> list[Group]:
         groups.append(Group("Each method, by class against the rest", panels, keys))
     elif len(data.folds) > 1:
         keys = [Key(Series(1 + place), f"fold {fold.fold}") for place, fold in enumerate(data.folds)]
-        groups.append(Group("Each method, by fold", panels, [*keys, Key(series[OURS.key], "all folds")]))
+        groups.append(
+            Group("Each method, by fold", panels, [*keys, Key(series[OURS.key], "mean over folds")])
+        )
     else:
         groups.append(Group("Each method", panels))
     return groups
+
+
+def _class_rocs(data: RunData, method: str) -> list[Roc | None]:
+    """Return a curve a class against the rest, the mean over folds; for two classes only the second's."""
+    n_classes = len(data.class_names)
+    of_fold = [fold.predictions[method] for fold in data.folds]
+    return [
+        fold_mean_roc([(one.labels == index, one.probabilities[:, index]) for one in of_fold])
+        for index in ([1] if n_classes == 2 else range(n_classes))
+    ]
 
 
 def _fold_rocs(data: RunData, method: str) -> list[tuple[Roc, Series, bool]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_curve
+
+from training.metrics import wilson
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -61,15 +64,36 @@ def class_rocs(labels: Labels, probabilities: Array) -> list[Roc | None]:
     return [binary_roc(labels == index, probabilities[:, index]) for index in wanted]
 
 
+def fold_mean_roc(parts: Sequence[tuple[NDArray[np.bool_], Array]]) -> Roc | None:
+    """Return the mean of the folds' curves, each weighted by its pairs: its area is the share of pairs in order.
+
+    Parameters
+    ----------
+    parts : sequence of ((N,) bool array, (N,) array)
+        Of each fold: which slides are of the class, and their scores. A fold without a pair takes no part.
+    """
+    found = [(binary_roc(positive, scores), positive) for positive, scores in parts]
+    known = [
+        (curve, int(positive.sum() * (~positive).sum())) for curve, positive in found if curve is not None
+    ]
+    if not known:
+        return None
+    return _mean_roc([curve for curve, _ in known], [float(pairs) for _, pairs in known])
+
+
 def macro_roc(curves: list[Roc | None]) -> Roc | None:
     """Return the mean of curves at each false positive rate; its area is the mean of theirs. None if one is absent."""
     known = [curve for curve in curves if curve is not None]
     if not known or len(known) < len(curves):
         return None
+    return _mean_roc(known, [1.0] * len(known))
+
+
+def _mean_roc(known: list[Roc], weights: list[float]) -> Roc:
     grid = np.unique(np.concatenate([curve.false_positive for curve in known]))
     # A curve rises upright where slides of the class come in a row: both ends of such a step are kept.
-    below = np.mean([_at(curve, grid, upper=False) for curve in known], axis=0)
-    above = np.mean([_at(curve, grid, upper=True) for curve in known], axis=0)
+    below = np.average([_at(curve, grid, upper=False) for curve in known], axis=0, weights=weights)
+    above = np.average([_at(curve, grid, upper=True) for curve in known], axis=0, weights=weights)
     rates = np.stack([below, above], axis=1).ravel()
     return Roc(np.repeat(grid, 2), rates)
 
@@ -103,7 +127,7 @@ def reliability(labels: Labels, probabilities: Array, *, n_bins: int = N_BINS) -
         inside = place == index
         n = int(inside.sum())
         if n:
-            low, high = wilson(int(correct[inside].sum()), n)
+            low, high = wilson(int(correct[inside].sum()) / n, n)
             bins.append(
                 Bin(
                     index / n_bins,
@@ -118,19 +142,9 @@ def reliability(labels: Labels, probabilities: Array, *, n_bins: int = N_BINS) -
     return bins
 
 
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % score interval of a share."""
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # Exact at the ends, where rounding would leave a hair.
-    return (centre - half if successes else 0.0), (centre + half if successes < n else 1.0)
-
-
-def confusion(labels: Labels, probabilities: Array) -> NDArray[np.int64]:
-    """Return (C, C) counts: row is the label, column the most probable class."""
-    classes = list(range(probabilities.shape[1]))
-    return np.asarray(confusion_matrix(labels, probabilities.argmax(axis=1), labels=classes), np.int64)
+def confusion(labels: Labels, called: Labels, n_classes: int) -> NDArray[np.int64]:
+    """Return (C, C) counts: row is the label, column the class that is called."""
+    return np.asarray(confusion_matrix(labels, called, labels=list(range(n_classes))), np.int64)
 
 
 def best_epoch(curve: dict[str, Array]) -> int | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from napari_lrmil.model.bundle import BundleInfo
 from training.data.predictions import Predictions
-from training.methods import OURS, SHORTCUT_KEYS, method_name
+from training.methods import BY_KEY, OURS, SHORTCUT_KEYS, method_name
 from training.metrics import Interval, slide_metrics
 from training.report.data import FoldData, RunData
 from training.report.plots import Series
@@ -78,7 +79,8 @@ class FoldParts(NamedTuple):
     val: Part | None
     test: Part
     extra: int | None
-    temperature: float | None
+    calibration: int | None
+    called: str
 
 
 class ConfusionRow(NamedTuple):
@@ -104,7 +106,7 @@ def comparison(data: RunData) -> list[MethodRow]:
         rows.append(
             MethodRow(
                 method=method,
-                name=method_name(method),
+                name=method_name(method) + (", transductive" if _is_transductive(data, method) else ""),
                 ours=method == OURS.key,
                 shortcut=method in SHORTCUT_KEYS,
                 series=series[method],
@@ -115,6 +117,10 @@ def comparison(data: RunData) -> list[MethodRow]:
             )
         )
     return rows
+
+
+def _is_transductive(data: RunData, method: str) -> bool:
+    return data.is_transductive and method in BY_KEY and BY_KEY[method].is_of_student
 
 
 def largest_difference(rows: list[MethodRow]) -> float:
@@ -148,7 +154,9 @@ def confusion_rows(data: RunData) -> list[ConfusionRow]:
     ours = data.pooled(OURS.key)
     rows = []
     for name, counts in zip(
-        data.class_names, confusion(ours.labels, ours.probabilities).tolist(), strict=True
+        data.class_names,
+        confusion(ours.labels, ours.called, len(data.class_names)).tolist(),
+        strict=True,
     ):
         total = sum(counts)
         rows.append(
@@ -169,7 +177,7 @@ def _number(value: object) -> float:
 
 def _fold_metrics(one: Predictions) -> list[float]:
     try:
-        found = slide_metrics(one.labels, one.probabilities)
+        found = slide_metrics(one.labels, one.probabilities, one.called)
     except ValueError:  # a fold without one of the classes
         return [math.nan] * len(FOLD_METRICS)
     return [found[name] for name, _ in FOLD_METRICS]
@@ -193,7 +201,17 @@ def _parts(fold: FoldData, class_names: tuple[str, ...]) -> FoldParts:
         val=known.get("val"),
         test=Part(len(test.labels), len(set(test.patients)), counts),
         extra=None if split is None else len(split.extra),
-        temperature=test.temperature
-        if test.temperature is not None or fold.info is None
-        else fold.info.temperature,
+        calibration=None if split is None else len(split.calibration),
+        called=_called_text(fold.info),
+    )
+
+
+def _called_text(info: BundleInfo | None) -> str:
+    point = None if info is None else info.operating_point
+    if info is None or point is None:
+        return "most probable"
+    if len(point.thresholds) == 2:
+        return f"{info.class_names[1]} from {point.thresholds[1]:.3g}"
+    return ", ".join(
+        f"{name} {value:.3g}" for name, value in zip(info.class_names, point.thresholds, strict=True)
     )

@@ -80,7 +80,7 @@ def run(
             run_dir.write_config(config)
         predictions, bundles = run_steps(context, splits, steps)
         if runtime.is_main:
-            compare(context, steps, predictions)
+            compare(context, steps, [split.fold for split in splits], predictions)
             _report(context, steps)
             reporter.say(f"Report: {escape(str(run_dir.report_html))}")
             reporter.say(f"Bundle: {escape(str(bundles[-1]))}")
@@ -132,6 +132,12 @@ def main(
         bool,
         typer.Option("--dry-run", help="Print what would be done, how much and how long; write nothing."),
     ] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Train each head with these seeds, 0..9 or 0,3,5; as --run.seeds.", show_default=False
+        ),
+    ] = None,
     describe: Annotated[
         bool,
         typer.Option(
@@ -152,7 +158,7 @@ def main(
     """Build an LRMIL student from a table of slides."""
     out_dir = Path()
     try:
-        loaded = load_config(config, context.args)
+        loaded = load_config(config, [*context.args, *(("--run.seeds", seeds) if seeds is not None else ())])
         out_dir = loaded.run.out_dir
         run(loaded, skip_bad=skip_bad_slides, reporter=Reporter(), cluster=cluster, dry_run=dry_run)
     except LRMILError as error:

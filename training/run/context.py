@@ -21,7 +21,7 @@ from training.data.tile_index import SlideTiles, TileGeometry
 from training.encoders import load_student, new_student, random_encoder, teacher_encoder
 from training.hashing import content_hash, file_hash
 from training.progress import Reporter
-from training.run.layout import RunDir
+from training.run.layout import Folder, RunDir
 from training.runtime import Runtime
 from training.stages.embed_tiles import EmbedJob
 
@@ -46,6 +46,35 @@ class Context:
     def device(self) -> torch.device:
         """Of this process."""
         return self.runtime.device
+
+    # --- seeds
+
+    @property
+    def head_seeds(self) -> tuple[int, ...]:
+        """Of the heads; the first one's are exported."""
+        return self.config.run.seeds or (self.config.run.seed,)
+
+    @property
+    def encoder_seeds(self) -> tuple[int, ...]:
+        """Of f'; the first one is exported."""
+        return self.config.stage1.seeds or (self.config.run.seed,)
+
+    def folder_of(self, place: str, *, encoder_seed: int | None = None, seed: int | None = None) -> Folder:
+        """Return the folder of what was made with certain seeds; the first ones', also None, have no name in it.
+
+        Parameters
+        ----------
+        place : str
+            ``foldN`` or ``shared``.
+        encoder_seed, seed : int, optional
+            Of f' and of the head.
+        """
+        parts = [place]
+        if encoder_seed is not None and encoder_seed != self.encoder_seeds[0]:
+            parts.append(f"encoder{encoder_seed}")
+        if seed is not None and seed != self.head_seeds[0]:
+            parts.append(f"seed{seed}")
+        return self.run_dir.folder("/".join(parts))
 
     # --- slides
 
@@ -137,9 +166,9 @@ class Context:
         """Return f, frozen, in eval mode."""
         return teacher_encoder(self.config.encoder, seed=self.config.run.seed, device=self.device)
 
-    def new_student(self, teacher: Encoder) -> Encoder:
+    def new_student(self, teacher: Encoder, seed: int) -> Encoder:
         """Return f' before stage 1, in train mode, always made anew."""
-        return new_student(self.config.student, teacher, seed=self.config.run.seed, device=self.device)
+        return new_student(self.config.student, teacher, seed=seed, device=self.device)
 
     def student_encoder(self, path: Path) -> Encoder:
         """Return f' after stage 1, in eval mode."""

@@ -7,11 +7,12 @@
     tile_index/<slide>.json  shortcuts/<slide>.json
     embeddings.zarr/         unless run.embeddings is elsewhere
     tensorboard/<folder>/<stage>/
-    foldN/                   and shared/, of what serves all folds
+    foldN/                   of the first seed; and shared/, of what serves all folds
         metrics/<stage>.csv  checkpoints/<stage>.safetensors
         mil/<method>.safetensors  teacher_outputs.safetensors  student_encoder.safetensors
-        predictions/<method>.csv  test_attention/<method>.safetensors
+        predictions/<method>.csv  test_attention/<method>.safetensors  calibration/<method>.json
         bundle/
+        seedS/               the same of heads of another seed, encoderS/ and encoderS/seedS/ of encoders of another seed
 
 Steps meet only through files here.
 """
@@ -19,8 +20,7 @@ Steps meet only through files here.
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import BundleError, ConfigError
 from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME, BundleInfo, load_info
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
+from napari_lrmil.plain_json import parse_json
 from training.checkpoint import Files
 from training.config import RunConfig
 from training.data.predictions import (
@@ -47,6 +48,7 @@ from training.data.predictions import (
 )
 from training.data.splits import KeptSplits, Split
 from training.files import load_tensors, save_tensors, write_json
+from training.stages.calibrate import Calibration
 from training.stages.distill_slides import TeacherOutput
 
 Curve = dict[str, NDArray[np.float64]]
@@ -61,7 +63,7 @@ class RunDirError(ConfigError):
 
 @dataclass(frozen=True)
 class Folder:
-    """``foldN``, or ``shared`` for what serves all folds."""
+    """``foldN``, or ``shared`` for what serves all folds; and their parts of other seeds, as ``fold0/encoder1/seed3``."""
 
     run_root: Path
     name: str
@@ -74,7 +76,7 @@ class Folder:
     @property
     def number(self) -> int:
         """Of a fold."""
-        return int(self.name.removeprefix("fold"))
+        return int(self.name.partition("/")[0].removeprefix("fold"))
 
     # --- training
 
@@ -188,6 +190,28 @@ class Folder:
             raise RunDirError(f"{self.run_root} is not a finished run: it has no {place}. {_CURE}") from error
         except (OSError, ValueError) as error:
             raise RunDirError(f"{path} can't be read as predictions: {error}. {_CURE}") from error
+
+    def calibration(self, method: str) -> Path:
+        """Return the file of how a method's numbers become a label."""
+        return self.root / "calibration" / f"{method}.json"
+
+    def write_calibration(self, method: str, calibration: Calibration) -> None:
+        """Keep how a method's numbers become a label."""
+        write_json(self.calibration(method), calibration.model_dump(mode="json"))
+
+    def read_calibration(self, method: str) -> Calibration:
+        """Return how a method's numbers become a label.
+
+        Raises
+        ------
+        RunDirError
+            Where that isn't known, as in runs of earlier versions.
+        """
+        path = self.calibration(method)
+        try:
+            return Calibration.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunDirError(f"{path} is missing or damaged. {_CURE}") from error
 
     def attention(self, method: str) -> Path:
         """Return the file of a method's attention on the test slides."""
@@ -373,7 +397,7 @@ class RunDir:
 
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = parse_json(path.read_bytes())
         except FileNotFoundError as error:
             raise RunDirError(
                 f"{self.root} is no run directory, or not a finished run: it has no {path.name}. {_CURE}"
@@ -443,10 +467,19 @@ class RunDir:
         """Say that all files of `step` are written."""
         write_text(self.marker(step), key)
 
-    def keep_only(self, folders: Sequence[str], methods: Sequence[str]) -> None:
-        """Remove what earlier configs left of other folds' or methods' test slides: it would pass for this run's."""
-        for path in (*self.root.glob("fold*/predictions/*.csv"), *self.root.glob("fold*/test_attention/*")):
-            if path.parents[1].name not in folders or path.stem not in methods:
+    def keep_only(self, made: Collection[tuple[str, str]]) -> None:
+        """Remove what earlier configs left of test slides: it would pass for this run's.
+
+        Parameters
+        ----------
+        made : collection of (folder, method)
+            What is this run's.
+        """
+        for path in (
+            *self.root.glob("fold*/**/predictions/*.csv"),
+            *self.root.glob("fold*/**/test_attention/*"),
+        ):
+            if (path.parents[1].relative_to(self.root).as_posix(), path.stem) not in made:
                 path.unlink()
 
 

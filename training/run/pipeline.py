@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,18 +20,27 @@ from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.files import Json, remembered, save_tensors
 from training.hashing import content_hash
+from training.intervals import FoldScores
 from training.loop import Session
 from training.methods import METHODS, OURS, TEACHER, Embedding, Method, wanted_methods
 from training.metrics import slide_metrics
 from training.run.context import Context
-from training.run.steps import Stage1Plan, Steps, each_once, once
+from training.run.layout import Folder
+from training.run.steps import Stage1Plan, Step, Steps, each_once, once
+from training.stages.calibrate import served_outputs
 from training.stages.distill_slides import SlideDistillation, TeacherOutput
-from training.stages.distill_tiles import distill_encoder, pair_loader, student_layers
+from training.stages.distill_tiles import TRANSDUCTIVE_NOTE, distill_encoder, pair_loader, student_layers
 from training.stages.embed_on_cluster import embed_on_cluster
 from training.stages.embed_tiles import EncoderSource, embed_slides
-from training.stages.evaluate import predict_shortcut, predict_test
+from training.stages.evaluate import (
+    called_metrics,
+    fold_scores,
+    predict_shortcut,
+    predict_test,
+    sensitivities,
+)
 from training.stages.export import export_bundle
-from training.stages.fit_trust import fit_trust, trust_metrics
+from training.stages.fit_trust import fit_trust, honest_probabilities, trust_metrics
 from training.stages.heads import bag_outputs, fit_head
 from training.stages.shortcuts import ShortcutFeatures, slide_shortcuts
 
@@ -49,69 +58,84 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Head:
-    """A head to train: a method on a fold, on the bags of a store."""
+    """A head to train: a method on a fold, on the bags of a store.
+
+    Attributes
+    ----------
+    split : Split
+    method : Method
+    embedded : Embedded
+    seed : int
+        Of this training.
+    encoder_seed : int, optional
+        Of f'; None for methods that aren't of the student.
+    """
 
     split: Split
     method: Method
     embedded: Embedded
+    seed: int
+    encoder_seed: int | None = None
+
+    def folder(self, context: Context) -> Folder:
+        """Return where it lies."""
+        return context.folder_of(f"fold{self.split.fold}", encoder_seed=self.encoder_seed, seed=self.seed)
+
+    def step(self, steps: Steps) -> Step:
+        """Return the step that trains it."""
+        if self.method == TEACHER:
+            return steps.teacher(self.split, self.seed)
+        return steps.head(
+            self.split, self.method, self.embedded.store, seed=self.seed, encoder_seed=self.encoder_seed
+        )
 
 
 def run_steps(
     context: Context, splits: Sequence[Split], steps: Steps
-) -> tuple[dict[str, list[Predictions]], list[Path]]:
-    """Do all steps of all folds.
+) -> tuple[dict[str, list[FoldScores]], list[Path]]:
+    """Do all steps of all folds and seeds.
 
     Returns
     -------
-    predictions : dict
-        Method -> its test predictions, fold by fold; empty on all processes but the main one.
+    tested : dict
+        Method -> what its trainings say of the test slides, fold by fold; empty on all processes but the main one.
     bundles : list of Path
-        The student of each fold.
+        The student of each fold, of the first seed.
     """
-    teacher = context.teacher_encoder()
+    teacher, seeds = context.teacher_encoder(), context.head_seeds
     check_tokens(context, teacher)
     weights = context.config.encoder.weights
     hr = Embedded(teacher, context.hr_store())
     lr = Embedded(teacher, context.lr_store(context.encoder_hash))
     embed(context, context.rows, hr, weights, hr=True)
     embed(context, context.labelled, lr, weights, hr=False)
+    teachers = [Head(split, TEACHER, hr, seed) for split in splits for seed in seeds]
     each_once(
-        context,
-        [
-            (steps.teacher(split), partial(train_teacher, context, split, steps, teacher.embed_dim))
-            for split in splits
-        ],
+        context, [(head.step(steps), partial(train_teacher, context, head, steps)) for head in teachers]
     )
     heads = []
     students: dict[str, Embedded] = {}
     for split in splits:
-        plan = steps.stage1_plan(split)
-        if plan.folder not in students:
-            train_encoder(context, plan, steps, teacher)
-            students[plan.folder] = Embedded(
-                context.student_encoder(steps.student_file(plan)), steps.student_store(plan)
-            )
-        student = students[plan.folder]
-        embed(context, split.labelled, student, steps.student_file(plan), hr=False)
-        of_embedding = {Embedding("teacher", "lr"): lr, Embedding("student", "lr"): student}
         for method in trained_methods(context):
-            if method.embedding in of_embedding:
-                heads.append(Head(split, method, of_embedding[method.embedding]))
+            if method.embedding == Embedding("teacher", "lr"):
+                heads += [Head(split, method, lr, seed) for seed in seeds]
+        for encoder_seed in context.encoder_seeds:
+            plan = steps.stage1_plan(split, encoder_seed)
+            if plan.folder not in students:
+                train_encoder(context, plan, steps, teacher)
+                students[plan.folder] = Embedded(
+                    context.student_encoder(steps.student_file(plan)), steps.student_store(plan)
+                )
+            student = students[plan.folder]
+            embed(context, split.labelled, student, steps.student_file(plan), hr=False)
+            for method in trained_methods(context):
+                if method.is_of_student:
+                    heads += [Head(split, method, student, seed, encoder_seed) for seed in seeds]
     heads += _random_heads(context, splits)
-    each_once(
-        context,
-        [
-            (
-                steps.head(head.split, head.method, head.embedded.store),
-                partial(train_head, context, head, steps),
-            )
-            for head in heads
-        ],
-    )
+    each_once(context, [(head.step(steps), partial(train_head, context, head, steps)) for head in heads])
     if not context.runtime.is_main:
         return {}, []
-    heads += [Head(split, TEACHER, hr) for split in splits]
-    return _evaluate(context, splits, steps, heads)
+    return _evaluate(context, splits, steps, [*heads, *teachers])
 
 
 def trained_methods(context: Context) -> list[Method]:
@@ -129,7 +153,8 @@ def check_tokens(context: Context, teacher: Encoder) -> None:
         Where an encoder has fewer tokens along a tile than a tile has children.
     """
     tiles = context.config.tiles
-    for encoder in (teacher, context.new_student(teacher) if context.config.student.spec else teacher):
+    seed = context.encoder_seeds[0]
+    for encoder in (teacher, context.new_student(teacher, seed) if context.config.student.spec else teacher):
         grid = encoder.tokens_per_edge(tiles.tile_px)
         if grid < tiles.ratio:
             raise EncoderError(
@@ -182,24 +207,29 @@ def _random_heads(context: Context, splits: Sequence[Split]) -> list[Head]:
     # In this process, also where there is a cluster: what is random here must be random there in the same way.
     jobs = context.jobs(context.labelled, embedded.store, hr=False)
     embed_slides(jobs, embedded.encoder, context.runtime, context.reporter, "Embedding LR, random")
-    return [Head(split, method, embedded) for method in methods for split in splits]
+    return [
+        Head(split, method, embedded, seed)
+        for method in methods
+        for split in splits
+        for seed in context.head_seeds
+    ]
 
 
 # --- training
 
 
-def train_teacher(context: Context, split: Split, steps: Steps, embed_dim: int) -> None:
+def train_teacher(context: Context, head: Head, steps: Steps) -> None:
     """Train (step 2) the teacher's head on a fold's HR bags, and keep what it says of every training slide."""
-    store = context.hr_store()
+    split, store = head.split, head.embedded.store
     train = context.bags(store, split.train, share=_TRAIN_SHARE)
     model = fit_head(
         train,
         context.bags(store, split.val, share=_VAL_SHARE),
-        context.head_spec(embed_dim),
-        context.config.mil.recipe(context.config.run.seed),
-        _head_session(context, split, TEACHER, steps.teacher(split).key),
+        context.head_spec(head.embedded.encoder.embed_dim),
+        context.config.mil.recipe(head.seed),
+        _head_session(context, head, steps),
     )
-    folder = context.run_dir.fold(split.fold)
+    folder = head.folder(context)
     folder.write_head(TEACHER.key, model)
     outputs = bag_outputs(model, train, context.device)
     folder.write_teacher_outputs(
@@ -216,13 +246,7 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
 
     def train() -> None:
         config = context.config
-        scores = None
-        if plan.split is not None:
-            outputs = context.run_dir.folder(plan.folder).read_teacher_outputs()
-
-            def scores(slide_id: str) -> NDArray[np.float32]:
-                return np.asarray(outputs[slide_id].attention_scores.numpy(), np.float32)
-
+        scores = _teacher_attention(context, plan, teacher) if plan.split is not None else None
         train_loader, val_loader = (
             pair_loader(
                 context.tiles_of(rows),
@@ -230,14 +254,14 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
                 context.geometry,
                 context.hr_store(),
                 teacher_dim=teacher.embed_dim,
-                scores=of_rows,
+                scores=scores,
                 threads=config.run.threads,
                 rank=context.runtime.rank,
                 world=context.runtime.world,
             )
-            for rows, of_rows in ((plan.train, scores), (plan.val, None))
+            for rows in (plan.train, plan.val)
         )
-        student = context.new_student(teacher)
+        student = context.new_student(teacher, plan.seed)
         files = context.run_dir.folder(plan.folder).files("stage1", step.key, config.run.checkpoint_seconds)
         distill_encoder(
             student,
@@ -253,7 +277,7 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
                 teacher_depth=teacher.depth,
             ),
             ratio=context.geometry.ratio,
-            seed=config.run.seed,
+            seed=plan.seed,
         )
         if context.runtime.is_main:
             save_tensors(steps.student_file(plan), student.vit.state_dict())
@@ -262,16 +286,33 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
     once(context, step, train, together=True)
 
 
+def _teacher_attention(
+    context: Context, plan: Stage1Plan, teacher: Encoder
+) -> Callable[[str], NDArray[np.float32]]:
+    """Return the scores of HR tiles by the fold's teacher: of training slides as kept, of validation slides asked anew.
+
+    The teacher of the first seed, whichever seed the encoder has.
+    """
+    assert plan.split is not None
+    folder = context.run_dir.fold(plan.split.fold)
+    of_slide = {name: output.attention_scores for name, output in folder.read_teacher_outputs().items()}
+    head = load_head(context, folder, TEACHER, teacher.embed_dim)
+    outputs = bag_outputs(head, context.bags(context.hr_store(), plan.val), context.device)
+    for row, output in zip(plan.val, outputs, strict=True):
+        of_slide[row.slide_id] = output.attention_scores
+    return lambda slide_id: np.asarray(of_slide[slide_id].numpy(), np.float32)
+
+
 def train_head(context: Context, head: Head, steps: Steps) -> None:
     """Train (step 5, stage 2) a head on LR bags, with or without the teacher's words."""
     config, split, method = context.config, head.split, head.method
-    folder, store = context.run_dir.fold(split.fold), head.embedded.store
+    folder, store = head.folder(context), head.embedded.store
     extra_loss = None
     if method.is_distilled:
         extra_loss = SlideDistillation(
             config.stage2,
             context.tiles_of(split.train),
-            folder.read_teacher_outputs(),
+            context.folder_of(f"fold{split.fold}", seed=head.seed).read_teacher_outputs(),
             ratio=context.geometry.ratio,
             device=context.device,
         )
@@ -279,24 +320,24 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
         context.bags(store, split.train, share=_TRAIN_SHARE),
         context.bags(store, split.val, share=_VAL_SHARE),
         context.head_spec(head.embedded.encoder.embed_dim),
-        config.mil.recipe(config.run.seed),
-        _head_session(context, split, method, steps.head(split, method, store).key),
+        config.mil.recipe(head.seed),
+        _head_session(context, head, steps),
         ce_weight=config.stage2.l_ce if method.is_distilled else 1.0,
         extra_loss=extra_loss,
     )
     folder.write_head(method.key, model)
 
 
-def _head_session(context: Context, split: Split, method: Method, key: str) -> Session:
-    folder = context.run_dir.fold(split.fold)
-    files = folder.files(method.key, key, context.config.run.checkpoint_seconds)
-    return Session(context.runtime.head_fabric, files, context.reporter, method.bar)
+def _head_session(context: Context, head: Head, steps: Steps) -> Session:
+    key, method = head.step(steps).key, head.method
+    files = head.folder(context).files(method.key, key, context.config.run.checkpoint_seconds)
+    bar = method.bar if len(context.head_seeds) == 1 else f"{method.bar}, seed {head.seed}"
+    return Session(context.runtime.head_fabric, files, context.reporter, bar)
 
 
-def load_head(context: Context, split: Split, method: Method, embed_dim: int) -> MILModel:
-    """Return the head of a method on a fold, in eval mode."""
-    spec = context.head_spec(embed_dim)
-    return context.run_dir.fold(split.fold).read_head(method.key, spec).to(context.device)
+def load_head(context: Context, folder: Folder, method: Method, embed_dim: int) -> MILModel:
+    """Return the head of a method that lies in a folder, in eval mode."""
+    return folder.read_head(method.key, context.head_spec(embed_dim)).to(context.device)
 
 
 # --- test slides and bundles
@@ -304,43 +345,47 @@ def load_head(context: Context, split: Split, method: Method, embed_dim: int) ->
 
 def _evaluate(
     context: Context, splits: Sequence[Split], steps: Steps, heads: Sequence[Head]
-) -> tuple[dict[str, list[Predictions]], list[Path]]:
-    predictions: dict[str, list[Predictions]] = {}
-    bundles = []
+) -> tuple[dict[str, list[FoldScores]], list[Path]]:
+    tested: dict[str, list[FoldScores]] = {}
+    made, bundles = set(), []
     for split in splits:
-        of_fold = {head.method: head for head in heads if head.split.fold == split.fold}
         for method in wanted_methods(context.config.evaluate.methods, context.config.evaluate.shortcuts):
+            mine = [head for head in heads if head.split.fold == split.fold and head.method == method]
             if method.embedding is None:
-                found = evaluate_shortcut(context, split, steps, method)
+                found = [evaluate_shortcut(context, split, steps, method)]
+                made.add((context.run_dir.fold(split.fold).name, method.key))
             else:
-                found = evaluate_head(context, steps, of_fold[method])
-            predictions.setdefault(method.key, []).append(found)
-        bundles.append(_export(context, steps, of_fold[OURS], predictions[OURS.key][-1]))
-    folders = [context.run_dir.fold(split.fold).name for split in splits]
-    context.run_dir.keep_only(folders, list(predictions))
-    return predictions, bundles
+                found = [evaluate_head(context, steps, head) for head in mine]  # encoder by encoder
+                made |= {(head.folder(context).name, method.key) for head in mine}
+            n_heads = len(context.head_seeds) if mine else 1
+            tested.setdefault(method.key, []).append(fold_scores(found, n_heads))
+            if method == OURS:
+                bundles.append(_export(context, steps, mine[0], found[0]))
+    context.run_dir.keep_only(made)
+    return tested, bundles
 
 
 def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
     """Ask (step 6) a head about the fold's test slides, unless that was done, and read its answer."""
     split, method, store = head.split, head.method, head.embedded.store
-    trained = steps.teacher(split) if method == TEACHER else steps.head(split, method, store)
-    folder = context.run_dir.fold(split.fold)
+    folder = head.folder(context)
 
     def ask() -> None:
-        predictions, attention = predict_test(
-            load_head(context, split, method, head.embedded.encoder.embed_dim),
+        predictions, attention, calibration = predict_test(
+            load_head(context, folder, method, head.embedded.encoder.embed_dim),
             context.bags(store, split.val),
+            split.val,
             context.bags(store, split.test, share=0.0),
             split.test,
             context.places_of(split.test, hr=method == TEACHER),
             context.class_names,
-            context.device,
+            context.config.calibrate,
         )
         folder.write_attention(method.key, attention)
+        folder.write_calibration(method.key, calibration)
         folder.write_predictions(method.key, predictions)
 
-    once(context, steps.test(split, method, trained), ask, quiet=True)
+    once(context, steps.test(split, method, head.step(steps), folder), ask, quiet=True)
     return folder.read_predictions(method.key)
 
 
@@ -353,7 +398,13 @@ def evaluate_shortcut(context: Context, split: Split, steps: Steps, method: Meth
         folder.write_predictions(
             method.key,
             predict_shortcut(
-                method.slide_features, features, split.train, split.val, split.test, context.class_names
+                method.slide_features,
+                features,
+                split.train,
+                split.val,
+                split.test,
+                context.class_names,
+                context.config.calibrate,
             ),
         )
 
@@ -383,18 +434,25 @@ def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Pa
     folder = context.run_dir.fold(split.fold)
 
     def export() -> None:
-        assert test.temperature is not None
-        mil = load_head(context, split, OURS, encoder.embed_dim)
+        mil = load_head(context, folder, OURS, encoder.embed_dim)
+        calibration = folder.read_calibration(OURS.key)
+        own = split.calibration
+        held_out = context.bags(store, own or split.val)
+        logits = np.stack([output.bag_logits.numpy() for output in served_outputs(mil, held_out)])
+        patients = [row.patient_id for row in own or split.val]
         trust = fit_trust(
-            mil,
             context.bags(store, split.train, share=0.0),
-            context.bags(store, split.val),
-            temperature=test.temperature,
+            held_out,
+            probabilities=calibration.probabilities(logits)
+            if own
+            else honest_probabilities(logits, held_out.labels, patients, seed=config.run.seed),
+            chose_nothing=bool(own),
             seed=config.run.seed,
-            device=context.device,
         )
-        measured = slide_metrics(test.labels, test.probabilities)
+        measured = slide_metrics(test.labels, test.probabilities, test.called)
         metrics = {f"test_{name}": value for name, value in measured.items()}
+        found = sensitivities([fold_scores([test], 1)], context.class_names)
+        metrics |= called_metrics(found, calibration.operating_point.positive)
         test_bags = context.bags(store, split.test, share=0.0)
         export_bundle(
             folder.bundle,
@@ -405,11 +463,12 @@ def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Pa
             config.export,
             geometry=context.geometry,
             class_names=context.class_names,
-            temperature=test.temperature,
+            calibration=calibration,
             config_sha256=content_hash(config),
-            metrics=metrics | trust_metrics(trust, test.probabilities, test.labels, test_bags),
+            metrics=metrics | trust_metrics(trust, test, test_bags),
+            note=TRANSDUCTIVE_NOTE if config.stage1.is_transductive else "",
         )
 
-    tested = steps.test(split, OURS, steps.head(split, OURS, store))
+    tested = steps.test(split, OURS, head.step(steps), folder)
     once(context, steps.export(split, tested), export)
     return folder.bundle

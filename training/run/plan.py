@@ -22,6 +22,7 @@ from training.methods import Embedding
 from training.run.context import Context
 from training.run.pipeline import check_tokens, trained_methods
 from training.run.steps import Stage1Plan, Step, Steps, is_done
+from training.runtime import Precision, autocast
 from training.stages.distill_tiles import Distiller, student_layers
 
 
@@ -79,40 +80,61 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     config = context.config
     teacher = context.teacher_encoder()
     check_tokens(context, teacher)
-    student = context.new_student(teacher).eval()
+    student = context.new_student(teacher, context.encoder_seeds[0]).eval()
     labelled = context.labelled
-    rate = _tiles_per_second(context, teacher)
-    student_rate = rate if config.student.spec is None else _tiles_per_second(context, student)
+    # As they are embedded: HR tiles at the run's precision, LR tiles at 32 bits, as at inference.
+    hr_rate = _tiles_per_second(context, teacher, config.run.precision)
+    rate = hr_rate if config.run.precision == "32-true" else _tiles_per_second(context, teacher, "32-true")
+    student_rate = rate if config.student.spec is None else _tiles_per_second(context, student, "32-true")
     lr_teacher = context.lr_store(context.encoder_hash)
     planned = [
-        _embedding(context, "embed HR", context.rows, context.hr_store(), teacher, rate, hr=True),
+        _embedding(context, "embed HR", context.rows, context.hr_store(), teacher, hr_rate, hr=True),
         _embedding(context, "embed LR, undistilled", labelled, lr_teacher, teacher, rate, hr=False),
     ]
     seconds_a_bag = _head_seconds(context, teacher.embed_dim, hr=True)
-    planned += [_head(context, split, steps.teacher(split), seconds_a_bag) for split in splits]
+    seeds, encoder_seeds = context.head_seeds, context.encoder_seeds
+    planned += [
+        _head(context, split, steps.teacher(split, seed), seconds_a_bag) for split in splits for seed in seeds
+    ]
     seconds_a_bag = _head_seconds(context, student.embed_dim, hr=False)
-    todo = [split for split in splits if not is_done(context.run_dir, steps.stage1(steps.stage1_plan(split)))]
+    plans = {(split.fold, seed): steps.stage1_plan(split, seed) for split in splits for seed in encoder_seeds}
+    todo = [one for one in plans.values() if not is_done(context.run_dir, steps.stage1(one))]
     seconds_a_pair = _pair_seconds(context, teacher, student) if todo else 0.0
     folders: set[str] = set()
     for split in splits:
-        stage1 = steps.stage1_plan(split)
-        trained = is_done(context.run_dir, steps.stage1(stage1))
-        if stage1.folder not in folders:
-            folders.add(stage1.folder)
-            planned.append(_stage1(context, stage1, steps.stage1(stage1), 0.0 if trained else seconds_a_pair))
-        lr_student = steps.student_store(stage1) if trained else None
-        if lr_student is not None or not steps.shares_encoder or split is splits[0]:
-            name = f"embed LR, fold {split.fold}"
-            planned.append(
-                _embedding(context, name, split.labelled, lr_student, student, student_rate, hr=False)
-            )
-        stores = {Embedding("teacher", "lr"): lr_teacher, Embedding("student", "lr"): lr_student}
         for method in trained_methods(context):
-            if method.embedding in stores:
-                store = stores[method.embedding]
-                # f' isn't trained yet: neither is its head, whatever lies there.
-                step = steps.head(split, method, store or context.lr_store(""))
-                planned.append(_head(context, split, step, seconds_a_bag))
+            if method.embedding == Embedding("teacher", "lr"):
+                planned += [
+                    _head(context, split, steps.head(split, method, lr_teacher, seed=seed), seconds_a_bag)
+                    for seed in seeds
+                ]
+        for encoder_seed in encoder_seeds:
+            stage1 = plans[split.fold, encoder_seed]
+            trained = is_done(context.run_dir, steps.stage1(stage1))
+            if stage1.folder not in folders:
+                folders.add(stage1.folder)
+                planned.append(
+                    _stage1(context, stage1, steps.stage1(stage1), 0.0 if trained else seconds_a_pair)
+                )
+            lr_student = steps.student_store(stage1) if trained else None
+            if lr_student is not None or not steps.shares_encoder or split is splits[0]:
+                name = f"embed LR, fold {split.fold}"
+                planned.append(
+                    _embedding(context, name, split.labelled, lr_student, student, student_rate, hr=False)
+                )
+            # Where f' isn't trained yet, neither is its head, whatever lies there.
+            store = lr_student or context.lr_store("")
+            planned += [
+                _head(
+                    context,
+                    split,
+                    steps.head(split, method, store, seed=seed, encoder_seed=encoder_seed),
+                    seconds_a_bag,
+                )
+                for method in trained_methods(context)
+                if method.is_of_student
+                for seed in seeds
+            ]
     random = [method for method in trained_methods(context) if method.embedding == Embedding("random", "lr")]
     for method in random:
         _, random_store = context.random_lr_encoder()
@@ -121,7 +143,9 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
         )
         seconds_a_bag = _head_seconds(context, teacher.embed_dim, hr=False)
         planned += [
-            _head(context, split, steps.head(split, method, random_store), seconds_a_bag) for split in splits
+            _head(context, split, steps.head(split, method, random_store, seed=seed), seconds_a_bag)
+            for split in splits
+            for seed in seeds
         ]
     return planned
 
@@ -176,10 +200,10 @@ def _embedding(
     return PlannedStep(name, work, 2 * n_tiles * encoder.embed_dim * arrays, n_tiles / rate)
 
 
-def _tiles_per_second(context: Context, encoder: Encoder) -> float:
+def _tiles_per_second(context: Context, encoder: Encoder, precision: Precision) -> float:
     config = context.config
     tiles = _random_tiles(context, config.encoder.batch_size)
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(context.device, precision):
         seconds = _seconds_of(
             lambda: encoder(encoder.preprocess(tiles), config.stage1.layers[:0]), context.device
         )
@@ -202,7 +226,8 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
     tiles = _random_tiles(context, config.stage1.batch_size)
 
     def step() -> None:
-        output = model(tiles)
+        with autocast(context.device, config.run.precision):
+            output = model(tiles)
         torch.autograd.backward(output.child_tokens.square().sum() + output.embedding.square().sum())
         optimizer.step()
         optimizer.zero_grad()

@@ -79,12 +79,14 @@ def prepare(
                 run_dir, rows, config.data, config.run.seed, writes=writes and runtime.is_main
             )
         runtime.wait()
+    names = class_names(rows)
+    config.calibrate.positive_class(names)  # says what is wrong with it
     context = Context(
         run_dir=run_dir,
         config=config,
         geometry=geometry,
         tiles={item.row.slide_id: item for item in tiles},
-        class_names=class_names(rows),
+        class_names=names,
         runtime=runtime,
         reporter=reporter,
         cluster=cluster,
@@ -107,7 +109,13 @@ def splits_of(
     writes : bool
         Whether to keep them.
     """
-    key = splits_key(rows, n_folds=data.n_folds, seed=seed, preserved_sites=data.preserved_sites)
+    key = splits_key(
+        rows,
+        n_folds=data.n_folds,
+        seed=seed,
+        preserved_sites=data.preserved_sites,
+        calibration=data.calibration,
+    )
     kept = run_dir.read_splits()
     splits = kept.splits(rows) if kept is not None and kept.key == key else _deal(rows, data, seed)
     if writes:
@@ -116,7 +124,13 @@ def splits_of(
 
 
 def _deal(rows: list[SlideRow], data: DataSection, seed: int) -> list[Split]:
-    return make_splits(rows, n_folds=data.n_folds, seed=seed, preserved_sites=data.preserved_sites)
+    return make_splits(
+        rows,
+        n_folds=data.n_folds,
+        seed=seed,
+        preserved_sites=data.preserved_sites,
+        calibration=data.calibration,
+    )
 
 
 def _wanted(splits: list[Split], folds: tuple[int, ...] | None) -> list[Split]:

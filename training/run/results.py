@@ -5,26 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from training.data.predictions import Predictions, pool
-from training.methods import OURS, method_name
+from training.intervals import FoldScores
+from training.methods import BY_KEY, OURS, method_name
 from training.run.context import Context
 from training.run.steps import Steps, once
-from training.stages.evaluate import MethodResult, compare_methods
+from training.stages.distill_tiles import TRANSDUCTIVE_NOTE
+from training.stages.evaluate import MethodResult, called_text, compare_methods
 
 
 def compare(
-    context: Context, steps: Steps, predictions: Mapping[str, Sequence[Predictions]]
+    context: Context, steps: Steps, folds: Sequence[int], tested: Mapping[str, Sequence[FoldScores]]
 ) -> dict[str, MethodResult]:
-    """Compare all methods over all folds: print the table, and write ``results.json``.
+    """Compare all methods over all folds and trainings: print the table, and write ``results.json``.
 
     Parameters
     ----------
     context : Context
     steps : Steps
-    predictions : mapping
+    folds : sequence of int
+        Their numbers; each has a bundle.
+    tested : mapping
         Method -> its folds.
 
     Returns
@@ -33,33 +37,55 @@ def compare(
         See `compare_methods`.
     """
     config = context.config
-    pooled = {method: pool(folds) for method, folds in predictions.items()}
     kept = context.run_dir.kept_results_json
+    bundles = [fold.read_bundle_info() for fold in map(context.run_dir.fold, folds)]
+    trusts = [one.trust for one in bundles if one is not None and one.trust is not None]
+    quantiles = [trust.conformal.quantile for trust in trusts] if len(trusts) == len(folds) else None
 
     def measure() -> None:
-        results = compare_methods(pooled, n_resamples=config.evaluate.bootstrap, seed=config.run.seed)
+        results = compare_methods(
+            tested,
+            context.class_names,
+            n_resamples=config.evaluate.bootstrap,
+            seed=config.run.seed,
+            shares_encoder=steps.shares_encoder,
+            set_quantiles=quantiles,
+        )
         context.run_dir.write_kept_results(results)
 
-    once(context, steps.results(pooled), measure, quiet=True)
+    once(context, steps.results(tested, quantiles or ()), measure, quiet=True)
     results: dict[str, MethodResult] = json.loads(kept.read_text(encoding="utf-8"))
     context.run_dir.write_results(results)
-    ours = pooled[OURS.key]
-    counts = [int((ours.labels == index).sum()) for index in range(len(ours.class_names))]
-    slides = ", ".join(f"{count} {name}" for count, name in zip(counts, ours.class_names, strict=True))
+    labels = np.concatenate([fold.labels for fold in tested[OURS.key]])
+    counts = [int((labels == index).sum()) for index in range(len(context.class_names))]
+    slides = ", ".join(f"{count} {name}" for count, name in zip(counts, context.class_names, strict=True))
     context.reporter.say(
-        f"\nTest slides: {slides}; intervals by bootstrap over patients ({config.evaluate.bootstrap} resamples)."
+        f"\nTest slides: {slides}. AUC: pairs of slides within a fold and a training. Intervals: bootstrap over patients"
+        f"{_trainings(context)} ({config.evaluate.bootstrap} resamples)."
     )
-    context.reporter.console.print(_table(results))
+    transductive = config.stage1.is_transductive
+    context.reporter.console.print(_table(results, mark_student="*" if transductive else ""))
+    if transductive:
+        context.reporter.say(f"* {TRANSDUCTIVE_NOTE}")
+    context.reporter.say(called_text(results[OURS.key], config.calibrate.positive_class(context.class_names)))
     return results
 
 
-def _table(results: Mapping[str, MethodResult]) -> Table:
+def _trainings(context: Context) -> str:
+    n_heads, n_encoders = len(context.head_seeds), len(context.encoder_seeds)
+    if n_heads == n_encoders == 1:
+        return "; with one seed (--seeds) they don't hold the spread between trainings"
+    encoders = "1 encoder" if n_encoders == 1 else f"{n_encoders} encoders"
+    return f" and trainings ({n_heads} heads on {encoders})"
+
+
+def _table(results: Mapping[str, MethodResult], *, mark_student: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)  # within 80 columns
     for name in ("method", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
         table.add_column(name, no_wrap=True)
     for method, metrics in results.items():
         table.add_row(
-            method_name(method),
+            method_name(method) + (mark_student if BY_KEY[method].is_of_student else ""),
             _shown(metrics["auc_interval"], ".3f"),
             _shown(metrics.get("lrmil_minus_this"), "+.3f"),
             _shown(metrics["brier"], ".3f"),
@@ -67,11 +93,9 @@ def _table(results: Mapping[str, MethodResult]) -> Table:
     return table
 
 
-def _shown(value: float | list[float | None] | None, how: str) -> str:
+def _shown(value: object, how: str) -> str:
     """Write a number, or one with its interval."""
-    if value is None:
-        return ""
-    if not isinstance(value, list):
-        return format(value, how)
-    middle, *ends = ("-" if number is None else format(number, how) for number in value)
-    return f"{middle} [{', '.join(ends)}]"
+    if isinstance(value, list):
+        middle, *ends = ("-" if number is None else format(number, how) for number in value)
+        return f"{middle} [{', '.join(ends)}]"
+    return format(value, how) if isinstance(value, float) else ""

@@ -6,7 +6,7 @@ config skips it, one with another config does it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,14 +15,14 @@ import numpy as np
 
 from napari_lrmil.model.encoder import weights_file
 from napari_lrmil.slide.identity import stamp_of
-from training.data.predictions import Predictions
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.hashing import content_hash, file_hash
+from training.intervals import FoldScores
 from training.methods import TEACHER, Method
 from training.run.context import Context
-from training.run.layout import RunDir
+from training.run.layout import Folder, RunDir
 
 _REPORT_CODE = Path(__file__).resolve().parents[1] / "report"
 
@@ -98,14 +98,17 @@ class Stage1Plan:
     Attributes
     ----------
     folder : str
-        ``shared`` or ``foldN``
+        ``shared`` or ``foldN``, or a part of it for another seed than the first.
+    seed : int
+        Of this training.
     train, val : tuple of SlideRow
-        `val` only chooses the epoch.
+        Whose pixels are learned from; those of `val` only choose the epoch.
     split : Split, optional
         Whose teacher weights the children; None for uniform weights.
     """
 
     folder: str
+    seed: int
     train: tuple[SlideRow, ...]
     val: tuple[SlideRow, ...]
     split: Split | None
@@ -123,22 +126,20 @@ class Steps:
 
     def __init__(self, context: Context, splits: Sequence[Split]) -> None:
         self._context = context
-        n_folds = len(splits)
         # An encoder that serves all folds must not see what any of them holds out.
         self._held_out_by_none = set.intersection(
             *({row.slide_id for row in split.extra} for split in splits)
         )
         stage1 = context.config.stage1
-        uniform = stage1.weighting == "uniform"
-        self.shares_encoder = uniform and (
-            stage1.scope == "shared" or (stage1.scope == "auto" and n_folds > 1)
-        )
+        serves_all = stage1.slides == "all" or (stage1.slides == "unlabelled" and len(splits) > 1)
+        self.shares_encoder = stage1.scope == "shared" or (stage1.scope == "auto" and serves_all)
         self._stamps: dict[bool, dict[str, str]] = {True: {}, False: {}}
 
     # --- training
 
-    def teacher(self, split: Split) -> Step:
-        """Return the step that trains a fold's teacher head; it sees no layers beside the embeddings."""
+    def teacher(self, split: Split, seed: int | None = None) -> Step:
+        """Return the step that trains a fold's teacher head, by default of the first seed; it sees no layers' tokens."""
+        seed = self._context.head_seeds[0] if seed is None else seed
         spec = self._context.hr_store().spec
         key = content_hash(
             sorted((name, value) for name, value in spec.items() if name != "layers"),
@@ -146,9 +147,9 @@ class Steps:
             self._labelled(split.val, hr=True),
             self._context.class_names,
             self._context.config.mil,
-            self._context.config.run.seed,
+            seed,
         )
-        folder = self._context.run_dir.fold(split.fold)
+        folder = self._context.folder_of(f"fold{split.fold}", seed=seed)
         return Step(
             f"{folder.name}/teacher_mil",
             key,
@@ -156,17 +157,18 @@ class Steps:
             folder.checkpoint(TEACHER.key),
         )
 
-    def stage1_plan(self, split: Split) -> Stage1Plan:
-        """Return whose tiles the f' of this fold learns from."""
+    def stage1_plan(self, split: Split, seed: int | None = None) -> Stage1Plan:
+        """Return whose tiles the f' of this fold learns from, by default that of the first seed."""
         config = self._context.config.stage1
+        seed = self._context.encoder_seeds[0] if seed is None else seed
         if not self.shares_encoder:
             weighted = config.weighting == "attention"
             # Unlabelled slides have no teacher attention: they serve only where the weights are uniform.
-            train = split.train if weighted else (*split.train, *split.extra)
-            if config.slides == "unlabelled" and not weighted:
-                train = split.extra
-            folder = self._context.run_dir.fold(split.fold)
-            return Stage1Plan(folder.name, train, split.val, split if weighted else None)
+            train = () if config.slides == "unlabelled" else split.train
+            if not weighted:
+                train = (*train, *split.extra)
+            folder = self._context.folder_of(f"fold{split.fold}", encoder_seed=seed)
+            return Stage1Plan(folder.name, seed, train, split.val, split if weighted else None)
         rows = self._context.rows
         if config.slides == "unlabelled":
             rows = [row for row in rows if row.slide_id in self._held_out_by_none]
@@ -174,7 +176,8 @@ class Steps:
         rng = np.random.default_rng(self._context.config.run.seed)
         held_out = set(rng.permutation(patients)[: max(1, len(patients) // 10)].tolist())
         return Stage1Plan(
-            self._context.run_dir.shared.name,
+            self._context.folder_of("shared", encoder_seed=seed).name,
+            seed,
             tuple(row for row in rows if row.patient_id not in held_out),
             tuple(row for row in rows if row.patient_id in held_out),
             None,
@@ -188,12 +191,12 @@ class Steps:
             self._context.hr_store().root.name,
             self._ids(plan.train, hr=True),
             self._ids(plan.val, hr=True),
-            config.stage1,
+            config.stage1.model_dump_json(exclude={"seeds"}),
             config.student,
             file_hash(weights_file(start)) if start is not None else None,
-            config.run.seed,
+            plan.seed,
             config.run.precision,
-            self.teacher(plan.split).key if plan.split is not None else None,
+            (self.teacher(plan.split).key, "validated by attention") if plan.split is not None else None,
         )
         folder = self._context.run_dir.folder(plan.folder)
         return Step(f"{plan.folder}/stage1", key, (folder.student_encoder,), folder.checkpoint("stage1"))
@@ -207,32 +210,48 @@ class Steps:
         weights = file_hash(self.student_file(plan))
         return self._context.lr_store(content_hash(self._context.student_spec, weights))
 
-    def head(self, split: Split, method: Method, store: EmbeddingStore) -> Step:
-        """Return the step that trains a student's head on some embeddings of a fold."""
+    def head(
+        self,
+        split: Split,
+        method: Method,
+        store: EmbeddingStore,
+        *,
+        seed: int | None = None,
+        encoder_seed: int | None = None,
+    ) -> Step:
+        """Return the step that trains a student's head on some embeddings of a fold; seeds are by default the first."""
         config = self._context.config
+        seed = self._context.head_seeds[0] if seed is None else seed
         key = content_hash(
             store.root.name,
             self._labelled(split.train, hr=False),
             self._labelled(split.val, hr=False),
             self._context.class_names,
             config.mil,
-            config.run.seed,
-            (self.teacher(split).key, config.stage2.model_dump_json()) if method.is_distilled else None,
+            seed,
+            (self.teacher(split, seed).key, config.stage2.model_dump_json()) if method.is_distilled else None,
         )
-        folder = self._context.run_dir.fold(split.fold)
+        folder = self._context.folder_of(f"fold{split.fold}", encoder_seed=encoder_seed, seed=seed)
         return Step(
             f"{folder.name}/{method.key}", key, (folder.head(method.key),), folder.checkpoint(method.key)
         )
 
     # --- test slides
 
-    def test(self, split: Split, method: Method, head: Step) -> Step:
-        """Return the step that asks a head about a fold's test slides."""
+    def test(self, split: Split, method: Method, head: Step, folder: Folder) -> Step:
+        """Return the step that asks a head about a fold's test slides; `folder` is the head's."""
         patients = [row.patient_id for row in split.test]  # they stand in the table of predictions
         hr = method.embedding is not None and method.embedding.is_hr
-        key = content_hash(head.key, self._labelled(split.test, hr=hr), patients)
-        folder = self._context.run_dir.fold(split.fold)
-        makes = (folder.predictions(method.key), folder.attention(method.key))
+        val_patients = [row.patient_id for row in split.val]  # the thresholds count by patient
+        config = self._context.config
+        key = content_hash(
+            head.key, self._labelled(split.test, hr=hr), patients, val_patients, config.calibrate
+        )
+        makes = (
+            folder.predictions(method.key),
+            folder.attention(method.key),
+            folder.calibration(method.key),
+        )
         return Step(f"{folder.name}/test_{method.key}", key, makes)
 
     def test_shortcut(self, split: Split, method: Method) -> Step:
@@ -242,7 +261,8 @@ class Steps:
             self._context.geometry,
             self._context.class_names,
             [self._labelled(part, hr=False) for part in (split.train, split.val, split.test)],
-            [row.patient_id for row in split.test],
+            [row.patient_id for row in (*split.val, *split.test)],
+            self._context.config.calibrate,
         )
         folder = self._context.run_dir.fold(split.fold)
         return Step(f"{folder.name}/test_{method.key}", key, (folder.predictions(method.key),))
@@ -250,17 +270,35 @@ class Steps:
     def export(self, split: Split, test: Step) -> Step:
         """Return the step that exports a fold's bundle, which names its config; `test` made its test predictions."""
         folder = self._context.run_dir.fold(split.fold)
-        key = content_hash(test.key, self._context.config)
+        held_out = self._labelled(split.calibration, hr=False)
+        key = content_hash(
+            test.key, held_out, [row.patient_id for row in split.calibration], self._context.config
+        )
         return Step(f"{folder.name}/export", key, folder.bundle_files)
 
-    def results(self, pooled: dict[str, Predictions]) -> Step:
+    def results(
+        self, tested: Mapping[str, Sequence[FoldScores]], set_quantiles: Sequence[float | None]
+    ) -> Step:
         """Return the step that compares all methods: thousands of resamples, not to be taken twice."""
         config = self._context.config
-        tested = [
-            (method, list(one.patients), one.labels.tolist(), one.probabilities.tolist())
-            for method, one in pooled.items()
+        scores = [
+            (
+                method,
+                [
+                    (one.patients, one.labels.tolist(), one.probabilities.tolist(), one.calls.tolist())
+                    for one in folds
+                ],
+            )
+            for method, folds in tested.items()
         ]
-        key = content_hash(config.evaluate.bootstrap, config.run.seed, tested)
+        key = content_hash(
+            config.evaluate.bootstrap,
+            config.run.seed,
+            self._context.head_seeds,
+            self._context.encoder_seeds,
+            list(set_quantiles),
+            scores,
+        )
         # Not results.json itself: that one is absent while a run is at work.
         return Step("results", key, (self._context.run_dir.kept_results_json,))
 

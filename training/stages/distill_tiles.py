@@ -20,6 +20,7 @@ from training.data.tile_index import SlideTiles, TileGeometry
 from training.loop import Recipe, Session, Task, fit
 from training.losses import child_attention_loss, layer_loss, renormalised_weights
 from training.section import Section
+from training.seeds import Seeds
 
 
 class Stage1Section(Section):
@@ -40,12 +41,18 @@ class Stage1Section(Section):
     )
     scope: Literal["auto", "shared", "fold"] = Field(
         default="auto",
-        description="one f' for all folds, or one a fold; auto: shared where weights are uniform and folds are many",
+        description="one f' for all folds, or one a fold; auto: one a fold, but for slides that serve all folds alike "
+        "(unlabelled, all)",
     )
-    slides: Literal["all", "unlabelled"] = Field(
-        default="all",
-        description="whose pixels a shared f' learns from. No label is used, but with all it has seen the pixels of "
-        "test slides; unlabelled keeps to slides without label, of patients that no fold validates or tests",
+    slides: Literal["train", "unlabelled", "all"] = Field(
+        default="train",
+        description="whose pixels f' learns from. train: the fold's training slides and unlabelled slides of other "
+        "patients; unlabelled: these alone; all: every slide of the table, which is transductive (no label is used, but "
+        "f' has read the pixels of validation and test slides, which no baseline has) and is called so in table, card "
+        "and report",
+    )
+    seeds: Seeds | None = Field(
+        default=None, description="of encoders f', as run.seeds are of heads: each is trained once with each"
     )
     epochs: int = Field(default=5, ge=1, description="the one with the least validation loss is kept")
     pairs_per_epoch: int | None = Field(default=None, ge=1, description="sampled; default every pair")
@@ -68,6 +75,11 @@ class Stage1Section(Section):
     learning_rate: float = Field(default=3e-4, gt=0, description="peak, after a warm-up of 5 % of the steps")
     weight_decay: float = Field(default=0.02, ge=0, description="of AdamW")
 
+    @property
+    def is_transductive(self) -> bool:
+        """Whether f' learns from the pixels of validation and test slides."""
+        return self.slides == "all"
+
     def recipe(self, seed: int) -> Recipe:
         """Return how the weights of f' are fitted."""
         return Recipe(
@@ -78,6 +90,12 @@ class Stage1Section(Section):
             accumulate=self.accumulate,
             warmup=True,
         )
+
+
+TRANSDUCTIVE_NOTE = (
+    'Stage 1 is transductive (stage1.slides = "all"): without their labels, the encoder has read the pixels of validation '
+    "and test slides, which on new slides it has not."
+)
 
 
 class DistillerOutput(NamedTuple):

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from napari_lrmil.model.bundle import BundleInfo, Provenance, TileInput, save_bundle
+from napari_lrmil.model.bundle import FORMAT_VERSION, BundleInfo, Provenance, TileInput, save_bundle
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import MILModel, MILSpec
 from napari_lrmil.model.trust import Trust
 from training.data.tile_index import TileGeometry
 from training.section import Section
+from training.stages.calibrate import Calibration
 
 _PACKAGES = ("napari-lrmil", "torch", "timm", "numpy", "openslide-python")
 """Whose versions a bundle names."""
@@ -41,9 +42,10 @@ def export_bundle(
     *,
     geometry: TileGeometry,
     class_names: tuple[str, ...],
-    temperature: float,
+    calibration: Calibration,
     config_sha256: str,
     metrics: dict[str, float],
+    note: str = "",
 ) -> None:
     """Write the student of one fold, with where it comes from and how far to trust it.
 
@@ -59,12 +61,14 @@ def export_bundle(
     section : ExportSection
     geometry : TileGeometry
     class_names : tuple of str
-    temperature : float
+    calibration : Calibration
         From validation.
     config_sha256 : str
         Of the run's config.
     metrics : dict
         Of the fold's test slides.
+    note : str
+        What else must be known of the training, for the card.
     """
     info = BundleInfo(
         name=section.name,
@@ -82,14 +86,16 @@ def export_bundle(
         teacher_mpp=geometry.mpp_lr / geometry.ratio,
         mil=mil_spec,
         class_names=class_names,
-        temperature=temperature,
+        format_version=FORMAT_VERSION,
+        scaling=calibration.scaling,
+        operating_point=calibration.operating_point,
         provenance=Provenance(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             config_sha256=config_sha256,
             commit=code_commit(),
             versions={"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
             metrics=metrics,
-            training_data=section.training_data,
+            training_data=" ".join(filter(None, (section.training_data, note))),
         ),
         weights_sha256="",
     )

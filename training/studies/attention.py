@@ -68,7 +68,7 @@ def localisation_rows(
     ConfigError
         Where there is no attention, a mask is missing or unreadable, or the seeds kept other slides.
     """
-    lesions = {name: _read_mask(masks / f"{name}.png") for name in experiment.slide_ids}
+    lesions = {name: read_mask(masks / f"{name}.png") for name in experiment.slide_ids}
     lesions = {name: mask for name, mask in lesions.items() if mask.any()}
     found: dict[tuple[str, str], list[LocalisedSlides]] = {}
     for seed in experiment.seeds:
@@ -148,7 +148,14 @@ def _localise(
     return result
 
 
-def _read_mask(path: Path) -> NDArray[np.bool_]:
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Return a lesion mask, (H, W).
+
+    Raises
+    ------
+    ConfigError
+        Where it can't be read.
+    """
     try:
         with Image.open(path) as image:
             return np.asarray(np.asarray(image.convert("L")) > 0, np.bool_)

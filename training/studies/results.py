@@ -1,9 +1,9 @@
 """python -m training.studies.results OUT --run DIR --run DIR ...: several seeds of an experiment as one table.
 
-Each seed tests every slide once, so it has one AUC over the slides of all folds. The value of a method is the mean of
-that over seeds. Its 95 % interval is of this mean, patients resampled: a drawn patient comes with all slides and with
-the predictions of all seeds together, so seeds aren't counted as further patients. Differences to LRMIL are paired: the
-same drawn patients for both.
+Each seed tests every slide once. The AUC of a method is the share of pairs of slides in order, of those that one model
+has scored both of: within a fold of a seed. Its 95 % interval draws patients and seeds anew: a drawn patient comes with
+all slides and with the predictions of all drawn seeds together, so seeds aren't counted as further patients. Differences
+to LRMIL are paired: the same drawn patients and seeds for both.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.terminal import Commands, errors_as_messages
 from training import methods
 from training.cohort.localisation import MIN_LESION
-from training.metrics import Interval, auc, bootstrap_over_patients, slide_metrics
+from training.intervals import FoldScores, resample_dealt_anew, within_fold_auc
+from training.metrics import Interval, auc, call_metrics
 from training.studies.attention import MASK_MPP, AttentionRow, localisation_rows
 from training.studies.runs import Experiment, read_experiment
 
@@ -33,34 +33,39 @@ app = Commands(add_completion=False, pretty_exceptions_enable=False)
 def auc_interval(
     experiment: Experiment, method: str, minus: str | None = None, *, n_resamples: int
 ) -> Interval:
-    """Return the mean AUC over seeds with its interval; with `minus`, the paired difference to that method.
+    """Return the AUC over seeds with its interval; with `minus`, the paired difference to that method.
 
     Parameters
     ----------
     experiment : Experiment
     method, minus : str
     n_resamples : int
-        The patients drawn are the same in every call.
+        The patients and seeds drawn are the same in every call.
 
     Raises
     ------
     ConfigError
         Where the slides are too few for it.
     """
-    labels = experiment.labels
-
-    def metric(drawn: NDArray[np.int64]) -> float:
-        values = [auc(labels[drawn], one[drawn]) for one in experiment.probabilities[method]]
-        if minus is not None:
-            values += [-auc(labels[drawn], one[drawn]) for one in experiment.probabilities[minus]]
-        return float(np.sum(values)) / len(experiment.seeds)
-
+    wanted = {name: _folds_of_seeds(experiment, name) for name in (method, minus) if name is not None}
     try:
-        return bootstrap_over_patients(
-            metric, list(experiment.patients), n_resamples=n_resamples, rng=np.random.default_rng(0)
-        )
+        found = resample_dealt_anew(wanted, n_resamples=n_resamples, seed=0)
+        return (found[method] if minus is None else found[method].minus(found[minus])).interval()
     except ValueError as error:
         raise ConfigError(f"{method}: {error}") from error
+
+
+def _folds_of_seeds(experiment: Experiment, method: str) -> list[list[FoldScores]]:
+    patients = np.asarray(experiment.patients)
+    return [
+        [
+            FoldScores(
+                experiment.labels[inside], tuple(patients[inside].tolist()), probabilities[None, None, inside]
+            )
+            for inside in (folds == fold for fold in sorted(set(folds.tolist())))
+        ]
+        for folds, probabilities in zip(experiment.folds, experiment.probabilities[method], strict=True)
+    ]
 
 
 def fold_aucs(experiment: Experiment, method: str) -> list[float]:
@@ -107,7 +112,11 @@ def _method_table(experiment: Experiment, n_resamples: int) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for method, probabilities in experiment.probabilities.items():
-        per_seed = [slide_metrics(experiment.labels, one) for one in probabilities]
+        called = experiment.called[method]
+        per_seed = [
+            call_metrics(experiment.labels, *pair) for pair in zip(probabilities, called, strict=True)
+        ]
+        aucs = [within_fold_auc(folds) for folds in _folds_of_seeds(experiment, method)]
         mean = {name: float(np.mean([metrics[name] for metrics in per_seed])) for name in per_seed[0]}
         difference = ""
         if method != OURS and OURS in experiment.probabilities:
@@ -118,16 +127,16 @@ def _method_table(experiment: Experiment, n_resamples: int) -> list[str]:
             f"**{name}**" if method == OURS else name,
             _plain(auc_interval(experiment, method, n_resamples=n_resamples)),
             difference,
-            ", ".join(f"{metrics['auc']:.3f}" for metrics in per_seed),
+            ", ".join(f"{value:.3f}" for value in aucs),
             f"{np.mean(folds):.3f}" if folds else "",
             *(f"{mean[key]:.3f}" for key in ("balanced_accuracy", "brier", "ece")),
         )
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "AUC: over the slides of all folds, mean over seeds. Intervals: bootstrap over patients "
-        f"({n_resamples} resamples); the predictions of all seeds for a drawn patient enter together. Differences are "
-        "paired. They hold the spread between patients, not that between trainings, which the seeds' own AUCs show. "
+        "AUC: share of pairs of slides in order, within a fold and a seed. Intervals: bootstrap over patients and seeds "
+        f"({n_resamples} resamples); the predictions of all drawn seeds for a drawn patient enter together. Differences "
+        "are paired. "
         "Balanced accuracy, Brier and ECE: mean over seeds. An AUC of 1 has an interval without width: it says that "
         "these slides hold no error, not that there is none.",
     ]

@@ -23,6 +23,7 @@ class TestedSlide(NamedTuple):
     label: str
     fold: str
     probabilities: tuple[float, ...]
+    called: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Experiment:
         Which fold tested a slide.
     probabilities : dict
         Method -> (S, N, C) array.
+    called : dict
+        Method -> (S, N) array of the classes that are called.
     left_out : tuple of str
         Methods that only some of the runs have.
     tiles : Tiles
@@ -72,6 +75,7 @@ class Experiment:
     labels: NDArray[np.int64]
     folds: NDArray[np.str_]
     probabilities: dict[str, NDArray[np.float64]]
+    called: dict[str, NDArray[np.int64]]
     left_out: tuple[str, ...]
     tiles: Tiles
     run_dirs: dict[int, tuple[Path, ...]]
@@ -137,6 +141,10 @@ def read_experiment(run_dirs: Sequence[Path]) -> Experiment:
             )
             for method in order
         },
+        called={
+            method: np.asarray([[complete[method][seed][name].called for name in ids] for seed in seeds])
+            for method in order
+        },
         left_out=tuple(sorted(found.keys() - complete.keys())),
         tiles=next(iter(tiles.values())),
         run_dirs=dirs,
@@ -172,12 +180,13 @@ def _tiles(folder: Path, config: dict[str, dict[str, float]]) -> Tiles:
 def _by_slide(predictions: Predictions, fold: str) -> dict[str, TestedSlide]:
     names = predictions.class_names
     return {
-        slide: TestedSlide(patient, names[label], fold, tuple(probabilities))
-        for slide, patient, label, probabilities in zip(
+        slide: TestedSlide(patient, names[label], fold, tuple(probabilities), called)
+        for slide, patient, label, probabilities, called in zip(
             predictions.slide_ids,
             predictions.patients,
             predictions.labels.tolist(),
             predictions.probabilities.tolist(),
+            predictions.called.tolist(),
             strict=True,
         )
     }

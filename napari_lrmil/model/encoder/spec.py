@@ -16,6 +16,8 @@ Options = dict[str, int | float | bool | str]
 _LARGEST_OPTION = 16_384
 """Of numbers in `options`: no encoder has as many of anything."""
 _LARGEST = {"depth": 256}
+_LONGEST_TEXT = 200
+_MOST_OPTIONS = 50
 _Positive = Annotated[float, Field(gt=0)]
 
 
@@ -30,7 +32,7 @@ class EncoderSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    architecture: str = CONVSTEM
+    architecture: str = Field(default=CONVSTEM, max_length=_LONGEST_TEXT)
     options: Options = Field(default_factory=dict)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[_Positive, _Positive, _Positive] = IMAGENET_STD
@@ -38,8 +40,14 @@ class EncoderSpec(BaseModel):
     @field_validator("options")
     @classmethod
     def _options_are_of_an_encoder(cls, options: Options) -> Options:
+        if len(options) > _MOST_OPTIONS:
+            raise ValueError(f"{len(options)} options; an encoder has at most {_MOST_OPTIONS}")
         for name, value in options.items():
+            if len(name) > _LONGEST_TEXT or (isinstance(value, str) and len(value) > _LONGEST_TEXT):
+                raise ValueError(f"{name[:20]} is longer than {_LONGEST_TEXT} characters")
             largest = _LARGEST.get(name, _LARGEST_OPTION)
             if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= largest):
                 raise ValueError(f"{name} is {value}; an encoder's is at most {largest}")
+            if isinstance(value, int | float) and value < 0:
+                raise ValueError(f"{name} is {value}; an encoder's is not below 0")
         return options

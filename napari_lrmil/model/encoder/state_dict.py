@@ -11,7 +11,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from napari_lrmil.errors import EncoderError
+from napari_lrmil.errors import EncoderError, shortened
+from napari_lrmil.model.tensors import as_float32
 
 # What training checkpoints wrap the weights in; the teacher is the model that is published.
 _WRAPPERS = ("teacher", "state_dict", "model_state_dict", "model")
@@ -57,21 +58,34 @@ def timm_state_dict(checkpoint: Mapping[str, object], vit: VisionTransformer) ->
     Raises
     ------
     EncoderError
-        Where the file holds several ViTs, and none of them is a teacher.
+        Where the file holds several ViTs, and none of them is a teacher; or tensors that aren't plain arrays, or that
+        don't belong together.
     """
-    state = _without_prefix(_unwrapped(checkpoint))
+    try:
+        state = as_float32(_without_prefix(_unwrapped(checkpoint)))
+    except ValueError as error:
+        raise EncoderError(f"the file is no state dict of an encoder: {error}") from error
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         for pattern, replacement in _RENAMED:
             name = pattern.sub(replacement, name)
         if not _USELESS.match(name):
             renamed[name] = value
-    return _fitted_positions(_fused_attention(renamed), vit)
+    try:
+        return _fitted_positions(_fused_attention(renamed), vit)
+    except RuntimeError as error:  # torch's, of shapes
+        raise EncoderError(
+            f"the tensors of the file don't belong together: {shortened(str(error))}"
+        ) from error
 
 
 def _unwrapped(checkpoint: Mapping[str, object]) -> dict[str, Tensor]:
     inner: Mapping[str, object] = checkpoint
+    seen = {id(inner)}
     while wrapped := next((part for key in _WRAPPERS if isinstance(part := inner.get(key), Mapping)), None):
+        if id(wrapped) in seen:
+            raise ValueError("it holds itself")
+        seen.add(id(wrapped))
         inner = wrapped
     return {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
 

@@ -15,7 +15,7 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_lrmil.errors import EncoderError
+from napari_lrmil.errors import EncoderError, shortened
 from napari_lrmil.model.encoder.spec import CONVSTEM, EncoderSpec, Options
 
 _WEIGHT_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
@@ -163,7 +163,9 @@ def _build(spec: EncoderSpec) -> VisionTransformer:
         try:
             return _convstem_vit(**spec.options)  # type: ignore[arg-type]  # of a file: what is wrong raises
         except Exception as error:  # a description from outside makes libraries raise anything
-            raise EncoderError(f"{CONVSTEM} can't be built with {spec.options} ({error})") from error
+            raise EncoderError(
+                f"{CONVSTEM} can't be built with {spec.options} ({shortened(str(error))})"
+            ) from error
     # A bundle comes from strangers: its weights are its own safetensors file, never what an option points to.
     foreign = sorted(_WEIGHT_OPTIONS & spec.options.keys())
     if foreign:
@@ -179,7 +181,9 @@ def _build(spec: EncoderSpec) -> VisionTransformer:
     try:
         vit = timm.create_model(spec.architecture, pretrained=False, **options)
     except Exception as error:  # as above
-        raise EncoderError(f"timm can't build {spec.architecture!r} with {spec.options} ({error})") from error
+        raise EncoderError(
+            f"timm can't build {spec.architecture!r} with {spec.options} ({shortened(str(error))})"
+        ) from error
     if not isinstance(vit, VisionTransformer) or not vit.has_class_token:
         raise EncoderError(f"{spec.architecture!r} is not a vision transformer with a class token")
     return vit

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from napari_lrmil.errors import EncoderError
+from napari_lrmil.errors import EncoderError, shortened
 from napari_lrmil.model.encoder.preset import EncoderPreset
 from napari_lrmil.model.encoder.presets import find_preset, preset_of_repository
 from napari_lrmil.model.encoder.state_dict import timm_state_dict
 from napari_lrmil.model.encoder.vit import Encoder
 from napari_lrmil.model.hub import HubError, HubProblem, fetch_file
+from napari_lrmil.model.tensors import not_finite, read_tensors
 
 _HUB = re.compile(r"^hf[-_]hub:(?:/*)(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?$")
 _TORCH_SUFFIXES = {".bin", ".pt", ".pth"}
@@ -49,7 +49,7 @@ def load_weights(encoder: Encoder, source: str | Path, *, preset: str | EncoderP
     ------
     EncoderError
         Where the file is missing (with what to fetch, from where, and where to put it), unreadable, or doesn't
-        fit the encoder: every tensor of the encoder must be there, and no other.
+        fit the encoder: every tensor of the encoder must be there, and no other, and all numbers must be finite.
 
     Notes
     -----
@@ -59,12 +59,16 @@ def load_weights(encoder: Encoder, source: str | Path, *, preset: str | EncoderP
     path = _resolved(source, preset, encoder.spec.architecture)
     own = encoder.vit.state_dict()
     state = timm_state_dict(_read(path), encoder.vit)
+    broken = not_finite(state)
+    if broken:
+        raise EncoderError(f"{path} has weights that aren't finite: {', '.join(broken[:3])}")
     wrong = sorted(name for name in state if name not in own or own[name].shape != state[name].shape)
     missing = sorted(set(own) - set(state))
     if wrong or missing:
         raise EncoderError(
             f"{path.name} doesn't fit {encoder.spec.architecture!r}: {len(wrong)} tensors of other name or shape "
-            f"({', '.join(wrong[:3]) or 'none'}), {len(missing)} missing ({', '.join(missing[:3]) or 'none'})"
+            f"({shortened(', '.join(wrong[:3])) or 'none'}), {len(missing)} missing "
+            f"({', '.join(missing[:3]) or 'none'})"
         )
     encoder.vit.load_state_dict(
         {name: value.to(own[name].dtype) for name, value in state.items()}, strict=True
@@ -166,13 +170,13 @@ def _how_to_fetch(
 def _read(path: Path) -> Mapping[str, object]:
     if path.suffix not in _TORCH_SUFFIXES:
         try:
-            return load_file(path)
-        except SafetensorError as error:
+            return read_tensors(path)
+        except (OSError, ValueError) as error:
             raise EncoderError(f"{path} is not a safetensors file ({error})") from error
     try:
+        _check_container(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    # Torch's own name for the error: no module here imports pickle, and a test sees to that.
-    except (RuntimeError, EOFError, ValueError, torch.serialization.pickle.UnpicklingError) as error:  # type: ignore[attr-defined]
+    except Exception as error:  # a file from outside makes libraries raise anything
         raise EncoderError(
             f"{path} is not a PyTorch file of tensors alone, and nothing else is read from one. Convert it to "
             "safetensors where you trust it"
@@ -180,3 +184,18 @@ def _read(path: Path) -> Mapping[str, object]:
     if not isinstance(loaded, Mapping):
         raise EncoderError(f"{path} holds no state dict")
     return loaded
+
+
+def _check_container(path: Path) -> None:
+    """Raise ValueError where a file isn't what `torch.save` writes: an archive of unpacked files, or a pickle.
+
+    Others would be unpacked into memory, or into a folder, before they are refused.
+    """
+    with path.open("rb") as file:
+        begin = file.read(4)
+    if begin[:2] == b"PK":
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is packed")
+    elif begin[:1] != b"\x80":
+        raise ValueError("it is of another kind")

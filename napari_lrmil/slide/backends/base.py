@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -11,8 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.errors import LRMILError, SlideError, reason_of
-from napari_lrmil.slide.damage import Damage
+from napari_lrmil.slide.cache import shared_cache
+from napari_lrmil.slide.damage import Damage, hatch
+from napari_lrmil.slide.files import Chunk, pixel_files
+from napari_lrmil.slide.identity import states_of
 from napari_lrmil.slide.pixel_size import Evidence
+
+MAX_EDGE_PX = 2**24
+"""Pixels along a level: what a scan of half a metre would have at 0.03 µm/px."""
 
 
 class Backend(Protocol):
@@ -32,6 +38,8 @@ class Backend(Protocol):
         Names only. Labels and macro images can show a patient's name: pixels come on request.
     damage : Damage
         What couldn't be decoded so far; reads show it hatched.
+    chunks : tuple of Chunk
+        Of a slide with a file a chunk, those that were there when it was opened; empty for any other.
     """
 
     name: str
@@ -45,6 +53,7 @@ class Backend(Protocol):
     objective_power: float | None
     associated_images: tuple[str, ...]
     damage: Damage
+    chunks: tuple[Chunk, ...]
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -91,6 +100,20 @@ def decoder_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise SlideError(f"{path.name} can't be read ({reason_of(error)})") from error
+
+
+def check_sizes(name: str, sizes_xy: Sequence[tuple[int, int]]) -> None:
+    """Refuse levels of a size that none of a slide has.
+
+    Raises
+    ------
+    SlideError
+    """
+    if not sizes_xy:
+        raise SlideError(f"{name} holds no level")
+    for width, height in sizes_xy:
+        if min(width, height) < 1 or max(width, height) > MAX_EDGE_PX:
+            raise SlideError(f"{name} is damaged: it says that a level measures {width:,} x {height:,} px")
 
 
 def downsamples_of(sizes_xy: Sequence[tuple[int, int]]) -> tuple[float, ...]:
@@ -144,6 +167,51 @@ def assemble(
     return region
 
 
+class DamagedTileError(Exception):
+    """A stored tile that can't be decoded. Raised through the cache, which keeps no error."""
+
+
+def read_stored(
+    decode: Callable[[int, int], NDArray[np.uint8]],
+    *,
+    file: Hashable,
+    level: int,
+    damage: Damage,
+    keep_tiles: bool,
+    tile_xy: tuple[int, int],
+    level_size_xy: tuple[int, int],
+    corner_xy: tuple[int, int],
+    size_xy: tuple[int, int],
+) -> NDArray[np.uint8]:
+    """A rectangle of a level, of stored tiles out of the shared cache; those that are damaged noted and hatched.
+
+    Parameters
+    ----------
+    decode : callable
+        (column, row) -> a stored tile, (height, width, 3) uint8; raises DamagedTileError.
+    file : hashable
+        What names the file in its state, see `file_key`.
+    level : int
+    damage : Damage
+    keep_tiles : bool
+        See `Backend.read_region`.
+    tile_xy, level_size_xy, corner_xy, size_xy : (int, int)
+        As in `assemble`.
+    """
+
+    def tile(col: int, row: int, whole: bool) -> NDArray[np.uint8]:
+        try:
+            return shared_cache().get(
+                (file, level, col, row), lambda: decode(col, row), keep=keep_tiles or not whole
+            )
+        except DamagedTileError as error:
+            place = (col * tile_xy[0], row * tile_xy[1], *tile_xy)
+            damage.add((level, *place), error)
+            return hatch(*place)
+
+    return assemble(tile, tile_xy=tile_xy, level_size_xy=level_size_xy, corner_xy=corner_xy, size_xy=size_xy)
+
+
 def check_request(level: int, n_levels: int, size_xy: tuple[int, int]) -> None:
     """Refuse a level that isn't there and a size below nothing, as OpenSlide does."""
     if not 0 <= level < n_levels:
@@ -152,7 +220,9 @@ def check_request(level: int, n_levels: int, size_xy: tuple[int, int]) -> None:
         raise SlideError(f"a region can't be {size_xy[0]} x {size_xy[1]} px")
 
 
-def file_key(path: Path) -> tuple[str, int, int]:
-    """What names a file in the shared cache: where it is, and its state, so that a new one isn't the old."""
-    stat = path.stat()
-    return (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+def file_key(path: Path) -> Hashable:
+    """What names the files of a slide in the shared cache: where they are, and their state, so that new ones aren't the old.
+
+    Of a DICOM slide, all files beside it count.
+    """
+    return (str(path.resolve()), states_of(pixel_files(path)))

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.errors import SlideError, reason_of
-from napari_lrmil.slide.backends.base import assemble, check_request, file_key
-from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.slide.damage import damage_of, hatch
-from napari_lrmil.slide.files import deepzoom_of, pixel_files
+from napari_lrmil.slide.backends.base import DamagedTileError, check_request, file_key, read_stored
+from napari_lrmil.slide.damage import damage_of
+from napari_lrmil.slide.files import deepzoom_of, pixel_files, stored_chunks
 from napari_lrmil.slide.geometry import l0_to_level
 from napari_lrmil.slide.pixel_size import Evidence
 
@@ -29,6 +28,9 @@ class DeepZoomBackend:
     def __init__(self, path: Path) -> None:
         try:
             found = deepzoom_of(path)
+            self.chunks = tuple(stored_chunks(path))
+            # Of all tiles: one that comes later makes another slide.
+            self._key = (file_key(path), hash(self.chunks))
         except OSError as error:
             raise SlideError(f"{path.name} can't be read ({reason_of(error)})") from error
         if found is None:
@@ -37,7 +39,6 @@ class DeepZoomBackend:
             raise SlideError(f"{path.name} lacks the folder {found.folder.name} with its tiles beside it")
         self._image = found
         self._path = path
-        self._key = file_key(path)
         self.damage = damage_of(self._key)
         self.reason = "DeepZoom"
         self.vendor = "deepzoom"
@@ -67,22 +68,13 @@ class DeepZoomBackend:
         keep_tiles: bool = True,
     ) -> NDArray[np.uint8]:
         check_request(level, len(self.level_dimensions_xy), size_xy)
-        scale, tile_px, cache = self.level_downsamples[level], self._image.tile_px, shared_cache()
-
-        def tile(col: int, row: int, whole: bool) -> NDArray[np.uint8]:
-            try:
-                return cache.get(
-                    (self._key, level, col, row),
-                    lambda: self._decode(level, col, row),
-                    keep=keep_tiles or not whole,
-                )
-            except _DamagedTileError as error:
-                place = (col * tile_px, row * tile_px, tile_px, tile_px)
-                self.damage.add((level, *place), error)
-                return hatch(*place)
-
-        return assemble(
-            tile,
+        scale, tile_px = self.level_downsamples[level], self._image.tile_px
+        return read_stored(
+            lambda col, row: self._decode(level, col, row),
+            file=self._key,
+            level=level,
+            damage=self.damage,
+            keep_tiles=keep_tiles,
             tile_xy=(tile_px, tile_px),
             level_size_xy=self.level_dimensions_xy[level],
             corner_xy=(l0_to_level(location_l0_xy[0], scale), l0_to_level(location_l0_xy[1], scale)),
@@ -98,7 +90,7 @@ class DeepZoomBackend:
         try:
             with Image.open(found.tile_file(level, col, row), formats=("JPEG", "PNG")) as image:
                 if max(image.size) > found.tile_px + 2 * found.overlap_px:
-                    raise _DamagedTileError(f"a tile of {image.width} x {image.height} px")
+                    raise DamagedTileError(f"a tile of {image.width} x {image.height} px")
                 if "A" in image.getbands() or "transparency" in image.info:
                     rgba = image.convert("RGBA")
                     white = Image.new("RGBA", rgba.size, "white")
@@ -108,10 +100,10 @@ class DeepZoomBackend:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             if not found.folder.is_dir():  # a share that went away says nothing of the tile
                 raise SlideError(f"{self._path.name} can't be read: {found.folder.name} is gone") from error
-            raise _DamagedTileError(reason_of(error)) from error
+            raise DamagedTileError(reason_of(error)) from error
         own = pixels[before_y : before_y + here_y, before_x : before_x + here_x]
         if own.shape[:2] != (here_y, here_x):
-            raise _DamagedTileError(f"a tile of {pixels.shape[1]} x {pixels.shape[0]} px")
+            raise DamagedTileError(f"a tile of {pixels.shape[1]} x {pixels.shape[0]} px")
         return np.ascontiguousarray(own)
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
@@ -119,7 +111,3 @@ class DeepZoomBackend:
 
     def close(self) -> None:
         """Nothing is held open: each tile is a file."""
-
-
-class _DamagedTileError(Exception):
-    """A tile that can't be decoded. Raised through the cache, which keeps no error."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import assemble, check_request
 from napari_lrmil.slide.damage import Damage
+from napari_lrmil.slide.files import Chunk
 from napari_lrmil.slide.pixel_size import Evidence
 
 MAX_PIXELS = 2**26
@@ -28,19 +28,21 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 class ImageBackend:
-    """Reads the size at opening and the pixels at the first read; they stay in memory until `close`."""
+    """Decodes the picture at opening, turned upright as its EXIF says; the pixels stay in memory until `close`."""
 
     name = "image"
+    chunks: tuple[Chunk, ...] = ()
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._pixels: NDArray[np.uint8] | None = None
         with _open_image(path) as image:
-            size_xy = image.size
             self.vendor = str(image.format).lower()
             self._icc_profile: bytes | None = image.info.get("icc_profile")
-        self.reason = "a plain image"
+            try:
+                self._pixels, turned = _decoded(image)
+            except (OSError, ValueError, SyntaxError) as error:
+                raise SlideError(f"{path.name} opens, but its pixels can't be read ({error})") from error
+        size_xy = (self._pixels.shape[1], self._pixels.shape[0])
+        self.reason = "a plain image" + (", turned upright as its EXIF says" if turned else "")
         self.damage = Damage()  # decoded whole or not at all
         self.files: tuple[Path, ...] = (path,)
         self.level_dimensions_xy: tuple[tuple[int, int], ...] = (size_xy,)
@@ -65,31 +67,29 @@ class ImageBackend:
         keep_tiles: bool = True,
     ) -> NDArray[np.uint8]:
         check_request(level, 1, size_xy)
-        pixels = self._decoded()
         return assemble(
-            lambda _col, _row, _whole: pixels,
+            lambda _col, _row, _whole: self._pixels,
             tile_xy=self.level_dimensions_xy[0],
             level_size_xy=self.level_dimensions_xy[0],
             corner_xy=(int(location_l0_xy[0]), int(location_l0_xy[1])),
             size_xy=size_xy,
         )
 
-    def _decoded(self) -> NDArray[np.uint8]:
-        with self._lock:
-            if self._pixels is None:
-                try:
-                    with _open_image(self._path) as image:
-                        self._pixels = _on_white(image)
-                    self._pixels.setflags(write=False)
-                except (OSError, ValueError, SyntaxError) as error:
-                    raise SlideError(f"the image can't be decoded ({error})") from error
-            return self._pixels
-
     def read_associated(self, name: str) -> NDArray[np.uint8]:
         raise SlideError(f"there is no associated image {name!r}")
 
     def close(self) -> None:
-        self._pixels = None
+        self._pixels = np.empty((0, 0, 3), np.uint8)
+
+
+def _decoded(image: Image.Image) -> tuple[NDArray[np.uint8], bool]:
+    """The pixels (height, width, 3), clear ones white, read-only; and whether they were stored turned or mirrored."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    if turned:
+        ImageOps.exif_transpose(image, in_place=True)
+    pixels = _on_white(image)
+    pixels.setflags(write=False)
+    return pixels, turned
 
 
 def _on_white(image: Image.Image) -> NDArray[np.uint8]:

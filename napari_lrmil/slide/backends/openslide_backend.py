@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.errors import SlideError
-from napari_lrmil.slide.backends.base import check_request, file_key
+from napari_lrmil.slide.backends.base import check_request, check_sizes, file_key
+from napari_lrmil.slide.backends.ventana import check_tile_places
 from napari_lrmil.slide.damage import Place, damage_of, hatch
-from napari_lrmil.slide.files import pixel_files
+from napari_lrmil.slide.files import Chunk, pixel_files
 from napari_lrmil.slide.pixel_size import DICOM, TIFF_TAG, Evidence, ome_evidence, tag_evidence
 
 CACHE_BYTES = 128 * 2**20
@@ -43,6 +45,7 @@ class OpenSlideBackend:
     """
 
     name = "openslide"
+    chunks: tuple[Chunk, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -52,8 +55,16 @@ class OpenSlideBackend:
         self.reason = "OpenSlide's format"
         properties = self._handle.properties
         self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        if self.vendor == "ventana":
+            check_tile_places(path)
+        paths = properties.get("dicom.NumberOfOpticalPaths", "1")
+        if paths != "1":
+            raise SlideError(
+                f"{path.name} holds {paths} optical paths (channels), but a slide needs one RGB image"
+            )
         self._series_uid: str | None = properties.get("dicom.SeriesInstanceUID")
         self.level_dimensions_xy: tuple[tuple[int, int], ...] = self._handle.level_dimensions
+        check_sizes(path.name, self.level_dimensions_xy)
         self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
         self.level_tiles_xy = _tiles_of(properties, len(self.level_dimensions_xy))
         self.evidence = _evidence_in(properties, self.vendor, self.level_dimensions_xy[0])
@@ -69,11 +80,15 @@ class OpenSlideBackend:
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise SlideError(f"{path.name} is not a slide that OpenSlide can read") from error
         except (openslide.OpenSlideError, OSError) as error:
-            # OpenSlide repeats the whole path, which belongs in no message.
-            why = str(error).replace(str(path), path.name)
-            raise SlideError(f"{path.name} is not a slide that OpenSlide can read ({why})") from error
+            raise SlideError(
+                f"{path.name} is not a slide that OpenSlide can read ({self._said(error)})"
+            ) from error
         handle.set_cache(_shared_openslide_cache())
         return handle
+
+    def _said(self, error: Exception) -> str:
+        """What OpenSlide says, without the folders of the files that it names, which belong in no message."""
+        return str(error).replace(f"{self._path.parent}{os.sep}", "")
 
     def _reopen(self, failed: openslide.OpenSlide) -> None:
         """Replace a handle that failed: after its first error, OpenSlide's handle fails for good.
@@ -110,7 +125,7 @@ class OpenSlideBackend:
         try:
             profile = self._twice(lambda handle: handle.color_profile)
         except (openslide.OpenSlideError, OSError) as error:
-            raise SlideError(f"the slide's ICC profile can't be read ({error})") from error
+            raise SlideError(f"the slide's ICC profile can't be read ({self._said(error)})") from error
         return None if profile is None else bytes(profile.tobytes())
 
     def _bounds(self) -> tuple[int, int, int, int]:
@@ -185,14 +200,14 @@ class OpenSlideBackend:
         try:
             return _on_white(self._twice(lambda handle: handle.read_region(corner_l0_xy, level, size_xy)))
         except openslide.OpenSlideError as error:
-            self.damage.add(place, error)
+            self.damage.add(place, self._said(error))
             return hatch(*piece_xywh)
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
         try:
             return _on_white(self._twice(lambda handle: handle.associated_images[name]))
         except openslide.OpenSlideError as error:
-            raise SlideError(f"the {name} image can't be decoded ({error})") from error
+            raise SlideError(f"the {name} image can't be decoded ({self._said(error)})") from error
 
     def close(self) -> None:
         self._handle.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import Backend
@@ -19,6 +19,10 @@ BACKENDS = ("auto", "openslide", "tiff", "ome-zarr", "deepzoom", "image")
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ZIP_MAGIC = b"PK\3\4"
 _IMAGE_MAGICS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+
+_SUBIFDS = 330
+_MAX_ENTRIES = 2**12
+_MAX_NESTED = 8
 
 _DIRECT_VENDORS = ("aperio", "generic-tiff", "philips", "trestle")
 """Whose levels are plain grids of tiles. The others' overlap, are shifted, or are strips of one JPEG."""
@@ -106,26 +110,80 @@ def _openslide(path: Path) -> OpenSlideBackend:
 
 
 def _refuse_loop(path: Path) -> None:
-    """Refuse a TIFF whose directories lead back to an earlier one: decoders would follow them for ever."""
+    """Refuse a TIFF whose directories lead back to one that led there: decoders would follow them for ever."""
     with path.open("rb") as file:
         header = file.read(16)
         order = "<" if header[:2] == b"II" else ">"
         big = header[2:4] in (b"\x2b\0", b"\0\x2b")
-        count, entry_bytes, offset = ("Q", 20, "Q") if big else ("H", 12, "I")
-        counts, offsets = struct.Struct(order + count), struct.Struct(order + offset)
-        seen: set[int] = set()
+        directories = _Directories(file, order, big=big)
         try:
-            (at,) = offsets.unpack_from(header, 8 if big else 4)
-            while at:
-                if at in seen:
-                    raise SlideError(f"{path.name} is damaged: its directories lead back to an earlier one")
-                seen.add(at)
-                file.seek(at)
-                (n_entries,) = counts.unpack(file.read(counts.size))
-                file.seek(n_entries * entry_bytes, os.SEEK_CUR)
-                (at,) = offsets.unpack(file.read(offsets.size))
+            loops = directories.lead_back(directories.first(header))
         except (struct.error, OSError, OverflowError, ValueError):
             return  # cut short: the decoders say so
+    if loops:
+        raise SlideError(f"{path.name} is damaged: its directories lead back to an earlier one")
+
+
+class _Directories:
+    """The directories of a TIFF: each names the next one, and some name others below it (SubIFDs)."""
+
+    def __init__(self, file: BinaryIO, order: str, *, big: bool) -> None:
+        self._file, self._order = file, order
+        self._count, self._offset = (
+            struct.Struct(order + ("Q" if big else "H")),
+            struct.Struct(order + "IQ"[big]),
+        )
+        self._entry = struct.Struct(order + ("HHQ8s" if big else "HHI4s"))
+        self._first_at = 8 if big else 4
+        self._led_here: set[int] = set()
+        self._done: set[int] = set()
+
+    def first(self, header: bytes) -> int:
+        """Where the first one is."""
+        return int(self._offset.unpack_from(header, self._first_at)[0])
+
+    def lead_back(self, at: int, *, deep: int = 0) -> bool:
+        """Whether a directory, those after it or those below them lead back to one that led there.
+
+        Raises
+        ------
+        struct.error, OSError, OverflowError, ValueError
+            Where the file ends before that is known.
+        """
+        chain: dict[int, list[int]] = {}
+        while at and at not in self._done:
+            if at in chain or at in self._led_here:
+                return True
+            chain[at], at = self._read(at)
+        for place, below in chain.items():
+            self._led_here.add(place)
+            if deep < _MAX_NESTED and any(self.lead_back(each, deep=deep + 1) for each in below):
+                return True
+        self._led_here -= chain.keys()
+        self._done |= chain.keys()
+        return False
+
+    def _read(self, at: int) -> tuple[list[int], int]:
+        """The directories below one, and the next one."""
+        self._file.seek(at)
+        (n_entries,) = self._count.unpack(self._file.read(self._count.size))
+        if n_entries > _MAX_ENTRIES:  # rubbish; where the next one is, is said behind them all the same
+            self._file.seek(n_entries * self._entry.size, os.SEEK_CUR)
+            return [], int(self._offset.unpack(self._file.read(self._offset.size))[0])
+        table = self._file.read(n_entries * self._entry.size)
+        (following,) = self._offset.unpack(self._file.read(self._offset.size))
+        below: list[int] = []
+        for tag, kind, n_values, value in self._entry.iter_unpack(table):
+            if tag == _SUBIFDS:
+                number = struct.Struct(self._order + ("Q" if kind in (16, 18) else "I"))
+                n_bytes = min(n_values, _MAX_ENTRIES) * number.size
+                if n_bytes > len(value):
+                    self._file.seek(self._offset.unpack(value)[0])
+                    value = self._file.read(n_bytes)
+                below += [
+                    each for (each,) in number.iter_unpack(value[: n_bytes // number.size * number.size])
+                ]
+        return below, int(following)
 
 
 def _open_tiff(path: Path, *, wanted: bool) -> Backend:
@@ -135,6 +193,8 @@ def _open_tiff(path: Path, *, wanted: bool) -> Backend:
 
     try:
         reference = _openslide(path)
+    except UnfitImageError:
+        raise
     except SlideError as no_openslide:
         # Not tiled, or not one of OpenSlide's vendors: tifffile may still know it.
         try:
@@ -153,19 +213,20 @@ def _open_tiff(path: Path, *, wanted: bool) -> Backend:
         return reference
     try:
         layout = read_layout(path)
-        if (
-            layout.is_ome
-            and layout.refusal
-            and layout.largest_xy not in (None, *reference.level_dimensions_xy)
-        ):
+        # What isn't from a scanner: OpenSlide takes the first image for the slide, which may be the macro.
+        several = layout.is_ome or reference.vendor == "generic-tiff"
+        if several and layout.refusal and layout.largest_xy not in (None, *reference.level_dimensions_xy):
             raise UnfitImageError(str(layout.refusal))  # OpenSlide would show another image of the file
         if layout.refusal and isinstance(layout.refusal, UnfitImageError):
             raise layout.refusal
-        if layout.is_ome and layout.levels:
-            # OpenSlide takes the first image for the slide, which may be the macro, and no level in a SubIFD.
+        if several and layout.levels:
+            # Of OME-TIFF, it sees no level in a SubIFD.
             same = layout.levels[0].size_xy == reference.level_dimensions_xy[0]
-            if not same or len(layout.levels) > len(reference.level_dimensions_xy):
-                direct = TiffBackend(path, layout, reason="OpenSlide doesn't see its pyramid")
+            if not same or (layout.is_ome and len(layout.levels) > len(reference.level_dimensions_xy)):
+                reason = (
+                    "OpenSlide doesn't see its pyramid" if same else "OpenSlide shows a smaller image of it"
+                )
+                direct = TiffBackend(path, layout, reason=reason)
                 try:
                     if same:
                         direct.compare_with(reference)

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from napari_lrmil.errors import SlideError, reason_of
-from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of, file_key
+from napari_lrmil.slide.backends.base import (
+    DamagedTileError,
+    check_request,
+    check_sizes,
+    downsamples_of,
+    file_key,
+    read_stored,
+)
 from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
 from napari_lrmil.slide.backends.tiff_layout import (
     MAX_SEGMENT_PIXELS,
@@ -20,9 +27,8 @@ from napari_lrmil.slide.backends.tiff_layout import (
     TiffLayout,
     TiffLevel,
 )
-from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.slide.damage import damage_of, hatch
-from napari_lrmil.slide.files import pixel_files
+from napari_lrmil.slide.damage import damage_of
+from napari_lrmil.slide.files import Chunk, pixel_files
 from napari_lrmil.slide.geometry import l0_to_level, level_to_l0
 
 AGREEMENT_GREY_LEVELS = 2
@@ -48,12 +54,14 @@ class TiffBackend:
     """
 
     name = "tiff"
+    chunks: tuple[Chunk, ...] = ()
 
     def __init__(
         self, path: Path, layout: TiffLayout, *, reason: str, reference: OpenSlideBackend | None = None
     ) -> None:
         if not layout.levels:
             raise layout.refusal or SlideError(f"{path.name} holds no image")
+        check_sizes(path.name, [level.size_xy for level in layout.levels])
         self._levels = layout.levels
         self._icc_profile = layout.icc_profile
         self._reference = reference
@@ -156,22 +164,12 @@ class TiffBackend:
         check_request(level, len(self._levels), size_xy)
         scale = self.level_downsamples[level]
         stored = self._levels[level]
-        cache, across = shared_cache(), stored.tiles_across
-
-        def tile(col: int, row: int, whole: bool) -> NDArray[np.uint8]:
-            try:
-                return cache.get(
-                    (self._key, level, col, row),
-                    lambda: self._decode(level, row * across + col),
-                    keep=keep_tiles or not whole,
-                )
-            except _DamagedTileError as error:
-                width, height = stored.tile_xy
-                self.damage.add((level, col * width, row * height, width, height), error)
-                return hatch(col * width, row * height, width, height)
-
-        return assemble(
-            tile,
+        return read_stored(
+            lambda col, row: self._decode(level, row * stored.tiles_across + col),
+            file=self._key,
+            level=level,
+            damage=self.damage,
+            keep_tiles=keep_tiles,
             tile_xy=stored.tile_xy,
             level_size_xy=self.level_dimensions_xy[level],
             corner_xy=(l0_to_level(location_l0_xy[0], scale), l0_to_level(location_l0_xy[1], scale)),
@@ -193,13 +191,13 @@ class TiffBackend:
         except OSError as error:  # the file can't be read, which says nothing of the tile
             raise SlideError(f"{self._path.name} can't be read ({reason_of(error)})") from error
         except ValueError as error:
-            raise _DamagedTileError(str(error)) from error
+            raise DamagedTileError(str(error)) from error
         try:
             planes = [stored.decode(each, segment)[0] for each, segment in zip(data, segments, strict=True)]
         except TIFF_ERRORS as error:
             # Some writers leave rubbish for empty tiles; what that means is the reference's to say.
             if self._reference is None:
-                raise _DamagedTileError(str(error)) from error
+                raise DamagedTileError(str(error)) from error
             return self._left_out(level, index)
         pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
         if pixels.shape[2] == 1:
@@ -240,10 +238,6 @@ def _page_of(level: int, reference: OpenSlideBackend, pages: tuple[TiffLevel, ..
     if len(fits) != 1:
         raise SlideError(f"level {level} is on {len(fits)} pages that can be decoded directly, not on one")
     return fits[0]
-
-
-class _DamagedTileError(Exception):
-    """A stored tile that can't be decoded. Raised through the cache, which keeps no error."""
 
 
 class _RandomAccessFile:

@@ -29,8 +29,14 @@ MAX_SEGMENT_PIXELS = 2**26
 """The largest tile or strip that is decoded at once: 200 MB of RGB."""
 
 _YCBCR_JPEG2000 = 33003
-_MAX_SAMPLES = 4
-"""RGB and alpha, or cyan, magenta, yellow and black: what has more isn't a picture."""
+_SAMPLES = (1, 3, 4)
+"""Grey, RGB, and RGB with alpha or cyan, magenta, yellow and black. What has more isn't a picture; of grey with alpha,
+OpenSlide shows other grey than is stored."""
+_COLOURS = tuple(
+    tifffile.PHOTOMETRIC[name]
+    for name in ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "SEPARATED", "YCBCR")
+)
+"""Of which OpenSlide's colours are proven by tests; those of CIELAB, for one, are not."""
 
 
 class UnfitImageError(SlideError):
@@ -213,12 +219,21 @@ def _level_of(page: tifffile.TiffPage, name: str) -> TiffLevel:
         raise UnfitImageError(
             f"{name} is stored turned or mirrored (Orientation {int(turned)}), but a slide must be stored upright"
         )
-    if page.dtype is not None and (page.dtype.itemsize > 1 or samples > _MAX_SAMPLES):
+    if page.imagedepth != 1:
+        raise UnfitImageError(
+            f"{name} holds {page.imagedepth} planes of {page.dtype} in one image, but a slide needs one plane"
+        )
+    if page.dtype is not None and (
+        page.dtype.itemsize > 1
+        or page.dtype.kind == "i"
+        or samples not in _SAMPLES
+        or photometric not in _COLOURS
+    ):
         raise UnfitImageError(
             f"{name} holds {samples} sample(s) of {page.dtype} ({tifffile.PHOTOMETRIC(photometric).name}) a pixel, "
             "but a slide needs 8-bit RGB or grey"
         )
-    if page.dtype != np.uint8 or samples not in (1, 3) or page.imagedepth != 1 or not known:
+    if page.dtype != np.uint8 or samples not in (1, 3) or not known:
         raise SlideError(
             f"{name} holds {samples} sample(s) of {page.dtype} ({tifffile.PHOTOMETRIC(photometric).name}) a pixel, "
             "but a slide needs 8-bit RGB or grey"
@@ -230,6 +245,12 @@ def _level_of(page: tifffile.TiffPage, name: str) -> TiffLevel:
         if page.is_tiled
         else (page.imagewidth, min(page.rowsperstrip, page.imagelength))
     )
+    size_xy = (page.imagewidth, page.imagelength)
+    if min(*size_xy, *tile_xy) < 1:
+        raise SlideError(
+            f"{name} is damaged: it says that it holds {size_xy[0]} x {size_xy[1]} px in pieces of "
+            f"{tile_xy[0]} x {tile_xy[1]} px"
+        )
     if tile_xy[0] * tile_xy[1] > MAX_SEGMENT_PIXELS:
         raise SlideError(
             f"{name} holds its image in pieces of {tile_xy[0]} x {tile_xy[1]} px, too large to decode one by "
@@ -241,8 +262,8 @@ def _level_of(page: tifffile.TiffPage, name: str) -> TiffLevel:
         pixels = decode_segment(data, index, jpegtables=tables, jpegheader=header)[0]
         return np.asarray(pixels, np.uint8)
 
-    return TiffLevel(
-        size_xy=(page.imagewidth, page.imagelength),
+    level = TiffLevel(
+        size_xy=size_xy,
         tile_xy=tile_xy,
         planes=samples if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1,
         white_is_zero=photometric == tifffile.PHOTOMETRIC.MINISWHITE,
@@ -250,3 +271,13 @@ def _level_of(page: tifffile.TiffPage, name: str) -> TiffLevel:
         byte_counts=np.asarray(page.databytecounts, np.int64),
         decode=decode,
     )
+    needed, there = (
+        level.tiles_across * level.tiles_down * level.planes,
+        min(len(level.offsets), len(level.byte_counts)),
+    )
+    if there < needed:
+        raise SlideError(
+            f"{name} is damaged: {size_xy[0]} x {size_xy[1]} px take {needed:,} pieces of {tile_xy[0]} x {tile_xy[1]} px, "
+            f"and it lists {there:,}"
+        )
+    return level

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -15,21 +16,18 @@ import zarr.errors
 from numpy.typing import NDArray
 
 from napari_lrmil.errors import SlideError, reason_of
-from napari_lrmil.slide.backends.base import assemble, check_request, downsamples_of
-from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.slide.damage import damage_of, hatch
-from napari_lrmil.slide.files import is_inside, pixel_files, zarr_chunks, zarr_images, zarr_metadata
+from napari_lrmil.slide.backends.base import (
+    DamagedTileError,
+    check_request,
+    check_sizes,
+    downsamples_of,
+    read_stored,
+)
+from napari_lrmil.slide.damage import damage_of
+from napari_lrmil.slide.files import is_inside, pixel_files, stored_chunks, zarr_images, zarr_metadata
 from napari_lrmil.slide.geometry import l0_to_level
-from napari_lrmil.slide.pixel_size import OME_ZARR, Evidence
+from napari_lrmil.slide.pixel_size import OME_ZARR, Evidence, unit_um
 
-_UNIT_UM = {
-    "angstrom": 1e-4,
-    "nanometer": 1e-3,
-    "micrometer": 1.0,
-    "millimeter": 1e3,
-    "centimeter": 1e4,
-    "meter": 1e6,
-}
 _MAX_CHUNK_PIXELS = 2**26
 _MAX_LISTED = 4
 _BLANK = 2.0
@@ -37,6 +35,10 @@ _BLANK = 2.0
 _GLASS = 200
 """A fill value from here on stands for glass."""
 _MAX_FINER = 4.0
+_MAX_GROWTH, _SLACK_BYTES = 4, 2**16
+_DEFLATE_GROWTH = 1032
+"""How much deflate can pack a byte at most."""
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _YOUNG_NS = 60 * 10**9
 _Area = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels of a level."""
@@ -50,6 +52,7 @@ class _LevelArray(Protocol):
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None
+    compressors: tuple[object, ...]
     fill_value: object
     metadata: Any
     ndim: int
@@ -59,7 +62,7 @@ class _LevelArray(Protocol):
 
 
 class ZarrBackend:
-    """The first multiscale image of a folder, chunk by chunk through the shared cache of decoded tiles.
+    """The first multiscale image of a folder, chunk by chunk through the shared cache of decoded tiles; more are said.
 
     A container as bioformats2raw writes it, with the image in a group of its own, is read as that image where it is the
     only one.
@@ -80,7 +83,7 @@ class ZarrBackend:
                 )
             inner = "".join(f"{name}/" for name in images)
             described = group[inner[:-1]] if inner else group
-            image = _multiscale_of(described.attrs.asdict(), path.name)
+            image, shown_image = _multiscale_of(described.attrs.asdict(), path.name)
             self._axes = [
                 str(axis["name"]) if isinstance(axis, Mapping) else str(axis)
                 for axis in image.get("axes", "tczyx")
@@ -96,6 +99,7 @@ class ZarrBackend:
             raise SlideError(f"{path.name} is not an OME-Zarr image that can be read ({error})") from error
         self._arrays = [self._checked(array) for array in arrays]
         self._chunks = _ChunkFiles(path)
+        self.chunks = self._chunks.found
         # Of all files: a chunk that comes later makes another slide.
         self._key = (str(path.resolve()), self._chunks.state)
         self.damage = damage_of(self._key)
@@ -105,12 +109,13 @@ class ZarrBackend:
             (int(array.shape[self._axes.index("x")]), int(array.shape[self._axes.index("y")]))
             for array in self._arrays
         )
+        check_sizes(path.name, self.level_dimensions_xy)
         if list(self.level_dimensions_xy) != sorted(self.level_dimensions_xy, reverse=True):
             raise SlideError(f"{path.name} lists its levels in no order from fine to coarse")
         self.level_downsamples = downsamples_of(self.level_dimensions_xy)
         mpp_xy = self._mpp(image)
         self.evidence: tuple[Evidence, ...] = () if mpp_xy is None else (Evidence(OME_ZARR, mpp_xy),)
-        self.shown_image = ""
+        self.shown_image = shown_image
         self.bounds_l0_xywh = (0, 0, *self.level_dimensions_xy[0])
         self.objective_power: float | None = None
         self.associated_images: tuple[str, ...] = ()
@@ -139,6 +144,8 @@ class ZarrBackend:
                 f"{name} holds {channels} channel(s) of {array.dtype}, but a slide needs 8-bit RGB or grey"
             )
         x, y = (array.chunks[self._axes.index(axis)] for axis in "xy")
+        if min(array.chunks) < 1:
+            raise SlideError(f"{name} is damaged: it says that its chunks measure {x} x {y} px")
         if x * y > _MAX_CHUNK_PIXELS:
             raise SlideError(f"{name} has chunks of {x} x {y} px, too large to decode one by one")
         checked: _LevelArray = array
@@ -155,8 +162,8 @@ class ZarrBackend:
         for name in "xy":
             number = self._axes.index(name)
             axis = image["axes"][number] if "axes" in image else None
-            unit = _UNIT_UM.get(axis.get("unit", "")) if isinstance(axis, Mapping) else None
-            if unit is None or not 0 < scales[number] < float("inf"):
+            unit = unit_um(axis.get("unit")) if isinstance(axis, Mapping) else None
+            if unit is None or not scales[number]:
                 return None
             mpp.append(scales[number] * unit)
         return (mpp[0], mpp[1])
@@ -172,25 +179,19 @@ class ZarrBackend:
         check_request(level, len(self._arrays), size_xy)
         array, scale = self._arrays[level], self.level_downsamples[level]
         tile_x, tile_y = (int(array.chunks[self._axes.index(axis)]) for axis in "xy")
-        cache = shared_cache()
 
-        def tile(col: int, row: int, whole: bool) -> NDArray[np.uint8]:
+        def decode(col: int, row: int) -> NDArray[np.uint8]:
+            if self._is_missing(level, col, row):
+                raise DamagedTileError("a chunk is missing")
             cols, rows = slice(col * tile_x, (col + 1) * tile_x), slice(row * tile_y, (row + 1) * tile_y)
-            try:
-                if self._is_missing(level, col, row):
-                    raise _DamagedChunkError("a chunk is missing")
-                return cache.get(
-                    (self._key, level, col, row),
-                    lambda: self._decode(array, cols, rows),
-                    keep=keep_tiles or not whole,
-                )
-            except _DamagedChunkError as error:
-                place = (col * tile_x, row * tile_y, tile_x, tile_y)
-                self.damage.add((level, *place), error)
-                return hatch(*place)
+            return self._decode(level, cols, rows)
 
-        return assemble(
-            tile,
+        return read_stored(
+            decode,
+            file=self._key,
+            level=level,
+            damage=self.damage,
+            keep_tiles=keep_tiles,
             tile_xy=(tile_x, tile_y),
             level_size_xy=self.level_dimensions_xy[level],
             corner_xy=(l0_to_level(location_l0_xy[0], scale), l0_to_level(location_l0_xy[1], scale)),
@@ -218,7 +219,7 @@ class ZarrBackend:
                 continue
             seen = self._inner(other, [edge * scale for edge in area])
             if seen is not None and self._is_there(other, seen):
-                pixels = self._decode(self._arrays[other], slice(seen[0], seen[2]), slice(seen[1], seen[3]))
+                pixels = self._decode(other, slice(seen[0], seen[2]), slice(seen[1], seen[3]))
                 return float(np.abs(pixels.astype(np.int16) - fill).mean()) > _BLANK
         return self._chunks.young or (len(self._arrays) == 1 and fill < _GLASS)
 
@@ -233,6 +234,10 @@ class ZarrBackend:
 
     def _is_there(self, level: int, area: _Area) -> bool:
         """Whether the files of all chunks are there that an area of a level needs."""
+        return all(name in self._chunks.sizes for name in self._stored_in(level, area))
+
+    def _stored_in(self, level: int, area: _Area) -> list[str]:
+        """The files of an area of a level."""
         array = self._arrays[level]
         stored = array.shards or array.chunks
         spans = {"x": (area[0], area[2]), "y": (area[1], area[3])}
@@ -240,19 +245,34 @@ class ZarrBackend:
         for axis, size, length in zip(self._axes, stored, array.shape, strict=True):
             first, end = spans.get(axis, (0, length if axis == "c" else 1))
             places.append(range(first // size, (min(end, length) - 1) // size + 1))
-        return all(
-            f"{array.path}/{array.metadata.encode_chunk_key(place)}" in self._chunks.names
-            for place in itertools.product(*places)
-        )
+        return [
+            f"{array.path}/{array.metadata.encode_chunk_key(place)}" for place in itertools.product(*places)
+        ]
 
-    def _decode(self, array: _LevelArray, cols: slice, rows: slice) -> NDArray[np.uint8]:
+    def _refuse_bombs(self, level: int, area: _Area) -> None:
+        """Refuse chunks that would unpack to far more than a chunk holds; a shard's inner chunks aren't looked at."""
+        array = self._arrays[level]
+        if array.shards is not None:
+            return
+        most = _MAX_GROWTH * math.prod(array.chunks) + _SLACK_BYTES
+        codec = type(array.compressors[-1]).__name__.lower() if array.compressors else ""
+        for name in self._stored_in(level, area):
+            size = self._chunks.sizes.get(name)
+            if size is None:  # left out by its writer
+                continue
+            if max(size, _unpacked_bytes(self._path / name, codec, most)) > most:
+                raise DamagedTileError(f"a chunk holds more than the {most:,} bytes that it can have")
+
+    def _decode(self, level: int, cols: slice, rows: slice) -> NDArray[np.uint8]:
+        array = self._arrays[level]
         where: dict[str, slice | int] = {"x": cols, "y": rows, "c": slice(None)}
         try:
+            self._refuse_bombs(level, (cols.start, rows.start, cols.stop, rows.stop))
             pixels = np.asarray(array[tuple(where.get(axis, 0) for axis in self._axes)])
         except OSError as error:  # the file can't be read, which says nothing of the chunk
             raise SlideError(f"{self._path.name} can't be read ({reason_of(error)})") from error
         except _ZARR_ERRORS as error:
-            raise _DamagedChunkError(str(error)) from error
+            raise DamagedTileError(str(error)) from error
         kept = [axis for axis in self._axes if axis in where]
         if "c" not in kept:
             pixels, kept = pixels[..., None], [*kept, "c"]
@@ -273,21 +293,44 @@ class _ChunkFiles:
 
     def __init__(self, folder: Path) -> None:
         try:
-            found = zarr_chunks(folder)
+            self.found = tuple(stored_chunks(folder))
             metadata = [
                 (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in zarr_metadata(folder)
             ]
         except OSError as error:
             raise SlideError(f"{folder.name} can't be read ({reason_of(error)})") from error
-        self.names = frozenset(chunk.name for chunk in found)
-        newest_ns = max((chunk.mtime_ns for chunk in found), default=0)
+        self.sizes = {chunk.name: chunk.size for chunk in self.found}
+        newest_ns = max((chunk.mtime_ns for chunk in self.found), default=0)
         self.young = 0 <= time.time_ns() - newest_ns < _YOUNG_NS
         """Whether one was written a moment ago."""
-        self.state = hash((self.young, *metadata, *found))
+        self.state = hash((self.young, *metadata, self.found))
 
 
-class _DamagedChunkError(Exception):
-    """A chunk that can't be decoded. Raised through the cache, which keeps no error."""
+def _unpacked_bytes(file: Path, codec: str, most: int) -> int:
+    """What a stored chunk unpacks to, as its header says, or up to `most` + 1 where one has to see; 0 if nobody knows."""
+    with file.open("rb") as stream:
+        head = stream.read(18)
+        if codec.startswith("blosc"):
+            return int.from_bytes(head[4:8], "little")
+        if codec.startswith("lz4"):
+            return int.from_bytes(head[:4], "little")
+        if codec.startswith("zstd") and head[:4] == _ZSTD_MAGIC:
+            return _zstd_bytes(head)
+        if codec.startswith(("zlib", "gzip")) and _DEFLATE_GROWTH * file.stat().st_size > most:
+            try:
+                return len(zlib.decompressobj(wbits=47).decompress(head + stream.read(most), most + 1))
+            except zlib.error:  # decoding says so
+                return 0
+    return 0
+
+
+def _zstd_bytes(head: bytes) -> int:
+    """The content size in a zstd frame's header (RFC 8878); 0 where it isn't said."""
+    descriptor = head[4]
+    single, size_flag = bool(descriptor & 0x20), descriptor >> 6
+    at = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+    length = (int(single), 2, 4, 8)[size_flag]
+    return int.from_bytes(head[at : at + length], "little") + (256 if length == 2 else 0)
 
 
 def _listed(path: Path, names: Sequence[str]) -> str:
@@ -297,9 +340,13 @@ def _listed(path: Path, names: Sequence[str]) -> str:
     )
 
 
-def _multiscale_of(attributes: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _multiscale_of(attributes: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], str]:
+    """The first image of a group, which is the one meant where nothing else is said, and which of several that is."""
     ome = attributes.get("ome", attributes)
     images = ome.get("multiscales") if isinstance(ome, Mapping) else None
     if not isinstance(images, Sequence) or not images:
         raise SlideError(f"{name} is a zarr group without OME-Zarr multiscales")
-    return cast(Mapping[str, Any], images[0])
+    first = cast(Mapping[str, Any], images[0])
+    if len(images) == 1:
+        return first, ""
+    return first, f"1 of {len(images)}, the first; the others are not shown"

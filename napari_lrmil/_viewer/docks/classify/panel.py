@@ -15,6 +15,7 @@ from napari_lrmil.wording import (
     NOT_FOR_DIAGNOSIS,
     distance_text,
     duration_text,
+    operating_text,
     percent_text,
     set_text,
     slide_warnings,
@@ -153,8 +154,7 @@ def model_text(name: str, sha256: str) -> str:
 
 def earlier_text(prediction: SlidePrediction) -> str:
     """What another model said of the slide, which isn't what is shown."""
-    probability = float(prediction.class_probabilities.max())
-    words = [f"{prediction.label} {percent_text(probability)}"]
+    words = [f"{prediction.label} {percent_text(prediction.label_probability)}"]
     words += ["unsure"] if prediction.unsure else []
     words += ["unlike the training slides"] if prediction.out_of_distribution else []
     model = model_text(prediction.bundle_name, prediction.bundle_sha256)
@@ -184,9 +184,10 @@ def result_panel(prediction: SlidePrediction) -> ResultPanel:
     """A prediction in words."""
     classes = sorted(
         zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True),
-        key=lambda pair: -pair[1],
+        key=lambda pair: (pair[0] != prediction.label, -pair[1]),
     )
-    details = (
+    called = operating_text(prediction)
+    details = (f"{called}\n" if called else "") + (
         f"{len(prediction.tiles):,} tiles in {time_taken_text(prediction.seconds)} on {prediction.device}\n"
         f"Level {prediction.level} at {prediction.level_mpp:.3g} µm/px\n"
         f"Model: {model_text(prediction.bundle_name, prediction.bundle_sha256)}\n"

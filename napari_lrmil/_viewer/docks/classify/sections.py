@@ -279,9 +279,9 @@ class ResultSection(Section):
         self.strange.show_text(result.strange_text)
         self.label.setText(result.headline)
         self.label.setToolTip(
-            f"The most probable class is {result.label}, but others can't be ruled out"
+            f"The class that is called is {result.label}, but others can't be ruled out"
             if result.unsure
-            else "The most probable class"
+            else "The class that is called"
         )
         self.set.setText(result.set_text)
         self.set.setStyleSheet(parts.HINT_STYLE if result.unsure else "")
