@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import os
 import shutil
@@ -39,6 +40,29 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+LONGEST_NAME_BYTES = 240
+"""Most file systems take names of 255 bytes, endings and all."""
+
+
+def fitting_name(name: str, whole: str | None = None, *, most_bytes: int = LONGEST_NAME_BYTES) -> str:
+    """Return a name that leaves room for an ending: itself, or where it is longer its beginning and a hash.
+
+    Parameters
+    ----------
+    name : str
+        Text that is encodable.
+    whole : str, optional
+        What it stands for, to be hashed; by default itself.
+    most_bytes : int
+        Above how many the hash comes.
+    """
+    raw = name.encode()
+    if len(raw) <= most_bytes:
+        return name
+    mark = hashlib.sha256((name if whole is None else whole).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{raw[: LONGEST_NAME_BYTES - 9].decode('utf-8', 'ignore')}-{mark}"
 
 
 def give_usual_mode(path: Path) -> None:
@@ -74,7 +98,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     one's folder stays, and each is whole. For a moment between two folders there may be none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.parent / f".writing-{path.name[:100]}-{uuid.uuid4().hex[:12]}"
+    scratch = path.parent / f".writing-{path.name[:40]}-{uuid.uuid4().hex[:12]}"
     scratch.mkdir()
     try:
         yield scratch

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from pathlib import Path
 
 _LONGEST_REASON = 400
 _NOT_READABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -49,6 +51,18 @@ def reason_of(error: BaseException) -> str:
     # Decoders speak in paragraphs.
     text = shortened(str(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def refuse_pipe(path: Path) -> None:
+    """Refuse what is neither a file nor a folder: reading a named pipe waits for ever.
+
+    Raises
+    ------
+    OSError
+        As opening it would, if it couldn't be read.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
 
 
 class SlideError(LRMILError):

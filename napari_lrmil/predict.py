@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from napari_lrmil.model.calibration import called_class
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, find_tiles, iter_tiles
 from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE, check_damage
+
+T = TypeVar("T")
 
 
 class PredictProgress(NamedTuple):
@@ -364,11 +366,11 @@ def predict_slide(
     )
 
 
-def run_to_end(steps: Generator[PredictProgress, None, SlidePrediction]) -> SlidePrediction:
-    """The result of `predict_slide`, for callers without progress."""
+def run_to_end(steps: Generator[object, None, T]) -> T:
+    """The result of `predict_slide`, or of others that go step by step, for callers without progress."""
     while True:
         try:
             next(steps)
         except StopIteration as stop:
-            result: SlidePrediction = stop.value
+            result: T = stop.value
             return result

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from napari_lrmil.errors import TableError, shortened
+from napari_lrmil.errors import TableError, refuse_pipe, shortened
 
 NO_VALUE = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"})
 """How programs write a cell without a value, in small letters."""
@@ -164,6 +164,7 @@ def read_lines(path: Path, columns: Collection[str] = (), *, what: str = "file")
         Where it is no such file.
     """
     try:
+        refuse_pipe(path)
         with path.open("rb") as file:
             data = file.read(MAX_TABLE_BYTES + 1)
     except FileNotFoundError as error:
@@ -208,10 +209,10 @@ def parse_lines(data: bytes, columns: Collection[str] = ()) -> list[Line]:
 
 
 def alike(cells: Iterable[tuple[int, str]], *, by_line: bool = False, most: int = 5) -> Problem | None:
-    """Find names that are spelt differently but look like one: Tumor and tumor, 7, 7.0 and 07.
+    """Find names that are spelt differently but look like one: Tumor and tumor, 7, 7.0 and 07, 100000 and 1E+05.
 
-    Case, space, forms of a letter, characters that can't be seen, zeros before a number and ``.0`` behind it make
-    no difference to what people mean by a name; spreadsheets change them unasked.
+    Case, space, forms of a letter, characters that can't be seen, zeros before a number, ``.0`` behind it and powers of
+    ten make no difference to what people mean by a name; spreadsheets change them unasked.
 
     Parameters
     ----------
@@ -363,6 +364,11 @@ def _spelling_key(text: str) -> str:
     )
     if len(plain) > _LONGEST_NAME:
         return plain
+    power = re.fullmatch(r"(\d+)(?:\.(\d+))?e\+?(\d{1,2})", plain)
+    if power is not None:  # as spreadsheets write long numbers
+        whole, fraction, zeros = power[1], (power[2] or "").rstrip("0"), int(power[3])
+        if len(fraction) <= zeros:
+            plain = whole + fraction.ljust(zeros, "0")
     number = re.fullmatch(r"(\D*?)0*(\d+)(?:\.0*)?", plain)
     if number is not None:
         return number[1] + number[2]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from seen_slides import load_results
 
 from napari_lrmil import predict
 from napari_lrmil.batch import (
@@ -312,7 +313,7 @@ def test_a_worklist_follows(folder: Path, bundle: ModelBundle, cache: ResultCach
     # Opened anew, the list has it all from the cache at once.
     again = Worklist.open(folder)
     info = load_info(tiny_bundle)
-    found = again.load_results(cache, info.sha256, ResultKeys(info))
+    found = load_results(again, cache, info.sha256, ResultKeys(info))
     assert len(found) == 3
     assert [(item.label, item.probability) for item in again] == [
         (item.label, item.probability) for item in worklist

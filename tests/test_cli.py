@@ -21,6 +21,7 @@ import tifffile
 import torch
 from held_predict import KEPT
 from rich.console import Console
+from seen_slides import load_results
 from typer.testing import CliRunner, Result
 
 from napari_lrmil import __version__, batch
@@ -28,6 +29,7 @@ from napari_lrmil.batch import BatchEvent
 from napari_lrmil.cache import ResultCache, ResultKeys
 from napari_lrmil.cli import console
 from napari_lrmil.cli.main import app
+from napari_lrmil.cli.results import Outcome
 from napari_lrmil.export import result as result_files
 from napari_lrmil.export.result import read_prediction, tile_columns
 from napari_lrmil.export.tables import folder_columns
@@ -172,7 +174,7 @@ def test_an_interrupted_overwrite_leaves_no_json_beside_another_table(
         write(path, text)
 
     monkeypatch.setattr(result_files, "write_text", failing)
-    assert lrmil(*args, "--overwrite").exit_code != 0
+    assert lrmil(*args, "--overwrite", "--mpp", "0.6").exit_code != 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.csv", "predictions.csv"]
 
 
@@ -326,7 +328,7 @@ def test_a_folder_fills_the_cache_that_the_window_reads(
         "slides": "2", "computed": "2", "cached": "0", "failed": "0", "unsure": "-", "strange": "-", "left": "0"
     }  # fmt: skip
     worklist, info = Worklist.open(folder), load_bundle(tiny_bundle).info
-    found = worklist.load_results(ResultCache(), info.sha256, ResultKeys(info))
+    found = load_results(worklist, ResultCache(), info.sha256, ResultKeys(info))
     assert [item.slide_id for item in found] == ["a", "b"]
     deeper = lrmil("predict", folder, "--bundle", tiny_bundle, "--recursive")
     assert counts(deeper) == counts(result) | {"slides": "3", "computed": "1", "cached": "2"}
@@ -558,6 +560,69 @@ def test_a_run_goes_on_in_its_folder_and_in_no_other(
     assert (out / "a.json").read_text() == kept
 
 
+def test_a_run_that_goes_on_and_is_stopped_again_takes_no_row_away(
+    folder: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    args = ("predict", folder, "--bundle", tiny_bundle, "--out", out)
+    assert lrmil(*args).exit_code == 0
+    before = read_csv(out / "predictions.csv")
+    really = Outcome.take
+    for options in ((), ("--no-cache",)):
+
+        def take_one(outcome: Outcome, event: BatchEvent) -> None:
+            really(outcome, event)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Outcome, "take", take_one)
+        stopped = lrmil(*args, *options)
+        assert stopped.exit_code == 130
+        rows = read_csv(out / "predictions.csv")
+        assert [row["label"] for row in rows] == [row["label"] for row in before]
+        monkeypatch.setattr(Outcome, "take", really)
+        assert lrmil(*args, *options).exit_code == 0
+        assert [row["slide"] for row in read_csv(out / "predictions.csv")] == [row["slide"] for row in before]
+    # A row without its files is a result no more, and what is to be replaced isn't kept.
+    monkeypatch.setattr(Outcome, "take", take_one)
+    assert lrmil(*args, "--overwrite").exit_code == 130
+    assert len(read_csv(out / "predictions.csv")) == 1
+    monkeypatch.setattr(Outcome, "take", really)
+    assert lrmil(*args).exit_code == 0
+    (out / f"{before[1]['slide']}.json").unlink()
+    (out / f"{before[1]['slide']}.csv").unlink()
+    monkeypatch.setattr(Outcome, "take", take_one)
+    assert lrmil(*args).exit_code == 130
+    assert [row["slide"] for row in read_csv(out / "predictions.csv")] == [before[0]["slide"]]
+
+
+def test_files_of_a_run_that_goes_on_are_there_at_every_moment(
+    folder: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at any write, it leaves the result of each slide that had one."""
+    out = tmp_path / "out"
+    args = ("predict", folder, "--bundle", tiny_bundle, "--out", out)
+    assert lrmil(*args).exit_code == 0
+    stems = [row["slide"] for row in read_csv(out / "predictions.csv")]
+
+    def no_power(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    for options in ((), ("--no-cache",)):
+        with monkeypatch.context() as patch:
+            patch.setattr(result_files, "write_text", no_power)
+            lrmil(*args, *options)
+            for stem in stems:
+                read_prediction(out / f"{stem}.json")
+    # Another result in its place: until it is whole there is none.
+    (out / f"{stems[0]}.csv").write_text(",".join(tile_columns(("benign", "lesion"))) + "\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(result_files, "write_text", no_power)
+        assert lrmil(*args).exit_code == 130
+        assert not (out / f"{stems[0]}.json").exists()
+    assert lrmil(*args, "--overwrite").exit_code == 0
+    read_prediction(out / f"{stems[0]}.json")
+
+
 def test_a_result_that_is_kept_nowhere_is_a_failure(
     folder: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
 ) -> None:
@@ -699,6 +764,44 @@ def test_a_terminal_of_any_character_set(
             assert b"Traceback" not in done.stderr
     told = (tmp_path / "log.txt").read_bytes().decode(encoding)
     assert ("? \u00b5 ?" if encoding == "cp1252" else "? ? ?") in told
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("full", ["stdout", "stderr"])
+def test_an_output_that_is_full_costs_no_slide(
+    full: str, folder: Path, tiny_bundle: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    """Real processes: a log on a full disk ends nothing, and an exit status says that what was to be told is lost."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        with Path("/dev/full").open("wb") as nowhere:
+            return subprocess.run(
+                [sys.executable, "-m", "napari_lrmil", *map(str, words)],
+                **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {full: nowhere},
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                check=False,
+            )
+
+    out = tmp_path / "out"
+    done = run("predict", folder, "-b", tiny_bundle, "--out", out)
+    assert [row["slide"] for row in read_csv(out / "predictions.csv")] == ["a", "b"]
+    told = run("info", folder / "b.tif")
+    if full == "stderr":
+        assert (done.returncode, told.returncode) == (0, 0)
+        assert "Results: " in done.stdout
+        return
+    for ended in (done, told):
+        assert ended.returncode == 1
+        assert "Traceback" not in ended.stderr
+        assert "error: not all that was to be told could be written (No space left on device)" in ended.stderr
+
+
+@pytest.mark.parametrize("mpp", ["nan", "0", "-1", "353"])
+def test_a_pixel_size_that_no_slide_has_is_refused_once(mpp: str, folder: Path, tiny_bundle: Path) -> None:
+    result = lrmil("predict", folder, "--bundle", tiny_bundle, f"--mpp={mpp}")
+    assert result.exit_code == 2
+    assert result.output.count("isn't plausible: mpp must lie between 0.05 and 20") == 1
 
 
 def test_cache_commands(folder: Path, tiny_bundle: Path, own_cache: Path) -> None:

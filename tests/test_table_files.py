@@ -168,6 +168,7 @@ def test_a_column_without_a_name_is_never_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("one", "other"), [
     ("7", "7.0"), ("7", "07"), ("7.0", "007"), ("P7", "p07"), ("Tumor", "tumor"), ("Tumor cell", "Tumor  cell"),
     ("tumor", "tu\u200bmor"), ("T2", "T\u00b2"), ("1.5", "1.50"), ("M\u00fcller", "Mu\u0308ller"), ("0", "0.0"), ("0", "00"),
+    ("100000", "1E+05"), ("1000", "1e3"), ("123457000000", "1.23457E+11"), ("15", "1.50e1"),
 ])  # fmt: skip
 def test_names_that_look_like_one(one: str, other: str) -> None:
     found = alike([(2, one), (3, other), (4, one), (5, "another"), (6, "")])
@@ -179,7 +180,7 @@ def test_names_that_look_like_one(one: str, other: str) -> None:
 
 @pytest.mark.parametrize("names", [
     ("7", "70"), ("1.5", "15"), ("1.10", "1.1.0"), ("HER2+", "HER2-"), ("a01b1", "a1b01"), ("P1", "Q1"), ("7", "7", "8"),
-    ("1.01", "1.1"), ("", "0"), ("IDC", "ILC"), ("s1", "s10"),
+    ("1.01", "1.1"), ("", "0"), ("IDC", "ILC"), ("s1", "s10"), ("100000", "1E+06"), ("1.25e1", "12"), ("1", "1e999"),
 ])  # fmt: skip
 def test_names_that_do_not(names: tuple[str, ...]) -> None:
     assert alike(enumerate(names, start=2)) is None

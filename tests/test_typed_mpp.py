@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from seen_slides import load_results
 from tiny_models import tiny_spec, write_bundle
 from typer.testing import CliRunner
 
@@ -96,7 +97,7 @@ def test_no_result_of_another_value_comes_back(
 
     def row() -> str | None:
         worklist = Worklist([item], ReviewFile.of(tmp_path))
-        worklist.load_results(cache, bundle.info.sha256, ResultKeys(bundle.info))
+        load_results(worklist, cache, bundle.info.sha256, ResultKeys(bundle.info))
         return worklist[generated_slide].label
 
     assert run() == ((0.5, 0.5), False)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from seen_slides import remember
+from seen_slides import judge, load_results, remember
 
 from napari_lrmil.cache import ResultCache, ResultSummary
 from napari_lrmil.errors import SlideError
@@ -269,12 +269,12 @@ def test_a_thousand_slides_open_at_once(
         remember(cache, item.path, FINGERPRINT)
     writer = Worklist.open(tmp_path)
     for item in list(writer)[:50]:
-        writer.set_verdict(item.path, "agree")
+        judge(writer, item.path, "agree")
     started = time.perf_counter()
     worklist = Worklist.open(tmp_path)
     opened = time.perf_counter() - started
     started = time.perf_counter()
-    worklist.load_results(cache, "c" * 64, lambda mpp_xy: "k" * 64)
+    load_results(worklist, cache, "c" * 64, lambda mpp_xy: "k" * 64)
     looked_up = time.perf_counter() - started
     started = time.thread_time()  # other programs on the computer count for nothing
     path = None
@@ -310,7 +310,7 @@ def test_doubt_comes_first_and_verdicts_move_nothing(tmp_path: Path) -> None:
     worklist.set_status(tmp_path / "broken.svs", Status.FAILED, error="torn file")
     wanted = ["both.svs", "unsure.svs", "strange.svs", "torn.svs", "sure.svs", "broken.svs", "new.svs"]
     assert names(worklist.ordered()) == wanted
-    worklist.set_verdict(tmp_path / "unsure.svs", "agree")
+    judge(worklist, tmp_path / "unsure.svs", "agree")
     assert names(worklist.ordered()) == wanted
     assert names(worklist.ordered(Order.NAME)) == sorted(wanted)
     by_status = [item.status for item in worklist.ordered(Order.STATUS)]
@@ -328,7 +328,7 @@ def test_next_and_previous(folder: Path) -> None:
     assert (at(None, 1), at(one, 1), at(two, 1), at(ten, 1)) == (one, two, ten, None)
     assert (at(None, -1), at(ten, -1), at(two, -1), at(one, -1)) == (ten, two, one, None)
     assert at(folder / "unknown.svs", 1) == one
-    worklist.set_verdict(two, "disagree")
+    judge(worklist, two, "disagree")
     assert (at(one, 1, True), at(ten, -1, True), at(one, 1)) == (ten, one, two)
 
 
@@ -336,16 +336,16 @@ def test_status_follows_result_and_verdict(folder: Path) -> None:
     worklist = Worklist.open(folder)
     path = folder / "s1.svs"
     assert worklist.set_status(path, Status.RUNNING).status is Status.RUNNING
-    assert worklist.set_verdict(path, None, "looks odd").status is Status.RUNNING  # the work goes on
+    assert judge(worklist, path, None, "looks odd").status is Status.RUNNING  # the work goes on
     done = worklist.set_result(path, summary("lesion", 0.8))
     assert (done.status, done.label, done.probability, done.note) == (Status.DONE, "lesion", 0.8, "looks odd")
-    judged = worklist.set_verdict(path, "agree")
+    judged = judge(worklist, path, "agree")
     assert (judged.status, judged.note, judged.judged_label) == (Status.REVIEWED, "looks odd", "lesion")
     assert worklist.set_result(path, summary("lesion", 0.7)).status is Status.REVIEWED
     # Another bundle says otherwise: the reviewer agreed with something else.
     changed = worklist.set_result(path, summary("benign", 0.7))
     assert (changed.status, changed.verdict, changed.verdict_outdated) == (Status.DONE, "agree", True)
-    assert worklist.set_verdict(path, None).status is Status.DONE
+    assert judge(worklist, path, None).status is Status.DONE
     failed = worklist.set_status(path, Status.FAILED, error="gone")
     assert (failed.status, failed.error) == (Status.FAILED, "gone")
     worklist.forget_results()
@@ -360,11 +360,11 @@ def test_status_follows_result_and_verdict(folder: Path) -> None:
 def test_reopening_brings_everything_back(folder: Path) -> None:
     worklist = Worklist.open(folder)
     worklist.set_result(folder / "s1.svs", summary("lesion"))
-    worklist.set_verdict(folder / "s1.svs", "disagree", "Entzündung, kein Tumor\n2. Zeile", reviewer="R1")
-    worklist.set_verdict(folder / "s2.svs", "agree")
-    worklist.set_verdict(folder / "s2.svs", "unsure", "second look")
-    worklist.set_verdict(folder / "s10.svs", "agree")
-    worklist.set_verdict(folder / "s10.svs", None)
+    judge(worklist, folder / "s1.svs", "disagree", "Entzündung, kein Tumor\n2. Zeile", reviewer="R1")
+    judge(worklist, folder / "s2.svs", "agree")
+    judge(worklist, folder / "s2.svs", "unsure", "second look")
+    judge(worklist, folder / "s10.svs", "agree")
+    judge(worklist, folder / "s10.svs", None)
     again = Worklist.open(folder)
     one, two, ten = again
     assert (one.verdict, one.note, one.judged_label) == (
@@ -387,7 +387,7 @@ def test_a_folder_moved_elsewhere_keeps_its_verdicts(folder: Path, tmp_path: Pat
     (folder / "deep").mkdir()
     (folder / "deep" / "d.svs").write_bytes(b"x")
     worklist = Worklist.open(folder, recursive=True)
-    worklist.set_verdict(folder / "deep" / "d.svs", "agree")
+    judge(worklist, folder / "deep" / "d.svs", "agree")
     moved = Path(shutil.move(folder, tmp_path / "elsewhere"))
     assert Worklist.open(moved, recursive=True)[moved / "deep" / "d.svs"].verdict == "agree"
     assert lines_of(moved)[0]["slide"] == "deep/d.svs"
@@ -398,7 +398,7 @@ def test_tables_keep_verdicts_beside_them(folder: Path, tmp_path: Path) -> None:
     table.parent.mkdir()
     table.write_text("path\n../slides/s1.svs\n")
     (item,) = Worklist.open(table)
-    Worklist.open(table).set_verdict(item.path, "agree")
+    judge(Worklist.open(table), item.path, "agree")
     assert (tmp_path / "lists" / "lrmil-review.jsonl").exists()
     assert [item.verdict for item in Worklist.open(table)] == ["agree"]
     assert lines_of(table.parent)[0]["slide"] == "../slides/s1.svs"
@@ -407,7 +407,7 @@ def test_tables_keep_verdicts_beside_them(folder: Path, tmp_path: Path) -> None:
 def test_a_verdict_does_not_pass_to_another_slide_of_that_name(folder: Path) -> None:
     worklist = Worklist.open(folder)
     worklist.set_result(folder / "s1.svs", summary(fingerprint=FINGERPRINT))
-    worklist.set_verdict(folder / "s1.svs", "agree", "mine")
+    judge(worklist, folder / "s1.svs", "agree", "mine")
     again = Worklist.open(folder)
     assert again[folder / "s1.svs"].verdict == "agree"  # not known yet to be another
     found = again.set_result(folder / "s1.svs", summary(fingerprint=OTHER))
@@ -421,13 +421,13 @@ def test_a_verdict_does_not_pass_to_another_slide_of_that_name(folder: Path) -> 
     b"\0\0\0\0\0\0\0\0",
 ])  # fmt: skip
 def test_a_torn_line_is_left_out_and_ended(tail: bytes, folder: Path) -> None:
-    Worklist.open(folder).set_verdict(folder / "s1.svs", "agree")
+    judge(Worklist.open(folder), folder / "s1.svs", "agree")
     with (folder / "lrmil-review.jsonl").open("ab") as file:
         file.write(tail)
     torn = Worklist.open(folder)
     assert torn[folder / "s1.svs"].verdict == "agree"
     assert "line 2 was cut off and is left out" in torn.reviews.note
-    torn.set_verdict(folder / "s2.svs", "disagree")
+    judge(torn, folder / "s2.svs", "disagree")
     again = Worklist.open(folder)
     assert [item.verdict for item in again] == ["agree", "disagree", None]
     assert "line 2 can't be read and is left out" in again.reviews.note
@@ -445,14 +445,14 @@ def test_strange_lines_are_left_out_with_a_note(folder: Path) -> None:
     assert [item.verdict for item in worklist] == ["agree", None, None]
     assert len(worklist.reviews.problems) == 9
     assert "line 2 has version 2, newer than this program's 1, and is left out" in worklist.reviews.note
-    worklist.set_verdict(folder / "s2.svs", "agree")
+    judge(worklist, folder / "s2.svs", "agree")
     assert (folder / "lrmil-review.jsonl").read_text().startswith(text.rstrip("\n"))  # nothing is rewritten
 
 
 def _judge(folder: str, name: str, count: int, note: str) -> None:
     worklist = Worklist.open(folder)
     for number in range(count):
-        worklist.set_verdict(Path(folder) / name, "agree", f"{note}{number}")
+        judge(worklist, Path(folder) / name, "agree", f"{note}{number}")
 
 
 def test_two_programs_lose_nothing(folder: Path) -> None:
@@ -480,7 +480,8 @@ def test_a_killed_program_loses_no_verdict_that_it_was_told(folder: Path) -> Non
         "import sys; from pathlib import Path; from napari_lrmil.worklist import Worklist\n"
         "folder = Path(sys.argv[1]); worklist = Worklist.open(folder); path = folder / 's1.svs'\n"
         "for number in range(int(sys.argv[2]), 10**9):\n"
-        "    worklist.set_verdict(path, 'agree', 'x' * 3000 + str(number)); print(number, flush=True)\n"
+        "    worklist.note_verdict(path, 'agree', 'x' * 3000 + str(number)); worklist.reviews.write_waiting()\n"
+        "    print(number, flush=True)\n"
     )
     start = 0
     for n_told in (7, 20, 1):
@@ -498,7 +499,7 @@ def test_a_killed_program_loses_no_verdict_that_it_was_told(folder: Path) -> Non
         kept = int(worklist[folder / "s1.svs"].note.lstrip("x"))
         assert kept in (told, told + 1)  # one may have been kept but not yet told
         start = kept + 1
-        worklist.set_verdict(folder / "s2.svs", "unsure", "between")
+        judge(worklist, folder / "s2.svs", "unsure", "between")
     assert Worklist.open(folder)[folder / "s2.svs"].note == "between"
     numbers = [int(str(line["note"]).lstrip("x")) for line in lines_of(folder) if line["slide"] == "s1.svs"]
     assert numbers == list(range(len(numbers)))
@@ -533,9 +534,9 @@ def test_within_a_file_the_last_line_counts_though_the_clock_was_set_back(
             Clock.hour_now = 13
             deny(monkeypatch, folder, errno.EACCES)
         worklist = Worklist.open(folder)
-        worklist.set_verdict(folder / "s1.svs", "agree")
+        judge(worklist, folder / "s1.svs", "agree")
         Clock.hour_now -= 1
-        worklist.set_verdict(folder / "s1.svs", "disagree")
+        judge(worklist, folder / "s1.svs", "disagree")
         assert Worklist.open(folder)[folder / "s1.svs"].verdict == "disagree"
 
 
@@ -543,11 +544,11 @@ def test_within_a_file_the_last_line_counts_though_the_clock_was_set_back(
 def test_a_read_only_folder_has_its_verdicts_elsewhere(
     number: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Worklist.open(folder).set_verdict(folder / "s1.svs", "agree", "before")
+    judge(Worklist.open(folder), folder / "s1.svs", "agree", "before")
     deny(monkeypatch, folder, number)
     worklist = Worklist.open(folder)
-    worklist.set_verdict(folder / "s1.svs", "disagree", "after")
-    worklist.set_verdict(folder / "s2.svs", "agree")
+    judge(worklist, folder / "s1.svs", "disagree", "after")
+    judge(worklist, folder / "s2.svs", "agree")
     (fallback,) = (tmp_path / "user-data" / "reviews").iterdir()
     assert f"{folder} is read-only: verdicts are kept in {fallback} instead" in worklist.reviews.note
     again = Worklist.open(folder)
@@ -556,20 +557,22 @@ def test_a_read_only_folder_has_its_verdicts_elsewhere(
     monkeypatch.setenv("LRMIL_DATA_DIR", str(tmp_path / "user-data"))
     # Writable again: the file beside the slides is used again, and the later verdict counts.
     time.sleep(0.01)
-    again.set_verdict(folder / "s1.svs", "unsure")
+    judge(again, folder / "s1.svs", "unsure")
     assert again.reviews.note == ""
     assert [item.verdict for item in Worklist.open(folder)] == ["unsure", "agree", None]
 
 
-def test_a_full_disk_is_an_error_that_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_that_leaves_the_file_as_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worklist = Worklist.open(folder)
-    worklist.set_verdict(folder / "s1.svs", "agree")
+    judge(worklist, folder / "s1.svs", "agree")
     before = (folder / "lrmil-review.jsonl").read_bytes()
     really = os.write
     monkeypatch.setattr(reviews.os, "write", lambda handle, data: really(handle, data[:10]))
     with pytest.raises(WorklistError, match=r"could not be kept .* Free some space"):
-        worklist.set_verdict(folder / "s1.svs", "disagree")
-    assert worklist[folder / "s1.svs"].verdict == "agree"
+        judge(worklist, folder / "s1.svs", "disagree")
+    assert (worklist[folder / "s1.svs"].verdict, worklist[folder / "s1.svs"].saved) == ("disagree", Saved.NO)
     assert (folder / "lrmil-review.jsonl").read_bytes() == before
 
 
@@ -578,13 +581,13 @@ def test_a_lock_that_stays_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch
     import fcntl
 
     worklist = Worklist.open(folder)
-    worklist.set_verdict(folder / "s1.svs", "agree")
+    judge(worklist, folder / "s1.svs", "agree")
     monkeypatch.setattr(reviews, "LOCK_WAIT_S", 0.1)
     with (folder / "lrmil-review.jsonl").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(WorklistError, match="another program holds it"):
-            worklist.set_verdict(folder / "s1.svs", "disagree")
-    worklist.set_verdict(folder / "s1.svs", "disagree")
+            judge(worklist, folder / "s1.svs", "disagree")
+    judge(worklist, folder / "s1.svs", "disagree")
     assert worklist[folder / "s1.svs"].verdict == "disagree"
 
 
@@ -595,7 +598,7 @@ def test_the_list_goes_on_while_a_verdict_waits_for_the_disk(folder: Path) -> No
 
     worklist = Worklist.open(folder)
     one, two = folder / "s1.svs", folder / "s2.svs"
-    worklist.set_verdict(two, "unsure")
+    judge(worklist, two, "unsure")
     errors: list[WorklistError] = []
 
     def write() -> None:
@@ -684,7 +687,7 @@ def test_a_verdict_by_the_fingerprint_of_an_earlier_version_still_counts(folder:
     assert worklist.set_result(folder / "s1.svs", summary(fingerprint=other)).verdict is None
     # Two of today's must agree as a whole.
     worklist.set_result(folder / "s1.svs", summary(fingerprint=same))
-    worklist.set_verdict(folder / "s1.svs", "disagree")
+    judge(worklist, folder / "s1.svs", "disagree")
     twin = "1" * 40 + "c" * 24
     assert worklist.set_result(folder / "s1.svs", summary(fingerprint=twin)).verdict is None
 
@@ -693,7 +696,7 @@ def test_a_verdict_that_cant_be_written_is_not_lost(folder: Path, monkeypatch: p
     """It stays as not saved, and the next try brings it along, in its order."""
     worklist = Worklist.open(folder)
     one, two = folder / "s1.svs", folder / "s2.svs"
-    worklist.set_verdict(one, "agree", "before")
+    judge(worklist, one, "agree", "before")
     worklist.note_verdict(one, "disagree", "again")
     really = os.write
     with monkeypatch.context() as full:
@@ -711,9 +714,6 @@ def test_a_verdict_that_cant_be_written_is_not_lost(folder: Path, monkeypatch: p
             worklist.reviews.write_waiting()
         worklist.look_what_is_saved()
         assert (worklist[one].saved, worklist[two].saved) == (Saved.NO, Saved.NO)
-        with pytest.raises(WorklistError):
-            worklist.set_verdict(two, "agree")
-        assert (worklist[two].verdict, worklist[two].saved) == ("unsure", Saved.NO)  # nothing changes then
     assert [line["note"] for line in lines_of(folder)] == ["before"]
     worklist.reviews.write_waiting()
     assert [item.saved for item in worklist.look_what_is_saved()] == [Saved.YES, Saved.YES]
@@ -731,7 +731,7 @@ def test_the_last_chance_is_the_users_data_folder(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(reviews, "LOCK_WAIT_S", 0.1)
     worklist = Worklist.open(folder)
     one = folder / "s1.svs"
-    worklist.set_verdict(one, "agree")
+    judge(worklist, one, "agree")
     time.sleep(0.01)
     with (folder / "lrmil-review.jsonl").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -747,13 +747,13 @@ def test_the_last_chance_is_the_users_data_folder(folder: Path, monkeypatch: pyt
 def test_names_that_are_no_text(folder: Path) -> None:
     odd = Path(os.fsdecode(os.fsencode(folder) + b"/\xff\xfe.svs"))
     odd.write_bytes(b"x")
-    Worklist.open(folder).set_verdict(odd, "agree")
+    judge(Worklist.open(folder), odd, "agree")
     assert Worklist.open(folder)[odd].verdict == "agree"
 
 
 def test_another_programs_verdict_arrives(folder: Path) -> None:
     mine, theirs = Worklist.open(folder), Worklist.open(folder)
-    theirs.set_verdict(folder / "s1.svs", "agree")
+    judge(theirs, folder / "s1.svs", "agree")
     mine.set_status(folder / "s2.svs", Status.RUNNING)
     mine.reload_reviews()
     assert mine[folder / "s1.svs"].status is Status.REVIEWED
@@ -763,7 +763,7 @@ def test_another_programs_verdict_arrives(folder: Path) -> None:
 def test_no_such_verdict(folder: Path) -> None:
     worklist = Worklist.open(folder)
     with pytest.raises(WorklistError, match="is no verdict; there are agree, disagree, unsure"):
-        worklist.set_verdict(folder / "s1.svs", "maybe")  # type: ignore[arg-type]
+        judge(worklist, folder / "s1.svs", "maybe")  # type: ignore[arg-type]
     assert not (folder / "lrmil-review.jsonl").exists()
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-out = Console()
-err = Console(stderr=True)
+from napari_lrmil.terminal import err, out
+
+__all__ = ["CacheDirOption", "MppOption", "err", "out"]
 
 MppOption = Annotated[
     float | None,

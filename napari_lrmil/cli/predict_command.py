@@ -24,7 +24,14 @@ from napari_lrmil.cli.results import (
 )
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.export.tables import PREDICTIONS_NAME
-from napari_lrmil.terminal import FAILED, INTERRUPTED, errors_as_messages, print_error, stopping_signals
+from napari_lrmil.terminal import (
+    FAILED,
+    INTERRUPTED,
+    errors_as_messages,
+    print_error,
+    stopping_afterwards,
+    stopping_signals,
+)
 
 if TYPE_CHECKING:
     from napari_lrmil.batch import BatchEvent
@@ -156,7 +163,11 @@ def predict(
 
 def _list_all(slides: list[Path], recursive: bool, mpp: float | None) -> list[ListedSlide]:
     """The slides that the arguments mean; a table's mpp goes before the option's."""
+    from napari_lrmil.slide.pixel_size import check_given
     from napari_lrmil.worklist import list_slides
+
+    if mpp is not None:  # once, not for each slide
+        check_given(mpp)
 
     def note(text: str) -> None:
         console.err.print(f"[yellow]Note:[/] {escape(text)}", highlight=False, soft_wrap=True)
@@ -176,11 +187,12 @@ def _start(
     cluster: str | None,
 ) -> tuple[BundleInfo, Generator[BatchEvent, None, None]]:
     """What the bundle says of itself, and the events of a batch that begins when they are asked for."""
-    from napari_lrmil.batch import classify, classify_on_cluster
-    from napari_lrmil.model.bundle import load_bundle, load_info, resolve_bundle
-    from napari_lrmil.model.card import DEMONSTRATION_NOTE
-    from napari_lrmil.model.device import resolve_device
-    from napari_lrmil.slide.probe import start_helper
+    with stopping_afterwards():
+        from napari_lrmil.batch import classify, classify_on_cluster
+        from napari_lrmil.model.bundle import load_bundle, load_info, resolve_bundle
+        from napari_lrmil.model.card import DEMONSTRATION_NOTE
+        from napari_lrmil.model.device import resolve_device
+        from napari_lrmil.slide.probe import start_helper
 
     if cluster is None or cache is None:
         start_helper()  # while the model is loaded

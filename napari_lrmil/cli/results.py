@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +13,15 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from napari_lrmil.atomic import write_text
+from napari_lrmil.atomic import fitting_name, write_text
 from napari_lrmil.errors import LRMILError, SlideError, readable
 from napari_lrmil.export.tables import (
+    FAILED,
     PREDICTIONS_NAME,
     FolderRow,
+    as_it_was,
     csv_text,
+    folder_columns,
     folder_table,
     spreadsheet_safe,
 )
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from napari_lrmil.predict import SlidePrediction
 
 ERRORS_NAME = "errors.csv"
-_LONGEST_STEM_BYTES = 240
-"""Most file systems take names of 255 bytes, endings and all."""
 _SAME_PROBABILITY = 1e-3
 """Two computers, or batches of two sizes, give the same result within this."""
 MAX_ROWS = 30
@@ -66,6 +66,8 @@ class Outcome:
     done: dict[Path, ResultSummary] = field(default_factory=dict)
     cached: set[Path] = field(default_factory=set)
     failed: dict[Path, str] = field(default_factory=dict)
+    _earlier: dict[Path, str] = field(default_factory=dict)
+    """Rows of an earlier run for slides that this one hasn't come to: a run that goes on takes nothing away."""
 
     def take(self, event: BatchEvent) -> None:
         """Note how a slide ended, and write its files, and its line of the tables, where there is a folder for them.
@@ -122,10 +124,15 @@ class Outcome:
         if self.out is None:
             return
         if len(self.done) + len(self.failed) == 1:  # the first one: the tables of an earlier run go
+            self._earlier = {} if self.overwrite else self._rows_of_before()
             self.write()
             return
+        row = self._predictions([path])
         try:
-            _append(self.out / PREDICTIONS_NAME, self._predictions([path]))
+            if path not in self._earlier:
+                _append(self.out / PREDICTIONS_NAME, row)
+            elif self._earlier[path] != _rows_alone(row):
+                self.write()
             if path in self.failed:
                 _append(self.out / ERRORS_NAME, self._errors([path]))
         except OSError as error:
@@ -136,8 +143,9 @@ class Outcome:
         if self.out is None:
             return
         ended = [path for path in self.stems if path in self.done or path in self.failed]
+        earlier = "".join(row for path, row in self._earlier.items() if path not in self.done | self.failed)
         try:
-            write_text(self.out / PREDICTIONS_NAME, self._predictions(ended))
+            write_text(self.out / PREDICTIONS_NAME, self._predictions(ended) + earlier)
             if self.failed:
                 write_text(
                     self.out / ERRORS_NAME, self._errors([path for path in ended if path in self.failed])
@@ -146,6 +154,24 @@ class Outcome:
                 (self.out / ERRORS_NAME).unlink(missing_ok=True)
         except OSError as error:
             raise self._full(error) from error
+
+    def _rows_of_before(self) -> dict[Path, str]:
+        """The rows of results that are still there."""
+        assert self.out is not None
+        try:
+            with (self.out / PREDICTIONS_NAME).open(newline="", encoding="utf-8") as file:
+                columns, *rows = csv.reader(file)
+        except (OSError, ValueError, csv.Error):  # an empty file has no columns
+            return {}
+        if columns != folder_columns(self.class_names):
+            return {}
+        by_name = {as_it_was(row[0]): row for row in rows if len(row) == len(columns)}
+        said_to_be_there = {path: by_name[stem] for path, stem in self.stems.items() if stem in by_name}
+        return {
+            path: _rows_alone(csv_text(columns, [row]))
+            for path, row in said_to_be_there.items()
+            if row[columns.index("status")] != FAILED and (self.out / f"{self.stems[path]}.json").exists()
+        }
 
     def _predictions(self, paths: Sequence[Path]) -> str:
         rows = [
@@ -248,22 +274,13 @@ def _name_with_folder(path: Path) -> str:
 
 
 def _name_with_hash(path: Path) -> str:
-    return _cut(_name_of(path), str(path.absolute()), at_bytes=0)
+    return fitting_name(_name_of(path), str(path.absolute()), most_bytes=0)
 
 
 def _file_name(name: str) -> str:
     """A name as that of a file: text, in one folder, and short enough with an ending."""
     plain = readable(name).replace("/", "_").replace("\\", "_").replace("\n", "_").replace("\t", "_")
-    return _cut(plain, name, at_bytes=_LONGEST_STEM_BYTES)
-
-
-def _cut(text: str, whole: str, *, at_bytes: int) -> str:
-    """The text, or where it is longer its beginning and a hash of the `whole` that it stands for."""
-    raw = text.encode()
-    if len(raw) <= at_bytes:
-        return text
-    mark = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{raw[: _LONGEST_STEM_BYTES - 9].decode('utf-8', 'ignore')}-{mark}"
+    return fitting_name(plain, name)
 
 
 def refuse_existing(out: Path, stems: Iterable[str], info: BundleInfo) -> None:
@@ -311,9 +328,13 @@ def _append(path: Path, table: str) -> None:
     if not path.exists():
         write_text(path, table)
         return
-    rows = table.partition("\n")[2]
     with path.open("ab", buffering=0) as file:
-        file.write(rows.encode())
+        file.write(_rows_alone(table).encode())
+
+
+def _rows_alone(table: str) -> str:
+    """A table without its header."""
+    return table.partition("\n")[2]
 
 
 def make_folder(out: Path) -> None:

@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 
 import shapely
 
+from napari_lrmil.errors import refuse_pipe
 from napari_lrmil.export.annotation import Annotation, Kind, Ring, Vertex
 from napari_lrmil.export.errors import GeoJSONError
 
@@ -58,6 +59,7 @@ def read_geojson(path: Path, max_bytes: int) -> object:
     GeoJSONError
     """
     try:
+        refuse_pipe(path)
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
                 names = [name for name in archive.namelist() if name.lower().endswith((".geojson", ".json"))]

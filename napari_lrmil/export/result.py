@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from napari_lrmil.atomic import write_text
+from napari_lrmil.errors import refuse_pipe
 from napari_lrmil.evidence import DeletionCurve
 from napari_lrmil.export.errors import ExportError, ResultFileError
 from napari_lrmil.export.tables import csv_text, spreadsheet_safe
@@ -316,7 +317,7 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
 def write_prediction(
     prediction: SlidePrediction, out_dir: str | Path, *, stem: str | None = None
 ) -> tuple[Path, Path]:
-    """Write ``<stem>.json`` and ``<stem>.csv``, each whole or not at all.
+    """Write ``<stem>.json`` and ``<stem>.csv``, each whole or not at all; one that holds the same stays as it is.
 
     Parameters
     ----------
@@ -341,11 +342,22 @@ def write_prediction(
     document = _json_text(result_document(prediction).model_dump(mode="json"))
     json_path, csv_path = out / f"{stem}.json", out / f"{stem}.csv"
     out.mkdir(parents=True, exist_ok=True)
-    # The JSON comes last, an older one goes first: where it exists, the prediction is complete.
-    json_path.unlink(missing_ok=True)
-    write_text(csv_path, tile_table(prediction))
-    write_text(json_path, document)
+    table = tile_table(prediction)
+    # The JSON comes last, an older one goes first: where it exists, the prediction is complete. What is there already
+    # stays untouched, so that a run that goes on has at no moment less than before.
+    if not _holds(csv_path, table):
+        json_path.unlink(missing_ok=True)
+        write_text(csv_path, table)
+    if not _holds(json_path, document):
+        write_text(json_path, document)
     return json_path, csv_path
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
 
 
 def read_document(path: str | Path) -> ResultDocument:
@@ -545,6 +557,7 @@ def _json_text(value: Mapping[str, object]) -> str:
 
 def _read_text(path: Path) -> str:
     try:
+        refuse_pipe(path)
         return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise ResultFileError(f"{path} can't be read: {error.strerror or error}.") from error

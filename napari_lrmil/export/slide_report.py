@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # both load torch
     from napari_lrmil.predict import SlidePrediction
     from napari_lrmil.slide import Slide
 
-__all__ = ["ReportProgress", "Verdict", "run_report", "write_slide_report"]
+__all__ = ["ReportProgress", "Verdict", "write_slide_report"]
 
 ReportSteps = Generator[ReportProgress, None, tuple[Path, ...]]
 
@@ -38,7 +38,7 @@ def write_slide_report(
     """Write a slide's report step by step, each file whole or not at all.
 
     A generator: it yields progress before each step, so that the caller can show it and can cancel by
-    closing it, after which there is no new file. Its return value are the paths (or use `run_report`).
+    closing it, after which there is no new file. Its return value are the paths (or use `predict.run_to_end`).
 
     The slide's label and macro images are never used. Its file name can hold a patient's; without
     `show_identifiers` the report, its title and its metadata name the slide by its fingerprint. The
@@ -103,13 +103,3 @@ def write_slide_report(
             paths.append(Path(pdf))
             stack.enter_context(replacing(Path(pdf))).write_bytes(render_pdf(content, page=page))
     return tuple(paths)
-
-
-def run_report(steps: ReportSteps) -> tuple[Path, ...]:
-    """The result of `write_slide_report`, for callers without progress."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            paths: tuple[Path, ...] = stop.value
-            return paths

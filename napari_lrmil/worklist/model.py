@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from napari_lrmil.cache import ResultCache, ResultSummary
+from napari_lrmil.cache import ResultSummary
 from napari_lrmil.errors import WorklistError
 from napari_lrmil.slide.identity import same_slide
 from napari_lrmil.worklist.listing import ListedSlide, list_slides, natural
@@ -226,30 +226,6 @@ class Worklist:
         )
         return self._keep(_settled(self._with_review(item)))
 
-    def load_results(
-        self, cache: ResultCache, bundle_sha256: str, key_of: Callable[[tuple[float, float]], str]
-    ) -> list[WorklistItem]:
-        """Take in the results that a cache holds of slides it has seen; no slide is opened.
-
-        Parameters
-        ----------
-        cache : ResultCache
-        bundle_sha256 : str
-        key_of : callable
-            µm/px in use -> `result_key`, such as a `ResultKeys`.
-
-        Returns
-        -------
-        list of WorklistItem
-            Those that have a result now.
-        """
-        found = []
-        for item in list(self):
-            result = cache.known_summary(item.path, bundle_sha256, key_of, mpp=item.mpp)
-            if result is not None:
-                found.append(self.set_result(item.path, result))
-        return found
-
     def forget_result(self, path: Path, *, needs_mpp: bool) -> WorklistItem:
         """Drop the result of one slide, as when its µm/px is another now; its verdict stays."""
         bare = replace(_without_result(self[path]), needs_mpp=needs_mpp)
@@ -281,49 +257,6 @@ class Worklist:
         ------
         WorklistError
         """
-        self._note(path, verdict, note, reviewer)
-        return self._keep(self._reviewed(self[path]))
-
-    def look_what_is_saved(self) -> list[WorklistItem]:
-        """Look how far the verdicts are that were not on the disk.
-
-        Returns
-        -------
-        list of WorklistItem
-            Those that are further than before, or could not be written.
-        """
-        changed = []
-        for item in [item for item in self if item.saved is not Saved.YES]:
-            now = self._keep(self._reviewed(item))
-            if now != item:
-                changed.append(now)
-        return changed
-
-    def set_verdict(
-        self, path: Path, verdict: Verdict | None, note: str | None = None, *, reviewer: str = ""
-    ) -> WorklistItem:
-        """`note_verdict`, and wait until it is on the disk, for callers that no window waits for.
-
-        Raises
-        ------
-        WorklistError
-            Where it can't be kept; nothing changes then.
-        """
-        review = self._note(path, verdict, note, reviewer)
-        try:
-            self.reviews.write_waiting()
-        except WorklistError:
-            self.reviews.take_back(review)
-            raise
-        return self._keep(self._reviewed(self[path]))
-
-    def reload_reviews(self) -> None:
-        """Read the verdicts again: another program may have added some."""
-        self.reviews.reload()
-        for item in list(self):
-            self._keep(self._reviewed(item))
-
-    def _note(self, path: Path, verdict: Verdict | None, note: str | None, reviewer: str) -> Review:
         if verdict is not None and verdict not in VERDICTS:
             raise WorklistError(f"{verdict!r} is no verdict; there are {', '.join(VERDICTS)}")
         item = self[path]
@@ -340,7 +273,28 @@ class Worklist:
             unlike_training_shown=None if item.label is None else item.ood,
         )
         self.reviews.add(review)
-        return review
+        return self._keep(self._reviewed(item))
+
+    def look_what_is_saved(self) -> list[WorklistItem]:
+        """Look how far the verdicts are that were not on the disk.
+
+        Returns
+        -------
+        list of WorklistItem
+            Those that are further than before, or could not be written.
+        """
+        changed = []
+        for item in [item for item in self if item.saved is not Saved.YES]:
+            now = self._keep(self._reviewed(item))
+            if now != item:
+                changed.append(now)
+        return changed
+
+    def reload_reviews(self) -> None:
+        """Read the verdicts again: another program may have added some."""
+        self.reviews.reload()
+        for item in list(self):
+            self._keep(self._reviewed(item))
 
     def _reviewed(self, item: WorklistItem) -> WorklistItem:
         """With the verdict on this slide and the status that it gives; a verdict stops no work."""

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 
 import platformdirs
 
-from napari_lrmil.errors import WorklistError
+from napari_lrmil.errors import WorklistError, refuse_pipe
 from napari_lrmil.plain_json import parse_json
 from napari_lrmil.slide.files import from_home
 
@@ -196,13 +196,6 @@ class ReviewFile:
         with self._memory:
             self._waiting.append(review)
 
-    def take_back(self, review: Review) -> None:
-        """Forget a review that still waits to be written."""
-        with self._memory:
-            if review in self._waiting:
-                self._n_refused -= self._waiting.index(review) < self._n_refused
-                self._waiting.remove(review)
-
     def write_waiting(self, *, last_chance: bool = False) -> None:
         """Write what was noted, in that order; when this returns it is on the disk.
 
@@ -284,6 +277,7 @@ class ReviewFile:
 def _read(path: Path, problems: list[str]) -> Iterator[Review]:
     """The lines of a file; those left out are named in `problems`."""
     try:
+        refuse_pipe(path)
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return

@@ -20,7 +20,7 @@ import torch
 from napari_lrmil.evidence import DeletionCurve
 from napari_lrmil.export import report_pdf
 from napari_lrmil.export.errors import ExportError
-from napari_lrmil.export.slide_report import Verdict, run_report, write_slide_report
+from napari_lrmil.export.slide_report import Verdict, write_slide_report
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide
@@ -111,7 +111,7 @@ def report(
     trusted: SlidePrediction, leica: Slide, demo_bundle: ModelBundle, tmp_path: Path
 ) -> tuple[str, str, Path]:
     verdict = Verdict("disagree", f"<b>{GERMAN}</b> & so", "2026-03-04 15:00")
-    paths = run_report(
+    paths = run_to_end(
         write_slide_report(
             trusted,
             leica,
@@ -176,7 +176,7 @@ def test_no_identifiers_unless_wanted(
             assert secret not in data
     assert all(f"slide {trusted.slide_fingerprint[:8]}" in text for text in report[:2])
     named = tmp_path / "named.pdf"
-    run_report(write_slide_report(trusted, leica, demo_bundle.info, pdf=named, show_identifiers=True))
+    run_to_end(write_slide_report(trusted, leica, demo_bundle.info, pdf=named, show_identifiers=True))
     assert "MUSTERMANN_Erika" in pdf_of(named)[2]
 
 
@@ -191,7 +191,7 @@ def test_label_and_macro_are_never_read(
         raise AssertionError("an associated image was read")
 
     monkeypatch.setattr(Slide, "read_associated", refuse)
-    run_report(write_slide_report(leica_prediction, leica, demo_bundle.info, html=tmp_path / "r.html"))
+    run_to_end(write_slide_report(leica_prediction, leica, demo_bundle.info, html=tmp_path / "r.html"))
 
 
 def test_html_stands_alone_and_is_escaped(report: tuple[str, str, Path]) -> None:
@@ -213,7 +213,7 @@ def test_only_tiles_that_speak_for_the_label_are_shown(
     contributions = np.stack([-lesion, lesion], axis=1) * speaking
     changed = replace(trusted, class_contributions=contributions, log_odds_contributions=5 * contributions)
     html, pdf = tmp_path / "r.html", tmp_path / "r.pdf"
-    run_report(write_slide_report(changed, leica, demo_bundle.info, html=html, pdf=pdf))
+    run_to_end(write_slide_report(changed, leica, demo_bundle.info, html=html, pdf=pdf))
     words = Words()
     words.feed(html.read_text(encoding="utf-8"))
     title = {
@@ -261,7 +261,7 @@ def test_pdf_is_one_page_whatever_the_note(
     steps = write_slide_report(
         trusted, leica, info, pdf=path, verdict=Verdict("agree", note, WHEN), page=page, show_identifiers=True
     )
-    run_report(steps)
+    run_to_end(steps)
     count, found_size, text, pixels = pdf_of(path)
     assert count == 1
     assert tuple(round(length) for length in found_size) == size
@@ -317,7 +317,7 @@ def test_cancelled_or_failed_leaves_nothing(
 
     monkeypatch.setattr(report_pdf, "render_pdf", fail)
     with pytest.raises(OSError, match="disk full"):
-        run_report(steps())
+        run_to_end(steps())
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
     assert html_path.read_text() == "older"
 
@@ -334,7 +334,7 @@ def test_refuses_the_wrong_slide_or_bundle(
     ]
     for slide, info, options, said in asked:
         with pytest.raises(ExportError, match=said):
-            run_report(write_slide_report(leica_prediction, slide, info, **options))  # type: ignore[arg-type]
+            run_to_end(write_slide_report(leica_prediction, slide, info, **options))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -358,7 +358,7 @@ def test_slide_without_finer_level_or_tissue_to_spare(
             ),
         )
         path = tmp_path / "few.pdf"
-        run_report(write_slide_report(few, slide, demo_bundle.info, pdf=path, html=tmp_path / "few.html"))
+        run_to_end(write_slide_report(few, slide, demo_bundle.info, pdf=path, html=tmp_path / "few.html"))
     count, _, text, _ = pdf_of(path)
     assert count == 1
     assert "Not reviewed." in text
@@ -382,7 +382,7 @@ def test_printed_html_is_one_page(
         pytest.skip("no Chromium to print with")
     for number, verdict in enumerate((None, Verdict("agree", LONG, WHEN))):
         path, printed = tmp_path / f"{number}.html", tmp_path / f"{number}.pdf"
-        run_report(
+        run_to_end(
             write_slide_report(trusted, leica, demo_bundle.info, html=path, verdict=verdict, page=page)  # type: ignore[arg-type]
         )
         subprocess.run(

@@ -263,6 +263,24 @@ def test_a_series_uid_that_begins_as_another_is_another(tmp_path: Path) -> None:
 # --- what would take for ever ---
 
 
+@pytest.mark.parametrize(("element", "says"), [
+    (b"\x48\0\x02\x03UL\x04\0", "holds 2 optical paths .channels., but a slide needs one RGB image$"),
+    (b"\x48\0\x03\x03UL\x04\0", "TotalPixelMatrixFocalPlanes value 2 != 1"),
+])  # fmt: skip
+def test_dicom_of_several_channels_or_focal_planes_is_refused(
+    element: bytes, says: str, copied: Callable[[str], Path]
+) -> None:
+    folder = copied("slides_real/CMU-1-Small-Region-dicom")
+    for file in folder.iterdir():
+        held = file.read_bytes()
+        assert held.count(element + b"\1\0\0\0") == 1
+        if b"VOLUME" in held:
+            file.write_bytes(held.replace(element + b"\1\0\0\0", element + b"\2\0\0\0"))
+    with pytest.raises(SlideError, match=says) as refusal:
+        Slide(folder)
+    assert str(folder) not in str(refusal.value)
+
+
 @pytest.mark.parametrize("name", ["a.svs", "a.vms", "a.ome.tif", "a.zarr", "a"])
 def test_links_to_themselves_are_refused(name: str, tmp_path: Path) -> None:
     path, other = tmp_path / name, tmp_path / f"other-{name}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.fuzz.kills import TINY_RUN
 from training.config import load_config
 from training.progress import Reporter
 from training.run.cli import run
@@ -19,50 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("teacher_hr", "lr_scratch", "stage1_only", "stage2_only", "lrmil")
 SHORTCUTS = ("tissue_fraction", "rgb", "random_init")
 
-TEMPLATE = """
-[run]
-out_dir = "run"
-seed = 5
-device = "cpu"
-
-[data]
-slides = "{slides}"
-
-[tiles]
-tile_px = 32
-mpp_lr = 2.0
-ratio = 4
-
-[encoder]
-architecture = "vit_tiny_patch16_224"
-options = {{ patch_size = 8, img_size = 32, embed_dim = 24, depth = 3, num_heads = 2 }}
-batch_size = 64
-
-[mil]
-hidden_dim = 16
-epochs = 4
-patience = 2
-learning_rate = 5e-3
-
-[stage1]
-layers = [0, 2]
-epochs = 2
-pairs_per_epoch = 160
-val_pairs = 64
-
-[evaluate]
-bootstrap = 100
-
-[export]
-name = "Tiny student"
-demonstration = true
-licence = "bsd-3-clause"
-"""
-
 
 def write_config(folder: Path, slides: Path) -> Path:
     path = folder / "config.toml"
-    path.write_text(TEMPLATE.format(slides=slides))
+    path.write_text(TINY_RUN.format(slides=slides))
     return path
 
 

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from npe2 import PluginManifest
 from qtpy.QtCore import QEvent, QPoint, QPointF, Qt, QThreadPool
 from qtpy.QtGui import QMouseEvent
 from qtpy.QtWidgets import (
@@ -22,6 +23,15 @@ from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.layers import SLIDE_KEY
 from napari_lrmil._viewer.qt.background import thread_pool
 from napari_lrmil.slide import Slide
+
+PLUGIN = "napari-lrmil"
+
+
+def further_docks() -> list[str]:
+    """Names of the docks beside the main one and the worklist, which have functions of their own."""
+    names = [widget.display_name for widget in PluginManifest.from_distribution(PLUGIN).contributions.widgets]
+    assert names[:2] == ["LRMIL: classify slide", "LRMIL: worklist"]
+    return names[2:]
 
 
 def slide_of(viewer: Any) -> Slide:

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import QAbstractButton, QLabel
+from real_windows import PLUGIN, further_docks
 
 from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
 
 pytestmark = pytest.mark.usefixtures("alone")
-
-MORE_DOCKS = ("LRMIL: tiles", "LRMIL: overview", "LRMIL: annotations", "LRMIL: export")
 
 
 def letter(text: str) -> str:
@@ -23,7 +22,7 @@ def letter(text: str) -> str:
 
 def test_no_letter_is_taken_twice(viewer: Any) -> None:
     docks = [dock_widget(viewer), worklist_dock(viewer)]
-    docks += [viewer.window.add_plugin_dock_widget("napari-lrmil", name)[1] for name in MORE_DOCKS]
+    docks += [viewer.window.add_plugin_dock_widget(PLUGIN, name)[1] for name in further_docks()]
     texts = [action.text() for action in docks[0].window().menuBar().actions()]
     for dock in docks:
         texts += [button.text() for button in dock.findChildren(QAbstractButton)]

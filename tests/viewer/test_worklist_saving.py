@@ -15,7 +15,7 @@ from made_predictions import make_prediction
 from made_slides import write_slide
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
-from seen_slides import remember
+from seen_slides import judge, remember
 
 from napari_lrmil._viewer.docks.docked import dock_widget
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
@@ -62,8 +62,8 @@ def test_every_slide_of_the_list_has_a_row(tmp_path: Path, bundle_dir: Path) -> 
     remember(cache, paths["B"], "b" * 64)
     worklist = Worklist.open(folder)
     worklist.set_result(paths["A"], summarise(shown))
-    worklist.set_verdict(paths["A"], "agree", "clear case")
-    worklist.set_verdict(paths["B"], "disagree")  # before there was a result
+    judge(worklist, paths["A"], "agree", "clear case")
+    judge(worklist, paths["B"], "disagree")  # before there was a result
     worklist.set_result(paths["B"], summarise(cached))
     worklist.set_status(paths["D"], Status.FAILED, error="DAVIS_failed.svs can't be read")
     open_slides = {Opened(paths["A"]): shown, Opened(paths["C"]): foreign}

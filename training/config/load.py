@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from napari_lrmil.errors import ConfigError
+from napari_lrmil.errors import ConfigError, refuse_pipe
 from training.config.run_config import RunConfig
 
 
@@ -31,6 +31,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         Naming the key, and for an unknown one the nearest that exists.
     """
     try:
+        refuse_pipe(path)
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"no such config: {path}") from error

@@ -21,7 +21,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
-from napari_lrmil.atomic import remove_stale_scratch, replacing_folder, write_text
+from napari_lrmil.atomic import fitting_name, remove_stale_scratch, replacing_folder, write_text
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.plain_json import parse_json
 
@@ -163,7 +163,7 @@ class EmbeddingStore:
         remove_stale_scratch(self.root, older_than_s=_SCRATCH_SECONDS)
 
     def _place(self, slide_id: str) -> Path:
-        return self.root / f"{slide_id}.zarr"
+        return self.root / f"{fitting_name(slide_id)}.zarr"
 
 
 class ArrayWriter:

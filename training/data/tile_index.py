@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from rich.markup import escape
 
+from napari_lrmil.atomic import fitting_name
 from napari_lrmil.errors import ConfigError, UnknownMppError, reason_of
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_nested_tiles, tile_grid
 from napari_lrmil.slide.identity import stamp_of
@@ -167,7 +168,9 @@ def _remembered(row: SlideRow, geometry: TileGeometry, known: Path | None) -> Sl
         }
 
     try:
-        saved = remembered(known / f"{row.slide_id}.json", content_hash(stamp, row.mpp, geometry), examine)
+        saved = remembered(
+            known / f"{fitting_name(row.slide_id)}.json", content_hash(stamp, row.mpp, geometry), examine
+        )
     except _UnusableSlide as error:
         return str(error)
     lr, hr, shape = (np.asarray(saved[name], np.int64) for name in ("lr_places", "hr_places", "lr_shape_yx"))

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.errors import LRMILError, refuse_pipe
 from napari_lrmil.table import NO_VALUE
 
 FEATURE_NAMES = ("features", "feats")
@@ -133,6 +133,7 @@ def find_feature_files(folder: Path) -> dict[str, Path]:
 def _opened(path: Path, what: str) -> Iterator[h5py.File]:
     """Open an HDF5 file; whatever reading it raises is an error of that file."""
     try:
+        refuse_pipe(path)
         with h5py.File(path, "r") as file:
             yield file
     except FeatureError:

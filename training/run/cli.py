@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.memory import give_large_blocks_back
-from napari_lrmil.terminal import Commands, exit_with
+from napari_lrmil.terminal import INTERRUPTED, Commands, exit_with, print_error
 from training.config import RunConfig, load_config
 from training.config.describe import config_table
 from training.progress import Reporter
@@ -161,6 +161,9 @@ def main(
         loaded = load_config(config, [*context.args, *(("--run.seeds", seeds) if seeds is not None else ())])
         out_dir = loaded.run.out_dir
         run(loaded, skip_bad=skip_bad_slides, reporter=Reporter(), cluster=cluster, dry_run=dry_run)
+    except KeyboardInterrupt:
+        print_error(f"stopped. What was finished is kept in {out_dir}: the same command goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
     except LRMILError as error:
         exit_with(error)
     except OSError as error:

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from napari_lrmil.atomic import write_text
+from napari_lrmil.atomic import fitting_name, write_text
 from napari_lrmil.errors import BundleError, ConfigError
 from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME, BundleInfo, load_info
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
@@ -328,7 +328,7 @@ class RunDir:
 
     def shortcut_features(self, slide_id: str) -> Path:
         """Return the file of what the baselines see of a slide."""
-        return self.root / "shortcuts" / f"{slide_id}.json"
+        return self.root / "shortcuts" / f"{fitting_name(slide_id)}.json"
 
     def reported_files(self) -> list[Path]:
         """Return the files that the report shows, those of all folds that are there."""

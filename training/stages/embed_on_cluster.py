@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.errors import LRMILError, SlideError
 from training.progress import Reporter
-from training.stages.embed_tiles import EmbedJob, EncoderSource, embed_elsewhere
+from training.stages.embed_tiles import EmbedJob, EncoderSource, embed_elsewhere, refuse_failed
 
 _RETRIES = 1
 TIMEOUT = "30s"
@@ -42,12 +42,15 @@ def embed_on_cluster(
     Raises
     ------
     ClusterError
+    SlideError
+        As `embed_slides` does.
     """
     from distributed import Client, as_completed
 
     if jobs:
         jobs[0].store.prepare()
     todo = [job for job in jobs if not job.is_done]
+    failed: dict[str, SlideError] = {}
     total = sum(len(job.places) for job in todo)
     try:
         client = Client(scheduler, timeout=TIMEOUT, set_as_default=False)
@@ -70,12 +73,16 @@ def embed_on_cluster(
         for future in as_completed(list(futures), loop=client.loop):
             name = futures[future].tiles.row.slide_id
             failure = future.exception()
+            if isinstance(failure, SlideError):
+                failed[name] = failure
+                continue
             if isinstance(failure, LRMILError):
                 raise failure
             if failure is not None:
                 raise ClusterError(f"{name} could not be embedded on the cluster: {failure}") from failure
             advance(future.result(), note=f"{len(client.scheduler_info()['workers'])} workers")
             future.release()
+    refuse_failed(failed)
     missing = [job.tiles.row.slide_id for job in todo if not job.is_done]
     if missing:
         raise ClusterError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from napari_lrmil.errors import SlideError
 from napari_lrmil.model.device import resolve_device
 from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_weights
 from napari_lrmil.predict import embed_tiles
@@ -97,17 +98,43 @@ def embed_slides(
     reporter : Reporter
     description : str
         For the bar.
+
+    Raises
+    ------
+    SlideError
+        Naming all slides that couldn't be read, or have changed meanwhile; the others are embedded and kept.
     """
     if jobs:
         jobs[0].store.prepare()
+    failed: dict[str, SlideError] = {}
     todo = [job for job in jobs if not job.is_done]
     runtime.wait()  # all must have looked before one of them changes what there is to see
     todo = runtime.share(todo)
     if todo:
         with reporter.bar(description, sum(len(job.places) for job in todo)) as advance:
             for job in todo:
-                embed_slide(job, encoder, runtime.device, advance=advance)
+                try:
+                    embed_slide(job, encoder, runtime.device, advance=advance)
+                except SlideError as error:
+                    failed[job.tiles.row.slide_id] = error
+    refuse_failed(failed)
     runtime.wait()
+
+
+def refuse_failed(failed: Mapping[str, SlideError]) -> None:
+    """Stop where slides failed that could be opened when the run began: its folds count on them.
+
+    Raises
+    ------
+    SlideError
+    """
+    if failed:
+        listing = "\n  ".join(f"{slide_id}: {error}" for slide_id, error in failed.items())
+        raise SlideError(
+            f"{len(failed)} {'slide' if len(failed) == 1 else 'slides'} can't be embedded; the others are, and are kept. "
+            "Copy what is damaged again, or take it out of the table, and give the same command again:\n  "
+            f"{listing}"
+        )
 
 
 def embed_slide(

@@ -275,8 +275,8 @@ def _level_of(page: tifffile.TiffPage, name: str) -> TiffLevel:
         level.tiles_across * level.tiles_down * level.planes,
         min(len(level.offsets), len(level.byte_counts)),
     )
-    if there < needed:
-        raise SlideError(
+    if there < needed:  # OpenSlide would open the file anew for each piece that isn't there
+        raise UnfitImageError(
             f"{name} is damaged: {size_xy[0]} x {size_xy[1]} px take {needed:,} pieces of {tile_xy[0]} x {tile_xy[1]} px, "
             f"and it lists {there:,}"
         )
