@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from napari_lrmil.atomic import give_usual_mode, replacing_folder
-from napari_lrmil.errors import BundleError, EncoderError, is_one_line, shortened
+from napari_lrmil.errors import BundleError, EncoderError, is_one_line, refuse_pipe, shortened
 from napari_lrmil.model.calibration import OperatingPoint, VectorScaling
 from napari_lrmil.model.card import render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
@@ -27,7 +27,7 @@ from napari_lrmil.model.hub import fetch_bundle, is_hub_name
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
 from napari_lrmil.model.tensors import not_finite, read_tensors
 from napari_lrmil.model.trust import Trust, TrustInfo
-from napari_lrmil.plain_json import parse_json
+from napari_lrmil.outside import parse_json, read_file
 
 FORMAT_VERSION = 3
 """The newest that is read; the oldest that says everything of a bundle is written, see `_oldest_version`."""
@@ -352,9 +352,8 @@ def _weights(root: Path, info: BundleInfo, *, n_values: int) -> dict[str, Tensor
     # Double precision at most, and a header.
     largest = 8 * (n_values + n_of_trust) + 2**24
     try:
+        refuse_pipe(path)
         n_bytes = path.stat().st_size
-        if not path.is_file():
-            raise BundleError(f"{path} is no file")
         if n_bytes > largest:
             raise BundleError(
                 f"{path} has {n_bytes:,} bytes; the model that {JSON_NAME} describes takes {largest:,} at most"
@@ -407,12 +406,7 @@ def _description(path: Path) -> Any:  # whatever JSON stands there
     ------
     OSError, ValueError
     """
-    if path.stat().st_size > _LARGEST_JSON_BYTES:
-        raise ValueError("it is too large for a description")
-    if not path.is_file():  # a pipe would never end
-        raise ValueError("it is no file")
-    text = path.read_text(encoding="utf-8")
-    raw = parse_json(text)
+    raw = parse_json(read_file(path, most_bytes=_LARGEST_JSON_BYTES))
     # JSON can spell half a character, which no file can hold again.
     json.dumps(raw, ensure_ascii=False).encode()
     return raw

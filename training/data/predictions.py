@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from napari_lrmil.atomic import write_csv
+from napari_lrmil.errors import shortened
 from napari_lrmil.export.tables import as_it_was, spreadsheet_safe
 from napari_lrmil.model.calibration import called_class
 from training.files import save_tensors
@@ -105,7 +106,7 @@ def read_predictions(path: Path) -> Predictions:
         raise ValueError(f"it is no CSV file ({error})") from error
     names = tuple(name.removeprefix("p_") for name in columns[3:] if name.startswith("p_"))
     if columns[:3] != ["slide_id", "patient_id", "label"] or len(names) < 2:
-        raise ValueError(f"the columns are {', '.join(columns)}, not those of predictions")
+        raise ValueError(f"the columns are {shortened(', '.join(columns))}, not those of predictions")
     if not records:
         raise ValueError("it has no rows")
     odd = next((record for record in records if record["label"] not in names), None)

@@ -35,7 +35,7 @@ from napari_lrmil.atomic import fitting_name, write_text
 from napari_lrmil.errors import BundleError, ConfigError
 from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME, BundleInfo, load_info
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
-from napari_lrmil.plain_json import parse_json
+from napari_lrmil.outside import parse_json
 from training.checkpoint import Files
 from training.config import RunConfig
 from training.data.predictions import (
