@@ -100,7 +100,7 @@ def test_a_verdict_on_another_label_is_not_one_on_this(
 ) -> None:
     assert trusted.label == "benign"
     path = tmp_path / "r.html"
-    run_report(write_slide_report(trusted, leica, demo_bundle.info, html=path, verdict=verdict))
+    run_to_end(write_slide_report(trusted, leica, demo_bundle.info, html=path, verdict=verdict))
     text = re.sub(r"\s+", " ", path.read_text(encoding="utf-8"))
     assert said in text
     assert text.count("Agrees with the model") == (said == "Agrees with the model.")
