@@ -321,6 +321,7 @@ def predict_slide(
         source.check_unchanged()
     slide.check_unchanged()  # the pixels are of the slide whose fingerprint it is
     instances = torch.cat(embeddings).float()
+    embeddings.clear()  # a large bag isn't kept twice
     point = info.operating_point
     thresholds = None if point is None else point.thresholds
     evidence = explain(bundle.mil, instances, scaling=info.vector_scaling, thresholds=thresholds)

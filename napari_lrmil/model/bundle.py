@@ -80,7 +80,7 @@ class BundleInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal["lrmil-bundle"] = "lrmil-bundle"
-    format_version: Literal[1, 2, 3] = 1
+    format_version: Literal[1, 2, 3] = 3
     name: Name
     description: str
     demonstration: bool = Field(description="true: shown as a demonstration, not for diagnosis")
@@ -116,6 +116,8 @@ class BundleInfo(BaseModel):
             raise ValueError("class names repeat")
         if self.trust is not None and self.format_version < 2:
             raise ValueError(f"'trust' in format version {self.format_version}; it came with 2")
+        if self.mil.projection and self.format_version < 3:
+            raise ValueError(f"'mil.projection' in format version {self.format_version}; it came with 3")
         if self.trust is not None and self.trust.conformal.own_slides and self.format_version < 3:
             raise ValueError(f"'own_slides' in format version {self.format_version}; it came with 3")
         for name in ("scaling", "operating_point"):
@@ -418,19 +420,21 @@ def _of_part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 
 def _oldest_version(info: BundleInfo, trust: Trust | None) -> Literal[1, 2, 3]:
     own_slides = trust is not None and trust.info.conformal.own_slides
-    if info.scaling is not None or info.operating_point is not None or own_slides:
+    if info.scaling is not None or info.operating_point is not None or own_slides or info.mil.projection:
         return 3
     return 1 if trust is None else 2
 
 
-def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, dict[str, bool]]]:
+def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str, bool]]]:
     """Return what has no value, and would be a key that programs of the bundle's format version don't know."""
     optional = ("temperature", "scaling", "operating_point", "trust")
-    absent: dict[str, bool | dict[str, dict[str, bool]]] = {
+    absent: dict[str, bool | dict[str, bool | dict[str, bool]]] = {
         name: True for name in optional if getattr(info, name) is None
     }
     if info.trust is not None and info.format_version < 3:
         absent["trust"] = {"conformal": {"own_slides": True}}
+    if not info.mil.projection:
+        absent["mil"] = {"projection": True}
     return absent
 
 

@@ -484,6 +484,31 @@ def test_trust_round_trip(trusted: Path, tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (trusted / name).read_bytes()
 
 
+def test_a_head_with_a_projection_says_a_version_that_older_programs_refuse(
+    bundle: Path, tmp_path: Path
+) -> None:
+    assert "projection" not in json.loads((bundle / "bundle.json").read_text())["mil"]
+    model = load_bundle(bundle)
+    assert model.info.mil.projection == ()
+    spec = model.info.mil.model_copy(update={"projection": (7, 5)})
+    info = model.info.model_copy(update={"mil": spec})
+    head = build_mil(spec)
+    for trust, name in ((None, "plain"), (made_up_trust(), "trusted")):
+        save_bundle(tmp_path / name, info=info, encoder=model.encoder, mil=head, trust=trust)
+        raw = json.loads((tmp_path / name / "bundle.json").read_text())
+        assert raw["format_version"] == 3
+        assert raw["mil"]["projection"] == [7, 5]
+        assert ("trust" in raw) is (trust is not None)
+        loaded = load_bundle(tmp_path / name)
+        bag = torch.randn(6, spec.embed_dim)
+        torch.testing.assert_close(
+            loaded.mil(bag).bag_logits, head.eval()(bag).bag_logits, rtol=1e-2, atol=1e-2
+        )
+    edit(tmp_path / "plain", {"format_version": 2})
+    with pytest.raises(BundleError, match=r"'mil\.projection' in format version 2; it came with 3"):
+        load_bundle(tmp_path / "plain")
+
+
 def test_trust_is_not_lost_unasked(trusted: Path) -> None:
     with pytest.raises(BundleError, match="trust part of 'Newer' would be lost"):
         resave(trusted, name="Newer")
