@@ -91,7 +91,11 @@ def test_files_hold_the_prediction(slide: Path, tiny_bundle: Path, tmp_path: Pat
         dict(zip(expected.class_names, expected.class_probabilities, strict=True))
     )
     assert told["note"] == DEMONSTRATION_NOTE
-    assert told["bundle"] == {"name": "Tiny", "weights_sha256": model.info.weights_sha256}
+    assert told["bundle"] == {
+        "name": "Tiny",
+        "weights_sha256": model.info.weights_sha256,
+        "sha256": model.info.sha256,
+    }
     assert (told["read_level"], told["read_level_mpp"], told["slide_mpp_xy"]) == (1, 2.0, [0.5, 0.5])
     assert told["tiles"]["count"] == len(expected.tiles)
     assert (told["status"], told["version"]) == (["demonstration"], __version__)
@@ -324,7 +328,7 @@ def test_a_folder_fills_the_cache_that_the_window_reads(
         "slides": "2", "computed": "2", "cached": "0", "failed": "0", "unsure": "-", "strange": "-", "left": "0"
     }  # fmt: skip
     worklist, info = Worklist.open(folder), load_bundle(tiny_bundle).info
-    found = load_results(worklist, ResultCache(), info.weights_sha256, ResultKeys(info))
+    found = load_results(worklist, ResultCache(), info.sha256, ResultKeys(info))
     assert [item.slide_id for item in found] == ["a", "b"]
     deeper = lrmil("predict", folder, "--bundle", tiny_bundle, "--recursive")
     assert counts(deeper) == counts(result) | {"slides": "3", "computed": "1", "cached": "2"}
@@ -371,7 +375,7 @@ def test_tables_of_all_slides_and_of_errors(
     assert "not a slide" in failed["error"]
     with Slide(folder / "a.tif") as opened:
         assert first["fingerprint"] == opened.fingerprint()
-    assert first["bundle_sha256"] == load_bundle(tiny_bundle).info.weights_sha256
+    assert first["bundle_sha256"] == load_bundle(tiny_bundle).info.sha256
     assert json.loads((out / "case_2.json").read_text())["slide_mpp_xy"] == [1.0, 1.0]
     (error,) = read_csv(out / "errors.csv")
     assert (error["path"], error["slide_id"]) == (str(folder / "b.tif"), "b")

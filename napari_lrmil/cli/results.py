@@ -305,7 +305,8 @@ def _is_other(out: Path, stem: str, info: BundleInfo) -> bool:
     json_path, csv_path = out / f"{stem}.json", out / f"{stem}.csv"
     if json_path.exists():
         try:
-            return read_document(json_path).bundle.weights_sha256 != info.weights_sha256
+            made_by = read_document(json_path).bundle
+            return made_by.weights_sha256 != info.weights_sha256 or made_by.sha256 not in (None, info.sha256)
         except ResultFileError:
             return True
     if not csv_path.exists():

@@ -57,6 +57,8 @@ class BundleOfResult(_Part):
     name: str
     weights_sha256: str
     """Hash of its weights."""
+    sha256: str | None = None
+    """Hash of the whole bundle: weights and all that its bundle.json says; null where an earlier version wrote this."""
 
 
 class LeftOutTile(_Part):
@@ -281,7 +283,11 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                     "area_gain": curve.area_gain,
                     "meaning": curve_text(curve),
                 },
-                "bundle": {"name": prediction.bundle_name, "weights_sha256": prediction.bundle_sha256},
+                "bundle": {
+                    "name": prediction.bundle_name,
+                    "weights_sha256": prediction.weights_sha256,
+                    "sha256": prediction.bundle_sha256,
+                },
                 "slide_fingerprint": prediction.slide_fingerprint,
                 "slide_mpp_xy": prediction.mpp_xy,
                 "read_level": prediction.level,
@@ -459,7 +465,8 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
         level_mpp=document.read_level_mpp,
         seconds=document.seconds,
         bundle_name=document.bundle.name,
-        bundle_sha256=document.bundle.weights_sha256,
+        bundle_sha256=document.bundle.sha256 or document.bundle.weights_sha256,
+        weights_sha256=document.bundle.weights_sha256,
         demonstration=document.demonstration,
         device=document.device,
         slide_fingerprint=document.slide_fingerprint,
