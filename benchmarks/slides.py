@@ -32,7 +32,7 @@ _DESCRIPTION = (
 )
 
 
-def bench_slide(folder: Path | None = None, *, side_px: int = SIDE_PX) -> Path:
+def bench_slide(folder: Path | None = None, *, side_px: int = SIDE_PX, mpp: float = MPP) -> Path:
     """Return the path of the generated slide, made where it isn't yet.
 
     Parameters
@@ -41,12 +41,15 @@ def bench_slide(folder: Path | None = None, *, side_px: int = SIDE_PX) -> Path:
         Where it is kept between runs; the system's temporary folder if left out.
     side_px : int
         Width and height, a multiple of 16 tiles.
+    mpp : float
+        µm/px that the file says.
     """
     folder = folder or Path(tempfile.gettempdir()) / "lrmil-bench"
-    path = folder / f"tissue-{side_px}-q{QUALITY}-v2.svs"
+    name = f"tissue-{side_px}-q{QUALITY}-v2" if mpp == MPP else f"tissue-{side_px}-{mpp:g}-q{QUALITY}-v2"
+    path = folder / f"{name}.svs"
     if not path.exists():
         with replacing(path) as unfinished:
-            _write(unfinished, side_px)
+            _write(unfinished, side_px, mpp)
     return path
 
 
@@ -59,7 +62,7 @@ def encoded_tiles(seed: int = 0) -> tuple[list[bytes], list[bytes]]:
     )
 
 
-def _write(path: Path, side_px: int) -> None:
+def _write(path: Path, side_px: int, mpp: float) -> None:
     tissue, glass = encoded_tiles()
     rng = np.random.default_rng(1)
 
@@ -93,7 +96,7 @@ def _write(path: Path, side_px: int) -> None:
                 photometric="ycbcr",
                 subsampling=(2, 2),
                 compression="jpeg",
-                description=_DESCRIPTION.format(side=side, tile=TILE_PX, quality=QUALITY, mpp=MPP),
+                description=_DESCRIPTION.format(side=side, tile=TILE_PX, quality=QUALITY, mpp=mpp),
                 metadata=None,
             )
 

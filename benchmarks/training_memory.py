@@ -93,13 +93,14 @@ def main() -> None:
         train = Bags(store, rows[:cut], ("a", "b"), cache_bytes=0.75 * share)
         val = Bags(store, rows[cut:], ("a", "b"), cache_bytes=0.25 * share)
         files = Files(root / "m.csv", checkpoint=root / "m.safetensors", checkpoint_seconds=0)
-        section = MILSection(epochs=options.epochs)
-        model = fit_head(
+        model, _ = fit_head(
             train,
             val,
-            section.spec(options.dim, 2),
-            section.recipe(seed=0),
+            MILSection(epochs=options.epochs, restarts=0),
             Session(runtime.head_fabric, files, Reporter(), "Teacher MIL"),
+            embed_dim=options.dim,
+            n_classes=2,
+            seed=0,
         )
         said = [output.attention_scores for output in bag_outputs(model, train, runtime.device)]
         print(

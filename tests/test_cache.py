@@ -314,6 +314,60 @@ def test_a_changed_slide_is_not_known(cache: ResultCache, tmp_path: Path) -> Non
     assert cache.known_fingerprint(tmp_path / "absent.svs") is None
 
 
+@pytest.mark.parametrize("change", [
+    lambda text: text.replace("0.5", "0.25"), lambda text: text.replace("1111", "1112", 1), lambda text: text[:-9],
+    lambda text: "[" * 100_000, lambda text: "9" * 5000, lambda text: "",
+])  # fmt: skip
+def test_what_is_known_of_a_slide_counts_as_absent_when_it_is_damaged(
+    cache: ResultCache, tmp_path: Path, change: Callable[[str], str]
+) -> None:
+    slide = tmp_path / "slide.svs"
+    slide.write_bytes(b"one")
+    remember(cache, slide, "1" * 64, (0.5, 0.5))
+    (file,) = (path for path in (cache.root / "seen").rglob("*") if path.is_file())
+    text = file.read_text()
+    assert change(text) != text
+    file.write_text(change(text))
+    assert cache.known_slide(slide) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes that have a name")
+@pytest.mark.parametrize("name", ["prediction.json", "arrays.safetensors"])
+def test_a_pipe_or_device_in_an_entry_is_not_waited_for(
+    cache: ResultCache, prediction: SlidePrediction, name: str
+) -> None:
+    for make in (os.mkfifo, lambda path: Path(path).symlink_to("/dev/zero")):
+        cache.put(prediction, "k" * 64)
+        (file,) = cache.root.rglob(name)
+        file.unlink()
+        make(file)
+        assert fetch(cache, prediction) is None
+
+
+@pytest.mark.parametrize(
+    "text", ['{"limit_bytes": -5}', '{"limit_bytes": 1e999}', "[" * 100_000, '{"limit_bytes": "1"}']
+)
+def test_a_damaged_limit_is_the_usual_one(tmp_path: Path, prediction: SlidePrediction, text: str) -> None:
+    (tmp_path / "limit.json").write_text(text)
+    cache = ResultCache(tmp_path)
+    assert cache.size().limit_bytes == 2 * 10**9
+    cache.put(prediction, "k" * 64)
+    assert fetch(cache, prediction) is not None
+
+
+def test_a_thumbnail_with_another_bit_counts_as_absent(cache: ResultCache) -> None:
+    cache.write_thumbnail("1" * 64, 64, b"a picture")
+    cache.write_thumbnail("2" * 64, 64, b"another one")
+    assert cache.read_thumbnail("1" * 64, 64) == b"a picture"
+    first, second = sorted(cache.root.rglob("*.jpg"))
+    data = bytearray(first.read_bytes())
+    data[3] ^= 1
+    first.write_bytes(data)
+    assert cache.read_thumbnail("1" * 64, 64) is None
+    first.write_bytes(second.read_bytes())
+    assert cache.read_thumbnail("1" * 64, 64) is None
+
+
 @pytest.mark.parametrize(("head", "part"), [
     ("a.mrxs", "a/Data0000.dat"),
     ("a.vms", "a_image.jpg"),

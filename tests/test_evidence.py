@@ -22,11 +22,19 @@ EXACT = 1e-9
 
 
 def abmil(
-    *, dim: int = 6, classes: int = 3, seed: int = 0, sharpness: float = 1.0, gated: bool = True
+    *,
+    dim: int = 6,
+    classes: int = 3,
+    seed: int = 0,
+    sharpness: float = 1.0,
+    gated: bool = True,
+    projection: tuple[int, ...] = (),
 ) -> ABMIL:
     """A head of random weights; `sharpness` multiplies its attention logits."""
     torch.manual_seed(seed)
-    head = ABMIL(embed_dim=dim, n_classes=classes, hidden_dim=8, gated=gated, dropout=0.5).eval()
+    head = ABMIL(
+        embed_dim=dim, n_classes=classes, hidden_dim=8, gated=gated, dropout=0.5, projection=projection
+    ).eval()
     with torch.no_grad():
         head.classifier.weight.mul_(3)
         for name in ("score.weight", "score.bias"):
@@ -85,6 +93,7 @@ heads = st.builds(
     seed=st.integers(0, 999),
     sharpness=st.sampled_from([0.0, 1.0, 30.0, 1000.0]),
     gated=st.booleans(),
+    projection=st.sampled_from([(), (5,), (7, 3)]),
 )
 
 
@@ -95,7 +104,7 @@ heads = st.builds(
 def test_a_contribution_is_what_classifying_without_the_tile_changes(
     head: ABMIL, n: int, seed: int, temperature: float
 ) -> None:
-    dim = head.classifier.in_features
+    dim = head.norm.normalized_shape[0]
     instances = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
     found = explain(head, instances, scaling=of_temperature(head, temperature), n_random=2)
     whole = probabilities(head, instances, temperature)
@@ -118,7 +127,7 @@ def test_a_contribution_is_what_classifying_without_the_tile_changes(
 def test_the_short_ways_are_the_long_way(head: ABMIL, n: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     head = head.double()
-    instances = torch.randn(n, head.classifier.in_features, generator=generator).double()
+    instances = torch.randn(n, head.norm.normalized_shape[0], generator=generator).double()
     kept = torch.rand(7, n, generator=generator) > 0.5
     kept[0], kept[1] = True, False
     all_but_one = ~torch.eye(n, dtype=torch.bool)
@@ -321,3 +330,25 @@ def test_a_slide_of_a_thousand_tiles_takes_no_time() -> None:
 def test_results_can_be_read_without_torch() -> None:
     code = "import sys, napari_lrmil.evidence; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+
+
+LARGE_BAG = """
+import resource, torch
+from napari_lrmil.evidence import explain
+from napari_lrmil.model.mil import MILSpec, build_mil
+from napari_lrmil.model.calibration import VectorScaling
+
+head = build_mil(MILSpec(embed_dim=8, n_classes=2, hidden_dim=8)).eval()
+torch.manual_seed(0)
+explain(head, torch.randn(100, 8), scaling=VectorScaling.of_temperature(1.0, 2))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = explain(head, torch.randn(200_000, 8), scaling=VectorScaling.of_temperature(1.0, 2))
+assert abs(found.attention_scores.sum() - 1) < 1e-9 and found.log_odds_alone.shape == (200_000, 2)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in KiB")
+def test_evidence_of_200000_tiles_takes_little_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", LARGE_BAG], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 450  # MiB, 204 here; with all parts of the deletion curve at once it was 889

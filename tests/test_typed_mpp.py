@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -60,14 +59,28 @@ def test_it_can_be_corrected_and_forgotten(generated_slide: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"mpp": "x"}', '{"mpp": 353}', '{"mpp": NaN}', "\xff"]
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"body": 0.4}',
+        '{"body": NaN, "sha256": "x"}',
+        "\xff",
+        "[" * 100_000,
+        "9" * 5000,
+        "0.5",
+    ],
 )
 def test_what_is_damaged_counts_as_absent(generated_slide: Path, own_data: Path, text: str) -> None:
     fingerprint = fingerprint_of(generated_slide)
     keep_typed_mpp(fingerprint, 0.4)
     (file,) = (own_data / "pixel-sizes").iterdir()
-    assert json.loads(file.read_text()) == {"mpp": 0.4}
-    file.write_bytes(text.encode("latin-1"))
+    written = file.read_text()
+    assert typed_mpp(fingerprint) == 0.4
+    file.write_bytes(written.replace("0.4", "0.5").encode() if text == "0.5" else text.encode("latin-1"))
+    assert typed_mpp(fingerprint) is None
     with open_slide(generated_slide) as slide:
         assert slide.mpp_xy == (0.5, 0.5)
 
@@ -97,7 +110,7 @@ def test_no_result_of_another_value_comes_back(
 
     def row() -> str | None:
         worklist = Worklist([item], ReviewFile.of(tmp_path))
-        load_results(worklist, cache, bundle.info.weights_sha256, ResultKeys(bundle.info))
+        load_results(worklist, cache, bundle.info.sha256, ResultKeys(bundle.info))
         return worklist[generated_slide].label
 
     assert run() == ((0.5, 0.5), False)

@@ -835,3 +835,37 @@ def test_a_slide_without_a_coarse_level_has_no_thumbnail(
 def test_small_slides_are_not_enlarged(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20), (200, 10, 90)).save(tmp_path / "tiny.png")
     assert thumbnail(tmp_path / "tiny.png", 256).shape == (20, 30, 3)
+
+
+# --- a folder from somebody else ---------------------------------------------------------------------------------------
+
+
+def test_a_verdict_is_never_written_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRMIL_DATA_DIR", str(tmp_path / "data"))
+    (tmp_path / ".bashrc").write_text("mine\n")
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    (folder / reviews.REVIEW_NAME).symlink_to(tmp_path / ".bashrc")
+    file = reviews.ReviewFile(folder)
+    file.add(reviews.Review("a.svs", "agree"))
+    file.write_waiting()
+    assert (tmp_path / ".bashrc").read_text() == "mine\n"
+    assert file.where == file.fallback
+    assert f"has a link or something else that is no file by the name {reviews.REVIEW_NAME}" in file.note
+    again = reviews.ReviewFile(folder).latest(folder / "a.svs")
+    assert again is not None
+    assert again.verdict == "agree"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes that have a name")
+def test_a_pipe_in_the_place_of_the_verdicts_is_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / reviews.REVIEW_NAME)
+    with pytest.raises(WorklistError, match=r"can't be read \(it is a pipe or a device, not a file\)"):
+        reviews.ReviewFile(tmp_path)
+
+
+def test_a_line_that_is_nested_too_deeply_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / reviews.REVIEW_NAME).write_bytes(b"[" * 100_000 + b"\n")
+    assert reviews.ReviewFile(tmp_path).problems == [
+        f"{reviews.REVIEW_NAME}: line 1 can't be read and is left out."
+    ]

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from napari_lrmil.atomic import replacing, write_text
-from napari_lrmil.plain_json import parse_json
+from napari_lrmil.outside import parse_json
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 

@@ -43,7 +43,7 @@ class Recipe:
     epochs : int
         At most.
     learning_rate : float
-        Constant, or with `warmup` the peak of a cosine after 5 % of rising steps.
+        Constant, after `rising_epochs`; or with `warmup` the peak of a cosine after 5 % of rising steps.
     weight_decay : float
     seed : int
         What is random in an epoch depends on it and on the epoch alone.
@@ -52,6 +52,11 @@ class Recipe:
     patience : int, optional
         Epochs without a better score before stopping; None never stops early.
     warmup : bool
+    min_epochs : int
+        Only from this epoch on can weights be kept, if there are so many: those of an earlier one are kept only where
+        training breaks off before. Patience counts from there.
+    rising_epochs : float
+        Epochs over which a constant rate rises from near 0.
     """
 
     epochs: int
@@ -61,6 +66,8 @@ class Recipe:
     accumulate: int = 1
     patience: int | None = None
     warmup: bool = False
+    min_epochs: int = 1
+    rising_epochs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -134,25 +141,34 @@ def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> Fi
     """
     fabric, files = session.fabric, session.files
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        model.parameters(),
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        # A head's step on a CPU takes half the time. Elsewhere a gradient scaler must see gradients first.
+        fused=fabric.device.type == "cpu" or None,
     )
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
-    total_steps = recipe.epochs * -(-task.steps_per_epoch // recipe.accumulate)
+    steps_per_epoch = -(-task.steps_per_epoch // recipe.accumulate)
+    total_steps, rising = recipe.epochs * steps_per_epoch, recipe.rising_epochs * steps_per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _warm_cosine(step, total_steps) if recipe.warmup else 1.0
+        optimizer,
+        lambda step: _warm_cosine(step, total_steps) if recipe.warmup else _rising(step, rising),
     )
     state = FitState(model, optimizer, schedule, fabric)
     state.load(files)
     trainer = _Trainer(task, state, session, wrapped, wrapped_optimizer)
     saved_at = time.monotonic()
     total = recipe.epochs * task.steps_per_epoch
+    min_epochs = min(recipe.min_epochs, recipe.epochs)
     with (
         session.reporter.bar(session.name, total) as advance,
         _tensorboard(files, fabric, state.step) as log,
     ):
         if state.epoch:
             advance(state.epoch * task.steps_per_epoch, note=f"went on after epoch {state.epoch - 1}")
-        while state.epoch < recipe.epochs and not state.out_of_patience(recipe.patience):
+        while state.epoch < recipe.epochs and not (
+            state.epoch >= min_epochs and state.out_of_patience(recipe.patience)
+        ):
             torch.manual_seed(recipe.seed * 100_003 + state.epoch)
             model.train()
             sums, n_batches = _Sums(), 0
@@ -168,9 +184,10 @@ def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> Fi
             # At the epoch's last step: a run that goes on from this epoch's checkpoint purges all from its next step on.
             for name, value in metrics.items():
                 log(f"epoch/{name}", value, max(0, state.step - 1))
-            state.finish_epoch(metrics, task.score(metrics))
+            may_stay = state.epoch + 1 >= min_epochs
+            state.finish_epoch(metrics, (float(may_stay), *task.score(metrics)))
             if fabric.global_rank == 0:
-                _write_history(files.metrics_csv, state.history)
+                write_history(files.metrics_csv, FitResult(state.best_epoch, state.history))
                 waited = time.monotonic() - saved_at >= files.checkpoint_seconds
                 if files.checkpoint is not None and waited and state.epoch < recipe.epochs:
                     state.save(files)
@@ -182,9 +199,10 @@ def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> Fi
             advance(total - state.epoch * task.steps_per_epoch, note=f"stopped at epoch {state.epoch - 1}")
     model.load_state_dict(state.best)
     model.eval()
+    result = FitResult(state.best_epoch, state.history)
     if fabric.global_rank == 0:
-        _write_history(files.metrics_csv, state.history)
-    return FitResult(state.best_epoch, state.history)
+        write_history(files.metrics_csv, result)
+    return result
 
 
 class _Trainer(Generic[T]):
@@ -305,11 +323,18 @@ def _warm_cosine(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
 
-def _write_history(path: Path, history: list[dict[str, float]]) -> None:
+def _rising(step: int, rising: float) -> float:
+    return min(1.0, (step + 1) / rising) if rising > 0 else 1.0
+
+
+def write_history(path: Path, result: FitResult) -> None:
+    """Write a row an epoch; the column "kept" has a 1 where the weights are those that stay."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]) if history else ["epoch"], lineterminator="\n")
+    columns = [*result.history[0], "kept"] if result.history else ["epoch", "kept"]
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(history)
+    for row in result.history:
+        writer.writerow(row | {"kept": int(row["epoch"] == result.best_epoch)})
     write_text(path, text.getvalue())
 
 

@@ -313,7 +313,11 @@ def _audit(event: str, arguments: tuple[object, ...]) -> None:
     for path in paths:
         if isinstance(path, int) or path is None:  # a file that is open already
             continue
-        text = os.path.abspath(os.fsdecode(path))  # type: ignore[arg-type]  # of an audit event: str, bytes or path
+        place = os.fsdecode(path)  # type: ignore[arg-type]  # of an audit event: str, bytes or path
+        base = arguments[-1]  # a folder that is open, where the path starts
+        if event != "open" and isinstance(base, int) and base >= 0 and not os.path.isabs(place):
+            place = os.path.join(os.readlink(f"/proc/self/fd/{base}"), place)
+        text = os.path.abspath(place)
         if text.startswith(str(_watching["outside"])):
             touched.append(f"{event} {text}")
         elif event == "open" and not _writes(arguments):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from napari_lrmil.atomic import remove_folder, remove_stale_scratch, write_text
-from napari_lrmil.plain_json import parse_json
+from napari_lrmil.outside import parse_json, read_file
 
 DEFAULT_LIMIT_BYTES = 2 * 10**9
 LIMIT_NAME = "limit.json"
@@ -22,6 +22,7 @@ _KEEP_SHARE = 0.9
 """Of the limit that stays when something is deleted, so that not every new result deletes some."""
 _CLOCKS_DIFFER_S = 600.0
 """Between the computers that share a cache."""
+_MOST_BYTES = 2**20
 _STALE_S = 24 * 3600.0
 """Scratch this old was left by a process that was killed."""
 
@@ -48,9 +49,10 @@ class SizeLimit:
         if self._limit_bytes is not None:
             return self._limit_bytes
         try:
-            return int(parse_json((self._root / LIMIT_NAME).read_bytes())["limit_bytes"])
+            limit = parse_json(read_file(self._root / LIMIT_NAME, most_bytes=_MOST_BYTES))["limit_bytes"]
         except (OSError, ValueError, LookupError, TypeError):
             return DEFAULT_LIMIT_BYTES
+        return limit if type(limit) is int and limit >= 0 else DEFAULT_LIMIT_BYTES
 
     def set_limit(self, limit_bytes: int) -> None:
         """Store the limit in the folder, and keep to it from now on."""

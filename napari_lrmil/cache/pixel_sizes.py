@@ -5,12 +5,10 @@ Each value is a small file of its own in the user's data folder, so that two win
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from napari_lrmil.atomic import write_text
+from napari_lrmil.cache.seal import read_sealed, write_sealed
 from napari_lrmil.errors import LRMILError
-from napari_lrmil.plain_json import parse_json
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.files import user_folder
 from napari_lrmil.slide.pixel_size import MAX_MPP, MIN_MPP
@@ -21,7 +19,7 @@ _DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
 def typed_mpp(fingerprint: str) -> float | None:
     """Return the µm/px that was typed for a slide; None where none was, or it can't be read."""
     try:
-        mpp = parse_json(_file(fingerprint).read_bytes())["mpp"]
+        mpp = read_sealed(_file(fingerprint), subject=fingerprint)
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return float(mpp) if isinstance(mpp, int | float) and MIN_MPP <= mpp <= MAX_MPP else None
@@ -39,7 +37,7 @@ def keep_typed_mpp(fingerprint: str, mpp: float | None) -> None:
     if mpp is None:
         path.unlink(missing_ok=True)
     else:
-        write_text(path, json.dumps({"mpp": mpp}) + "\n")
+        write_sealed(path, mpp, subject=fingerprint)
 
 
 def open_slide(path: str | Path, *, mpp: float | None = None) -> Slide:

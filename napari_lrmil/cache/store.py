@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from napari_lrmil import RESULT_VERSION
-from napari_lrmil.atomic import remove_folder, replacing, replacing_folder, write_text
+from napari_lrmil.atomic import remove_folder, replacing, replacing_folder
 from napari_lrmil.cache.codec import Arrays, JSONValue, flatten, restore
 from napari_lrmil.cache.limit import JSON_NAME, RESULTS, THUMBNAILS, SizeLimit, entries, is_result, mark_used
 from napari_lrmil.cache.pixel_sizes import typed_mpp
+from napari_lrmil.cache.seal import read_sealed, write_sealed
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError, SlideChangedError
-from napari_lrmil.plain_json import parse_json
+from napari_lrmil.outside import parse_json, read_file
 from napari_lrmil.slide.files import user_folder
 from napari_lrmil.slide.identity import state_of
 
@@ -31,6 +32,8 @@ ARRAYS_NAME = "arrays.safetensors"
 _KNOWN_SLIDES = "seen"
 """Folder of what is known of slides that were here before, by the state of their files."""
 _FORMAT = "lrmil-result"
+_SEAL_BYTES = 32
+"""At the end of a thumbnail: a hash of its name and of its bytes."""
 
 MppXY = tuple[float, float]
 """µm per level-0 pixel along x and y."""
@@ -180,7 +183,7 @@ class ResultCache:
         entry = self._entry(fingerprint, bundle_sha256, tiles_key)
         try:
             document = self._document(entry, fingerprint, bundle_sha256, tiles_key)
-            blob = (entry / ARRAYS_NAME).read_bytes()
+            blob = read_file(entry / ARRAYS_NAME)
             if _sha256(blob) != document["arrays_sha256"]:
                 return None
             result = restore(SlidePrediction, document["prediction"], load(blob), slide_name=slide_name)
@@ -285,14 +288,8 @@ class ResultCache:
 
     def _known(self, state: str) -> KnownSlide | None:
         try:
-            said = parse_json(self._known_file(state).read_bytes())
-            found = restore(KnownSlide, said, {})
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-        ):  # plain text is of an earlier kind of fingerprint
+            found = restore(KnownSlide, read_sealed(self._known_file(state), subject=state), {})
+        except (OSError, ValueError, LookupError, TypeError):
             return None
         assert isinstance(found, KnownSlide)
         return found if len(found.fingerprint) == 64 else None
@@ -311,7 +308,7 @@ class ResultCache:
         if state is None or self._known(state) == slide:
             return
         try:
-            write_text(self._known_file(state), json.dumps(slide._asdict()) + "\n")
+            write_sealed(self._known_file(state), flatten(slide, {}), subject=state)
         except OSError:
             return
 
@@ -319,18 +316,22 @@ class ResultCache:
         """An encoded thumbnail that `write_thumbnail` kept."""
         path = self._thumbnail(fingerprint, edge_px)
         try:
-            data = path.read_bytes()
+            data = read_file(path)
         except OSError:
             return None
+        picture, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+        if seal != _seal(path.name, picture):
+            return None
         mark_used(path)
-        return data
+        return picture
 
     def write_thumbnail(self, fingerprint: str, edge_px: int, data: bytes) -> None:
         """Keep an encoded thumbnail. A cache that can't be written keeps none; that costs time only."""
         path = self._thumbnail(fingerprint, edge_px)
         try:
             with replacing(path) as scratch:
-                scratch.write_bytes(data)
+                # A JPEG ends where it says so: what follows is no part of the picture.
+                scratch.write_bytes(data + _seal(path.name, data))
         except OSError:
             return
         self._limit.enforce(keep=path, added_bytes=len(data))
@@ -375,7 +376,7 @@ class ResultCache:
         ------
         OSError, ValueError, LookupError, TypeError
         """
-        document = parse_json((entry / JSON_NAME).read_bytes())
+        document = parse_json(read_file(entry / JSON_NAME))
         head = {name: document.pop(name) for name in ("format", "format_version", "body_sha256")}
         if (head["format"], head["format_version"]) != (_FORMAT, RESULT_FORMAT):
             raise ValueError("of another version")
@@ -394,6 +395,10 @@ def _key(fingerprint: str, bundle_sha256: str, tiles_key: str) -> dict[str, JSON
 
 def _canonical(body: Mapping[str, JSONValue]) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _seal(name: str, data: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + b"\0" + data).digest()
 
 
 def _sha256(data: bytes) -> str:

@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import math
+import re
 import uuid
 import zipfile
 import zlib
@@ -122,7 +123,8 @@ def parse_geojson(data: str | bytes) -> object:
 def _has_escaped_halves(data: str | bytes) -> bool:
     if isinstance(data, str):
         return "\\ud" in data or "\\uD" in data
-    return b"\\ud" in data or b"\\uD" in data
+    # The json module decodes halves that UTF-8 forbids, too.
+    return b"\\ud" in data or b"\\uD" in data or re.search(rb"\xed[\xa0-\xbf]", data) is not None
 
 
 def _whole_characters(value: object) -> object:

@@ -19,19 +19,24 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from napari_lrmil.atomic import write_text
-from napari_lrmil.errors import refuse_pipe
 from napari_lrmil.evidence import DeletionCurve
 from napari_lrmil.export.errors import ExportError, ResultFileError
-from napari_lrmil.export.tables import csv_text, spreadsheet_safe
+from napari_lrmil.export.tables import csv_text
 from napari_lrmil.heatmap import speaking_tiles
-from napari_lrmil.plain_json import parse_json
+from napari_lrmil.outside import parse_json, read_file
 from napari_lrmil.slide import TileGrid, TileSet, TileSpec
+from napari_lrmil.table import spreadsheet_safe
 from napari_lrmil.wording import Status, curve_text, evidence_notes, status_of, use_note
 
 if TYPE_CHECKING:  # predict loads torch
     from napari_lrmil.predict import SlidePrediction
 
 FORMAT, FORMAT_VERSION = "lrmil-prediction", 2
+_MOST_BYTES = 2**28
+_MOST_PLACES = 10**8
+"""Of a grid of tiles."""
+_SAME, _SAME_IN_CURVE = 1e-6, 1e-3
+"""The curve is worked out in single precision."""
 
 _PLACE_COLUMNS = ("row", "col", "x_l0_px", "y_l0_px", "width_l0_px", "height_l0_px")
 _VALUE_COLUMNS = ("tissue_fraction", "attention_score", "attention_logit")
@@ -52,6 +57,8 @@ class BundleOfResult(_Part):
     name: str
     weights_sha256: str
     """Hash of its weights."""
+    sha256: str | None = None
+    """Hash of the whole bundle: weights and all that its bundle.json says; null where an earlier version wrote this."""
 
 
 class LeftOutTile(_Part):
@@ -276,7 +283,11 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                     "area_gain": curve.area_gain,
                     "meaning": curve_text(curve),
                 },
-                "bundle": {"name": prediction.bundle_name, "weights_sha256": prediction.bundle_sha256},
+                "bundle": {
+                    "name": prediction.bundle_name,
+                    "weights_sha256": prediction.weights_sha256,
+                    "sha256": prediction.bundle_sha256,
+                },
                 "slide_fingerprint": prediction.slide_fingerprint,
                 "slide_mpp_xy": prediction.mpp_xy,
                 "read_level": prediction.level,
@@ -454,7 +465,8 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
         level_mpp=document.read_level_mpp,
         seconds=document.seconds,
         bundle_name=document.bundle.name,
-        bundle_sha256=document.bundle.weights_sha256,
+        bundle_sha256=document.bundle.sha256 or document.bundle.weights_sha256,
+        weights_sha256=document.bundle.weights_sha256,
         demonstration=document.demonstration,
         device=document.device,
         slide_fingerprint=document.slide_fingerprint,
@@ -512,8 +524,21 @@ def _contradictions(document: ResultDocument) -> str:
         return "it names a class that the model doesn't have"
     if len({len(step) for step in steps}) != 1:
         return "the parts of its deletion_curve differ in length"
+    if n_rows < 1 or n_cols < 1 or n_rows * n_cols > _MOST_PLACES:
+        return f"no slide has a grid of {n_rows} x {n_cols} tiles"
     if not all(0 <= tile.row < n_rows and 0 <= tile.col < n_cols for tile in document.tiles.left_out):
         return "a tile lies outside of the grid"
+    tiles = document.tiles
+    sizes = (tiles.tile_px, tiles.mpp, *tiles.tile_l0_xy, *document.slide_mpp_xy, document.read_level_mpp)
+    if min(sizes) <= 0 or min(document.read_level, document.damaged_tiles, document.seconds) < 0:
+        return "a size, level or count is negative or 0"
+    if abs(sum(document.class_probabilities.values()) - 1) > _SAME:
+        return "class_probabilities don't sum to 1"
+    if not curve.fractions or (
+        curve.fractions[0] == 0
+        and abs(curve.by_evidence[0] - document.class_probabilities[curve.class_name]) > _SAME_IN_CURVE
+    ):
+        return "its deletion_curve doesn't begin with the probability of the class"
     return ""
 
 
@@ -550,8 +575,7 @@ def _json_text(value: Mapping[str, object]) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        refuse_pipe(path)
-        return path.read_bytes().decode("utf-8")
+        return read_file(path, most_bytes=_MOST_BYTES).decode("utf-8")
     except OSError as error:
         raise ResultFileError(f"{path} can't be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from napari_lrmil.atomic import give_usual_mode, replacing_folder
-from napari_lrmil.errors import BundleError, EncoderError, is_one_line, shortened
+from napari_lrmil.errors import BundleError, EncoderError, is_one_line, refuse_pipe, shortened
 from napari_lrmil.model.calibration import OperatingPoint, VectorScaling
 from napari_lrmil.model.card import render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
@@ -27,7 +27,7 @@ from napari_lrmil.model.hub import fetch_bundle, is_hub_name
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
 from napari_lrmil.model.tensors import not_finite, read_tensors
 from napari_lrmil.model.trust import Trust, TrustInfo
-from napari_lrmil.plain_json import parse_json
+from napari_lrmil.outside import parse_json, read_file
 
 FORMAT_VERSION = 3
 """The newest that is read; the oldest that says everything of a bundle is written, see `_oldest_version`."""
@@ -80,7 +80,7 @@ class BundleInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal["lrmil-bundle"] = "lrmil-bundle"
-    format_version: Literal[1, 2, 3] = 1
+    format_version: Literal[1, 2, 3] = 3
     name: Name
     description: str
     demonstration: bool = Field(description="true: shown as a demonstration, not for diagnosis")
@@ -100,6 +100,14 @@ class BundleInfo(BaseModel):
     provenance: Provenance
     weights_sha256: str
 
+    @property
+    def sha256(self) -> str:
+        """Hash of the whole bundle: its weights and all that ``bundle.json`` says.
+
+        Two bundles may share weights and still say different things of a slide, as with another temperature.
+        """
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
     @model_validator(mode="after")
     def _classes_match(self) -> BundleInfo:
         if len(self.class_names) != self.mil.n_classes:
@@ -108,6 +116,8 @@ class BundleInfo(BaseModel):
             raise ValueError("class names repeat")
         if self.trust is not None and self.format_version < 2:
             raise ValueError(f"'trust' in format version {self.format_version}; it came with 2")
+        if self.mil.projection and self.format_version < 3:
+            raise ValueError(f"'mil.projection' in format version {self.format_version}; it came with 3")
         if self.trust is not None and self.trust.conformal.own_slides and self.format_version < 3:
             raise ValueError(f"'own_slides' in format version {self.format_version}; it came with 3")
         for name in ("scaling", "operating_point"):
@@ -344,9 +354,8 @@ def _weights(root: Path, info: BundleInfo, *, n_values: int) -> dict[str, Tensor
     # Double precision at most, and a header.
     largest = 8 * (n_values + n_of_trust) + 2**24
     try:
+        refuse_pipe(path)
         n_bytes = path.stat().st_size
-        if not path.is_file():
-            raise BundleError(f"{path} is no file")
         if n_bytes > largest:
             raise BundleError(
                 f"{path} has {n_bytes:,} bytes; the model that {JSON_NAME} describes takes {largest:,} at most"
@@ -399,12 +408,7 @@ def _description(path: Path) -> Any:  # whatever JSON stands there
     ------
     OSError, ValueError
     """
-    if path.stat().st_size > _LARGEST_JSON_BYTES:
-        raise ValueError("it is too large for a description")
-    if not path.is_file():  # a pipe would never end
-        raise ValueError("it is no file")
-    text = path.read_text(encoding="utf-8")
-    raw = parse_json(text)
+    raw = parse_json(read_file(path, most_bytes=_LARGEST_JSON_BYTES))
     # JSON can spell half a character, which no file can hold again.
     json.dumps(raw, ensure_ascii=False).encode()
     return raw
@@ -416,19 +420,21 @@ def _of_part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 
 def _oldest_version(info: BundleInfo, trust: Trust | None) -> Literal[1, 2, 3]:
     own_slides = trust is not None and trust.info.conformal.own_slides
-    if info.scaling is not None or info.operating_point is not None or own_slides:
+    if info.scaling is not None or info.operating_point is not None or own_slides or info.mil.projection:
         return 3
     return 1 if trust is None else 2
 
 
-def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, dict[str, bool]]]:
+def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str, bool]]]:
     """Return what has no value, and would be a key that programs of the bundle's format version don't know."""
     optional = ("temperature", "scaling", "operating_point", "trust")
-    absent: dict[str, bool | dict[str, dict[str, bool]]] = {
+    absent: dict[str, bool | dict[str, bool | dict[str, bool]]] = {
         name: True for name in optional if getattr(info, name) is None
     }
     if info.trust is not None and info.format_version < 3:
         absent["trust"] = {"conformal": {"own_slides": True}}
+    if not info.mil.projection:
+        absent["mil"] = {"projection": True}
     return absent
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 Array = NDArray[np.float64]
 
 TENSOR_NAMES = ("mean", "axes", "variances")
+_TILES_AT_ONCE = 8192
 
 
 class ConformalInfo(BaseModel):
@@ -102,12 +103,17 @@ class TileGaussian:
         ----------
         instance_embeddings : (N, D) tensor
         """
-        centred = instance_embeddings.detach().cpu().double() - self.mean  # (N, D)
+        # In parts: a large bag, centred and squared in float64, takes several times what it takes itself.
+        parts = [self._distances(part) for part in torch.split(instance_embeddings.detach(), _TILES_AT_ONCE)]
+        found: Array = torch.cat(parts).numpy()
+        return found
+
+    def _distances(self, instance_embeddings: Tensor) -> Tensor:
+        centred = instance_embeddings.cpu().double() - self.mean  # (N, D)
         along = centred @ self.axes.T  # (N, R)
         rest = (centred.square().sum(dim=1) - along.square().sum(dim=1)).clamp_min(0)
         squared = (along.square() / self.variances[:-1]).sum(dim=1) + rest / self.variances[-1]
-        found: Array = (squared / len(self.mean)).numpy()
-        return found
+        return squared / len(self.mean)
 
     def slide_score(self, instance_embeddings: Tensor) -> float:
         """Mean of `tile_distances` over a slide's tiles."""

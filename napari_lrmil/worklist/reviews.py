@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import sys
 import threading
 import time
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import Literal, get_args
 from weakref import WeakValueDictionary
 
-from napari_lrmil.errors import WorklistError, refuse_pipe
-from napari_lrmil.plain_json import parse_json
+from napari_lrmil.errors import WorklistError
+from napari_lrmil.outside import parse_json, read_file
 from napari_lrmil.slide.files import user_folder
 
 REVIEW_NAME = "lrmil-review.jsonl"
@@ -43,6 +44,8 @@ class Saved(StrEnum):
 LOCK_WAIT_S = 5.0
 """How long a writer waits for another program to let go of the file."""
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NOT_OURS = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
+"""What opening a link, a folder, a pipe or a device in the file's place gives."""
 
 
 @dataclass(frozen=True)
@@ -246,8 +249,8 @@ class ReviewFile:
             _append_line(self.beside, line)
             self.where = self.beside
         except OSError as error:
-            read_only = error.errno in _READ_ONLY
-            if not (read_only or last_chance):
+            read_only, not_ours = error.errno in _READ_ONLY, error.errno in _NOT_OURS
+            if not (read_only or not_ours or last_chance):
                 raise _unkept(review.slide, self.beside, error) from error
             try:
                 self.fallback.parent.mkdir(parents=True, exist_ok=True)
@@ -255,9 +258,14 @@ class ReviewFile:
             except OSError as also:
                 raise _unkept(review.slide, self.fallback, also) from error
             self.where = self.fallback
-            self._elsewhere_because = (
-                "is read-only" if read_only else f"could not be written to ({_reason(error)})"
-            )
+            if not_ours:
+                self._elsewhere_because = (
+                    f"has a link or something else that is no file by the name {REVIEW_NAME}"
+                )
+            else:
+                self._elsewhere_because = (
+                    "is read-only" if read_only else f"could not be written to ({_reason(error)})"
+                )
         return written
 
     @property
@@ -289,8 +297,7 @@ def _written_time(moment: datetime) -> str:
 def _read(path: Path, problems: list[str]) -> Iterator[Review]:
     """The lines of a file; those left out are named in `problems`."""
     try:
-        refuse_pipe(path)
-        lines = path.read_bytes().split(b"\n")
+        lines = read_file(path).split(b"\n")
     except FileNotFoundError:
         return
     except OSError as error:
@@ -362,8 +369,12 @@ def _bool_or_none(value: object) -> bool | None:
 def _append_line(path: Path, line: bytes) -> None:
     """Add a line in one write under a lock, and wait for the disk."""
     new = not path.exists()
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+    # A folder from somebody else may hold a link by this name that leads to a file of the user's; a pipe would wait.
+    handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
         with _locked(handle):
             end = os.lseek(handle, 0, os.SEEK_END)
             if end:

@@ -121,20 +121,27 @@ def predictions(draw: st.DrawFn) -> SlidePrediction:
 
     length = st.floats(-1e9, 1e9)
     place = st.tuples(length, length)
+    size = st.floats(1e-9, 1e9)
+    sizes = st.tuples(size, size)
     stated = draw(st.booleans())
+    weights = array(st.floats(0.001, 1), n_classes)
+    probabilities = weights / weights.sum()
+    of_class = draw(st.integers(0, n_classes - 1))
+    fractions, by_evidence, *random_orders = (array(share, 4) for _ in range(5))
+    by_evidence[0] = probabilities[of_class]
     return SlidePrediction(
         slide_name=draw(name),
         class_names=names,
-        class_probabilities=array(share, n_classes),
+        class_probabilities=probabilities,
         attention_scores=array(share, n_tiles),
         attention_logits=array(number, n_tiles),
         class_contributions=array(st.floats(-1, 1), n_tiles, n_classes),
         log_odds_contributions=array(number, n_tiles, n_classes),
         log_odds_alone=array(number, n_tiles, n_classes),
-        deletion=DeletionCurve(*(array(share, 4) for _ in range(5)), draw(st.integers(0, n_classes - 1))),
+        deletion=DeletionCurve(fractions, by_evidence, *random_orders, of_class),
         tiles=TileSet(
             TileGrid(
-                TileSpec(draw(st.integers(1, 999)), draw(st.floats(0.1, 9))), draw(place), draw(place), shape
+                TileSpec(draw(st.integers(1, 999)), draw(st.floats(0.1, 9))), draw(place), draw(sizes), shape
             ),
             level := draw(st.integers(0, 9)),
             rows,
@@ -142,9 +149,9 @@ def predictions(draw: st.DrawFn) -> SlidePrediction:
             tissue,
             draw(share),
         ),
-        mpp_xy=draw(place),
+        mpp_xy=draw(sizes),
         level=level,
-        level_mpp=draw(number),
+        level_mpp=draw(size),
         seconds=draw(st.floats(0, 1e6)),
         bundle_name=draw(name),
         bundle_sha256="0" * 64,
@@ -286,6 +293,31 @@ def test_numbers_that_are_none_are_not_written(leica_prediction: SlidePrediction
         (lambda raw: json.dumps(raw | {"seconds": "1"}), "damaged: seconds"),
         (lambda raw: json.dumps(raw | {"seconds": math.nan}), "damaged: seconds"),
         (lambda raw: json.dumps(raw | {"status": []}), "damaged: status"),
+        (
+            lambda raw: json.dumps(raw | {"class_probabilities": dict.fromkeys(raw["class_names"], 0.9)}),
+            "don't sum to 1",
+        ),
+        (
+            lambda raw: json.dumps(raw | {"tiles": raw["tiles"] | {"grid_shape_yx": [10**9, 10**9]}}),
+            "no slide has a grid",
+        ),
+        (lambda raw: json.dumps(raw | {"tiles": raw["tiles"] | {"tile_px": 0}}), "negative or 0"),
+        (lambda raw: json.dumps(raw | {"slide_mpp_xy": [-0.5, 0.5]}), "negative or 0"),
+        (
+            lambda raw: json.dumps(
+                raw
+                | {
+                    "deletion_curve": raw["deletion_curve"]
+                    | {
+                        "by_evidence": [
+                            1 - raw["deletion_curve"]["by_evidence"][0],
+                            *raw["deletion_curve"]["by_evidence"][1:],
+                        ]
+                    }
+                }
+            ),
+            "doesn't begin with the probability",
+        ),
         (lambda raw: json.dumps(raw | {"status": ["ok"]}), "label and status don't follow"),
         (lambda raw: json.dumps(raw | {"label": "lesion"}), "label and status don't follow"),
         (lambda raw: json.dumps(raw | {"label": "other"}), "a class that the model doesn't have"),

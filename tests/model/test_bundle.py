@@ -242,7 +242,7 @@ def test_what_is_no_file_is_refused_at_once(bundle: Path, name: str, what: str) 
     else:
         with path.open("wb") as file:
             file.truncate(10**12)
-    with pytest.raises(BundleError, match=r"no file|bytes|too large"):
+    with pytest.raises(BundleError, match=r"not a file|bytes|directory"):
         load_bundle(bundle)
 
 
@@ -291,6 +291,15 @@ def test_what_is_no_json_object_is_refused(bundle: Path, text: str) -> None:
     (bundle / "bundle.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(BundleError):
         load_info(bundle)
+
+
+def test_the_hash_of_a_bundle_is_of_all_that_it_says(bundle: Path, tmp_path: Path) -> None:
+    info = load_info(bundle)
+    moved = shutil.copytree(bundle, tmp_path / "elsewhere")
+    assert load_info(moved).sha256 == info.sha256
+    edit(moved, {"temperature": 2.5})
+    assert load_info(moved).weights_sha256 == info.weights_sha256
+    assert load_info(moved).sha256 != info.sha256
 
 
 def test_weights_that_are_no_tensors_are_refused_even_if_the_hash_fits(bundle: Path) -> None:
@@ -473,6 +482,31 @@ def test_trust_round_trip(trusted: Path, tmp_path: Path) -> None:
     )
     for name in ("model.safetensors", "bundle.json", "README.md"):
         assert (tmp_path / "again" / name).read_bytes() == (trusted / name).read_bytes()
+
+
+def test_a_head_with_a_projection_says_a_version_that_older_programs_refuse(
+    bundle: Path, tmp_path: Path
+) -> None:
+    assert "projection" not in json.loads((bundle / "bundle.json").read_text())["mil"]
+    model = load_bundle(bundle)
+    assert model.info.mil.projection == ()
+    spec = model.info.mil.model_copy(update={"projection": (7, 5)})
+    info = model.info.model_copy(update={"mil": spec})
+    head = build_mil(spec)
+    for trust, name in ((None, "plain"), (made_up_trust(), "trusted")):
+        save_bundle(tmp_path / name, info=info, encoder=model.encoder, mil=head, trust=trust)
+        raw = json.loads((tmp_path / name / "bundle.json").read_text())
+        assert raw["format_version"] == 3
+        assert raw["mil"]["projection"] == [7, 5]
+        assert ("trust" in raw) is (trust is not None)
+        loaded = load_bundle(tmp_path / name)
+        bag = torch.randn(6, spec.embed_dim)
+        torch.testing.assert_close(
+            loaded.mil(bag).bag_logits, head.eval()(bag).bag_logits, rtol=1e-2, atol=1e-2
+        )
+    edit(tmp_path / "plain", {"format_version": 2})
+    with pytest.raises(BundleError, match=r"'mil\.projection' in format version 2; it came with 3"):
+        load_bundle(tmp_path / "plain")
 
 
 def test_trust_is_not_lost_unasked(trusted: Path) -> None:

@@ -91,6 +91,52 @@ def test_two_instances_by_hand(gated: bool) -> None:
     assert output.bag_logits.tolist() == pytest.approx([bag[0], 3 * bag[1] + 1], abs=1e-4)
 
 
+def test_a_projection_by_hand() -> None:
+    """One layer before the attention: its ReLU is what attention, bag and both classifiers read."""
+    model = ABMIL(embed_dim=2, n_classes=2, hidden_dim=1, gated=False, projection=[1]).eval()
+    with torch.no_grad():
+        for layer, weight, bias in (
+            (model.get_submodule("projection.0.0"), [[2.0, 0.0]], [0.5]),
+            (model.value, [[0.5]], [0.1]),
+            (model.score, [[2.0]], [0.3]),
+            (model.classifier, [[1.0], [-3.0]], [0.0, 1.0]),
+            (model.instance_classifier, [[1.0], [2.0]], [0.0, 0.0]),
+        ):
+            layer.weight.copy_(torch.tensor(weight))
+            layer.bias.copy_(torch.tensor(bias))
+    # LayerNorm of (3, 1) is (1, -1), of (0, 8) is (-1, 1); so the projections are 2.5 and max(0, -1.5) = 0.
+    bag = torch.tensor([[3.0, 1.0], [0.0, 8.0]])
+    output = model(bag)
+    logits = [2 * math.tanh(0.5 * h + 0.1) + 0.3 for h in (2.5, 0.0)]
+    assert output.attention_logits.tolist() == pytest.approx(logits, abs=1e-4)
+    first = 1 / (1 + math.exp(logits[1] - logits[0]))
+    assert output.bag_embedding.tolist() == pytest.approx([2.5 * first], abs=1e-4)
+    assert output.bag_logits.tolist() == pytest.approx([2.5 * first, 1 - 7.5 * first], abs=1e-4)
+    assert output.instance_logits.flatten().tolist() == pytest.approx([2.5, 5, 0, 0], abs=1e-4)
+    assert model.alone_logits(bag).flatten().tolist() == pytest.approx([2.5, -6.5, 0, 1], abs=1e-4)
+
+
+def test_a_projection_is_shared_by_the_instance_classifier_and_the_attention() -> None:
+    """A step on the instance classifier's loss moves the attention; without one only scale and shift of the norm are shared."""
+    for projection, moves in (((), False), ((5, 4), True)):
+        torch.manual_seed(0)
+        model = build_mil(MILSpec(embed_dim=6, n_classes=2, projection=projection))
+        model.get_submodule("norm").requires_grad_(False)
+        bag = torch.randn(9, 6)
+        before = model(bag).attention_logits.detach()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        target = torch.tensor([1] * 4 + [0] * 5)
+        torch.nn.functional.cross_entropy(model(bag).instance_logits, target).backward()
+        optimizer.step()
+        assert torch.equal(model(bag).attention_logits, before) is not moves
+
+
+def test_a_head_without_projection_has_the_weights_that_it_always_had() -> None:
+    """Bundles and runs of earlier versions are read."""
+    names = {name.split(".")[0] for name in build_mil(MILSpec(embed_dim=6, n_classes=2)).state_dict()}
+    assert names == {"norm", "value", "gate", "score", "classifier", "instance_classifier"}
+
+
 def test_scale_of_the_embeddings_does_not_matter() -> None:
     bag = torch.randn(9, 6) * 3
     torch.testing.assert_close(head()(bag).bag_logits, head()(bag * 100).bag_logits, rtol=1e-3, atol=1e-4)
@@ -122,6 +168,9 @@ def test_spec_is_strict_and_frozen() -> None:
         MILSpec(embed_dim=6, n_classes=1)
     with pytest.raises(ValidationError):
         MILSpec.model_validate({"embed_dim": 6, "n_classes": 2, "hiden_dim": 3})
+    for wrong in ((0,), (9000,), (8,) * 9):
+        with pytest.raises(ValidationError):
+            MILSpec(embed_dim=6, n_classes=2, projection=wrong)
     spec = MILSpec(embed_dim=6, n_classes=2)
     with pytest.raises(ValidationError):
         spec.gated = False  # type: ignore[misc]

@@ -512,6 +512,13 @@ def test_sizes_with_no_tiles_behind_them_are_refused(
         Slide(path)
 
 
+def test_openslide_shows_no_slide_with_fewer_tiles_than_its_size_takes(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "absurd.svs", smooth_pixels(300, 200), [(300, 200)], aperio=True)
+    change_tags(path, ImageLength=60_000)
+    with pytest.raises(SlideError, match=r"absurd\.svs is damaged: 300 x 60000 px take 4,690 pieces"):
+        Slide(path)
+
+
 @pytest.mark.parametrize(
     ("tag", "level", "text"),
     [

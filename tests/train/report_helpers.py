@@ -114,7 +114,11 @@ def make_run(
             **call_metrics(all_labels, pooled, pooled.argmax(axis=1)),
             "auc": value,
             "auc_interval": [value, value - 0.1, min(1.0, value + 0.1)],
+            "auc_by_class": {one: 0.7 + 0.01 * place for place, one in enumerate(class_names)},
             "n_test": len(all_labels),
+            "train_auc": 0.875 if method == "teacher_hr" else 0.995,
+            "n_trainings": n_folds,
+            "n_unfitted": 0 if method == "lrmil" else 1,
         }
         if method != "lrmil":
             results[method]["lrmil_minus_this"] = [0.012, -0.034, 0.056]

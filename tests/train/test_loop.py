@@ -243,14 +243,17 @@ SECTION = MILSection(hidden_dim=16, epochs=25, learning_rate=5e-3)
 
 
 def head(tmp_path: Path, *, section: MILSection = SECTION, seed: int = 0, **options: Any) -> Any:
-    return fit_head(
+    fitted = fit_head(
         bags_of(tmp_path, 20, 0),
         bags_of(tmp_path, 10, 1),
-        section.spec(8, 2),
-        section.recipe(seed),
+        section,
         Session(FABRIC, Files(metrics_csv=tmp_path / "m.csv"), reporter(), "MIL"),
+        embed_dim=8,
+        n_classes=2,
+        seed=seed,
         **options,
     )
+    return fitted.model
 
 
 def test_a_head_learns_and_the_seed_decides_it(tmp_path: Path, one_thread: None) -> None:

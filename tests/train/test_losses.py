@@ -17,6 +17,7 @@ from training.losses import (
     bag_kl,
     child_attention_loss,
     guided_attention,
+    hard_attention_loss,
     hard_instance_loss,
     layer_loss,
     renormalised_weights,
@@ -307,6 +308,38 @@ def test_hard_loss_breaks_ties_the_same_way_each_time() -> None:
 # --- all -------------------------------------------------------------------------------------------------------------
 
 
+def test_hard_attention_loss_by_hand() -> None:
+    logits = torch.tensor([2.0, 0.0, -1.0, 5.0, 7.0])
+    guided = torch.tensor([0.1, 0.4, 0.3, 0.2, 0.0])
+    has_children = torch.tensor([True, True, True, True, False])
+    # Top two: 1 and 2, of logits 0 and -1; bottom two: 3 and 0, of logits 5 and 2.
+    pairs = [math.log1p(math.exp(low - high)) for high in (0, -1) for low in (5, 2)]
+    found = hard_attention_loss(logits, guided, has_children, 2)
+    assert found.item() == pytest.approx(sum(pairs) / 4, rel=1e-6)
+    # What is added to all logits of a bag changes no attention score, and no loss.
+    assert hard_attention_loss(logits + 9, guided, has_children, 2).item() == pytest.approx(
+        found.item(), rel=1e-6
+    )
+
+
+def test_hard_attention_loss_is_zero_without_two_tiles_and_where_the_ranking_is_clear() -> None:
+    one = torch.tensor([False, True])
+    logits = torch.zeros(2, requires_grad=True)
+    loss = hard_attention_loss(logits, torch.tensor([0.0, 1.0]), one, 4)
+    assert loss.item() == 0
+    finite_gradient(loss, logits)
+    clear = hard_attention_loss(torch.tensor([-40.0, 40.0]), torch.tensor([0.2, 0.8]), yes(2), 4)
+    assert clear.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_hard_attention_loss_moves_the_attention_to_guided_tiles_with_finite_gradients() -> None:
+    logits = torch.tensor([900.0, -900.0, 0.0], requires_grad=True)
+    loss = hard_attention_loss(logits, torch.tensor([0.1, 0.6, 0.3]), yes(3), 1)
+    finite_gradient(loss, logits)
+    assert logits.grad is not None
+    assert logits.grad.tolist() == pytest.approx([1, -1, 0], abs=1e-6)
+
+
 class Operations(TorchDispatchMode):
     """Counts what is asked of torch."""
 
@@ -328,6 +361,7 @@ LOSSES: dict[Callable[..., object], Callable[[int], tuple[object, ...]]] = {
     bag_kl: lambda n: (torch.arange(n) / n, torch.arange(n).flip(0) / n, 2.0),
     child_attention_loss: lambda n: (torch.zeros(n, 3), torch.ones(n, 4, 3), torch.ones(n, 4)),
     guided_attention: lambda n: (scores(4 * n), torch.arange(n).repeat_interleave(4), n, "sum"),
+    hard_attention_loss: lambda n: (torch.zeros(n), scores(n), yes(n), 4),
     hard_instance_loss: lambda n: (torch.zeros(n, 2), scores(n), yes(n), 4),
     layer_loss: lambda n: (torch.zeros(2, n, 4, 3), torch.ones(2, n, 4, 3), yes(4 * n).reshape(n, 4)),
     renormalised_weights: lambda n: (torch.ones(n, 4), yes(4 * n).reshape(n, 4)),

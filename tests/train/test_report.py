@@ -55,16 +55,18 @@ def signed(value: float) -> str:
 def assert_comparison(page: Page, results: dict[str, dict[str, float]], names: dict[str, str]) -> None:
     for method, name in names.items():
         result = results[method]
-        cells = page.row(name, 11)
+        cells = page.row(name, 12)
+        marked = " !" if result["n_unfitted"] and method != "rgb" else ""
+        assert cells[1] == number(result["train_auc"]) + marked
         value, low, high = result["auc_interval"]
-        assert cells[1] == f"{number(value)} [{number(low)}, {number(high)}]"
+        assert cells[2] == f"{number(value)} [{number(low)}, {number(high)}]"
         if method == "lrmil":
-            assert cells[3] == ""
+            assert cells[4] == ""
         else:
             value, low, high = result["lrmil_minus_this"]
-            assert cells[3] == f"{signed(value)} [{signed(low)}, {signed(high)}]"
+            assert cells[4] == f"{signed(value)} [{signed(low)}, {signed(high)}]"
         wanted = ("balanced_accuracy", "accuracy", "weighted_f1", "brier", "ece")
-        assert cells[5:] == [*(number(result[key]) for key in wanted), str(result["n_test"])]
+        assert cells[6:] == [*(number(result[key]) for key in wanted), str(result["n_test"])]
 
 
 # --- a real run ---
@@ -185,6 +187,12 @@ def test_three_classes(by_hand: Path, tmp_path: Path) -> None:
             positive = (one.labels == index).astype(np.int64)
             each.append(auc(positive, np.stack([1 - scores, scores], axis=1)))
         assert f"{name} {np.mean(each):.3f}" in page.text
+    assert "did not fit its own training slides (AUC there below 0.9" in page.text
+    assert "Trainings: 1 of 2 of teacher on HR." in page.text
+    for method, name in (("teacher_hr", "teacher on HR"), ("lrmil", "LRMIL")):
+        result = results[method]
+        of_class = [number(value) for value in result["auc_by_class"].values()]
+        assert page.row(name, 5)[1:] == [number(result["auc"]), *of_class]
     ours = read_run(by_hand).pooled("lrmil")
     predicted = ours.probabilities.argmax(axis=1)
     for index, name in enumerate("abc"):

@@ -44,6 +44,7 @@ from training.run.layout import RunDir
 from training.run.prepare import Prepared, prepare
 from training.run.results import compare
 from training.stages.distill_tiles import pair_loader
+from training.stages.heads import Fit
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -92,7 +93,8 @@ def test_classes_of_one_patient_have_no_interval_and_are_no_crash_at_the_end_of_
     one = FoldScores(labels, names, np.eye(7)[None, None])
     other = one._replace(probabilities=np.full((1, 1, 7, 7), 1 / 7))
     tested = {"lrmil": [one], "lr_scratch": [other]}
-    results = compare(replace(context, class_names=names), steps, [0], tested)
+    fits = {method: [Fit(train_auc=1.0, fitted=True)] for method in tested}
+    results = compare(replace(context, class_names=names), steps, [0], tested, fits)
     assert results["lrmil"]["auc_interval"] == [1.0, None, None]
     assert results["lr_scratch"]["lrmil_minus_this"] == [0.5, None, None]
     assert json.loads((context.run_dir.root / "results.json").read_text())["lrmil"]["auc"] == 1.0
@@ -124,6 +126,8 @@ def test_predictions_hold_every_digit_of_what_the_results_say(finished: Path) ->
         assert {name: results[name] for name in ("auc", "brier")} == {
             name: slide_metrics(labels, probabilities, labels)[name] for name in ("auc", "brier")
         }
+        assert 0 <= results["train_auc"] <= 1
+        assert results["n_trainings"] == 1
         called = np.array([["benign", "lesion"].index(row["called"]) for row in told])
         assert results["accuracy"] == pytest.approx((called == labels).mean())
         if method == "lrmil":

@@ -17,7 +17,7 @@ from run_helpers import absolute_rows, read_rows, write_config, write_rows
 
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import Encoder
-from napari_lrmil.model.mil import MILOutput, MILSpec
+from napari_lrmil.model.mil import MILOutput
 from training.config import load_config
 from training.data.pairs import PairBatch
 from training.files import load_tensors
@@ -238,15 +238,16 @@ def test_stage2_adds_the_teachers_words_with_their_weights(
     )
     seen: dict[str, Any] = {}
 
-    def looking(train: Any, val: Any, spec: MILSpec, *_: Any, **options: Any) -> None:
-        seen.update(options, train=train, val=val, spec=spec)
+    def looking(train: Any, val: Any, *_: Any, **options: Any) -> None:
+        seen.update(options, train=train, val=val)
         raise Stop
 
     monkeypatch.setattr(pipeline, "fit_head", looking)
     student = Embedded(context.teacher_encoder(), steps.student_store(steps.stage1_plan(split)))
     with pytest.raises(Stop):
         pipeline.train_head(context, Head(split, OURS, student, 5, 5), steps)
-    assert seen["spec"].embed_dim == 24
+    assert seen["embed_dim"] == 24
+    assert seen["seed"] == 5
     assert seen["ce_weight"] == 0.7
     assert [bag.name for bag in seen["train"]] == [row.slide_id for row in split.train]
     assert [bag.name for bag in seen["val"]] == [row.slide_id for row in split.val]
@@ -284,6 +285,8 @@ def test_stage2_adds_the_teachers_words_with_their_weights(
         yes, no = order[:2], order[-2:]
         log_p = torch.log_softmax(output.instance_logits, 1)
         hard = -sum([float(log_p[i, 1]) for i in yes] + [float(log_p[i, 0]) for i in no]) / 4
+        a = output.attention_logits.tolist()
+        hard += sum(math.log1p(math.exp(a[low] - a[high])) for high in yes for low in no) / 4
         assert float(found["hard"]) == pytest.approx(5 * hard, rel=1e-3)
 
 

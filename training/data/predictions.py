@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from napari_lrmil.atomic import write_csv
-from napari_lrmil.export.tables import as_it_was, spreadsheet_safe
+from napari_lrmil.errors import shortened
 from napari_lrmil.model.calibration import called_class
+from napari_lrmil.table import as_it_was
 from training.files import save_tensors
 
 
@@ -74,9 +75,9 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         # Every digit: what is read back after an interruption is what was found.
         (
             [
-                *map(spreadsheet_safe, (slide, patient, names[label])),
+                *(slide, patient, names[label]),
                 *map(repr, values),
-                spreadsheet_safe(names[called]),
+                names[called],
             ]
             for slide, patient, label, values, called in rows
         ),
@@ -105,7 +106,7 @@ def read_predictions(path: Path) -> Predictions:
         raise ValueError(f"it is no CSV file ({error})") from error
     names = tuple(name.removeprefix("p_") for name in columns[3:] if name.startswith("p_"))
     if columns[:3] != ["slide_id", "patient_id", "label"] or len(names) < 2:
-        raise ValueError(f"the columns are {', '.join(columns)}, not those of predictions")
+        raise ValueError(f"the columns are {shortened(', '.join(columns))}, not those of predictions")
     if not records:
         raise ValueError("it has no rows")
     odd = next((record for record in records if record["label"] not in names), None)

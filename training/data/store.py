@@ -23,7 +23,7 @@ from zarr.codecs import Crc32cCodec
 
 from napari_lrmil.atomic import fitting_name, remove_stale_scratch, replacing_folder, write_text
 from napari_lrmil.errors import LRMILError
-from napari_lrmil.plain_json import parse_json
+from napari_lrmil.outside import parse_json
 
 CHUNK_TILES = 1024
 """Tiles that are read at once: 1.5 MB of 768 dimensions."""

@@ -74,7 +74,8 @@ def attention_kl(student_logits: Tensor, guided: Tensor, has_children: Tensor, t
 def hard_instance_loss(instance_logits: Tensor, guided: Tensor, has_children: Tensor, k: int) -> Tensor:
     """Return the cross-entropy of the instance classifier: top-k guided tiles are 1, bottom-k are 0.
 
-    In a bag of fewer than 2 k tiles with children the ends shrink so that they never overlap.
+    In a bag of fewer than 2 k tiles with children the ends shrink so that they never overlap. Where instances aren't
+    trained, it reaches nothing but the instance classifier itself.
 
     Parameters
     ----------
@@ -86,11 +87,40 @@ def hard_instance_loss(instance_logits: Tensor, guided: Tensor, has_children: Te
     -------
     scalar tensor
     """
+    top, bottom = _ends(guided, has_children, k)
+    if len(top) == 0:
+        return instance_logits.sum() * 0
+    target = torch.cat([torch.ones_like(top), torch.zeros_like(bottom)])
+    return F.cross_entropy(instance_logits[torch.cat([top, bottom])], target)
+
+
+def hard_attention_loss(attention_logits: Tensor, guided: Tensor, has_children: Tensor, k: int) -> Tensor:
+    """Return how far the student's attention is from ranking top-k guided tiles above bottom-k.
+
+    The mean of log(1 + exp(a_bottom - a_top)) over the k x k pairs: like the attention itself, it doesn't see what is
+    added to all logits of a bag.
+
+    Parameters
+    ----------
+    attention_logits : (N,) tensor
+        Of the student, before the softmax.
+    guided, has_children : (N,) tensors
+    k : int
+        As in `hard_instance_loss`.
+
+    Returns
+    -------
+    scalar tensor
+    """
+    top, bottom = _ends(guided, has_children, k)
+    if len(top) == 0:
+        return attention_logits.sum() * 0
+    return F.softplus(attention_logits[bottom][None, :] - attention_logits[top][:, None]).mean()
+
+
+def _ends(guided: Tensor, has_children: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the places of the top-k and the bottom-k guided tiles, fewer in a small bag."""
     places = has_children.nonzero().squeeze(1)
     k = min(k, len(places) // 2)
-    if k == 0:
-        return instance_logits.sum() * 0
     order = places[guided[places].argsort(descending=True, stable=True)]
-    chosen = torch.cat([order[:k], order[-k:]])
-    target = torch.cat([torch.ones(k, dtype=torch.long), torch.zeros(k, dtype=torch.long)])
-    return F.cross_entropy(instance_logits[chosen], target.to(instance_logits.device))
+    return order[:k], order[len(order) - k :]

@@ -22,7 +22,8 @@ from training.report.data import RunData, read_run
 from training.report.examples import choose, colour_bar, make_examples
 from training.run.layout import RunDir
 from training.stages.distill_tiles import TRANSDUCTIVE_NOTE
-from training.stages.evaluate import called_text
+from training.stages.evaluate import called_text, unfitted_note, unfitted_trainings
+from training.stages.heads import MILSection
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -123,6 +124,11 @@ def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[s
         "shortcut_rows": [row for row in rows if row.shortcut],
         "ours": next(row for row in rows if row.ours),
         "largest_difference": tables.largest_difference(rows),
+        "class_rows": tables.class_rows(data),
+        "unfitted": unfitted_trainings(data.results),
+        "unfitted_note": unfitted_note(
+            config.get("mil", {}).get("fitted_auc", MILSection.model_fields["fitted_auc"].default)
+        ),
         "metric_names": [name for _, name in tables.METRICS],
         "fold_metric_names": [name for _, name in tables.FOLD_METRICS],
         "fold_blocks": tables.fold_blocks(data),

@@ -175,7 +175,9 @@ def _curve_group(
     name: str, title: str, curves: dict[int, Curve], series: dict[int, Series], word: str
 ) -> Group:
     columns = list(
-        dict.fromkeys(column for curve in curves.values() for column in curve if column != "epoch")
+        dict.fromkeys(
+            column for curve in curves.values() for column in curve if column not in ("epoch", "kept")
+        )
     )
     # With one loss only, the sum and its one term are the same line.
     if [column for column in columns if column.startswith("train_")] == ["train_loss", "train_ce"]:

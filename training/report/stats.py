@@ -148,7 +148,12 @@ def confusion(labels: Labels, called: Labels, n_classes: int) -> NDArray[np.int6
 
 
 def best_epoch(curve: dict[str, Array]) -> int | None:
-    """Return the row of the epoch whose weights were kept: best validation AUC, of equal ones the smaller loss."""
+    """Return the row of the epoch whose weights were kept; None where the curve can't say.
+
+    Curves of earlier versions don't name it: there it has the best validation AUC, of equal ones the smaller loss.
+    """
+    if "kept" in curve and curve["kept"].any():
+        return int(curve["kept"].argmax())
     if "val_loss" not in curve:
         return None
     loss = curve["val_loss"]

@@ -12,6 +12,7 @@ from training.metrics import Interval, slide_metrics
 from training.report.data import FoldData, RunData
 from training.report.plots import Series
 from training.report.stats import confusion, mean_sd
+from training.stages.evaluate import is_unfitted
 
 METRICS = (
     ("balanced_accuracy", "balanced accuracy"),
@@ -31,7 +32,8 @@ FOLD_METRICS = (
 class MethodRow(NamedTuple):
     """A row of the comparison; `difference` is LRMIL minus this method, None for LRMIL itself.
 
-    Of an interval that results.json doesn't hold, low and high are NaN.
+    Of an interval that results.json doesn't hold, low and high are NaN; so is `train_auc` of a run of earlier versions.
+    `unfitted` says that some head didn't fit its own training slides.
     """
 
     method: str
@@ -43,6 +45,17 @@ class MethodRow(NamedTuple):
     difference: Interval | None
     metrics: list[float]
     n_test: int
+    train_auc: float
+    unfitted: bool
+
+
+class ClassRow(NamedTuple):
+    """The AUC of one method for each class against the rest, and their mean."""
+
+    name: str
+    ours: bool
+    macro: float
+    by_class: list[float]
 
 
 class FoldRow(NamedTuple):
@@ -114,9 +127,27 @@ def comparison(data: RunData) -> list[MethodRow]:
                 difference=None if method == OURS.key else _interval(result.get("lrmil_minus_this"), None),
                 metrics=[_number(result.get(name)) for name, _ in METRICS],
                 n_test=int(result.get("n_test", len(data.pooled(method).labels))),
+                train_auc=_number(result.get("train_auc")),
+                unfitted=is_unfitted(method, result),
             )
         )
     return rows
+
+
+def class_rows(data: RunData) -> list[ClassRow]:
+    """Return the AUC by class; none where there are two, of which either's is the other's, or the run doesn't say."""
+    if len(data.class_names) == 2:
+        return []
+    return [
+        ClassRow(
+            method_name(method),
+            method == OURS.key,
+            _number(result.get("auc")),
+            [_number(result["auc_by_class"].get(name)) for name in data.class_names],
+        )
+        for method, result in data.results.items()
+        if "auc_by_class" in result
+    ]
 
 
 def _is_transductive(data: RunData, method: str) -> bool:

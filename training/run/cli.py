@@ -78,14 +78,14 @@ def run(
             # Results of before belong to no prediction any more.
             run_dir.results_json.unlink(missing_ok=True)
             run_dir.write_config(config)
-        predictions, bundles = run_steps(context, splits, steps)
+        tested = run_steps(context, splits, steps)
         if runtime.is_main:
-            compare(context, steps, [split.fold for split in splits], predictions)
+            compare(context, steps, [split.fold for split in splits], tested.scores, tested.fits)
             _report(context, steps)
             reporter.say(f"Report: {escape(str(run_dir.report_html))}")
-            reporter.say(f"Bundle: {escape(str(bundles[-1]))}")
+            reporter.say(f"Bundle: {escape(str(tested.bundles[-1]))}")
         runtime.wait()
-        return bundles[-1] if bundles else run_dir.root
+        return tested.bundles[-1] if tested.bundles else run_dir.root
 
 
 def _report(context: Context, steps: Steps) -> None:

@@ -9,7 +9,7 @@
     tensorboard/<folder>/<stage>/
     foldN/                   of the first seed; and shared/, of what serves all folds
         metrics/<stage>.csv  checkpoints/<stage>.safetensors
-        mil/<method>.safetensors  teacher_outputs.safetensors  student_encoder.safetensors
+        mil/<method>.safetensors  fits/<method>.json  teacher_outputs.safetensors  student_encoder.safetensors
         predictions/<method>.csv  test_attention/<method>.safetensors  calibration/<method>.json
         bundle/
         seedS/               the same of heads of another seed, encoderS/ and encoderS/seedS/ of encoders of another seed
@@ -35,7 +35,7 @@ from napari_lrmil.atomic import fitting_name, write_text
 from napari_lrmil.errors import BundleError, ConfigError
 from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME, BundleInfo, load_info
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
-from napari_lrmil.plain_json import parse_json
+from napari_lrmil.outside import parse_json
 from training.checkpoint import Files
 from training.config import RunConfig
 from training.data.predictions import (
@@ -50,6 +50,7 @@ from training.data.splits import KeptSplits, Split
 from training.files import load_tensors, save_tensors, write_json
 from training.stages.calibrate import Calibration
 from training.stages.distill_slides import TeacherOutput
+from training.stages.heads import Fit, FittedHead
 
 Curve = dict[str, NDArray[np.float64]]
 """Column of a metrics file -> one value an epoch; "epoch" is one of them."""
@@ -127,9 +128,31 @@ class Folder:
         """Return the file of a method's MIL head."""
         return self.root / "mil" / f"{method}.safetensors"
 
-    def write_head(self, method: str, model: MILModel) -> None:
-        """Keep a method's MIL head."""
-        save_tensors(self.head(method), model.state_dict())
+    def fit(self, method: str) -> Path:
+        """Return the file of how well a method learned its own training slides."""
+        return self.root / "fits" / f"{method}.json"
+
+    def write_fit(self, method: str, fit: Fit) -> None:
+        """Keep how well a method learned its own training slides."""
+        write_json(self.fit(method), fit.model_dump())
+
+    def read_fit(self, method: str) -> Fit:
+        """Return how well a method learned its own training slides.
+
+        Raises
+        ------
+        RunDirError
+            Where that is missing or damaged.
+        """
+        try:
+            return Fit.model_validate_json(self.fit(method).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunDirError(f"{self.fit(method)} can't be read: {error}. {_CURE}") from error
+
+    def write_head(self, method: str, head: FittedHead) -> None:
+        """Keep a method's MIL head, and how well it fits."""
+        save_tensors(self.head(method), head.model.state_dict())
+        self.write_fit(method, head.fit)
 
     def read_head(self, method: str, spec: MILSpec) -> MILModel:
         """Return a method's MIL head, in eval mode."""
@@ -455,8 +478,8 @@ class RunDir:
     def is_done(self, step: str, key: str) -> bool:
         """Whether `step` was finished with inputs of this hash."""
         try:
-            return self.marker(step).read_text(encoding="utf-8") == key
-        except FileNotFoundError:
+            return self.marker(step).read_bytes() == key.encode()
+        except OSError:  # absent, or something else in its place
             return False
 
     def forget(self, step: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ from training.stages.evaluate import (
 )
 from training.stages.export import export_bundle
 from training.stages.fit_trust import fit_trust, honest_probabilities, trust_metrics
-from training.stages.heads import bag_outputs, fit_head
+from training.stages.heads import Fit, bag_outputs, fit_head
 from training.stages.shortcuts import ShortcutFeatures, slide_shortcuts
 
 _TRAIN_SHARE, _VAL_SHARE = 0.75, 0.25
@@ -90,18 +91,19 @@ class Head:
         )
 
 
-def run_steps(
-    context: Context, splits: Sequence[Split], steps: Steps
-) -> tuple[dict[str, list[FoldScores]], list[Path]]:
-    """Do all steps of all folds and seeds.
+class Tested(NamedTuple):
+    """What a run has found; empty on all processes but the main one."""
 
-    Returns
-    -------
-    tested : dict
-        Method -> what its trainings say of the test slides, fold by fold; empty on all processes but the main one.
-    bundles : list of Path
-        The student of each fold, of the first seed.
-    """
+    scores: dict[str, list[FoldScores]]
+    """Method -> what its trainings say of the test slides, fold by fold."""
+    fits: dict[str, list[Fit]]
+    """Method -> how well each of its trainings learned its own slides, fold by fold."""
+    bundles: list[Path]
+    """The student of each fold, of the first seed."""
+
+
+def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested:
+    """Do all steps of all folds and seeds."""
     teacher, seeds = context.teacher_encoder(), context.head_seeds
     check_tokens(context, teacher)
     weights = context.config.encoder.weights
@@ -134,7 +136,7 @@ def run_steps(
     heads += _random_heads(context, splits)
     each_once(context, [(head.step(steps), partial(train_head, context, head, steps)) for head in heads])
     if not context.runtime.is_main:
-        return {}, []
+        return Tested({}, {}, [])
     return _evaluate(context, splits, steps, [*heads, *teachers])
 
 
@@ -222,16 +224,18 @@ def train_teacher(context: Context, head: Head, steps: Steps) -> None:
     """Train (step 2) the teacher's head on a fold's HR bags, and keep what it says of every training slide."""
     split, store = head.split, head.embedded.store
     train = context.bags(store, split.train, share=_TRAIN_SHARE)
-    model = fit_head(
+    fitted = fit_head(
         train,
         context.bags(store, split.val, share=_VAL_SHARE),
-        context.head_spec(head.embedded.encoder.embed_dim),
-        context.config.mil.recipe(head.seed),
+        context.config.mil,
         _head_session(context, head, steps),
+        embed_dim=head.embedded.encoder.embed_dim,
+        n_classes=len(context.class_names),
+        seed=head.seed,
     )
     folder = head.folder(context)
-    folder.write_head(TEACHER.key, model)
-    outputs = bag_outputs(model, train, context.device)
+    folder.write_head(TEACHER.key, fitted)
+    outputs = bag_outputs(fitted.model, train, context.device)
     folder.write_teacher_outputs(
         {
             row.slide_id: TeacherOutput(output.bag_logits, output.attention_logits, output.attention_scores)
@@ -316,16 +320,18 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
             ratio=context.geometry.ratio,
             device=context.device,
         )
-    model = fit_head(
+    fitted = fit_head(
         context.bags(store, split.train, share=_TRAIN_SHARE),
         context.bags(store, split.val, share=_VAL_SHARE),
-        context.head_spec(head.embedded.encoder.embed_dim),
-        config.mil.recipe(head.seed),
+        config.mil,
         _head_session(context, head, steps),
+        embed_dim=head.embedded.encoder.embed_dim,
+        n_classes=len(context.class_names),
+        seed=head.seed,
         ce_weight=config.stage2.l_ce if method.is_distilled else 1.0,
         extra_loss=extra_loss,
     )
-    folder.write_head(method.key, model)
+    folder.write_head(method.key, fitted)
 
 
 def _head_session(context: Context, head: Head, steps: Steps) -> Session:
@@ -343,26 +349,27 @@ def load_head(context: Context, folder: Folder, method: Method, embed_dim: int) 
 # --- test slides and bundles
 
 
-def _evaluate(
-    context: Context, splits: Sequence[Split], steps: Steps, heads: Sequence[Head]
-) -> tuple[dict[str, list[FoldScores]], list[Path]]:
+def _evaluate(context: Context, splits: Sequence[Split], steps: Steps, heads: Sequence[Head]) -> Tested:
     tested: dict[str, list[FoldScores]] = {}
+    fits: dict[str, list[Fit]] = {}
     made, bundles = set(), []
     for split in splits:
         for method in wanted_methods(context.config.evaluate.methods, context.config.evaluate.shortcuts):
             mine = [head for head in heads if head.split.fold == split.fold and head.method == method]
             if method.embedding is None:
                 found = [evaluate_shortcut(context, split, steps, method)]
-                made.add((context.run_dir.fold(split.fold).name, method.key))
+                folders = [context.run_dir.fold(split.fold)]
             else:
                 found = [evaluate_head(context, steps, head) for head in mine]  # encoder by encoder
-                made |= {(head.folder(context).name, method.key) for head in mine}
+                folders = [head.folder(context) for head in mine]
+            made |= {(folder.name, method.key) for folder in folders}
+            fits.setdefault(method.key, []).extend(folder.read_fit(method.key) for folder in folders)
             n_heads = len(context.head_seeds) if mine else 1
             tested.setdefault(method.key, []).append(fold_scores(found, n_heads))
             if method == OURS:
                 bundles.append(_export(context, steps, mine[0], found[0]))
     context.run_dir.keep_only(made)
-    return tested, bundles
+    return Tested(tested, fits, bundles)
 
 
 def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
@@ -395,18 +402,18 @@ def evaluate_shortcut(context: Context, split: Split, steps: Steps, method: Meth
 
     def ask() -> None:
         features = {row.slide_id: shortcut_features(context, row) for row in split.labelled}
-        folder.write_predictions(
-            method.key,
-            predict_shortcut(
-                method.slide_features,
-                features,
-                split.train,
-                split.val,
-                split.test,
-                context.class_names,
-                context.config.calibrate,
-            ),
+        predictions, fit = predict_shortcut(
+            method.slide_features,
+            features,
+            split.train,
+            split.val,
+            split.test,
+            context.class_names,
+            context.config.calibrate,
+            fitted_auc=context.config.mil.fitted_auc,
         )
+        folder.write_fit(method.key, fit)
+        folder.write_predictions(method.key, predictions)
 
     once(context, steps.test_shortcut(split, method), ask, quiet=True)
     return folder.read_predictions(method.key)

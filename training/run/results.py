@@ -14,11 +14,23 @@ from training.methods import BY_KEY, OURS, method_name
 from training.run.context import Context
 from training.run.steps import Steps, once
 from training.stages.distill_tiles import TRANSDUCTIVE_NOTE
-from training.stages.evaluate import MethodResult, called_text, compare_methods
+from training.stages.evaluate import (
+    MethodResult,
+    called_text,
+    compare_methods,
+    is_unfitted,
+    unfitted_note,
+    unfitted_trainings,
+)
+from training.stages.heads import Fit
 
 
 def compare(
-    context: Context, steps: Steps, folds: Sequence[int], tested: Mapping[str, Sequence[FoldScores]]
+    context: Context,
+    steps: Steps,
+    folds: Sequence[int],
+    tested: Mapping[str, Sequence[FoldScores]],
+    fits: Mapping[str, Sequence[Fit]],
 ) -> dict[str, MethodResult]:
     """Compare all methods over all folds and trainings: print the table, and write ``results.json``.
 
@@ -30,6 +42,8 @@ def compare(
         Their numbers; each has a bundle.
     tested : mapping
         Method -> its folds.
+    fits : mapping
+        Method -> how well each of its trainings learned its own slides.
 
     Returns
     -------
@@ -45,6 +59,7 @@ def compare(
     def measure() -> None:
         results = compare_methods(
             tested,
+            fits,
             context.class_names,
             n_resamples=config.evaluate.bootstrap,
             seed=config.run.seed,
@@ -53,7 +68,7 @@ def compare(
         )
         context.run_dir.write_kept_results(results)
 
-    once(context, steps.results(tested, quantiles or ()), measure, quiet=True)
+    once(context, steps.results(tested, quantiles or (), fits), measure, quiet=True)
     results: dict[str, MethodResult] = json.loads(kept.read_text(encoding="utf-8"))
     context.run_dir.write_results(results)
     labels = np.concatenate([fold.labels for fold in tested[OURS.key]])
@@ -67,6 +82,10 @@ def compare(
     context.reporter.console.print(_table(results, mark_student="*" if transductive else ""))
     if transductive:
         context.reporter.say(f"* {TRANSDUCTIVE_NOTE}")
+    if any(is_unfitted(method, metrics) for method, metrics in results.items()):
+        context.reporter.say(
+            f"! {unfitted_note(config.mil.fitted_auc)} Trainings: {unfitted_trainings(results)}."
+        )
     context.reporter.say(called_text(results[OURS.key], config.calibrate.positive_class(context.class_names)))
     return results
 
@@ -80,12 +99,13 @@ def _trainings(context: Context) -> str:
 
 
 def _table(results: Mapping[str, MethodResult], *, mark_student: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)  # within 80 columns
-    for name in ("method", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # within 80 columns
+    for name in ("method", "train", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
         table.add_column(name, no_wrap=True)
     for method, metrics in results.items():
         table.add_row(
             method_name(method) + (mark_student if BY_KEY[method].is_of_student else ""),
+            _shown(metrics["train_auc"], ".3f") + ("!" if is_unfitted(method, metrics) else ""),
             _shown(metrics["auc_interval"], ".3f"),
             _shown(metrics.get("lrmil_minus_this"), "+.3f"),
             _shown(metrics["brier"], ".3f"),

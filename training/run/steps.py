@@ -23,6 +23,7 @@ from training.intervals import FoldScores
 from training.methods import TEACHER, Method
 from training.run.context import Context
 from training.run.layout import Folder, RunDir
+from training.stages.heads import Fit
 
 _REPORT_CODE = Path(__file__).resolve().parents[1] / "report"
 
@@ -153,7 +154,7 @@ class Steps:
         return Step(
             f"{folder.name}/teacher_mil",
             key,
-            (folder.head(TEACHER.key), folder.teacher_outputs),
+            (folder.head(TEACHER.key), folder.fit(TEACHER.key), folder.teacher_outputs),
             folder.checkpoint(TEACHER.key),
         )
 
@@ -233,7 +234,10 @@ class Steps:
         )
         folder = self._context.folder_of(f"fold{split.fold}", encoder_seed=encoder_seed, seed=seed)
         return Step(
-            f"{folder.name}/{method.key}", key, (folder.head(method.key),), folder.checkpoint(method.key)
+            f"{folder.name}/{method.key}",
+            key,
+            (folder.head(method.key), folder.fit(method.key)),
+            folder.checkpoint(method.key),
         )
 
     # --- test slides
@@ -263,9 +267,11 @@ class Steps:
             [self._labelled(part, hr=False) for part in (split.train, split.val, split.test)],
             [row.patient_id for row in (*split.val, *split.test)],
             self._context.config.calibrate,
+            self._context.config.mil.fitted_auc,
         )
         folder = self._context.run_dir.fold(split.fold)
-        return Step(f"{folder.name}/test_{method.key}", key, (folder.predictions(method.key),))
+        makes = (folder.predictions(method.key), folder.fit(method.key))
+        return Step(f"{folder.name}/test_{method.key}", key, makes)
 
     def export(self, split: Split, test: Step) -> Step:
         """Return the step that exports a fold's bundle, which names its config; `test` made its test predictions."""
@@ -277,7 +283,10 @@ class Steps:
         return Step(f"{folder.name}/export", key, folder.bundle_files)
 
     def results(
-        self, tested: Mapping[str, Sequence[FoldScores]], set_quantiles: Sequence[float | None]
+        self,
+        tested: Mapping[str, Sequence[FoldScores]],
+        set_quantiles: Sequence[float | None],
+        fits: Mapping[str, Sequence[Fit]],
     ) -> Step:
         """Return the step that compares all methods: thousands of resamples, not to be taken twice."""
         config = self._context.config
@@ -298,6 +307,7 @@ class Steps:
             self._context.encoder_seeds,
             list(set_quantiles),
             scores,
+            [(method, [fit.model_dump_json() for fit in found]) for method, found in fits.items()],
         )
         # Not results.json itself: that one is absent while a run is at work.
         return Step("results", key, (self._context.run_dir.kept_results_json,))

@@ -1,6 +1,7 @@
 """Step 5, stage 2: what the teacher says of a slide's bag, as losses of the student's head.
 
-L2 = l_ce CE + l_bag KL + l_soft KL + l_hard CE. CONTRIBUTING.md says what a term more takes.
+L2 = l_ce CE + l_bag KL + l_soft KL + l_hard (CE of instances + ranking of the attention). CONTRIBUTING.md says what a
+term more takes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from torch import Tensor
 from napari_lrmil.model.mil import MILOutput
 from training.data.bags import Bag, parents_in_bag
 from training.data.tile_index import SlideTiles
-from training.losses import attention_kl, bag_kl, guided_attention, hard_instance_loss
+from training.losses import (
+    attention_kl,
+    bag_kl,
+    guided_attention,
+    hard_attention_loss,
+    hard_instance_loss,
+)
 from training.section import Section
 
 
@@ -31,7 +38,7 @@ class TeacherOutput(NamedTuple):
 
 
 class Stage2Section(Section):
-    """Slide-level distillation: L2 = l_ce CE + l_bag KL + l_soft KL + l_hard CE."""
+    """Slide-level distillation: L2 = l_ce CE + l_bag KL + l_soft KL + l_hard (CE of instances + ranking)."""
 
     l_ce: float = Field(default=1.0, ge=0, description="of the cross-entropy with the label")
     l_bag: float = Field(default=1.0, ge=0, description="weight of the KL to the teacher's bag logits")
@@ -41,7 +48,12 @@ class Stage2Section(Section):
     l_hard: float = Field(
         default=0.5,
         ge=0,
-        description="weight of the cross-entropy on the tiles that it attends to most and least",
+        description="weight of the loss on the tiles that it attends to most and least, see stage2.hard",
+    )
+    hard: Literal["instances", "attention", "both"] = Field(
+        default="both",
+        description="what l_hard trains. instances: the instance classifier, by cross-entropy, which moves the attention "
+        "only through mil.projection, and not by itself towards these tiles; attention: its logits, to rank them so",
     )
     temperature_bag: float = Field(default=2.0, gt=0, description="T_b, of both sides' bag logits")
     temperature_attention: float = Field(
@@ -50,7 +62,7 @@ class Stage2Section(Section):
     aggregation: Literal["mean", "max", "sum"] = Field(
         default="sum", description="how the children's attention becomes that of the LR tile"
     )
-    k: int = Field(default=4, ge=1, description="tiles at each end in the hard loss")
+    k: int = Field(default=4, ge=1, description="tiles at each end in the hard losses")
 
 
 class SlideDistillation:
@@ -97,6 +109,14 @@ class SlideDistillation:
             "bag": section.l_bag * bag_kl(output.bag_logits, self._logits[bag.name], section.temperature_bag),
             "soft": section.l_soft
             * attention_kl(output.attention_logits, guided, has_children, section.temperature_attention),
-            "hard": section.l_hard
-            * hard_instance_loss(output.instance_logits, guided, has_children, section.k),
+            "hard": section.l_hard * self._hard(output, guided, has_children),
         }
+
+    def _hard(self, output: MILOutput, guided: Tensor, has_children: Tensor) -> Tensor:
+        hard, k = self._section.hard, self._section.k
+        loss = torch.zeros((), device=guided.device)
+        if hard != "attention":
+            loss = loss + hard_instance_loss(output.instance_logits, guided, has_children, k)
+        if hard != "instances":
+            loss = loss + hard_attention_loss(output.attention_logits, guided, has_children, k)
+        return loss

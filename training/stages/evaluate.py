@@ -16,8 +16,16 @@ from training.data.bags import Bags
 from training.data.predictions import Predictions, SlideAttention
 from training.data.table import SlideRow
 from training.intervals import FoldScores, Resampled, class_aucs, resample_aucs, within_fold_auc
-from training.methods import METHOD_KEYS, OURS, SHORTCUT_KEYS, MethodKey, ShortcutKey
-from training.metrics import Share, call_metrics, share_of_patients
+from training.methods import (
+    BY_KEY,
+    METHOD_KEYS,
+    OURS,
+    SHORTCUT_KEYS,
+    MethodKey,
+    ShortcutKey,
+    method_name,
+)
+from training.metrics import Share, auc, call_metrics, share_of_patients
 from training.section import Section
 from training.stages.calibrate import (
     CalibrateSection,
@@ -27,12 +35,13 @@ from training.stages.calibrate import (
     served_outputs,
 )
 from training.stages.fit_trust import COVERAGE
+from training.stages.heads import Fit
 from training.stages.shortcuts import ShortcutFeatures, shortcut_predictions
 
 Numbers: TypeAlias = list[float | None]
 """Value, low end and high end of a 95 % interval; the ends None where most resamples lack a class."""
 MethodResult: TypeAlias = dict[
-    str, "float | int | Numbers | list[list[float]] | dict[str, float] | dict[str, Numbers]"
+    str, "float | int | Numbers | list[list[float]] | dict[str, float] | dict[str, Numbers] | None"
 ]
 """Name of a metric -> its value, as ``results.json`` holds it."""
 
@@ -103,8 +112,10 @@ def predict_shortcut(
     test: Sequence[SlideRow],
     class_names: tuple[str, ...],
     section: CalibrateSection,
-) -> Predictions:
-    """Return what tissue fraction or colours alone say of the test slides.
+    *,
+    fitted_auc: float,
+) -> tuple[Predictions, Fit]:
+    """Return what tissue fraction or colours alone say of the test slides, and how well they fit the training slides.
 
     Parameters
     ----------
@@ -116,23 +127,22 @@ def predict_shortcut(
     class_names : tuple of str
     section : CalibrateSection
         The baseline's thresholds are chosen as those of the heads.
+    fitted_auc : float
+        See `MILSection`.
     """
     vectors = [
         np.stack([features[row.slide_id].vector(slide_features) for row in part])
         for part in (train, val, test)
     ]
     labels = [_labels(part, class_names) for part in (train, val)]
-    both = shortcut_predictions(
-        vectors[0],
-        labels[0],
-        vectors[1],
-        labels[1],
-        np.concatenate([vectors[1], vectors[2]]),
-        n_classes=len(class_names),
+    all_three = shortcut_predictions(
+        vectors[0], labels[0], vectors[1], labels[1], np.concatenate(vectors), n_classes=len(class_names)
     )
-    of_val, probabilities = both[: len(val)], both[len(val) :]
+    of_train, of_val, probabilities = np.split(all_three, [len(train), len(train) + len(val)])
+    train_auc = auc(labels[0], of_train)
     point = fit_point(of_val, labels[1], [row.patient_id for row in val], class_names, section)
-    return _table(test, class_names, probabilities, called_class(probabilities, point.thresholds))
+    predictions = _table(test, class_names, probabilities, called_class(probabilities, point.thresholds))
+    return predictions, Fit(train_auc=train_auc, fitted=train_auc >= fitted_auc)
 
 
 def fold_scores(trainings: Sequence[Predictions], n_heads: int) -> FoldScores:
@@ -160,6 +170,7 @@ def fold_scores(trainings: Sequence[Predictions], n_heads: int) -> FoldScores:
 
 def compare_methods(
     tested: Mapping[str, Sequence[FoldScores]],
+    fits: Mapping[str, Sequence[Fit]],
     class_names: tuple[str, ...],
     *,
     n_resamples: int,
@@ -173,6 +184,8 @@ def compare_methods(
     ----------
     tested : mapping
         Method -> what its trainings say of the test slides of each fold.
+    fits : mapping
+        Method -> how well each training learned its own slides.
     class_names : tuple of str
     n_resamples : int
         Of patients and trainings, for the 95 % intervals.
@@ -199,6 +212,7 @@ def compare_methods(
             "auc_by_class": dict(zip(class_names, class_aucs(folds).tolist(), strict=True)),
             "auc_by_training": [list(map(within_fold_auc, row)) for row in by_training],
             "n_test": sum(len(fold.labels) for fold in folds),
+            **_training_fits(fits[method]),
             "sensitivity": {
                 name: _numbers(share) for name, share in sensitivities(folds, class_names).items()
             },
@@ -208,6 +222,40 @@ def compare_methods(
         elif set_quantiles is not None:
             results[method] |= _set_shares(folds, set_quantiles)
     return results
+
+
+def is_unfitted(method: str, result: Mapping[str, object]) -> bool:
+    """Whether some head of a method didn't fit its own training slides; baselines without a head aren't asked to."""
+    n_unfitted = result.get("n_unfitted")
+    return (
+        isinstance(n_unfitted, int) and n_unfitted > 0 and method in BY_KEY and BY_KEY[method].head == "abmil"
+    )
+
+
+def unfitted_note(fitted_auc: float) -> str:
+    """Say what the mark means."""
+    return (
+        f"The head that validation kept did not fit its own training slides (AUC there below {fitted_auc:g}, "
+        "mil.fitted_auc): it was trained too little, or learned nothing from them that holds on validation slides."
+    )
+
+
+def unfitted_trainings(results: Mapping[str, Mapping[str, object]]) -> str:
+    """Say how many trainings of which methods didn't fit."""
+    return ", ".join(
+        f"{result['n_unfitted']} of {result['n_trainings']} of {method_name(method)}"
+        for method, result in results.items()
+        if is_unfitted(method, result)
+    )
+
+
+def _training_fits(fits: Sequence[Fit]) -> dict[str, float | int | None]:
+    known = [fit.train_auc for fit in fits if fit.train_auc is not None]
+    return {
+        "train_auc": float(np.mean(known)) if known else None,
+        "n_trainings": len(fits),
+        "n_unfitted": sum(not fit.fitted for fit in fits),
+    }
 
 
 def sensitivities(folds: Sequence[FoldScores], class_names: Sequence[str]) -> dict[str, Share]:

@@ -1,25 +1,29 @@
-"""MIL heads: train one on bags, one bag a step, and ask one about bags. The teacher's and every student's."""
+"""MIL heads: train one on bags until it has learned its slides, and ask one about bags. Teacher's and students' alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_lrmil.model.bundle import stored_weights
 from napari_lrmil.model.mil import MILModel, MILOutput, MILSpec, build_mil
 from training.data.bags import Bag, Bags
-from training.loop import Recipe, Session, Task, fit
+from training.loop import FitResult, Recipe, Session, Task, fit, write_history
 from training.metrics import auc
 from training.section import Section
 
 ExtraLoss = Callable[[Bag, MILOutput], dict[str, Tensor]]
 """Bag and the head's output -> named losses, already weighted, that are added to the cross-entropy."""
+_SEEDS_APART = 1_000_003
+"""Between the starts of one head: far from the seeds that runs are given."""
 
 
 class MILSection(Section):
@@ -27,14 +31,47 @@ class MILSection(Section):
 
     hidden_dim: int = Field(default=128, gt=0, description="width of the attention's hidden layer")
     gated: bool = Field(default=True, description="attention times a sigmoid gate")
-    dropout: float = Field(default=0.1, ge=0, lt=1, description="on instances")
-    epochs: int = Field(default=50, ge=1, description="at most")
-    patience: int = Field(
-        default=10, ge=1, description="epochs without a better validation AUC before stopping"
+    projection: tuple[Annotated[int, Field(gt=0, le=8192)], ...] = Field(
+        default=(128,),
+        max_length=8,
+        description="widths of trained layers before the attention, which attention, classifier and instance classifier "
+        "share; []: they read the frozen embeddings",
     )
-    learning_rate: float = Field(default=2e-4, gt=0, description="of AdamW, constant")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="on instances and after each projection")
+    epochs: int = Field(default=50, ge=1, description="at most")
+    min_epochs: int = Field(
+        default=10,
+        ge=1,
+        description="weights of an earlier epoch are not kept, whatever their validation AUC: they have fitted nothing; "
+        "where mil.epochs is small, half of it",
+    )
+    patience: int = Field(
+        default=10,
+        ge=1,
+        description="epochs without a better validation AUC before stopping, after mil.min_epochs",
+    )
+    learning_rate: float = Field(default=2e-4, gt=0, description="of AdamW, constant after mil.warmup_epochs")
+    warmup_epochs: float = Field(default=2.0, ge=0, description="over which the learning rate rises from 0")
     weight_decay: float = Field(default=1e-3, ge=0, description="of AdamW")
     accumulate: int = Field(default=1, ge=1, description="bags a step")
+    balance: Literal["none", "loss", "bags"] = Field(
+        default="none",
+        description="of classes of unlike size. loss: a slide's cross-entropy counts n / (classes x slides of its class); "
+        "bags: an epoch draws as many bags of each class, those of a small one several times",
+    )
+    fitted_auc: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="a head with a smaller AUC on its own training slides didn't fit them: it is trained again "
+        "(mil.restarts), and marked in the table where that doesn't help",
+    )
+    restarts: int = Field(
+        default=2,
+        ge=0,
+        description="trainings more, from other initial weights, of a head that didn't fit; of several the one with the "
+        "best validation AUC is kept, those that fitted first",
+    )
 
     def spec(self, embed_dim: int, n_classes: int) -> MILSpec:
         """Return what the model package builds the head from."""
@@ -44,6 +81,7 @@ class MILSection(Section):
             hidden_dim=self.hidden_dim,
             gated=self.gated,
             dropout=self.dropout,
+            projection=self.projection,
         )
 
     def recipe(self, seed: int) -> Recipe:
@@ -55,46 +93,133 @@ class MILSection(Section):
             seed=seed,
             accumulate=self.accumulate,
             patience=self.patience,
+            min_epochs=min(self.min_epochs, max(1, self.epochs // 2)),
+            rising_epochs=self.warmup_epochs,
         )
+
+
+class Fit(BaseModel):
+    """How well a head, or a baseline's regression, learned what it was shown."""
+
+    model_config = ConfigDict(frozen=True)
+
+    train_auc: float | None
+    """On its own training slides, without dropout, weights as they are kept; None where a class is absent."""
+    fitted: bool
+    """Whether `train_auc` reaches ``mil.fitted_auc``."""
+
+
+class HeadFit(Fit):
+    """The same of a head, and how it was trained."""
+
+    val_auc: float
+    val_loss: float
+    epoch: int
+    """Whose weights are kept, from 0."""
+    epochs: int
+    """That were trained."""
+    starts: int
+    """Trainings from different initial weights, of which this one is kept."""
+
+
+class FittedHead(NamedTuple):
+    """A head in eval mode, and how well it fits."""
+
+    model: MILModel
+    fit: HeadFit
 
 
 def fit_head(
     train: Bags,
     val: Bags,
-    spec: MILSpec,
-    recipe: Recipe,
+    section: MILSection,
     session: Session,
     *,
+    embed_dim: int,
+    n_classes: int,
+    seed: int,
     ce_weight: float = 1.0,
     extra_loss: ExtraLoss | None = None,
-) -> MILModel:
+) -> FittedHead:
     """Return a fresh head trained on `train`, stopped on the AUC of `val` (of equal ones the smaller loss).
 
-    The same seed gives the same head on the same machine: of weights, order and dropout.
+    The same seed gives the same head on the same machine: of weights, order and dropout. One that doesn't fit its
+    training slides is trained again from other weights, as `MILSection` says; curve and TensorBoard are of the one that
+    is kept and of the last one.
 
     Parameters
     ----------
     train, val : Bags
-    spec : MILSpec
-    recipe : Recipe
+    section : MILSection
     session : Session
+    embed_dim, n_classes : int
+    seed : int
     ce_weight : float
         Of the cross-entropy with the label.
     extra_loss : callable, optional
         See `ExtraLoss`.
     """
+    tries: list[tuple[FittedHead, FitResult]] = []
+    for start in range(1 + section.restarts):
+        files = session.files
+        if start:
+            files = replace(files, key=f"{files.key} start {start}")
+        tries.append(
+            _fit_once(
+                train,
+                val,
+                section,
+                replace(session, files=files),
+                spec=section.spec(embed_dim, n_classes),
+                recipe=section.recipe(seed + _SEEDS_APART * start),
+                ce_weight=ce_weight,
+                extra_loss=extra_loss,
+            )
+        )
+        if tries[-1][0].fit.fitted:
+            break
+
+    def rank(one: tuple[FittedHead, FitResult]) -> tuple[bool, float, float]:
+        fit = one[0].fit
+        return fit.fitted, round(fit.val_auc, 6), -fit.val_loss
+
+    kept = max(tries, key=rank)
+    if kept is not tries[-1] and session.fabric.global_rank == 0:
+        write_history(session.files.metrics_csv, kept[1])
+    head, _ = kept
+    return FittedHead(head.model, head.fit.model_copy(update={"starts": len(tries)}))
+
+
+def _fit_once(
+    train: Bags,
+    val: Bags,
+    section: MILSection,
+    session: Session,
+    *,
+    spec: MILSpec,
+    recipe: Recipe,
+    ce_weight: float,
+    extra_loss: ExtraLoss | None,
+) -> tuple[FittedHead, FitResult]:
     device = session.fabric.device
     torch.manual_seed(recipe.seed)
     model = build_mil(spec).to(device)
+    weights = class_weights(train.labels, spec.n_classes) if section.balance == "loss" else None
+    of_epoch: list[tuple[int, Tensor]] = []
 
     def batches(epoch: int) -> Iterator[Bag]:
-        order = np.random.default_rng((recipe.seed, epoch)).permutation(len(train))
-        return train.in_order(order.tolist())
+        of_epoch.clear()
+        rng = np.random.default_rng((recipe.seed, epoch))
+        if section.balance == "bags":
+            return train.in_order(balanced_order(train.labels, rng).tolist())
+        return train.in_order(rng.permutation(len(train)).tolist())
 
     def losses(wrapped: nn.Module, bag: Bag) -> dict[str, Tensor]:
         output = MILOutput(*wrapped(bag.instance_embeddings.to(device)))
+        of_epoch.append((bag.label, output.bag_logits.detach()))
         label = torch.tensor([bag.label], device=device)
-        terms = {"ce": ce_weight * F.cross_entropy(output.bag_logits[None], label)}
+        weight = ce_weight if weights is None else ce_weight * float(weights[bag.label])
+        terms = {"ce": weight * F.cross_entropy(output.bag_logits[None], label)}
         if extra_loss is not None:
             terms |= extra_loss(bag, output)
         return {"loss": torch.stack(list(terms.values())).sum()} | terms
@@ -102,7 +227,14 @@ def fit_head(
     def validate() -> dict[str, float]:
         logits = torch.from_numpy(bag_logits(model, val, device))
         loss = float(F.cross_entropy(logits, torch.from_numpy(val.labels)))
-        return {"val_auc": auc(val.labels, torch.softmax(logits, dim=1).numpy()), "val_loss": loss}
+        # Of the epoch's steps: with dropout, and of weights as they were at each. A pass more would read all bags again.
+        labels = np.asarray([label for label, _ in of_epoch], np.int64)
+        seen = torch.stack([one for _, one in of_epoch]).double().cpu().numpy()
+        trained = _auc_or_none(labels, seen)
+        return ({} if trained is None else {"train_auc": trained}) | {
+            "val_auc": auc(val.labels, torch.softmax(logits, dim=1).numpy()),
+            "val_loss": loss,
+        }
 
     task = Task(
         batches=batches,
@@ -112,11 +244,67 @@ def fit_head(
         score=lambda metrics: (round(metrics["val_auc"], 6), -metrics["val_loss"]),
         names=lambda bag, losses: bag.name,
     )
-    fit(model, task, recipe, session)
+    result = fit(model, task, recipe, session)
     model.load_state_dict(
         stored_weights(model.state_dict())
     )  # rounded: what is evaluated is what a bundle serves
-    return model
+    kept = result.history[result.best_epoch]
+    train_auc = _auc_or_none(train.labels, bag_logits(model, train, device))
+    facts = HeadFit(
+        train_auc=train_auc,
+        val_auc=kept["val_auc"],
+        val_loss=kept["val_loss"],
+        fitted=train_auc is not None and train_auc >= section.fitted_auc,
+        epoch=result.best_epoch,
+        epochs=len(result.history),
+        starts=1,
+    )
+    return FittedHead(model, facts), result
+
+
+def class_weights(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.float64]:
+    """Return n / (C n_c) of each class c: their mean over the slides is 1, and each class weighs as much in all.
+
+    Parameters
+    ----------
+    labels : (n,) int array
+    n_classes : int
+        C
+
+    Returns
+    -------
+    (C,) array
+    """
+    counts = np.bincount(labels, minlength=n_classes)
+    return np.asarray(len(labels) / (n_classes * np.maximum(counts, 1)), np.float64)
+
+
+def balanced_order(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return n indices in random order, as many of each class as can be (they differ by one at most).
+
+    Within a class every slide is drawn before one is drawn again.
+
+    Parameters
+    ----------
+    labels : (n,) int array
+    rng : numpy Generator
+    """
+    classes = np.unique(labels)
+    rng.shuffle(classes)  # the classes that get one more where n can't be shared evenly
+    drawn = []
+    for place, label in enumerate(classes):
+        slides = np.flatnonzero(labels == label)
+        wanted = len(labels) // len(classes) + (place < len(labels) % len(classes))
+        rounds = [rng.permutation(slides) for _ in range(-(-wanted // len(slides)))]
+        drawn.append(np.concatenate(rounds)[:wanted])
+    return np.asarray(rng.permutation(np.concatenate(drawn)), np.int64)
+
+
+def _auc_or_none(labels: NDArray[np.int64], logits: NDArray[np.float64]) -> float | None:
+    try:
+        return auc(labels, torch.softmax(torch.from_numpy(logits), dim=1).numpy())
+    except ValueError:  # a class is absent
+        return None
 
 
 def bag_outputs(model: MILModel, bags: Iterable[Bag], device: torch.device) -> Iterator[MILOutput]:

@@ -32,7 +32,6 @@ from sklearn.preprocessing import StandardScaler
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError
-from napari_lrmil.evidence import softmax
 from napari_lrmil.terminal import Commands, errors_as_messages
 from training.cohort.localisation import MIN_LESION, tile_lesion_fractions
 from training.data.bags import parents_in_bag
@@ -222,10 +221,11 @@ def view_of(
 def head_aucs(
     context: Context, split: Split, method: Method, store: EmbeddingStore, embed_dim: int
 ) -> tuple[float, float, float]:
-    """Return a head's AUC on train, validation and test slides."""
-    model = load_head(context, context.run_dir.fold(split.fold), method, embed_dim)
+    """Return a head's AUC on train, validation and test slides, scaled as in the run: that can change who ranks before whom."""
+    folder = context.run_dir.fold(split.fold)
+    model, calibration = load_head(context, folder, method, embed_dim), folder.read_calibration(method.key)
     train, val, test = (
-        auc(bags.labels, softmax(bag_logits(model, bags, context.device)))
+        auc(bags.labels, calibration.probabilities(bag_logits(model, bags, context.device)))
         for bags in (context.bags(store, rows) for rows in (split.train, split.val, split.test))
     )
     return train, val, test

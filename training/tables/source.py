@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
 
-from napari_lrmil.errors import ConfigError, TableError
+from napari_lrmil.errors import ConfigError, TableError, shortened
 from napari_lrmil.table import Line, lines_of, listed, read_lines
 
 Record = dict[str, str]
@@ -84,7 +84,7 @@ class Source:
             wrong += [f"unknown columns {_few(unknown)}"] if layout.closed and unknown else []
             raise ConfigError(
                 f"{self.path.name} is not {layout.what}: {' and '.join(wrong)}. Expected are the columns "
-                f"{layout.expected}; found: {_few(self.columns)}"
+                f"{layout.expected}; found: {shortened(_few(self.columns))}"
             )
         return [
             {key: row[where[key]] if key in where else "" for key in (*layout.needed, *layout.optional)}

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
 from napari_lrmil.model.mil.base import MILModel, MILOutput
+
+_NUMBERS_AT_ONCE = 2**20
 
 
 class ABMIL(MILModel):
     """a = softmax over the bag of w^T (tanh(V h) [* sigmoid(U h)]); the bag is sum a h (equations 7 to 9).
 
     Embeddings are normalised first (LayerNorm) since their scale differs between encoders, and a small
-    head that is trained for seconds should not depend on it.
+    head that is trained for seconds should not depend on it. Layers of a projection, each followed by ReLU and
+    dropout, may come before the attention: attention, classifier and instance classifier then read the same trained
+    instances, and what trains one of them moves the others. Without them the instances are the frozen embeddings.
 
     Parameters
     ----------
@@ -24,7 +31,9 @@ class ABMIL(MILModel):
     gated : bool
         Whether to multiply with the sigmoid gate.
     dropout : float
-        On the instances, in training only.
+        On the instances and after each layer of the projection, in training only.
+    projection : tuple of int
+        Widths of its layers; the last is that of the bag. Empty for none.
     """
 
     def __init__(
@@ -35,15 +44,24 @@ class ABMIL(MILModel):
         hidden_dim: int = 128,
         gated: bool = True,
         dropout: float = 0.0,
+        projection: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(embed_dim)
         self.dropout = nn.Dropout(dropout)
-        self.value = nn.Linear(embed_dim, hidden_dim)
-        self.gate = nn.Linear(embed_dim, hidden_dim) if gated else None
+        widths = (embed_dim, *projection)
+        self.projection = nn.Sequential(
+            *(
+                nn.Sequential(nn.Linear(wide, narrow), nn.ReLU(), nn.Dropout(dropout))
+                for wide, narrow in pairwise(widths)
+            )
+        )
+        dim = widths[-1]
+        self.value = nn.Linear(dim, hidden_dim)
+        self.gate = nn.Linear(dim, hidden_dim) if gated else None
         self.score = nn.Linear(hidden_dim, 1)
-        self.classifier = nn.Linear(embed_dim, n_classes)
-        self.instance_classifier = nn.Linear(embed_dim, 2)
+        self.classifier = nn.Linear(dim, n_classes)
+        self.instance_classifier = nn.Linear(dim, 2)
 
     def forward(self, instance_embeddings: Tensor) -> MILOutput:
         """Classify one bag.
@@ -70,14 +88,19 @@ class ABMIL(MILModel):
     def subset_logits(self, instance_embeddings: Tensor, kept: Tensor) -> Tensor:
         """As in `MILModel`, from one pass: a part's attention is the softmax over its own attention logits.
 
-        The classifier is linear, so the attention weighs (N, C) class values instead of (N, D) embeddings.
+        The classifier is linear, so the attention weighs (N, C) class values instead of (N, P) instances.
         """
         instances, attention_logits = self._attend(instance_embeddings)
-        holds_any = kept.any(dim=1, keepdim=True)
-        # An empty part gets a softmax over everything, which is overwritten below: over nothing it would be NaN.
-        masked = attention_logits.masked_fill(~(kept | ~holds_any), -torch.inf)  # (S, N)
-        logits = torch.softmax(masked, dim=1) @ (instances @ self.classifier.weight.T) + self.classifier.bias
-        return logits.masked_fill(~holds_any, 0.0)
+        class_values = instances @ self.classifier.weight.T  # (N, C)
+        logits = []
+        # Some parts at a time: of a bag of 60,000 instances, a number for each of them in 231 parts is 100 MB.
+        for parts in torch.split(kept, max(1, _NUMBERS_AT_ONCE // len(instances))):
+            holds_any = parts.any(dim=1, keepdim=True)
+            # An empty part gets a softmax over everything, which is overwritten below: over nothing it would be NaN.
+            masked = attention_logits.masked_fill(~(parts | ~holds_any), -torch.inf)  # (S, N)
+            found = torch.softmax(masked, dim=1) @ class_values + self.classifier.bias
+            logits.append(found.masked_fill(~holds_any, 0.0))
+        return torch.cat(logits)
 
     def leave_one_out_logits(self, instance_embeddings: Tensor) -> Tensor:
         """As in `MILModel`, in closed form: without n the bag is (b - a_n h_n) / (1 - a_n).
@@ -98,12 +121,17 @@ class ABMIL(MILModel):
 
     def alone_logits(self, instance_embeddings: Tensor) -> Tensor:
         """As in `MILModel`, in closed form: an instance alone has all of the attention."""
-        logits: Tensor = self.classifier(self.dropout(self.norm(instance_embeddings)))
+        logits: Tensor = self.classifier(self._instances(instance_embeddings))
         return logits
 
+    def _instances(self, instance_embeddings: Tensor) -> Tensor:
+        """Normalised and, where there is a projection, projected: (N, P), or (N, D) without one."""
+        instances: Tensor = self.projection(self.dropout(self.norm(instance_embeddings)))
+        return instances
+
     def _attend(self, instance_embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised instances (N, D) and their attention logits (N,)."""
-        instances = self.dropout(self.norm(instance_embeddings))  # (N, D)
+        """Instances (N, P) and their attention logits (N,)."""
+        instances = self._instances(instance_embeddings)
         hidden = torch.tanh(self.value(instances))  # (N, hidden)
         if self.gate is not None:
             hidden = hidden * torch.sigmoid(self.gate(instances))

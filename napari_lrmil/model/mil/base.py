@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -72,8 +72,10 @@ class MILModel(nn.Module):
             Row n: without instance n. Zeros for N = 1, as in `subset_logits`.
         """
         n = len(instance_embeddings)
-        kept = ~torch.eye(n, dtype=torch.bool, device=instance_embeddings.device)
-        return self.subset_logits(instance_embeddings, kept)
+        places = torch.arange(n, device=instance_embeddings.device)
+        # One part at a time: all of them as masks would be N x N.
+        parts = [self.subset_logits(instance_embeddings, (places != place)[None]) for place in range(n)]
+        return torch.cat(parts)
 
     def alone_logits(self, instance_embeddings: Tensor) -> Tensor:
         """Bag logits of the bags that hold one instance each.
@@ -87,8 +89,7 @@ class MILModel(nn.Module):
         (N, C) tensor
             Row n: of instance n alone.
         """
-        alone = torch.eye(len(instance_embeddings), dtype=torch.bool, device=instance_embeddings.device)
-        return self.subset_logits(instance_embeddings, alone)
+        return torch.stack([self(instance[None]).bag_logits for instance in instance_embeddings])
 
 
 class MILSpec(BaseModel):
@@ -102,3 +103,8 @@ class MILSpec(BaseModel):
     hidden_dim: int = Field(default=128, gt=0, le=8192)
     gated: bool = True
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    projection: tuple[Annotated[int, Field(gt=0, le=8192)], ...] = Field(
+        default=(),
+        max_length=8,
+        description="widths of the layers before the attention; none in older bundles",
+    )

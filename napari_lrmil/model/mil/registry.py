@@ -14,4 +14,5 @@ def build_mil(spec: MILSpec) -> MILModel:
         hidden_dim=spec.hidden_dim,
         gated=spec.gated,
         dropout=spec.dropout,
+        projection=spec.projection,
     )

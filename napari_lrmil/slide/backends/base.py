@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,35 @@ from napari_lrmil.slide.damage import Damage, hatch
 from napari_lrmil.slide.files import Chunk, pixel_files
 from napari_lrmil.slide.identity import states_of
 from napari_lrmil.slide.pixel_size import Evidence
+
+_QUIET = {"PIL": logging.WARNING, "zarr": logging.WARNING, "tifffile": logging.CRITICAL}
+_QUOTED = re.compile(r"(?<!\w)b?(?:'[^']*'|\"[^\"]*\"|“[^”]*”)(?!\w)")
+
+
+def quiet_decoders() -> None:
+    """Have the libraries' logs leave out what stands in a file: EXIF, texts of the scanner, paths.
+
+    Whoever has set the level of such a log gets it all the same.
+    """
+    for name, level in _QUIET.items():
+        log = logging.getLogger(name)
+        if log.level == logging.NOTSET:
+            log.setLevel(level)
+
+
+quiet_decoders()
+
+
+def unquoted(text: object, path: Path | None = None) -> str:
+    """Return what a decoder says of a file, without what it quotes from it, and without the path of its folder.
+
+    A number that can't be read may be a patient's.
+    """
+    said = " ".join(str(text).split())
+    if path is not None:
+        said = said.replace(f"{path.parent}{os.sep}", "")
+    return _QUOTED.sub("…", said)
+
 
 MAX_EDGE_PX = 2**24
 """Pixels along a level: what a scan of half a metre would have at 0.03 µm/px."""
@@ -99,7 +131,7 @@ def decoder_errors(path: Path) -> Iterator[None]:
     except LRMILError:
         raise
     except Exception as error:
-        raise SlideError(f"{path.name} can't be read ({reason_of(error)})") from error
+        raise SlideError(f"{path.name} can't be read ({unquoted(reason_of(error), path)})") from error
 
 
 def check_sizes(name: str, sizes_xy: Sequence[tuple[int, int]]) -> None:
@@ -206,7 +238,7 @@ def read_stored(
             )
         except DamagedTileError as error:
             place = (col * tile_xy[0], row * tile_xy[1], *tile_xy)
-            damage.add((level, *place), error)
+            damage.add((level, *place), unquoted(error))
             return hatch(*place)
 
     return assemble(tile, tile_xy=tile_xy, level_size_xy=level_size_xy, corner_xy=corner_xy, size_xy=size_xy)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from napari_lrmil.errors import SlideError
-from napari_lrmil.slide.backends.base import assemble, check_request
+from napari_lrmil.slide.backends.base import assemble, check_request, unquoted
 from napari_lrmil.slide.damage import Damage
 from napari_lrmil.slide.files import Chunk
 from napari_lrmil.slide.pixel_size import Evidence
@@ -40,7 +40,9 @@ class ImageBackend:
             try:
                 self._pixels, turned = _decoded(image)
             except (OSError, ValueError, SyntaxError) as error:
-                raise SlideError(f"{path.name} opens, but its pixels can't be read ({error})") from error
+                raise SlideError(
+                    f"{path.name} opens, but its pixels can't be read ({unquoted(error, path)})"
+                ) from error
         size_xy = (self._pixels.shape[1], self._pixels.shape[0])
         self.reason = "a plain image" + (", turned upright as its EXIF says" if turned else "")
         self.damage = Damage()  # decoded whole or not at all

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.errors import SlideError
-from napari_lrmil.slide.backends.base import check_request, check_sizes, file_key
+from napari_lrmil.slide.backends.base import check_request, check_sizes, file_key, unquoted
 from napari_lrmil.slide.backends.ventana import check_tile_places
 from napari_lrmil.slide.damage import Place, damage_of, hatch
 from napari_lrmil.slide.files import Chunk, pixel_files
@@ -87,8 +86,8 @@ class OpenSlideBackend:
         return handle
 
     def _said(self, error: Exception) -> str:
-        """What OpenSlide says, without the folders of the files that it names, which belong in no message."""
-        return str(error).replace(f"{self._path.parent}{os.sep}", "")
+        """What OpenSlide says, without what it quotes and the folders of the files that it names."""
+        return unquoted(error, self._path)
 
     def _reopen(self, failed: openslide.OpenSlide) -> None:
         """Replace a handle that failed: after its first error, OpenSlide's handle fails for good.

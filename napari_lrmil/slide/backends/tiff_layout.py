@@ -12,6 +12,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from napari_lrmil.errors import SlideError
+from napari_lrmil.slide.backends.base import unquoted
 from napari_lrmil.slide.pixel_size import Evidence, ome_evidence, tag_evidence
 
 TIFF_ERRORS = (
@@ -142,7 +143,9 @@ def read_layout(path: Path) -> TiffLayout:
                 is_ome=bool(tif.is_ome),
             )
     except TIFF_ERRORS as error:
-        raise SlideError(f"{path.name} is not a TIFF that tifffile can read ({error})") from error
+        raise SlideError(
+            f"{path.name} is not a TIFF that tifffile can read ({unquoted(error, path)})"
+        ) from error
 
 
 def _images(tif: tifffile.TiffFile, name: str) -> list[tifffile.TiffPageSeries]:
@@ -275,8 +278,8 @@ def _level_of(page: tifffile.TiffPage, name: str) -> TiffLevel:
         level.tiles_across * level.tiles_down * level.planes,
         min(len(level.offsets), len(level.byte_counts)),
     )
-    if there < needed:
-        raise SlideError(
+    if there < needed:  # OpenSlide would open the file anew for each piece that isn't there
+        raise UnfitImageError(
             f"{name} is damaged: {size_xy[0]} x {size_xy[1]} px take {needed:,} pieces of {tile_xy[0]} x {tile_xy[1]} px, "
             f"and it lists {there:,}"
         )

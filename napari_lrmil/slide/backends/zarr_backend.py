@@ -22,6 +22,7 @@ from napari_lrmil.slide.backends.base import (
     check_sizes,
     downsamples_of,
     read_stored,
+    unquoted,
 )
 from napari_lrmil.slide.damage import damage_of
 from napari_lrmil.slide.files import is_inside, pixel_files, stored_chunks, zarr_images, zarr_metadata
@@ -92,11 +93,13 @@ class ZarrBackend:
             for name in names:
                 if not is_inside(path, name):
                     raise SlideError(
-                        f"{path.name} names a level outside of its folder, {name!r}: nothing there is read"
+                        f"{path.name} names a level outside of its folder: nothing there is read"
                     )
             arrays = [group[name] for name in names]
         except _ZARR_ERRORS as error:
-            raise SlideError(f"{path.name} is not an OME-Zarr image that can be read ({error})") from error
+            raise SlideError(
+                f"{path.name} is not an OME-Zarr image that can be read ({unquoted(error, path)})"
+            ) from error
         self._arrays = [self._checked(array) for array in arrays]
         self._chunks = _ChunkFiles(path)
         self.chunks = self._chunks.found
@@ -134,10 +137,13 @@ class ZarrBackend:
         if not isinstance(array, zarr.Array):
             raise SlideError(f"{name} names a level that is no array")
         if array.ndim != len(self._axes) or not {"x", "y"} <= set(self._axes):
-            raise SlideError(f"{name} has axes {self._axes}, but arrays of {array.ndim} dimensions")
+            raise SlideError(
+                f"{name} doesn't say which of the {array.ndim} dimensions of a level are x and y"
+            )
         for axis, size in zip(self._axes, array.shape, strict=True):
             if axis not in "xyc" and size > 1:
-                raise SlideError(f"{name} holds {size} planes along its axis {axis}, but a slide needs one")
+                along = f"its axis {axis}" if len(axis) == 1 else "another axis"
+                raise SlideError(f"{name} holds {size} planes along {along}, but a slide needs one")
         channels = array.shape[self._axes.index("c")] if "c" in self._axes else 1
         if array.dtype != np.uint8 or channels not in (1, 3):
             raise SlideError(
