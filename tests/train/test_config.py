@@ -163,3 +163,20 @@ def test_a_value_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path, va
     (tmp_path / "run.toml").write_text("[run]\nout_dir = 'x'\n[data]\nslides = 'y'\n")
     with pytest.raises(ConfigError, match=r"run\.toml: run\.seed"):
         load_config(tmp_path / "run.toml", ["--run.seed", value])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stage1.learning_rate=inf"], "finite number"),
+        (["--export.name", "a\udcffb"], "characters that no file takes"),
+        (["--evaluate.shortcuts", repr([0] * 100_000)], "and 99,990 more"),
+    ],
+)
+def test_values_that_a_run_could_not_keep_are_refused_in_a_sentence(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    (tmp_path / "config.toml").write_text('[data]\nslides = "slides.csv"\n[run]\nout_dir = "run"\n')
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(tmp_path / "config.toml", words)
+    assert len(str(caught.value)) < 5_000

@@ -11,8 +11,11 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from napari_lrmil.errors import ConfigError, reason_of, refuse_pipe, shortened
+from napari_lrmil.errors import ConfigError, readable, reason_of, refuse_pipe, shortened
 from training.config.run_config import RunConfig
+
+_MOST_FAULTS = 10
+"""That one message lists: a long list may be wrong in each of its items."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -58,7 +61,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         if numbers:  # a text that looks like a number: --export.name 2026
             quoted = [word for key in numbers for word in (f"--{key}", json.dumps(texts[key]))]
             return load_config(path, [*overrides, *quoted])
-        raise ConfigError(f"{path.name}: " + "; ".join(_explain(item) for item in error.errors())) from error
+        faults = error.errors()
+        more = f"; and {len(faults) - _MOST_FAULTS:,} more" if len(faults) > _MOST_FAULTS else ""
+        told = "; ".join(_explain(item) for item in faults[:_MOST_FAULTS])
+        raise ConfigError(f"{path.name}: {told}{more}") from error
 
 
 def _is_text(item: ErrorDetails, key: str) -> bool:
@@ -77,6 +83,8 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, object, str]]:
             if not words:
                 raise ConfigError(f"--{key} needs a value")
             text = words.pop(0)
+        if readable(text) != text:  # config.json couldn't keep it
+            raise ConfigError(f"--{key}: {shortened(text)!r} has characters that no file takes")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except (ValueError, RecursionError):
