@@ -399,7 +399,12 @@ def test_no_name_runs_as_a_formula_in_the_table(folder: Path, tiny_bundle: Path,
     assert (row["slide"], failed["slide"]) == ("'=1+1", "'-2")
     assert (out / "=1+1.json").exists()
     (error,) = read_csv(out / "errors.csv")
-    assert error["slide_id"] == "-2"  # as it was given: this table is run again
+    assert error["slide_id"] == "'-2"
+    # This table is run again, under the names that were given.
+    shutil.copy(folder / "a.tif", folder / "b.tif")
+    again = lrmil("predict", out / "errors.csv", "--bundle", tiny_bundle, "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again" / "-2.json").exists()
 
 
 def test_slides_of_one_name_in_two_folders(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from napari_lrmil.atomic import write_text
 from napari_lrmil.evidence import DeletionCurve
 from napari_lrmil.export.errors import ExportError, ResultFileError
-from napari_lrmil.export.tables import csv_text, spreadsheet_safe
+from napari_lrmil.export.tables import csv_text
 from napari_lrmil.heatmap import speaking_tiles
 from napari_lrmil.outside import parse_json, read_file
 from napari_lrmil.slide import TileGrid, TileSet, TileSpec
+from napari_lrmil.table import spreadsheet_safe
 from napari_lrmil.wording import Status, curve_text, evidence_notes, status_of, use_note
 
 if TYPE_CHECKING:  # predict loads torch

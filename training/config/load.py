@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from napari_lrmil.errors import ConfigError, refuse_pipe
+from napari_lrmil.errors import ConfigError, reason_of, refuse_pipe
 from training.config.run_config import RunConfig
 
 
@@ -37,8 +37,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"no such config: {path}") from error
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is not valid TOML: {reason_of(error)}") from error
     texts = {}
     for key, value, text in _pairs(overrides):
         texts[key] = text
@@ -77,7 +79,7 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, object, str]]:
             text = words.pop(0)
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text
         pairs.append((key, value, text))
     return pairs
