@@ -10,7 +10,9 @@ import struct
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import platformdirs
 
 from napari_lrmil.errors import readable
 
@@ -58,6 +60,22 @@ def from_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def user_folder(kind: Literal["cache", "data"], variable: str) -> Path:
+    """Return the program's folder for what it keeps for a user; an environment variable may name another one.
+
+    A user without a home gets one in which nothing can be written: what isn't kept there is told.
+    """
+    named = os.environ.get(variable)
+    if named:
+        return from_home(named)
+    ask = platformdirs.user_cache_path if kind == "cache" else platformdirs.user_data_path
+    try:
+        found = ask("napari-lrmil", appauthor=False)
+    except RuntimeError:
+        found = Path()
+    return found if found.is_absolute() else Path(os.devnull, "no-home")
 
 
 # ---- which files hold a slide

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from napari_lrmil.errors import ConfigError, reason_of, refuse_pipe
+from napari_lrmil.errors import ConfigError, reason_of, refuse_pipe, shortened
 from training.config.run_config import RunConfig
 
 
@@ -88,7 +88,7 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, object, str]]:
 def _explain(item: ErrorDetails) -> str:
     place = [str(part) for part in item["loc"]]
     if item["type"] != "extra_forbidden":
-        return f"{'.'.join(place) or 'the whole'}: {item['msg'].removeprefix('Value error, ')}"
+        return shortened(f"{'.'.join(place) or 'the whole'}: {item['msg'].removeprefix('Value error, ')}")
     model: type[BaseModel] = RunConfig
     for part in place[:-1]:
         section = model.model_fields[part].annotation
@@ -96,4 +96,4 @@ def _explain(item: ErrorDetails) -> str:
         assert issubclass(section, BaseModel)
         model = section
     near = difflib.get_close_matches(place[-1], model.model_fields, n=1, cutoff=0.0)
-    return f"unknown key {'.'.join(place)!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?"
+    return f"unknown key {shortened('.'.join(place))!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?"
