@@ -129,8 +129,10 @@ def unit_of(viewer: Any) -> str:
 
 @pytest.mark.parametrize("docked", [True, False])
 def test_a_slide_without_pixel_size_takes_the_unit_from_no_other(
-    viewer: Any, three: list[Path], slide_without_mpp: Path, docked: bool
+    viewer: Any, three: list[Path], slide_without_mpp: Path, docked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr("napari._vispy.canvas.show_warning", warned.append)
     if docked:
         dock_widget(viewer)
     open_file(viewer, three[0])
@@ -150,6 +152,7 @@ def test_a_slide_without_pixel_size_takes_the_unit_from_no_other(
         assert unit_of(viewer) == "micrometer"
     viewer.layers.selection.active = viewer.layers["one"]
     assert unit_of(viewer) == "micrometer"
+    assert warned == []
 
 
 def test_slides_of_one_name_are_told_apart_in_the_list(
