@@ -13,8 +13,6 @@ from napari_lrmil.slide import Slide
 from napari_lrmil.slide.files import user_folder
 from napari_lrmil.slide.pixel_size import MAX_MPP, MIN_MPP
 
-_DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
-
 
 def typed_mpp(fingerprint: str) -> float | None:
     """Return the µm/px that was typed for a slide; None where none was, or it can't be read."""
@@ -63,4 +61,4 @@ def _file(fingerprint: str) -> Path:
 
 
 def _folder() -> Path:
-    return user_folder("data", _DATA_DIR_VARIABLE) / "pixel-sizes"
+    return user_folder("data") / "pixel-sizes"

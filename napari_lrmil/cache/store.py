@@ -17,7 +17,7 @@ from napari_lrmil.cache.seal import read_sealed, write_sealed
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError, SlideChangedError
 from napari_lrmil.outside import parse_json, read_file
-from napari_lrmil.slide.files import user_folder
+from napari_lrmil.slide.files import FOLDER_VARIABLES, user_folder
 from napari_lrmil.slide.identity import state_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RESULT_FORMAT = 3
 """Raised whenever results are stored in another way: older ones then count as absent."""
-CACHE_DIR_VARIABLE = "LRMIL_CACHE_DIR"
+CACHE_DIR_VARIABLE = FOLDER_VARIABLES["cache"]
 
 ARRAYS_NAME = "arrays.safetensors"
 _KNOWN_SLIDES = "seen"
@@ -93,7 +93,7 @@ class KnownSlide(NamedTuple):
 
 def default_cache_root() -> Path:
     """The folder named by LRMIL_CACHE_DIR, else the user's cache folder."""
-    return user_folder("cache", CACHE_DIR_VARIABLE)
+    return user_folder("cache")
 
 
 def result_key(info: BundleInfo, *, mpp_xy: MppXY) -> str:

@@ -62,12 +62,16 @@ def from_home(path: str | Path) -> Path:
         return Path(path)
 
 
-def user_folder(kind: Literal["cache", "data"], variable: str) -> Path:
-    """Return the program's folder for what it keeps for a user; an environment variable may name another one.
+FOLDER_VARIABLES = {"cache": "LRMIL_CACHE_DIR", "data": "LRMIL_DATA_DIR"}
+"""Environment variables that name another folder than the user's own."""
+
+
+def user_folder(kind: Literal["cache", "data"]) -> Path:
+    """Return the program's folder for what it keeps for a user, or the one that `FOLDER_VARIABLES` name.
 
     A user without a home gets one in which nothing can be written: what isn't kept there is told.
     """
-    named = os.environ.get(variable)
+    named = os.environ.get(FOLDER_VARIABLES[kind])
     if named:
         return from_home(named)
     ask = platformdirs.user_cache_path if kind == "cache" else platformdirs.user_data_path

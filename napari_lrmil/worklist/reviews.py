@@ -26,7 +26,6 @@ from napari_lrmil.slide.files import user_folder
 
 REVIEW_NAME = "lrmil-review.jsonl"
 FORMAT, VERSION = "lrmil-review", 1
-DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
 
 Verdict = Literal["agree", "disagree", "unsure"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -453,7 +452,7 @@ else:
 
 
 def _fallback(folder: Path) -> Path:
-    root = user_folder("data", DATA_DIR_VARIABLE)
+    root = user_folder("data")
     key = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
     return root / "reviews" / f"{key[:32]}.jsonl"
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from napari_lrmil.slide import Slide
 
 SUFFIX = ".lrmil-annotations.geojson"
-DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 Bounds = tuple[int, int, int, int]
@@ -61,7 +60,7 @@ class AnnotationStore:
 
     def __init__(self, slide_path: Path, fingerprint: str, bounds_l0_xywh: Bounds) -> None:
         self.beside = slide_path.with_name(slide_path.name + SUFFIX)
-        root = user_folder("data", DATA_DIR_VARIABLE)
+        root = user_folder("data")
         self.fallback = root / "annotations" / f"{fingerprint}.geojson"
         of_before = sorted(self.fallback.parent.glob(f"{earlier_digits(fingerprint)}*.geojson"))
         self._places = tuple(dict.fromkeys([self.beside, self.fallback, *of_before]))
