@@ -20,6 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from napari_lrmil.table import spreadsheet_safe
+
 _TRIES = 20
 _RACES = (errno.ENOTEMPTY, errno.EEXIST)
 """What the losers of a race get; on Windows, who moves a folder that another one reads is refused access."""
@@ -138,11 +140,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table with a header line, the same bytes on every system."""
+    """Write a table with a header line, the same bytes on every system; no text is left that a spreadsheet would run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows(
+        [spreadsheet_safe(cell) if isinstance(cell, str) else cell for cell in row] for row in rows
+    )
     write_text(path, text.getvalue())
 
 

@@ -71,6 +71,7 @@ class SlidePrediction:
     seconds : float
         Tissue, reading, embedding, aggregation and evidence.
     bundle_name, bundle_sha256 : str
+        The hash is of the whole bundle, see `BundleInfo.sha256`.
     demonstration : bool
         Not for diagnosis.
     device : str
@@ -91,6 +92,8 @@ class SlidePrediction:
     damaged_tiles : int
         Tiles of which a part couldn't be decoded, which the model saw as grey stripes, and tiles that may hold tissue that
         couldn't be seen.
+    weights_sha256 : str
+        Hash of the bundle's weights alone; empty where it isn't known.
     """
 
     slide_name: str
@@ -118,6 +121,7 @@ class SlidePrediction:
     ood_score: float | None = None
     ood_threshold: float | None = None
     damaged_tiles: int = 0
+    weights_sha256: str = ""
     thresholds: tuple[float, ...] | None = None
 
     @property
@@ -353,7 +357,8 @@ def predict_slide(
         level_mpp=slide.level_mpps[tiles.level],
         seconds=time.perf_counter() - started,
         bundle_name=info.name,
-        bundle_sha256=info.weights_sha256,
+        bundle_sha256=info.sha256,
+        weights_sha256=info.weights_sha256,
         demonstration=info.demonstration,
         thresholds=thresholds,
         device=str(device),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from napari_lrmil.errors import TableError, refuse_pipe, shortened
+from napari_lrmil.errors import TableError, readable, refuse_pipe, shortened
 
 NO_VALUE = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "none", "null"})
 """How programs write a cell without a value, in small letters."""
@@ -134,7 +134,10 @@ def read_table_file(
         else:
             padded = cells + ("",) * (len(names) - len(cells))
             records.append(
-                Record(line, {name: padded[place_of[name]] if name in place_of else "" for name in wanted})
+                Record(
+                    line,
+                    {name: as_it_was(padded[place_of[name]]) if name in place_of else "" for name in wanted},
+                )
             )
     ragged = [
         Problem(found[0], f"{lines_of(found)}: the row ends before {absent}")
@@ -374,3 +377,17 @@ def _spelling_key(text: str) -> str:
         return number[1] + number[2]
     decimal = re.fullmatch(r"0*(\d*\.\d*?[1-9])0*", plain)
     return decimal[1] if decimal is not None else plain
+
+
+def spreadsheet_safe(text: str) -> str:
+    """The text as any program reads it, with an apostrophe in front where a spreadsheet would run it as a formula."""
+    # The csv module leaves a lone carriage return unquoted, and readers take it for the end of a row.
+    text = readable(text.replace("\r\n", "\n").replace("\r", "\n"))
+    # What begins as a text that was made safe gets another one, so that `as_it_was` gives back every text.
+    begins = text.lstrip("'").lstrip(" ")
+    return f"'{text}" if begins.startswith(("=", "+", "-", "@", "\t", "\n")) else text
+
+
+def as_it_was(cell: str) -> str:
+    """The text that `spreadsheet_safe` made this cell of."""
+    return cell[1:] if cell.startswith("'") and spreadsheet_safe(cell[1:]) == cell else cell

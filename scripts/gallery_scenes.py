@@ -258,7 +258,7 @@ PICTURES = (
     ),
     Picture("worklist_light", "the same in the light theme", worklist, "light"),
     Picture("overview", "where one is on the slide, magnification, and what the file says of it", overview),
-    Picture("annotations", "regions with names and classes, which save themselves", annotated),
+    Picture("annotations", "annotations with names and classes, which save themselves", annotated),
     Picture("annotations_light", "the same in the light theme", annotated, "light"),
     Picture("exports", "files for others; a report has just been written", exports),
     Picture("missing_mpp", "a slide that doesn't say how large its pixels are", missing_mpp),

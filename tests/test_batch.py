@@ -313,7 +313,7 @@ def test_a_worklist_follows(folder: Path, bundle: ModelBundle, cache: ResultCach
     # Opened anew, the list has it all from the cache at once.
     again = Worklist.open(folder)
     info = load_info(tiny_bundle)
-    found = load_results(again, cache, info.weights_sha256, ResultKeys(info))
+    found = load_results(again, cache, info.sha256, ResultKeys(info))
     assert len(found) == 3
     assert [(item.label, item.probability) for item in again] == [
         (item.label, item.probability) for item in worklist
@@ -422,9 +422,9 @@ def test_a_killed_worker_loses_no_slide_and_none_is_done_twice(
             cache=cache,
             device="cpu",
         )
-        assert "has other weights than the one here" in next(events).error
+        assert "is another one than the one here" in next(events).error
     alone = run_to_end_of(slides[0], tiny_bundle)
-    kept = cache.get(alone.slide_fingerprint, info.weights_sha256, result_key(info, mpp_xy=alone.mpp_xy))
+    kept = cache.get(alone.slide_fingerprint, info.sha256, result_key(info, mpp_xy=alone.mpp_xy))
     assert kept is not None
     np.testing.assert_allclose(kept.class_probabilities, alone.class_probabilities, atol=1e-6)
 

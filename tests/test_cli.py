@@ -91,7 +91,11 @@ def test_files_hold_the_prediction(slide: Path, tiny_bundle: Path, tmp_path: Pat
         dict(zip(expected.class_names, expected.class_probabilities, strict=True))
     )
     assert told["note"] == DEMONSTRATION_NOTE
-    assert told["bundle"] == {"name": "Tiny", "weights_sha256": model.info.weights_sha256}
+    assert told["bundle"] == {
+        "name": "Tiny",
+        "weights_sha256": model.info.weights_sha256,
+        "sha256": model.info.sha256,
+    }
     assert (told["read_level"], told["read_level_mpp"], told["slide_mpp_xy"]) == (1, 2.0, [0.5, 0.5])
     assert told["tiles"]["count"] == len(expected.tiles)
     assert (told["status"], told["version"]) == (["demonstration"], __version__)
@@ -324,7 +328,7 @@ def test_a_folder_fills_the_cache_that_the_window_reads(
         "slides": "2", "computed": "2", "cached": "0", "failed": "0", "unsure": "-", "strange": "-", "left": "0"
     }  # fmt: skip
     worklist, info = Worklist.open(folder), load_bundle(tiny_bundle).info
-    found = load_results(worklist, ResultCache(), info.weights_sha256, ResultKeys(info))
+    found = load_results(worklist, ResultCache(), info.sha256, ResultKeys(info))
     assert [item.slide_id for item in found] == ["a", "b"]
     deeper = lrmil("predict", folder, "--bundle", tiny_bundle, "--recursive")
     assert counts(deeper) == counts(result) | {"slides": "3", "computed": "1", "cached": "2"}
@@ -371,7 +375,7 @@ def test_tables_of_all_slides_and_of_errors(
     assert "not a slide" in failed["error"]
     with Slide(folder / "a.tif") as opened:
         assert first["fingerprint"] == opened.fingerprint()
-    assert first["bundle_sha256"] == load_bundle(tiny_bundle).info.weights_sha256
+    assert first["bundle_sha256"] == load_bundle(tiny_bundle).info.sha256
     assert json.loads((out / "case_2.json").read_text())["slide_mpp_xy"] == [1.0, 1.0]
     (error,) = read_csv(out / "errors.csv")
     assert (error["path"], error["slide_id"]) == (str(folder / "b.tif"), "b")
@@ -395,7 +399,12 @@ def test_no_name_runs_as_a_formula_in_the_table(folder: Path, tiny_bundle: Path,
     assert (row["slide"], failed["slide"]) == ("'=1+1", "'-2")
     assert (out / "=1+1.json").exists()
     (error,) = read_csv(out / "errors.csv")
-    assert error["slide_id"] == "-2"  # as it was given: this table is run again
+    assert error["slide_id"] == "'-2"
+    # This table is run again, under the names that were given.
+    shutil.copy(folder / "a.tif", folder / "b.tif")
+    again = lrmil("predict", out / "errors.csv", "--bundle", tiny_bundle, "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again" / "-2.json").exists()
 
 
 def test_slides_of_one_name_in_two_folders(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from napari_lrmil.cli.main import app
 from napari_lrmil.errors import BundleError
 from napari_lrmil.export.errors import ResultFileError
 from napari_lrmil.export.result import read_prediction, write_prediction
-from napari_lrmil.export.slide_report import run_report, write_slide_report
+from napari_lrmil.export.slide_report import write_slide_report
 from napari_lrmil.model.bundle import load_bundle, save_bundle
 from napari_lrmil.model.calibration import OperatingPoint, VectorScaling, called_class
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
@@ -123,7 +123,7 @@ def test_json_table_window_and_report_say_the_same_label(
     assert overlay_text(called).splitlines()[0] == f"{called.label}  {share}"
     assert f"{called.label} {share}" in earlier_text(called)
     with Slide(generated_slide) as slide:
-        (page,) = run_report(
+        (page,) = run_to_end(
             write_slide_report(called, slide, load_bundle(bundle).info, html=tmp_path / "page.html")
         )
     text = " ".join(page.read_text(encoding="utf-8").split())

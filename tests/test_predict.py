@@ -71,7 +71,8 @@ def test_generated_slide(generated_slide: Path, bundle: ModelBundle) -> None:
     assert result.label == result.class_names[int(result.class_probabilities.argmax())]
     assert result.mpp_xy == pytest.approx((0.5, 0.5))
     assert (result.level, result.level_mpp) == (1, pytest.approx(2.0))
-    assert result.bundle_sha256 == bundle.info.weights_sha256
+    assert result.bundle_sha256 == bundle.info.sha256
+    assert result.weights_sha256 == bundle.info.weights_sha256
     assert result.demonstration
     assert result.version == __version__
     with Slide(generated_slide) as slide:

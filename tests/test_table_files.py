@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from napari_lrmil.atomic import write_csv
 from napari_lrmil.errors import TableError
 from napari_lrmil.table import (
     Line,
@@ -209,3 +210,14 @@ def test_paths(tmp_path: Path) -> None:
     for text in ("~nosuchuser/a.svs", "\ud800.svs"):
         with pytest.raises(TableError, match="can't be one"):
             path_of(text, tmp_path)
+
+
+def test_names_that_a_spreadsheet_would_run_survive_every_table(tmp_path: Path) -> None:
+    names = ['=HYPERLINK("http://x","y")', "+1", "-cmd", "@sum", "'=1", "plain", "it's"]
+    path = tmp_path / "table.csv"
+    write_csv(path, ["slide_id", "label"], [[name, name] for name in names])
+    with path.open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    table = read_table_file(path, needed=("slide_id", "label"))
+    assert [record.cells["slide_id"] for record in table.records] == names

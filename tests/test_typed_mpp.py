@@ -110,7 +110,7 @@ def test_no_result_of_another_value_comes_back(
 
     def row() -> str | None:
         worklist = Worklist([item], ReviewFile.of(tmp_path))
-        load_results(worklist, cache, bundle.info.weights_sha256, ResultKeys(bundle.info))
+        load_results(worklist, cache, bundle.info.sha256, ResultKeys(bundle.info))
         return worklist[generated_slide].label
 
     assert run() == ((0.5, 0.5), False)

@@ -150,6 +150,7 @@ class NapariCanvas(Canvas):
                         layer.visible = True
                 elif belongs_to is not None:
                     _put_away(layer)
+            self._measure_alike()
             if choose:
                 self._viewer.layers.selection.active = shown
             if fit:
@@ -174,6 +175,7 @@ class NapariCanvas(Canvas):
             for name, value in placement.items():
                 setattr(layer, name, value)
             layer.metadata.update({MPP_UNKNOWN_KEY: not slide.has_mpp, "lrmil": slide.metadata})
+            self._measure_alike()
             if layer.visible:
                 self._viewer.reset_view(layers=[layer])
 
@@ -200,6 +202,7 @@ class NapariCanvas(Canvas):
             layer = self._viewer.add_image(values, **attributes, visible=self.slide_visible(slide))
             layer.metadata[PUT_AWAY_KEY] = not layer.visible
             layer.colorbar.visible = True
+            self._measure_alike()
             if (added_at := len(self._viewer.layers) - 1) != slide_at + 1:
                 self._viewer.layers.move(added_at, slide_at + 1)
 
@@ -408,7 +411,24 @@ class NapariCanvas(Canvas):
             slide = slide_of(layer)
             if slide is not None and not self.slide_visible(slide):
                 _put_away(layer)
+            self._measure_alike()
         return layer
+
+    def _measure_alike(self) -> None:
+        """Give all layers of slides the unit of the one that is seen.
+
+        napari takes the unit from the scale bar where layers differ, hidden ones too: one slide without µm/px would take
+        it from all others.
+        """
+        slides = self.slides()
+        if not slides:
+            return
+        current = next((slide for slide in slides if self.slide_visible(slide)), None)
+        # Where the user has hidden it: as the slides are by now.
+        units = slide_placement(current)["units"] if current else self._find(SLIDE_KEY, slides[0]).units
+        for layer in self._viewer.layers:
+            if slide_of(layer) is not None:
+                layer.units = units
 
     @contextmanager
     def _choice_kept(self) -> Iterator[None]:

@@ -72,7 +72,10 @@ def _layers_of(slide: Slide) -> list[LayerData]:
     layer = slide_layer(slide)
     viewer = _current_viewer()
     if viewer is not None:
+        from napari_lrmil._viewer.undocked import keep_one_current
+
         close_with_layers(viewer)
+        keep_one_current(viewer)
     return [layer]
 
 

@@ -17,6 +17,7 @@ from psygnal import Signal
 
 from napari_lrmil._viewer.background import Background, in_one_step
 from napari_lrmil._viewer.canvas import Canvas
+from napari_lrmil._viewer.current import CurrentSlide
 from napari_lrmil._viewer.models import DEMO_BUNDLE, LoadedModel, classification, load_model
 from napari_lrmil._viewer.settings import Settings
 from napari_lrmil.errors import LRMILError, SlideChangedError
@@ -106,18 +107,16 @@ class Controller:
 
     def __init__(self, canvas: Canvas, background: Background, settings: Settings) -> None:
         self._canvas, self._background, self._settings = canvas, background, settings
-        self._slide: Slide | None = None
+        self._current = CurrentSlide(canvas)
         self._bundle: ModelBundle | None = None
         self._bundle_path = ""
         self._bundle_paths = [DEMO_BUNDLE]
         self._devices: tuple[str, ...] = ("auto",)
         self._device = "auto"
         self._device_is_chosen = False
-        self._known: tuple[Slide, ...] = ()
-        """Slides that were open when layers were last looked at."""
         self._results: dict[Slide, list[_Kept]] = {}
         """Of each open slide, at most one of each model; the latest last."""
-        self._bundle_shas: dict[str, str] = {}
+        self._bundle_infos: dict[str, BundleInfo] = {}
         self._slide_errors: dict[Slide, str] = {}
         self._ended: dict[Slide, State] = {}
         self._replaced: set[Slide] = set()
@@ -178,9 +177,9 @@ class Controller:
         """Where the models came from that were loaded so far, and the demonstration model's."""
         return tuple(self._bundle_paths)
 
-    def bundle_sha256(self, bundle_path: str) -> str:
-        """Of the weights of a model that was loaded from there; empty where none was."""
-        return self._bundle_shas.get(bundle_path, "")
+    def bundle_info(self, bundle_path: str) -> BundleInfo | None:
+        """What the model that was loaded from there says of itself; None where none was."""
+        return self._bundle_infos.get(bundle_path)
 
     @property
     def device(self) -> str:
@@ -274,30 +273,15 @@ class Controller:
             self._tell()
 
     def layers_changed(self) -> None:
-        """Layers came, went or were chosen: another slide may be the current one.
-
-        That is the newest, where one came, whoever opened it; else the one that was chosen in the layer list.
-        """
-        slides, active = self._canvas.slides(), self._canvas.active_slide()
-        new = [slide for slide in slides if slide not in self._known]
-        self._known = slides
-        self._forget_all_but(slides)
-        if new:
-            self._show_slide(new[-1])
-        elif active is not None and active is not self._slide:
-            self._show_slide(active, choose=False)
-        elif self._slide is not None and self._slide not in slides:
-            self._slide = None
-            if slides:
-                self._show_slide(slides[-1], choose=False)
+        """Layers came, went or were chosen: another slide may be the current one, see `CurrentSlide.follow`."""
+        self._forget_all_but(self._canvas.slides())
+        if self._current.follow():
+            self._error = ""
         self._tell()
 
     def begin(self) -> None:
         """Take over what the window shows already; one slide alone stays as it is seen."""
-        slides, active = self._canvas.slides(), self._canvas.active_slide()
-        self._known = slides
-        if slides:
-            self._show_slide(active or slides[-1], choose=False, fit=len(slides) > 1)
+        self._current.begin()
         self._tell()
 
     def choose_slide(self, index: int) -> None:
@@ -307,10 +291,14 @@ class Controller:
             self._show_slide(slides[index])
         self._tell()
 
-    def _show_slide(self, slide: Slide, *, choose: bool = True, fit: bool = True) -> None:
+    def _show_slide(self, slide: Slide) -> None:
         """Make a slide the current one: it alone is seen, and errors of before are over."""
-        self._slide, self._error = slide, ""
-        self._canvas.bring_forward(slide, choose=choose, fit=fit)
+        self._error = ""
+        self._current.show(slide)
+
+    @property
+    def _slide(self) -> Slide | None:
+        return self._current.slide
 
     def _forget_all_but(self, slides: Collection[Slide]) -> None:
         self._replaced &= set(slides)
@@ -389,7 +377,7 @@ class Controller:
             return
         self._loading = None
         self._bundle, self._bundle_path = loaded.bundle, loading.bundle_path
-        self._bundle_shas[loading.bundle_path] = loaded.bundle.info.weights_sha256
+        self._bundle_infos[loading.bundle_path] = loaded.bundle.info
         if self._bundle_path not in self._bundle_paths:
             self._bundle_paths.append(self._bundle_path)
         self._devices = ("auto", *loaded.devices)
@@ -460,7 +448,7 @@ class Controller:
 
     def _show(self, slide: Slide, prediction: SlidePrediction) -> None:
         info = self._bundle.info if self._bundle is not None else None
-        if info is not None and prediction.bundle_sha256 != info.weights_sha256:
+        if info is not None and prediction.bundle_sha256 != info.sha256:
             return
         if slide in self._canvas.slides() and slide.has_mpp and slide.mpp_xy == prediction.mpp_xy:
             kept = [each for each in self._results.get(slide, []) if each.info != info]

@@ -98,7 +98,7 @@ def classify_on_cluster(
     ClusterError
     """
     keys = ResultKeys(info)
-    waiting = yield from known_results(unique(items), cache, info.weights_sha256, keys, max_damaged)
+    waiting = yield from known_results(unique(items), cache, info.sha256, keys, max_damaged)
     if not waiting:
         return
     try:
@@ -112,7 +112,7 @@ def classify_on_cluster(
             str(item.path.absolute()),
             _given_mpp(item, cache),
             bundle,
-            info.weights_sha256,
+            info.sha256,
             str(cache.root.absolute()),
             device,
             batch_size,
@@ -135,7 +135,7 @@ def classify_on_cluster(
         items_of = {future.key: item for future, item in zip(futures, waiting, strict=True)}
         try:
             for future in distributed.as_completed(futures, loop=client.loop):
-                yield _event(future, items_of[future.key], info.weights_sha256, cache, keys)
+                yield _event(future, items_of[future.key], info.sha256, cache, keys)
         finally:
             client.cancel(futures)
 
@@ -206,10 +206,8 @@ def _bundle_of(job: Job) -> ModelBundle:
     with _loading:
         if key not in _loaded:
             bundle = load_bundle(job.bundle, device=resolve_device(job.device))
-            if bundle.info.weights_sha256 != job.bundle_sha256:
-                raise ClusterError(
-                    f"the bundle {job.bundle} on the worker has other weights than the one here"
-                )
+            if bundle.info.sha256 != job.bundle_sha256:
+                raise ClusterError(f"the bundle {job.bundle} on the worker is another one than the one here")
             _loaded.clear()
             _loaded[key] = bundle
         return _loaded[key]

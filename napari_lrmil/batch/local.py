@@ -69,7 +69,7 @@ def classify(
     BatchEvent
         For each slide STARTED and PROGRESS where it is computed, then FINISHED or FAILED.
     """
-    keys, sha = ResultKeys(bundle.info), bundle.info.weights_sha256
+    keys, sha = ResultKeys(bundle.info), bundle.info.sha256
 
     def opened(item: BatchItem) -> _Opened:
         slide = open_slide(item.path, mpp=item.mpp)

@@ -19,12 +19,11 @@ from napari_lrmil.export.tables import (
     FAILED,
     PREDICTIONS_NAME,
     FolderRow,
-    as_it_was,
     csv_text,
     folder_columns,
     folder_table,
-    spreadsheet_safe,
 )
+from napari_lrmil.table import as_it_was, spreadsheet_safe
 from napari_lrmil.wording import Status
 
 if TYPE_CHECKING:
@@ -181,9 +180,9 @@ class Outcome:
         return folder_table(rows, class_names=self.class_names, show_identifiers=True)
 
     def _errors(self, paths: Sequence[Path]) -> str:
-        # A table that `lrmil predict` takes, to run the failed ones again: path and id stay as they are.
+        # A table that `lrmil predict` takes, to run the failed ones again.
         failures = [
-            (readable(str(path.absolute())), self.stems[path], spreadsheet_safe(self.failed[path]))
+            tuple(map(spreadsheet_safe, (str(path.absolute()), self.stems[path], self.failed[path])))
             for path in paths
         ]
         return csv_text(["path", "slide_id", "error"], failures)
@@ -306,7 +305,8 @@ def _is_other(out: Path, stem: str, info: BundleInfo) -> bool:
     json_path, csv_path = out / f"{stem}.json", out / f"{stem}.csv"
     if json_path.exists():
         try:
-            return read_document(json_path).bundle.weights_sha256 != info.weights_sha256
+            made_by = read_document(json_path).bundle
+            return made_by.weights_sha256 != info.weights_sha256 or made_by.sha256 not in (None, info.sha256)
         except ResultFileError:
             return True
     if not csv_path.exists():

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # both load torch
     from napari_lrmil.slide import Slide
 
 FINGERPRINT_NOTE = (
-    "SHA-256 of the sizes of the slide's files and of the first and last MiB of the largest; "
+    "SHA-256 of the sizes of the slide's files, the beginning and end of each and blocks between; "
     "not of every byte, and not of its name."
 )
 
@@ -56,6 +56,8 @@ class Verdict(NamedTuple):
     decision: Literal["agree", "disagree", "unsure"] | None = None
     note: str = ""
     when: datetime | str | None = None
+    label: str | None = None
+    """That the verdict was given on; empty where none was shown, None where that isn't known."""
 
 
 class ReportTile(NamedTuple):
@@ -156,7 +158,7 @@ def gather(
         deletion=prediction.deletion,
         curve_line=f"{curve_text(prediction.deletion)} {ATTENTION_NOTE}",
         verdict=verdict,
-        verdict_text=_verdict_text(verdict),
+        verdict_text=_verdict_text(verdict, prediction.label),
         model_facts=_model_facts(prediction, info),
         slide_facts=_slide_facts(prediction, slide, written),
     )
@@ -214,7 +216,8 @@ def _warnings_and_trust(prediction: SlidePrediction) -> tuple[tuple[str, ...], t
     return tuple(warnings), tuple(trust)
 
 
-def _verdict_text(verdict: Verdict) -> str:
+def _verdict_text(verdict: Verdict, label: str) -> str:
+    """What the reviewer said, and that it was of another label than this report's, where it was."""
     if verdict.decision is None and not verdict.note:
         return "Not reviewed."
     said = {
@@ -223,6 +226,13 @@ def _verdict_text(verdict: Verdict) -> str:
         "unsure": "The reviewer is unsure.",
         None: "No verdict.",
     }
+    if verdict.label not in (None, label):
+        then = f"when the label was {verdict.label}" if verdict.label else "when there was no label"
+        said |= {
+            "agree": f"Agreed, {then}.",
+            "disagree": f"Disagreed, {then}.",
+            "unsure": f"The reviewer was unsure, {then}.",
+        }
     when = verdict.when.isoformat(" ", "minutes") if isinstance(verdict.when, datetime) else verdict.when
     return said[verdict.decision] + (f" ({when})" if when else "")
 
@@ -236,7 +246,7 @@ def _model_facts(prediction: SlidePrediction, info: BundleInfo) -> tuple[tuple[s
         ("Licence", info.licence),
         ("Reads", f"tiles of {tiles.tile_px} px at {tiles.mpp:g} µm/px, ≥ {tiles.min_tissue:.0%} tissue"),
         ("Made", info.provenance.created[:10]),
-        ("Bundle", f"SHA-256 of the weights {prediction.bundle_sha256}"),
+        ("Bundle", f"SHA-256 of weights and settings {prediction.bundle_sha256}"),
         ("Training data", info.provenance.training_data),
         ("About", info.description),
     )

@@ -21,10 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from napari_lrmil.atomic import write_text
 from napari_lrmil.evidence import DeletionCurve
 from napari_lrmil.export.errors import ExportError, ResultFileError
-from napari_lrmil.export.tables import csv_text, spreadsheet_safe
+from napari_lrmil.export.tables import csv_text
 from napari_lrmil.heatmap import speaking_tiles
 from napari_lrmil.outside import parse_json, read_file
 from napari_lrmil.slide import TileGrid, TileSet, TileSpec
+from napari_lrmil.table import spreadsheet_safe
 from napari_lrmil.wording import Status, curve_text, evidence_notes, status_of, use_note
 
 if TYPE_CHECKING:  # predict loads torch
@@ -56,6 +57,8 @@ class BundleOfResult(_Part):
     name: str
     weights_sha256: str
     """Hash of its weights."""
+    sha256: str | None = None
+    """Hash of the whole bundle: weights and all that its bundle.json says; null where an earlier version wrote this."""
 
 
 class LeftOutTile(_Part):
@@ -280,7 +283,11 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                     "area_gain": curve.area_gain,
                     "meaning": curve_text(curve),
                 },
-                "bundle": {"name": prediction.bundle_name, "weights_sha256": prediction.bundle_sha256},
+                "bundle": {
+                    "name": prediction.bundle_name,
+                    "weights_sha256": prediction.weights_sha256,
+                    "sha256": prediction.bundle_sha256,
+                },
                 "slide_fingerprint": prediction.slide_fingerprint,
                 "slide_mpp_xy": prediction.mpp_xy,
                 "read_level": prediction.level,
@@ -458,7 +465,8 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
         level_mpp=document.read_level_mpp,
         seconds=document.seconds,
         bundle_name=document.bundle.name,
-        bundle_sha256=document.bundle.weights_sha256,
+        bundle_sha256=document.bundle.sha256 or document.bundle.weights_sha256,
+        weights_sha256=document.bundle.weights_sha256,
         demonstration=document.demonstration,
         device=document.device,
         slide_fingerprint=document.slide_fingerprint,

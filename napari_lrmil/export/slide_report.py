@@ -73,7 +73,7 @@ def write_slide_report(
         raise ExportError(f"a report shows 1 to 6 tiles, not {n_tiles}")
     if slide.fingerprint() != prediction.slide_fingerprint:
         raise ExportError("this is not the slide that was classified. Classify it again.")
-    if info.weights_sha256 != prediction.bundle_sha256:
+    if info.sha256 != prediction.bundle_sha256:
         raise ExportError("this is not the bundle that classified the slide. Classify it again.")
     shown = min(n_tiles, len(prediction.tiles))
     total = 1 + shown + (html is not None) + (pdf is not None)

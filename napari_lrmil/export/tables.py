@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari_lrmil.atomic import write_text
-from napari_lrmil.errors import readable
+from napari_lrmil.table import spreadsheet_safe
 
 if TYPE_CHECKING:
     from napari_lrmil.cache import ResultSummary
@@ -150,17 +150,3 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     writer.writerow(columns)
     writer.writerows(rows)
     return text.getvalue()
-
-
-def spreadsheet_safe(text: str) -> str:
-    """The text as any program reads it, with an apostrophe in front where a spreadsheet would run it as a formula."""
-    # The csv module leaves a lone carriage return unquoted, and readers take it for the end of a row.
-    text = readable(text.replace("\r\n", "\n").replace("\r", "\n"))
-    # What begins as a text that was made safe gets another one, so that `as_it_was` gives back every text.
-    begins = text.lstrip("'").lstrip(" ")
-    return f"'{text}" if begins.startswith(("=", "+", "-", "@", "\t", "\n")) else text
-
-
-def as_it_was(cell: str) -> str:
-    """The text that `spreadsheet_safe` made this cell of."""
-    return cell[1:] if cell.startswith("'") and spreadsheet_safe(cell[1:]) == cell else cell

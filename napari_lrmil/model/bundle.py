@@ -100,6 +100,14 @@ class BundleInfo(BaseModel):
     provenance: Provenance
     weights_sha256: str
 
+    @property
+    def sha256(self) -> str:
+        """Hash of the whole bundle: its weights and all that ``bundle.json`` says.
+
+        Two bundles may share weights and still say different things of a slide, as with another temperature.
+        """
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
     @model_validator(mode="after")
     def _classes_match(self) -> BundleInfo:
         if len(self.class_names) != self.mil.n_classes:

@@ -81,6 +81,31 @@ def trusted(leica_prediction: SlidePrediction) -> SlidePrediction:
     )
 
 
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        (Verdict("agree", label="benign"), "Agrees with the model."),
+        (Verdict("agree", label="lesion"), "Agreed, when the label was lesion."),
+        (Verdict("disagree", label="lesion"), "Disagreed, when the label was lesion."),
+        (Verdict("unsure", label=""), "The reviewer was unsure, when there was no label."),
+    ],
+)
+def test_a_verdict_on_another_label_is_not_one_on_this(
+    trusted: SlidePrediction,
+    leica: Slide,
+    demo_bundle: ModelBundle,
+    tmp_path: Path,
+    verdict: Verdict,
+    said: str,
+) -> None:
+    assert trusted.label == "benign"
+    path = tmp_path / "r.html"
+    run_to_end(write_slide_report(trusted, leica, demo_bundle.info, html=path, verdict=verdict))
+    text = re.sub(r"\s+", " ", path.read_text(encoding="utf-8"))
+    assert said in text
+    assert text.count("Agrees with the model") == (said == "Agrees with the model.")
+
+
 @pytest.fixture
 def report(
     trusted: SlidePrediction, leica: Slide, demo_bundle: ModelBundle, tmp_path: Path
@@ -231,6 +256,7 @@ def test_pdf_is_one_page_whatever_the_note(
             slide_name=note[:300],
         )
         info = info.model_copy(update={"provenance": provenance, "description": note, "name": note[:200]})
+        trusted = replace(trusted, bundle_sha256=info.sha256)
     path = tmp_path / "r.pdf"
     steps = write_slide_report(
         trusted, leica, info, pdf=path, verdict=Verdict("agree", note, WHEN), page=page, show_identifiers=True

@@ -293,6 +293,15 @@ def test_what_is_no_json_object_is_refused(bundle: Path, text: str) -> None:
         load_info(bundle)
 
 
+def test_the_hash_of_a_bundle_is_of_all_that_it_says(bundle: Path, tmp_path: Path) -> None:
+    info = load_info(bundle)
+    moved = shutil.copytree(bundle, tmp_path / "elsewhere")
+    assert load_info(moved).sha256 == info.sha256
+    edit(moved, {"temperature": 2.5})
+    assert load_info(moved).weights_sha256 == info.weights_sha256
+    assert load_info(moved).sha256 != info.sha256
+
+
 def test_weights_that_are_no_tensors_are_refused_even_if_the_hash_fits(bundle: Path) -> None:
     (bundle / "model.safetensors").write_bytes(b"\x80\x04K\x01.")  # the pickle of 1
     edit(bundle, {"weights_sha256": sha256_of(bundle / "model.safetensors")})

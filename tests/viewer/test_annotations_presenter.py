@@ -150,12 +150,12 @@ def test_one_save_at_a_time_and_the_last_one_has_all(dock: Dock) -> None:
     save = f"save {id(dock.slide)}"
     assert len(all_started(dock.background, save)) == 1
     started(dock.background, save).run()
-    assert dock.kept == ["Region 1"]
+    assert dock.kept == ["Annotation 1"]
     assert dock.panel.status == "Saving …"  # two came after it
     started(dock.background, save).run()
     assert len(all_started(dock.background, save)) == 2
-    assert dock.kept == dock.names == ["Region 1", "Region 2", "Region 3"]
-    assert dock.panel.status == "3 regions, saved beside the slide."
+    assert dock.kept == dock.names == ["Annotation 1", "Annotation 2", "Annotation 3"]
+    assert dock.panel.status == "3 annotations, saved beside the slide."
 
 
 @pytest.mark.parametrize("how", ["slide", "dock"])
@@ -166,10 +166,10 @@ def test_closing_in_the_midst_of_saving(dock: Dock, how: str) -> None:
     dock.draw(BOX + 400, read=False)
     dock.close_slide() if how == "slide" else dock.presenter.shutdown()
     assert dock.layers == []
-    assert dock.kept == ["Region 1", "Region 2"]
+    assert dock.kept == ["Annotation 1", "Annotation 2"]
     late.run()
     run_all(dock.background)
-    assert dock.kept == ["Region 1", "Region 2"]
+    assert dock.kept == ["Annotation 1", "Annotation 2"]
 
 
 def test_a_full_disk_at_closing_is_told(dock: Dock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +222,11 @@ def test_the_last_stroke_is_read_first(dock: Dock, tmp_path: Path, then: str) ->
     dock.presenter.read_edits()  # what the window's loop does in the end
     run_all(dock.background)
     expected = {
-        "delete": ["Region 2"],
-        "undo": ["Region 1", "Region 1"],  # the name was free
-        "rename": ["Region 2", "front"],
-        "import": ["Region 1", "Region 2", "theirs"],
-        "export": ["Region 1", "Region 2"],
+        "delete": ["Annotation 2"],
+        "undo": ["Annotation 1", "Annotation 1"],  # the name was free
+        "rename": ["Annotation 2", "front"],
+        "import": ["Annotation 1", "Annotation 2", "theirs"],
+        "export": ["Annotation 1", "Annotation 2"],
     }
     assert sorted(dock.names) == expected[then]
     assert sorted(dock.kept) == sorted(dock.names)
@@ -291,7 +291,7 @@ def test_an_import_says_what_could_not_be_read(dock: Dock, tmp_path: Path) -> No
     dock.presenter.import_file(file, cropped=True)
     run_all(dock.background)
     assert len(dock.panel.rows) == 1
-    assert "1 region imported. 4 features were left out: feature 1: " in dock.panel.status
+    assert "1 annotation imported. 4 features were left out: feature 1: " in dock.panel.status
     assert dock.panel.status.count("3 or more vertices") == 3
     assert dock.panel.status.endswith("; and 1 more.")
 

@@ -101,7 +101,7 @@ def test_draw_by_mouse_name_and_reopen(
     qtbot.mouseRelease(canvas, LEFT, pos=end)
     qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=10_000)
     (drawn,) = dock.presenter.annotations
-    assert (drawn.name, drawn.class_name) == ("Region 1", "Tumour")
+    assert (drawn.name, drawn.class_name) == ("Annotation 1", "Tumour")
     xs, ys = np.array(drawn.rings_l0_xy[0]).T
     # A level-0 pixel is 0.5 µm, so half a canvas pixel; the mouse is right to a pixel or two.
     assert (xs.min(), xs.max()) == pytest.approx((1180, 1380), abs=6)
@@ -184,9 +184,11 @@ def test_round_trip_through_qupath_coordinates(
     qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=5_000)
     out = tmp_path / "out"
     out.mkdir()
-    monkeypatch.setattr(module.QFileDialog, "getSaveFileName", lambda *_, **__: (str(out / "regions"), ""))
+    monkeypatch.setattr(
+        module.QFileDialog, "getSaveFileName", lambda *_, **__: (str(out / "annotations"), "")
+    )
     qtbot.mouseClick(dock.export_button, LEFT)
-    file = out / "regions.geojson"
+    file = out / "annotations.geojson"
     qtbot.waitUntil(file.exists, timeout=10_000)
     qtbot.waitUntil(lambda: "exported" in dock.status.text(), timeout=10_000)
     (feature,) = json.loads(file.read_text(encoding="utf-8"))["features"]
@@ -203,7 +205,7 @@ def test_round_trip_through_qupath_coordinates(
     (layer,) = [each for each in viewer.layers if ANNOTATIONS_KEY in each.metadata]
     again = np.array([layer.data_to_world(vertex) for vertex in layer.data[0]])
     assert np.abs((again - world) / np.array([mpp_y, mpp_x])).max() < 0.01
-    assert "1 region imported" in dock.status.text()
+    assert "1 annotation imported" in dock.status.text()
     qtbot.mouseClick(dock.import_button, LEFT)
     qtbot.waitUntil(lambda: "there already" in dock.status.text(), timeout=10_000)
     assert len(dock.presenter.annotations) == 1
@@ -258,7 +260,11 @@ def test_edit_in_the_list(viewer: Any, dock: AnnotationsWidget, qtbot: Any, smal
     first = add(qtbot, dock, "rectangle", RECTANGLE)
     second = add(qtbot, dock, "ellipse", [(900, 900), (900, 1300), (1100, 1300), (1100, 900)])
     third = add(qtbot, dock, "point", [(50.0, 60.0)])
-    assert [each.name for each in dock.presenter.annotations] == ["Region 1", "Region 2", "Region 3"]
+    assert [each.name for each in dock.presenter.annotations] == [
+        "Annotation 1",
+        "Annotation 2",
+        "Annotation 3",
+    ]
     assert [dock.table.item(row, 2).text() for row in range(3)] == ["0.015 mm²", "0.0157 mm²", "point"]
     assert third.rings_l0_xy == (((60.0, 50.0),),)
     dock.table.item(1, CLASS).setText("Stroma")

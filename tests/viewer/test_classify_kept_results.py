@@ -48,7 +48,7 @@ class Stage:
         info = self.bundle.info
         return make_prediction(
             lesion,
-            bundle_sha256=info.weights_sha256,
+            bundle_sha256=info.sha256,
             slide_fingerprint=self.slide.fingerprint(),
             mpp_xy=self.slide.mpp_xy,
         )
@@ -61,7 +61,7 @@ class Stage:
         info = self.bundle.info
         return ResultCache().get(
             self.slide.fingerprint(),
-            info.weights_sha256,
+            info.sha256,
             result_key(info, mpp_xy=(mpp, mpp)),
             slide_name=self.slide.name,
         )
@@ -92,10 +92,28 @@ def another_model(bundle: ModelBundle) -> ModelBundle:
     return other
 
 
-def test_a_result_of_before_is_shown_and_not_kept_again(slide: Slide, bundle: ModelBundle) -> None:
+def test_a_model_that_shares_the_weights_is_another_one(stage: Stage) -> None:
+    run_all(stage.disk)
+    warmer: Any = create_autospec(ModelBundle, instance=True)
+    warmer.info = stage.bundle.info.model_copy(update={"temperature": 2.5})
     before = make_prediction(
-        0.9, bundle_sha256=bundle.info.weights_sha256, slide_fingerprint=slide.fingerprint()
+        0.6,
+        bundle_sha256=warmer.info.sha256,
+        slide_fingerprint=stage.slide.fingerprint(),
+        mpp_xy=stage.slide.mpp_xy,
     )
+    ResultCache().put(before, result_key(warmer.info, mpp_xy=stage.slide.mpp_xy))
+    stage.load(warmer)
+    assert stage.controller.result is None
+    stage.controller.show_result(stage.slide, stage.prediction(0.9))  # the first one's, too late
+    assert stage.controller.result is None
+    run_all(stage.disk)
+    assert stage.controller.result is not None
+    assert stage.controller.result.bundle_sha256 == warmer.info.sha256
+
+
+def test_a_result_of_before_is_shown_and_not_kept_again(slide: Slide, bundle: ModelBundle) -> None:
+    before = make_prediction(0.9, bundle_sha256=bundle.info.sha256, slide_fingerprint=slide.fingerprint())
     ResultCache().put(before, result_key(bundle.info, mpp_xy=slide.mpp_xy))
     stage = Stage(slide, bundle, Settings())
     assert stage.controller.result is None
@@ -163,7 +181,7 @@ def test_another_model_or_pixel_size_is_looked_up_anew(stage: Stage) -> None:
     run_all(stage.disk)
     assert stage.controller.result is None
     before = make_prediction(
-        bundle_sha256="b" * 64, slide_fingerprint=stage.slide.fingerprint(), mpp_xy=(0.25, 0.25)
+        bundle_sha256=other.info.sha256, slide_fingerprint=stage.slide.fingerprint(), mpp_xy=(0.25, 0.25)
     )
     ResultCache().put(before, result_key(other.info, mpp_xy=(0.25, 0.25)))
     stage.slide.mpp_override = 0.25
@@ -172,7 +190,7 @@ def test_another_model_or_pixel_size_is_looked_up_anew(stage: Stage) -> None:
     assert len(stage.jobs("look up")) == 3
     run_all(stage.disk)
     assert stage.controller.result is not None
-    assert stage.controller.result.bundle_sha256 == "b" * 64
+    assert stage.controller.result.bundle_sha256 == other.info.sha256
 
 
 def test_a_heatmap_that_fades_asks_nothing(stage: Stage) -> None:
@@ -197,9 +215,7 @@ def test_a_slide_replaced_while_open_is_not_shown_the_result_of_the_new_one(
     """Nor is its own kept for it; the window says so and opens the new one on request."""
     new = write_slide(tmp_path / "new.tiff", size_xy=(1536, 1024))
     with Slide(new) as other:
-        of_new = make_prediction(
-            bundle_sha256=bundle.info.weights_sha256, slide_fingerprint=other.fingerprint()
-        )
+        of_new = make_prediction(bundle_sha256=bundle.info.sha256, slide_fingerprint=other.fingerprint())
     ResultCache().put(of_new, result_key(bundle.info, mpp_xy=(0.5, 0.5)))
     os.replace(new, slide.path)
     if known:  # the batch has been there

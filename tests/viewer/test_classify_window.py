@@ -411,8 +411,8 @@ def test_another_models_result_is_put_away_and_comes_back(
     assert result.bundle_sha256[:8] in widget.run_section.earlier.text()
     names = [widget.model_section.bundles.itemText(at) for at in range(3)]
     assert names[1] != names[2]  # two of one name
-    assert names[1].startswith(f"{bundle_dir.name} (")
-    assert names[2].startswith(f"{bundle_dir.name} (")
+    assert names[1].startswith("Tiny (")
+    assert names[2].startswith("Tiny (")
     load(qtbot, widget, bundle_dir)
     assert widget.controller.result is result
     assert viewer.canvas.overlays.text.visible

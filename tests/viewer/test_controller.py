@@ -26,9 +26,10 @@ from napari_lrmil.wording import duration_text, percent_text
 SHA = make_prediction().bundle_sha256
 
 
-def fake_bundle(*, demonstration: bool = True, mpp: float = 2.0, sha: str = SHA) -> Any:
+def fake_bundle(*, demonstration: bool = True, mpp: float = 2.0, sha: str = SHA, name: str = "Mine") -> Any:
     info = SimpleNamespace(
-        weights_sha256=sha,
+        name=name,
+        sha256=sha,
         class_names=("benign", "lesion"),
         tiles=SimpleNamespace(mpp=mpp, tile_px=64),
         encoder=SimpleNamespace(architecture="vit"),
@@ -112,7 +113,7 @@ def test_slide_then_bundle_makes_ready(stage: Stage) -> None:
     panel = stage.panel
     assert panel.state is State.READY
     assert panel.can_classify
-    assert panel.bundle_names[panel.bundle_index] == "mine (abcdef01)"
+    assert panel.bundle_names[panel.bundle_index] == "Mine (abcdef01)"
     assert panel.bundle_is_demonstration
     assert "benign, lesion" in panel.bundle_facts
     assert panel.devices == ("auto", "cpu")
@@ -287,16 +288,16 @@ def test_bad_bundle_is_told_and_the_other_stays(ready: Stage) -> None:
     started(ready.background, "load model").fail("damaged")
     assert ready.panel.error == "damaged"
     assert ready.panel.state is State.READY
-    assert ready.panel.bundle_names[ready.panel.bundle_index] == "mine (abcdef01)"
+    assert ready.panel.bundle_names[ready.panel.bundle_index] == "Mine (abcdef01)"
 
 
 def test_only_the_last_bundle_asked_for_is_taken(stage: Stage) -> None:
     stage.controller.load_bundle("/models/slow")
     stage.controller.load_bundle("/models/quick")
     slow, quick = all_started(stage.background, "load model")
-    quick.finish(LoadedModel(fake_bundle(mpp=2.0), ("cpu",)))
-    slow.finish(LoadedModel(fake_bundle(mpp=8.0), ("cpu",)))
-    assert stage.panel.bundle_names[stage.panel.bundle_index] == "quick (abcdef01)"
+    quick.finish(LoadedModel(fake_bundle(mpp=2.0, name="Quick"), ("cpu",)))
+    slow.finish(LoadedModel(fake_bundle(mpp=8.0, name="Slow"), ("cpu",)))
+    assert stage.panel.bundle_names[stage.panel.bundle_index] == "Quick (abcdef01)"
 
 
 def test_nothing_is_rendered_after_shutdown(ready: Stage) -> None:

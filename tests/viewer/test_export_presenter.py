@@ -66,12 +66,12 @@ def test_reports_need_the_model_of_the_result(dock: Dock, tmp_path: Path) -> Non
     assert "load the model" in dock.panel.hint
     dock.presenter.export(format_of("pdf"), tmp_path / "report.pdf", Options())
     dock.background.start.assert_not_called()
-    info = SimpleNamespace(weights_sha256=dock.controller.result.bundle_sha256)
+    info = SimpleNamespace(sha256=dock.controller.result.bundle_sha256)
     dock.controller.bundle = SimpleNamespace(info=info)
     dock.presenter.refresh(Change.MODEL)
     assert dock.panel.can_report
     assert dock.panel.hint == ""
-    info.weights_sha256 = "another"
+    info.sha256 = "another"
     dock.presenter.refresh(Change.MODEL)
     assert not dock.panel.can_report
 

@@ -34,7 +34,8 @@ _STEPS = 40
 def model(sha: str) -> LoadedModel:
     """One of two that read the same tiles."""
     info = SimpleNamespace(
-        weights_sha256=sha,
+        name="mine",
+        sha256=sha,
         class_names=("benign", "lesion"),
         tiles=SimpleNamespace(mpp=2.0, tile_px=64),
         encoder=SimpleNamespace(architecture="vit"),
@@ -141,7 +142,7 @@ class Window:
         prediction = self.prediction(sha)
         loaded = self.controller.bundle
         self._quietly(lambda: self.controller.show_result(slide, prediction))
-        if loaded is not None and loaded.info.weights_sha256 == sha and slide in self.controller.slides:
+        if loaded is not None and loaded.info.sha256 == sha and slide in self.controller.slides:
             self.given[slide, sha] = prediction
 
     def classify(self, rng: np.random.Generator) -> None:
@@ -160,7 +161,7 @@ class Window:
             if rng.random() < 0.2:
                 self._quietly(lambda: job.fail("something went wrong"))
                 return
-            sha = self.controller.bundle.info.weights_sha256
+            sha = self.controller.bundle.info.sha256
             prediction = self.prediction(sha)
             self._quietly(lambda: job.finish(prediction))
             if runs:
@@ -202,7 +203,7 @@ class Window:
         active = self.viewer.layers.selection.active
         assert active is None or slide_of(active) in (None, current)
         slide_seen = any(layer.visible for layer in self.viewer.layers if SLIDE_KEY in layer.metadata)
-        sha = bundle.info.weights_sha256 if bundle is not None else ""
+        sha = bundle.info.sha256 if bundle is not None else ""
         result = self.given.get((current, sha)) if current is not None else None
         assert self.controller.result is result
         text = self.viewer.canvas.overlays.text

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,14 @@ from made_predictions import make_prediction
 
 from napari_lrmil._viewer.docks.worklist import batch as batch_module
 from napari_lrmil._viewer.docks.worklist import presenter as presenter_module
-from napari_lrmil._viewer.docks.worklist.panel import ListState, Pace, Show, cells, tool_tip
+from napari_lrmil._viewer.docks.worklist.panel import (
+    ListState,
+    Pace,
+    Show,
+    cells,
+    judged_note,
+    tool_tip,
+)
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
 from napari_lrmil._viewer.models import bundle_folder, hub_name, is_bundle
 from napari_lrmil._viewer.window import Change, Controller
@@ -34,7 +41,7 @@ SHA = "a" * 64
 
 
 def bundle(sha: str = SHA) -> Any:
-    return SimpleNamespace(info=SimpleNamespace(weights_sha256=sha))
+    return SimpleNamespace(info=SimpleNamespace(sha256=sha))
 
 
 def summary(label: str = "lesion", probability: float = 0.9, **options: Any) -> ResultSummary:
@@ -122,7 +129,7 @@ class Stage:
     def looked_up(self) -> list[tuple[int, str]]:
         """How many slides were looked up, for which model."""
         calls: Any = presenter_module.look_up_steps
-        return [(len(items), info.weights_sha256) for items, info in (each.args for each in calls.mock_calls)]
+        return [(len(items), info.sha256) for items, info in (each.args for each in calls.mock_calls)]
 
     def lines(self) -> list[tuple[str, str | None, str]]:
         """What is on the disk."""
@@ -216,6 +223,22 @@ def test_another_model_forgets_results_and_stops_the_batch(stage: Stage) -> None
     stage.background.cancel.assert_called_once_with("classify")
     assert stage.looked_up() == [(4, SHA), (4, "b" * 64)]
     assert {item.status for item in stage.panel.rows} == {Status.NEW}
+
+
+def test_another_model_has_nothing_of_the_batch_before_but_a_broken_file_stays_broken(stage: Stage) -> None:
+    with_slides(stage, "bad")
+    stage.presenter.classify_all()
+    happened = stage.job("classify").progress
+    happened(BatchEvent(Kind.FINISHED, stage.path("s1"), prediction=prediction_of_it()))
+    happened(BatchEvent(Kind.FAILED, stage.path("s2"), error="no tissue"))
+    stage.job("classify").finish()
+    stage.presenter.open_slide(stage.path("bad"))
+    assert stage.panel.batch.text.startswith("Done: ")
+    stage.controller.bundle = bundle("b" * 64)
+    stage.controller.changed.emit(Change.MODEL)
+    assert stage.panel.batch.text == ""
+    assert (stage.item("s2").status, stage.item("s2").error) == (Status.NEW, "")
+    assert cells(stage.item("bad"))[0] == "bad\nfailed: bad is no slide"
 
 
 @pytest.mark.parametrize(
@@ -393,6 +416,35 @@ def test_a_verdict_keeps_what_the_screen_said(stage: Stage) -> None:
     review = again.reviews.latest(stage.path("s1"))
     assert review is not None
     assert (review.set_shown, review.unsure_shown) == (("benign", "lesion"), True)
+
+
+def test_a_verdict_says_on_which_label_it_was_given(stage: Stage) -> None:
+    stage.found(s1=summary())
+    stage.presenter.open_slide(stage.path("s1"))
+    stage.presenter.judge("agree")
+    assert cells(stage.item("s1"))[1].splitlines()[0] == "✓ agree"
+    assert "with" not in cells(stage.item("s1"))[1]
+    assert judged_note(stage.item("s1")) == ""
+    stage.controller.bundle = bundle("b" * 64)
+    stage.controller.changed.emit(Change.MODEL)
+    assert cells(stage.item("s1"))[1].splitlines()[:2] == ["✓ agree", "with lesion"]
+    said = "This verdict was given on lesion; no result of the chosen model is shown."
+    assert judged_note(stage.item("s1")) == said
+    stage.found(s1=summary("benign", bundle_sha256="b" * 64))
+    assert cells(stage.item("s1"))[1].splitlines()[:2] == ["✓ agree", "with lesion"]
+    assert judged_note(stage.item("s1")) == "This verdict was given on lesion; now benign is shown."
+    assert "Verdict: ✓ agree (with lesion)" in tool_tip(stage.item("s1"))
+
+
+def test_a_row_says_why_its_slide_failed_without_its_name_and_once() -> None:
+    error = "a.svs opens, but its pixels can't be read: the middle of its coarsest level is damaged. Copy it again"
+    item = WorklistItem(Path("/x/a.svs"), "a", Status.FAILED, error=error)
+    assert cells(item)[0].startswith("a\nfailed: opens, but its pixels can't be read")
+    lines = tool_tip(item).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines).count("pixels can't be read") == 1
+    assert " ".join(lines).endswith("Copy it again")
+    assert cells(replace(item, error="a.svs: no tissue found."))[0] == "a\nfailed: no tissue found."
 
 
 def test_verdicts_of_earlier_versions_are_read(stage: Stage) -> None:

@@ -53,7 +53,7 @@ def test_every_slide_of_the_list_has_a_row(tmp_path: Path, bundle_dir: Path) -> 
         (folder / f"{name}.svs").write_text(name)
     paths = {path.stem[0]: path for path in folder.iterdir()}
     info = load_info(bundle_dir)
-    sha = info.weights_sha256
+    sha = info.sha256
     shown = make_prediction(0.8, bundle_sha256=sha, slide_fingerprint="a" * 64)
     cached = make_prediction(0.25, bundle_sha256=sha, slide_fingerprint="b" * 64)
     foreign = make_prediction(0.5, bundle_sha256="9" * 64)

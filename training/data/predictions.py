@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from napari_lrmil.atomic import write_csv
 from napari_lrmil.errors import shortened
-from napari_lrmil.export.tables import as_it_was, spreadsheet_safe
 from napari_lrmil.model.calibration import called_class
+from napari_lrmil.table import as_it_was
 from training.files import save_tensors
 
 
@@ -75,9 +75,9 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         # Every digit: what is read back after an interruption is what was found.
         (
             [
-                *map(spreadsheet_safe, (slide, patient, names[label])),
+                *(slide, patient, names[label]),
                 *map(repr, values),
-                spreadsheet_safe(names[called]),
+                names[called],
             ]
             for slide, patient, label, values, called in rows
         ),

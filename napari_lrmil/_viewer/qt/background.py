@@ -128,4 +128,9 @@ class QtBackground(Background):
             thread_pool().waitForDone(50)
             if time.monotonic() - started > wait_s:
                 break
+        for (
+            worker
+        ) in self._alive:  # what they have said and nobody has heard yet is not to come after the end
+            worker.yielded.disconnect()
+            worker.finished.disconnect()
         self._alive.clear()

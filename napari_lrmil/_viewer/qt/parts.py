@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import Qt
-from qtpy.QtGui import QImage
+from qtpy.QtGui import QImage, QPaintEvent
 from qtpy.QtWidgets import (
     QComboBox,
     QGridLayout,
@@ -16,6 +16,8 @@ from qtpy.QtWidgets import (
     QProgressBar,
     QSizePolicy,
     QStyle,
+    QStyleOptionComboBox,
+    QStylePainter,
     QWidget,
 )
 
@@ -38,6 +40,7 @@ _BAR_STYLE = (
 )
 _FIRST, _OTHERS = "#3d8fd1", "#8a949e"
 _CLASS_NAME_PX = 120
+_COMBO_PADDING_PX = 4
 
 
 def wrapped_label(text: str = "", *, style: str = "") -> QLabel:
@@ -84,9 +87,26 @@ class Notice(QWidget):
         self.setVisible(bool(text))
 
 
+class _Combo(QComboBox):
+    """Elides in the middle: what tells entries apart may stand at their end, as the hash of a model does."""
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """Draw the box as Qt does, with the entry elided."""
+        painter, option = QStylePainter(self), QStyleOptionComboBox()
+        self.initStyleOption(option)
+        painter.drawComplexControl(QStyle.ComplexControl.CC_ComboBox, option)
+        room = self.style().subControlRect(
+            QStyle.ComplexControl.CC_ComboBox, option, QStyle.SubControl.SC_ComboBoxEditField, self
+        )
+        option.currentText = self.fontMetrics().elidedText(
+            option.currentText, Qt.TextElideMode.ElideMiddle, room.width() - _COMBO_PADDING_PX
+        )
+        painter.drawControl(QStyle.ControlElement.CE_ComboBoxLabel, option)
+
+
 def narrow_combo(*, tool_tip: str, name: str) -> QComboBox:
     """A combo box that elides long entries instead of widening the dock."""
-    combo = QComboBox()
+    combo = _Combo()
     combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
     combo.setMinimumContentsLength(8)
     combo.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)

@@ -25,7 +25,7 @@ _EDGE_PX, _POINT_PX, _TEXT_PT = 3.0, 12.0, 11
 _FACE_ALPHA = 0.12
 _FINAL = ("added", "removed", "changed")
 _TEXT = {"string": "{label}", "size": _TEXT_PT, "color": "black", "anchor": "upper_left"}
-_ID = "region"  # the column that napari's table of features shows
+_ID = "annotation"  # the column that napari's table of features shows
 _NEW: Mapping[str, Any] = {_ID: "", "part": 0, "hole": OUTLINE, "label": ""}
 
 Look = Callable[["Annotation"], tuple[str, RGB]]
@@ -216,7 +216,7 @@ class AnnotationLayers:
 
     def _need_shapes(self) -> Any:
         if self._shapes is None:
-            self._shapes = self._canvas.add_shapes(**self._attributes("regions"), opacity=1.0)
+            self._shapes = self._canvas.add_shapes(**self._attributes("annotations"), opacity=1.0)
             self._shapes.current_face_color = _rgba(UNCLASSED, _FACE_ALPHA)
             self._watch(self._shapes)
             self.fit_edges()

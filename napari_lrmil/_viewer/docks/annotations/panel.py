@@ -81,13 +81,13 @@ def class_colours(annotations: Iterable[Annotation], names: Sequence[str]) -> di
 
 
 def next_name(annotations: Iterable[Annotation]) -> str:
-    """``Region 4`` where 3 is the highest so far."""
+    """``Annotation 4`` where 3 is the highest so far."""
     numbers = [
         int(found[1])
         for each in annotations
-        if each.name and (found := re.fullmatch(r"Region (\d+)", each.name))
+        if each.name and (found := re.fullmatch(r"(?:Annotation|Region) (\d+)", each.name))
     ]
-    return f"Region {max(numbers, default=0) + 1}"
+    return f"Annotation {max(numbers, default=0) + 1}"
 
 
 def extent(annotation: Annotation, slide: Slide) -> str:
@@ -106,18 +106,18 @@ def extent(annotation: Annotation, slide: Slide) -> str:
 
 
 def counted(count: int) -> str:
-    """``1 region``, ``2 regions``."""
-    return "1 region" if count == 1 else f"{count:,} regions"
+    """``1 annotation``, ``2 annotations``."""
+    return "1 annotation" if count == 1 else f"{count:,} annotations"
 
 
 def where_kept(store: AnnotationStore | None, count: int, *, saving: bool) -> str:
     """Where the annotations are kept, or what to do first."""
     if store is None:
-        return "Looking for regions kept earlier …"
+        return "Looking for annotations kept earlier …"
     if saving:
         return "Saving …"
     if not count:
-        return "Choose a tool and draw on the slide. Regions are saved by themselves."
+        return "Choose a tool and draw on the slide. Annotations are saved by themselves."
     beside = "beside the slide" if store.where == store.beside else "on this computer"
     return f"{counted(count)}, saved {beside}."
 

@@ -142,7 +142,7 @@ class AnnotationStore:
         if self.where == self.beside:
             return []
         return [
-            "The slide's folder is read-only: regions are kept on this computer, for this user alone "
+            "The slide's folder is read-only: annotations are kept on this computer, for this user alone "
             f"({self.fallback})."
         ]
 
@@ -228,6 +228,6 @@ def _free_name(path: Path) -> Path:
 
 def _not_kept(error: OSError) -> AnnotationsError:
     return AnnotationsError(
-        f"The regions could not be kept ({error.strerror or error}). Free some space or make the folder writable, "
+        f"The annotations could not be kept ({error.strerror or error}). Free some space or make the folder writable, "
         "then change anything; or export them elsewhere."
     )

@@ -38,7 +38,7 @@ _ID_ROLE = Qt.ItemDataRole.UserRole
 _LEAST_WIDTH_PX = 320  # three columns and three buttons a row
 _OPEN_FILTER = "Annotations (*.geojson *.json *.zip *.gz);;All files (*)"
 _SAVE_FILTER = "GeoJSON (*.geojson)"
-DEFAULT_NAME = "regions.geojson"
+DEFAULT_NAME = "annotations.geojson"
 _TOOLS = (
     ("rectangle", "&Rectangle", "Draw a rectangle: press, drag, let go"),
     ("ellipse", "&Ellipse", "Draw an ellipse: press, drag, let go"),
@@ -140,7 +140,7 @@ class AnnotationsWidget(DockedWidget):
     def _export(self) -> None:
         chosen, _ = QFileDialog.getSaveFileName(
             self,
-            "Export regions as GeoJSON, for QuPath and others",
+            "Export annotations as GeoJSON, for QuPath and others",
             DEFAULT_NAME,
             _SAVE_FILTER,
             options=QFileDialog.Option.DontConfirmOverwrite,
@@ -185,7 +185,7 @@ class AnnotationsWidget(DockedWidget):
         tools = QWidget()
         tools.setLayout(grid)
         column.addWidget(tools)
-        class_title = QLabel("&Class of new regions")
+        class_title = QLabel("&Class of new annotations")
         class_title.setBuddy(self.new_class)
         self.new_class.setEditable(True)
         self.new_class.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
@@ -194,15 +194,17 @@ class AnnotationsWidget(DockedWidget):
         self.new_class.setToolTip(
             "Choose a class or type a new one; it is given to what you draw from now on"
         )
-        self.new_class.setAccessibleName("Class of new regions")
+        self.new_class.setAccessibleName("Class of new annotations")
         column.addWidget(_row(class_title, self.new_class))
         column.addWidget(self.table)
-        self.go_to.setToolTip("Show the selected region (Enter in the list)")
-        self.delete.setToolTip("Delete the selected regions (Delete in the list)")
+        self.go_to.setToolTip("Show the selected annotation (Enter in the list)")
+        self.delete.setToolTip("Delete the selected annotations (Delete in the list)")
         self.undo.setToolTip("Bring back what was deleted last, while the slide is open")
         column.addWidget(_row(self.go_to, self.delete, self.undo))
         self.import_button.setToolTip("Add annotations from a GeoJSON file, as QuPath exports it")
-        self.export_button.setToolTip("Write all regions as GeoJSON; drag the file onto the image in QuPath")
+        self.export_button.setToolTip(
+            "Write all annotations as GeoJSON; drag the file onto the image in QuPath"
+        )
         column.addWidget(_row(self.import_button, self.export_button))
         self.uncropped.setToolTip(
             "This slide states the part that was scanned, and QuPath counts from its corner. Tick this only if "
@@ -210,7 +212,7 @@ class AnnotationsWidget(DockedWidget):
         )
         column.addWidget(self.uncropped)
         column.addWidget(self.error)
-        self.status.setAccessibleName("Status of the regions")
+        self.status.setAccessibleName("Status of the annotations")
         column.addWidget(self.status)
         for button in (self.go_to, self.delete, self.undo, self.import_button, self.export_button):
             button.setAccessibleName(button.toolTip())
@@ -241,7 +243,7 @@ class AnnotationTable(QTableWidget):
         self.setTabKeyNavigation(False)  # Tab goes on to the buttons
         self.setItemDelegateForColumn(CLASS, _ClassDelegate(self))
         self.setMinimumHeight(160)
-        self.setAccessibleName("Regions")
+        self.setAccessibleName("Annotations")
         self.setToolTip("Enter or double click: go there. F2: rename, or change the class. Delete: delete.")
         self.itemChanged.connect(self._item_changed)
         self.itemDoubleClicked.connect(lambda item: self.jump_wanted.emit(item.data(_ID_ROLE)))

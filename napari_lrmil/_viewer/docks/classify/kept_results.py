@@ -77,7 +77,7 @@ class KeptResults:
         if self._kept.get(slide) is result or bundle is None:
             return
         self._kept[slide] = result
-        if result.bundle_sha256 == bundle.info.weights_sha256:
+        if result.bundle_sha256 == bundle.info.sha256:
             info = bundle.info
             self._start("keep", lambda: _keep(slide, result, info))
 
@@ -88,7 +88,7 @@ class KeptResults:
             return
         if controller.state not in RESTING:
             return
-        wanted = (bundle.info.weights_sha256, slide.mpp_xy)
+        wanted = (bundle.info.sha256, slide.mpp_xy)
         if self._looked_up.get(slide) == wanted or _is_of(result, bundle):
             return
         self._looked_up[slide] = wanted
@@ -115,7 +115,7 @@ class KeptResults:
 
 
 def _is_of(result: SlidePrediction | None, bundle: ModelBundle) -> bool:
-    return result is not None and result.bundle_sha256 == bundle.info.weights_sha256
+    return result is not None and result.bundle_sha256 == bundle.info.sha256
 
 
 def _look_up(slide: Slide, info: BundleInfo, mpp_xy: tuple[float, float]) -> SlidePrediction | None:
@@ -128,7 +128,7 @@ def _look_up(slide: Slide, info: BundleInfo, mpp_xy: tuple[float, float]) -> Sli
     except LRMILError:  # classifying it will say what is wrong
         return None
     cache.remember_slide(slide, fingerprint)
-    return cache.get(fingerprint, info.weights_sha256, result_key(info, mpp_xy=mpp_xy), slide_name=slide.name)
+    return cache.get(fingerprint, info.sha256, result_key(info, mpp_xy=mpp_xy), slide_name=slide.name)
 
 
 def _keep(slide: Slide, result: SlidePrediction, info: BundleInfo) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,10 +127,29 @@ def hint_text(state: State, slide: Slide | None) -> str:
     return HINTS.get(state, "")
 
 
-def bundle_name(bundle_path: str, sha256: str) -> str:
-    """A model in the list: its name and the start of its hash, which is known once it was loaded."""
-    name = DEMO_BUNDLE_NAME if bundle_path == DEMO_BUNDLE else Path(bundle_path).name
-    return f"{name} ({sha256[:8]})" if sha256 else name
+def distinct_names(slides: Sequence[Slide]) -> tuple[str, ...]:
+    """Names of slides for a list; of those that are called the same, with their folder, and counted where that is one."""
+    alike = Counter(slide.name for slide in slides)
+    names = [
+        slide.name if alike[slide.name] == 1 else f"{slide.name} in {slide.path.parent.name}"
+        for slide in slides
+    ]
+    return tuple(
+        name if names.count(name) == 1 else f"{name} ({names[: at + 1].count(name)})"
+        for at, name in enumerate(names)
+    )
+
+
+def bundle_name(bundle_path: str, info: BundleInfo | None) -> str:
+    """A model in the list: as results call it, with the start of its hash; by its folder until it was loaded."""
+    if info is not None:
+        return model_text(info.name, info.sha256)
+    return DEMO_BUNDLE_NAME if bundle_path == DEMO_BUNDLE else Path(bundle_path).name
+
+
+def model_text(name: str, sha256: str) -> str:
+    """A model as it is called everywhere: its name, and the start of the hash of the whole bundle."""
+    return f"{name} ({sha256[:8]})"
 
 
 def earlier_text(prediction: SlidePrediction) -> str:
@@ -136,7 +157,8 @@ def earlier_text(prediction: SlidePrediction) -> str:
     words = [f"{prediction.label} {percent_text(prediction.label_probability)}"]
     words += ["unsure"] if prediction.unsure else []
     words += ["unlike the training slides"] if prediction.out_of_distribution else []
-    return f"Earlier, by {prediction.bundle_name} ({prediction.bundle_sha256[:8]}): {', '.join(words)}"
+    model = model_text(prediction.bundle_name, prediction.bundle_sha256)
+    return f"Earlier, by {model}: {', '.join(words)}"
 
 
 def bundle_facts(info: BundleInfo) -> str:
@@ -168,7 +190,7 @@ def result_panel(prediction: SlidePrediction) -> ResultPanel:
     details = (f"{called}\n" if called else "") + (
         f"{len(prediction.tiles):,} tiles in {time_taken_text(prediction.seconds)} on {prediction.device}\n"
         f"Level {prediction.level} at {prediction.level_mpp:.3g} µm/px\n"
-        f"Model: {prediction.bundle_name} ({prediction.bundle_sha256[:8]})\n"
+        f"Model: {model_text(prediction.bundle_name, prediction.bundle_sha256)}\n"
         f"LRMIL {prediction.version}"
     )
     return ResultPanel(

@@ -11,6 +11,7 @@ from napari_lrmil._viewer.docks.classify.panel import (
     bundle_facts,
     bundle_name,
     card_markdown,
+    distinct_names,
     earlier_text,
     hint_text,
     overlay_text,
@@ -116,7 +117,7 @@ class ClassifyPresenter:
         shown = slide is not None and result is not None
         return ClassifyPanel(
             state=controller.state,
-            slide_names=tuple(each.name for each in slides),
+            slide_names=distinct_names(slides),
             slide_index=slides.index(slide) if slide in slides else -1,
             slide_facts=slide_facts(slide) if slide is not None else "",
             mpp_text=f"{slide.mpp_xy[0]:.4g}" if slide is not None and slide.has_mpp else "",
@@ -124,7 +125,7 @@ class ClassifyPresenter:
             icc_available=slide is not None and slide.has_icc_profile,
             icc_applied=slide is not None and slide.icc,
             bundle_names=tuple(
-                bundle_name(each, controller.bundle_sha256(each)) for each in controller.bundle_paths
+                bundle_name(each, controller.bundle_info(each)) for each in controller.bundle_paths
             ),
             bundle_index=controller.bundle_paths.index(controller.bundle_path) if info is not None else -1,
             bundle_facts=bundle_facts(info) if info is not None else "",

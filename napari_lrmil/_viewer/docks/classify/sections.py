@@ -158,8 +158,8 @@ class ModelSection(Section):
         )
         device_title = QLabel("Device")
         device_title.setBuddy(self.devices)
-        self.add_heading("Model", self.browse, self.hub)
-        self.add_row(self.bundles, self.card)
+        self.add_heading("Model", self.browse, self.hub, self.card)
+        self.column.addWidget(self.bundles)
         self.column.addWidget(self.banner)
         self.column.addWidget(self.facts)
         self.add_row(device_title, self.devices)
@@ -364,6 +364,10 @@ class EvidenceSection(Section):
         """Show the values under the cursor."""
         if (text or NO_TILE) != self.hover.text():
             self.hover.setText(text or NO_TILE)
+            # It grows and never shrinks: what is below would move away from the mouse.
+            wanted = self.hover.heightForWidth(self.hover.width())
+            if wanted > self.hover.minimumHeight():
+                self.hover.setMinimumHeight(wanted)
 
     def _lay_out(self) -> None:
         self.hover.setMinimumHeight(3 * self.hover.fontMetrics().height())  # what is below stays where it is

@@ -24,12 +24,15 @@ from napari_lrmil._viewer.models import DEMO_BUNDLE, bundle_folder, hub_name, is
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
+from napari_lrmil._viewer.undocked import dock_is_gone, dock_takes_over, keep_one_current
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 from napari_lrmil.slide.probe import start_helper
 
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300
+_LEAST_HEIGHT_PX = 240
+"""With less, other docks beside it would leave no room for label and warnings."""
 
 
 class ClassifyWidget(Dock):
@@ -53,6 +56,8 @@ class ClassifyWidget(Dock):
         self.ending.callback(follow_settings(self._apply_settings))
         self.ending.callback(self.controller.shutdown)
         self._connect()
+        dock_takes_over(napari_viewer)
+        self.ending.callback(dock_is_gone, napari_viewer)
         self.canvas.layers_changed.connect(self.controller.layers_changed)
         if self.canvas.slides():
             self.canvas.show_scale_bar()
@@ -88,6 +93,9 @@ class ClassifyWidget(Dock):
         self.controller.shutdown()
         self.canvas.show_text("")
         self.canvas.show_title("")
+        dock_is_gone(self.viewer)
+        if self.canvas.slides():
+            keep_one_current(self.viewer)
 
     def _apply_settings(self, settings: Settings) -> None:
         self.controller.apply_settings(settings)
@@ -97,7 +105,9 @@ class ClassifyWidget(Dock):
         for section in self._sections:
             self.column.addWidget(section)
         self.column.addStretch(1)
-        self.setMinimumWidth(_WIDTH_PX)  # less would cut what stands beside the scroll bar
+        self.setMinimumSize(
+            _WIDTH_PX, _LEAST_HEIGHT_PX
+        )  # narrower would cut what stands beside the scroll bar
 
     def _connect(self) -> None:
         controller = self.controller

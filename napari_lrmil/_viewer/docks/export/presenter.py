@@ -128,7 +128,7 @@ class ExportPresenter:
         if controller.slide is None or controller.result is None:
             return None
         bundle = controller.bundle
-        same = bundle is not None and bundle.info.weights_sha256 == controller.result.bundle_sha256
+        same = bundle is not None and bundle.info.sha256 == controller.result.bundle_sha256
         return Source(
             controller.slide, controller.result, bundle.info if bundle is not None and same else None
         )

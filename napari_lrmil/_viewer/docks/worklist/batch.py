@@ -77,6 +77,11 @@ class FolderClassification:
         self._background.cancel(_CLASSIFY)
         self._close(self._pace.end_text(cancelled=True))
 
+    def forget(self) -> None:
+        """Say no more of a batch that has ended: it was another model's."""
+        if self._pace is None:
+            self._outcome = self._note = ""
+
     def panel(self, *, can_start: bool) -> BatchPanel:
         """What is to be shown of it."""
         pace = self._pace

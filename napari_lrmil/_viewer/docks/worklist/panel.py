@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,7 @@ _STATUS = {
 }
 _VERDICT = {"agree": "✓ agree", "disagree": "✗ disagree", "unsure": "? unsure"}
 SAVED_TEXT = {Saved.YES: "", Saved.SAVING: "saving …", Saved.NO: "not saved"}
+_TOOL_TIP_CHARACTERS = 80
 NEEDS_MPP = "needs µm/px"
 UNSURE, STRANGE = "◆ unsure", "▲ unlike training"
 """Marks differ in shape and say what they mean, so that no colour is needed."""
@@ -179,7 +181,7 @@ def cells(item: WorklistItem) -> tuple[str, str]:
     """The texts of a row: name, prediction and status in one cell, for a dock is narrow; verdict and note."""
     resting = item.status in (Status.DONE, Status.REVIEWED)  # which prediction and verdict say too
     lines = (item.slide_id, prediction_text(item), (resting and _marks(item)) or status_text(item))
-    verdict = (verdict_text(item), SAVED_TEXT[item.saved], item.note)
+    verdict = (_verdict_word(item), _judged_text(item), SAVED_TEXT[item.saved], item.note)
     return "\n".join(line for line in lines if line), "\n".join(line for line in verdict if line)
 
 
@@ -187,7 +189,8 @@ def status_text(item: WorklistItem) -> str:
     """How far a slide is, or what it waits for."""
     if item.needs_mpp and item.status in (Status.NEW, Status.FAILED):
         return NEEDS_MPP
-    return f"{_STATUS[item.status]}: {item.error}" if item.error else _STATUS[item.status]
+    reason = item.error.removeprefix(item.path.name).lstrip(": ")  # whose it is, the row says already
+    return f"{_STATUS[item.status]}: {reason}" if reason else _STATUS[item.status]
 
 
 def _marks(item: WorklistItem) -> str:
@@ -203,11 +206,28 @@ def prediction_text(item: WorklistItem) -> str:
 
 
 def verdict_text(item: WorklistItem) -> str:
-    """The verdict, and that it was on another label."""
-    if item.verdict is None:
+    """The verdict, and that it was on another label than the row has."""
+    judged = _judged_text(item)
+    return f"{_verdict_word(item)} ({judged})" if judged else _verdict_word(item)
+
+
+def _verdict_word(item: WorklistItem) -> str:
+    return "" if item.verdict is None else _VERDICT[item.verdict]
+
+
+def _judged_text(item: WorklistItem) -> str:
+    """What the verdict is about where that isn't the label of the row, which may have none by now."""
+    if item.verdict_outdated:
+        return f"with {item.judged_label or 'no label'}"
+    return f"with {item.judged_label}" if item.verdict and item.label is None and item.judged_label else ""
+
+
+def judged_note(item: WorklistItem) -> str:
+    """Beside the verdict's buttons: that it isn't about what is shown."""
+    if item.verdict is None or not _judged_text(item):
         return ""
-    text = _VERDICT[item.verdict]
-    return f"{text} (with {item.judged_label or 'no label'})" if item.verdict_outdated else text
+    shown = "no result of the chosen model is shown" if item.label is None else f"now {item.label} is shown"
+    return f"This verdict was given on {item.judged_label or 'no label'}; {shown}."
 
 
 def tool_tip(item: WorklistItem) -> str:
@@ -227,9 +247,9 @@ def tool_tip(item: WorklistItem) -> str:
         lines.append(f"Note: {item.note}")
     if item.saved is not Saved.YES:
         lines.append(f"Verdict and note: {SAVED_TEXT[item.saved]}")
-    if item.error:
+    if item.error and item.needs_mpp:
         lines.append(item.error)
-    return "\n".join(lines)
+    return "\n".join(textwrap.fill(line, _TOOL_TIP_CHARACTERS) for line in lines)
 
 
 def notes_text(notes: Sequence[str], most: int = 3) -> str:

@@ -351,10 +351,14 @@ class WorklistPresenter:
         info = controller.bundle.info if controller.bundle is not None else None
         if info != self._info:
             self._info = info
+            self._batch.forget()
             self._batch.cancel()
             self._shown_results.clear()
             if self._list is not None:
+                reasons = {path: self._list[path].error for path in self._unopened}
                 self._list.forget_results()
+                for path, reason in reasons.items():  # which is the slide's, whatever the model
+                    self._list.set_status(path, Status.FAILED, error=reason)
                 self._look_up()
             self._rows.list_changed()
         if self._list is not None:
@@ -414,7 +418,7 @@ class WorklistPresenter:
         self._rows.list_changed()
 
     def _is_of_this_model(self, bundle_sha256: str) -> bool:
-        return self._info is not None and self._info.weights_sha256 == bundle_sha256
+        return self._info is not None and self._info.sha256 == bundle_sha256
 
     def _list_changed(self) -> None:
         self._rows.list_changed()
@@ -511,7 +515,7 @@ class VisibleRows:
 
 def look_up_steps(items: Sequence[WorklistItem], info: BundleInfo) -> Steps[FoundResults, None]:
     """Look up results that the cache holds of slides it has seen; yields those of some slides at a time."""
-    cache, keys, sha = ResultCache(), ResultKeys(info), info.weights_sha256
+    cache, keys, sha = ResultCache(), ResultKeys(info), info.sha256
     for start in range(0, len(items), _LOOK_UP_CHUNK):
         chunk = items[start : start + _LOOK_UP_CHUNK]
         results = [(item.path, cache.known_summary(item.path, sha, keys, mpp=item.mpp)) for item in chunk]

@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
 from superqt import QElidingLabel
 
 from napari_lrmil._viewer.docks.worklist import keys
-from napari_lrmil._viewer.docks.worklist.panel import Show, TableFilePanel, WorklistPanel
+from napari_lrmil._viewer.docks.worklist.panel import Show, TableFilePanel, WorklistPanel, judged_note
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil.worklist import Order
 
@@ -195,7 +195,7 @@ class VerdictSection(QWidget):
         for each in self.verdicts.values():
             each.setCheckable(True)
             each.setStyleSheet(
-                "QPushButton:checked { background: #2c6fb3; color: white; font-weight: bold; }"
+                "QPushButton:checked { background: #2c6fb3; color: white; }"  # bold would not fit
             )
         self.note = NoteEdit()
         self.note.setPlaceholderText("Note on this slide")
@@ -207,7 +207,9 @@ class VerdictSection(QWidget):
         grid.setContentsMargins(0, 0, 0, 0)
         grid.addLayout(_row(self.about, self.previous, self.next, stretch=0), 0, 0)
         grid.addLayout(_row(self.agree, self.disagree, self.unsure, self.clear), 1, 0)
-        grid.addWidget(self.note, 2, 0)
+        self.judged_note = parts.wrapped_label()
+        grid.addWidget(self.judged_note, 2, 0)
+        grid.addWidget(self.note, 3, 0)
         for verdict, each in self.verdicts.items():
             each.clicked.connect(lambda _=False, verdict=verdict: self.judged.emit(verdict))
         self.clear.clicked.connect(lambda: self.judged.emit(None))
@@ -220,6 +222,7 @@ class VerdictSection(QWidget):
         name = item.slide_id if item is not None else "No slide of the list is open"
         self.about.setText(name)
         self.about.setToolTip(name)
+        parts.show_text(self.judged_note, judged_note(item) if item is not None else "")
         for verdict, each in self.verdicts.items():
             each.setEnabled(item is not None)
             each.setChecked(panel.verdict == verdict)

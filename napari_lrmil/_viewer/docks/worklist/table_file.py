@@ -80,7 +80,7 @@ class TableFile:
             shown = {
                 slide.path.absolute(): result
                 for slide, result in controller.results.items()
-                if result.bundle_sha256 == info.weights_sha256
+                if result.bundle_sha256 == info.sha256
             }
         request = TableRequest(path, tuple(worklist), info, shown, show_identifiers)
         self._about, self._total, self._done = worklist, len(request.items), 0
@@ -151,7 +151,7 @@ def _result_of(
     shown = request.shown.get(item.path)
     if shown is not None:
         return summarise(shown)
-    return cache.known_summary(item.path, info.weights_sha256, keys, mpp=item.mpp)
+    return cache.known_summary(item.path, info.sha256, keys, mpp=item.mpp)
 
 
 def _row_of(item: WorklistItem, result: ResultSummary | None) -> FolderRow:

@@ -80,7 +80,7 @@ class Thumbnails:
             pixels, is_new = _load(item, cache)
             summary = None
             if is_new and info is not None and keys is not None:
-                summary = cache.known_summary(item.path, info.weights_sha256, keys, mpp=item.mpp)
+                summary = cache.known_summary(item.path, info.sha256, keys, mpp=item.mpp)
             yield Thumbnail(item.path, pixels, summary)
 
 
