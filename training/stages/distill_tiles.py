@@ -342,7 +342,7 @@ def distill_encoder(
         return {"loss": batch.weight * per_tile.mean(), "per_tile": per_tile.detach()} | logged
 
     def measure(batch: PairBatch) -> None:
-        """Note the length of each weighted term's own gradient, on this process's part of a batch."""
+        """Note the length of each weighted term's own gradient, on the whole of a batch."""
         batch = batch.to(device)
         kept = {name: value.clone() for name, value in model.named_buffers()}  # running means of a batch norm
         with fabric.autocast():
@@ -350,9 +350,11 @@ def distill_encoder(
         parameters = [one for one in model.parameters() if one.requires_grad]
         for name, term in terms.items():
             if weights_of_terms[name]:
-                loss = weights_of_terms[name] * term.mean()
+                loss = batch.weight * weights_of_terms[name] * term.mean()
                 found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-                squares = [one.float().square().sum() for one in found if one is not None]
+                # The length of the mean over processes, not the mean of their parts' lengths.
+                means = [fabric.all_reduce(one.float(), reduce_op="mean") for one in found if one is not None]
+                squares = [one.square().sum() for one in means if isinstance(one, Tensor)]
                 measured.setdefault(name, []).append(torch.stack(squares).sum().sqrt())
         with torch.no_grad():
             for name, value in model.named_buffers():
@@ -381,9 +383,7 @@ def distill_encoder(
         total, count = everywhere.tolist()
         metrics = {"val_loss": total / count}
         for name, values in measured.items():
-            norm = fabric.all_reduce(torch.stack(values).mean(), reduce_op="mean")
-            assert isinstance(norm, Tensor)
-            metrics[f"train_gradient_{name}"] = float(norm)
+            metrics[f"train_gradient_{name}"] = float(torch.stack(values).mean())
         return metrics
 
     task = Task(
