@@ -246,7 +246,8 @@ _TISSUE_SHARE = 0.66
 
 def make_fast_bundle(target: Path) -> None:
     """Write a bundle of random weights: one narrow block, but embeddings as wide as a foundation model's."""
-    from napari_lrmil.model.bundle import BundleInfo, Provenance, TileInput, save_bundle
+    from benchmarks.random_bundle import random_bundle_info
+    from napari_lrmil.model.bundle import save_bundle
     from napari_lrmil.model.encoder import Encoder, EncoderSpec
     from napari_lrmil.model.mil import MILSpec, build_mil
 
@@ -261,28 +262,7 @@ def make_fast_bundle(target: Path) -> None:
     }
     spec = EncoderSpec(architecture="vit_tiny_patch16_224", options=options)
     encoder, mil_spec = Encoder(spec), MILSpec(embed_dim=BAG_DIM, n_classes=2)
-    info = BundleInfo(
-        name="Fast",
-        description="Random weights, for benchmarks.",
-        demonstration=True,
-        licence="bsd-3-clause",
-        encoder=spec,
-        token_px=encoder.token_px,
-        tiles=TileInput(tile_px=BAG_TILE_PX, mpp=2.0, min_tissue=0.25),
-        teacher_mpp=0.5,
-        mil=mil_spec,
-        class_names=("benign", "lesion"),
-        temperature=1.0,
-        provenance=Provenance(
-            created="2026-01-01T00:00:00+00:00",
-            config_sha256="0" * 64,
-            commit="unknown",
-            versions={},
-            metrics={},
-            training_data="none",
-        ),
-        weights_sha256="",
-    )
+    info = random_bundle_info(spec, mil_spec, token_px=encoder.token_px, tile_px=BAG_TILE_PX)
     save_bundle(target, info=info, encoder=encoder, mil=build_mil(mil_spec))
 
 

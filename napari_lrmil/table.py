@@ -174,12 +174,12 @@ def read_lines(path: Path, columns: Collection[str] = (), *, what: str = "file")
         raise TableError(f"no such {what}: {path}") from error
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise TableError(
-            f"{path} can't be read as CSV: {getattr(error, 'strerror', None) or error}"
+            f"{shortened(str(path))} can't be read as CSV: {getattr(error, 'strerror', None) or error}"
         ) from error
     try:
         return parse_lines(data, columns)
     except TableError as error:
-        raise TableError(f"{path} can't be read as CSV: {error}") from error
+        raise TableError(f"{shortened(str(path))} can't be read as CSV: {error}") from error
 
 
 def parse_lines(data: bytes, columns: Collection[str] = ()) -> list[Line]:

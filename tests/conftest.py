@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from napari_lrmil._viewer.models import import_models
 
@@ -15,6 +16,10 @@ import torch  # noqa: E402
 from tiny_models import tiny_spec, write_bundle  # noqa: E402
 
 from training.cohort import CohortConfig, generate_cohort  # noqa: E402
+
+# A machine with other work makes examples slowly; that says nothing about the program.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

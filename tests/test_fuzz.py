@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz import bundles, exchange_files, kept_files
+from benchmarks.fuzz import bundles, exchange_files, kept_files, run_configs
 from benchmarks.fuzz.attack import Target, attack
 
 TARGETS = {
-    target.name: target for module in (exchange_files, bundles, kept_files) for target in module.targets()
+    target.name: target
+    for module in (exchange_files, bundles, kept_files, run_configs)
+    for target in module.targets()
 }
 NEVER_REFUSED = {"cache: typed size", "cache: stated size", "annotations"}
 """What is broken there counts as absent."""

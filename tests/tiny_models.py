@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from napari_lrmil.model.bundle import BundleInfo, Provenance, TileInput, save_bundle
+from benchmarks.random_bundle import random_bundle_info
+from napari_lrmil.model.bundle import save_bundle
 from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_weights
 from napari_lrmil.model.mil import MILSpec, build_mil
 
@@ -44,27 +45,13 @@ def write_bundle(
     mil = build_mil(mil_spec)
     with torch.no_grad():
         mil.get_parameter("score.weight").mul_(attention_scale)
-    info = BundleInfo(
-        name="Tiny",
-        description="Random weights, for tests.",
-        demonstration=True,
-        licence="bsd-3-clause",
-        encoder=spec,
+    info = random_bundle_info(
+        spec,
+        mil_spec,
         token_px=encoder.token_px,
-        tiles=TileInput(tile_px=tile_px, mpp=2.0, min_tissue=min_tissue),
-        teacher_mpp=0.5,
-        mil=mil_spec,
-        class_names=("benign", "lesion"),
+        tile_px=tile_px,
+        min_tissue=min_tissue,
         temperature=temperature,
-        provenance=Provenance(
-            created="2026-01-01T00:00:00+00:00",
-            config_sha256="0" * 64,
-            commit="unknown",
-            versions={"torch": "2"},
-            metrics={"test_auc": 0.5},
-            training_data="none",
-        ),
-        weights_sha256="",
     )
     save_bundle(target, info=info, encoder=encoder, mil=mil)
     return target

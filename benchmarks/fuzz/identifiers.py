@@ -6,7 +6,7 @@ file, every line of output and every log is searched, unpacked from whatever it 
 are planted, too, and may be found only where docs/reliability.md says.
 
 A second part writes planted words into fields that mean something (a pixel size, an axis, an image type), one a slide, and
-searches what is then said. With ``--training`` a run's whole folder is searched.
+searches what is then said.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ _START_S = 1.0
 """Before it, Python itself is starting, and says so with a traceback if Ctrl-C is pressed."""
 _MOST_KILLS = 4
 """Of one run, before it may end."""
-_END_S = 120.0
+_END_S = 900.0
 _TOLD = re.compile(r"^\d+/\d+ (\S+): (\w+) ([01]\.\d{3}), ", re.MULTILINE)
 _MAY_DIFFER = ("seconds",)
 """Of a result, how long it took."""

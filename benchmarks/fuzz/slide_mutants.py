@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numcodecs
 import zarr
 
+from napari_lrmil.slide.tiff_directories import SUBIFDS, TYPE_BYTES
+
 Change = Callable[[random.Random, Path], str]
 """Breaks the slide at a path, in place, and says how."""
 
@@ -151,26 +153,8 @@ def _a_part_is_gone_or_another(rng: random.Random, path: Path) -> str:
 
 # ---- TIFF
 
-_TYPE_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
 _WHOLE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_SUBIFDS, _OFFSETS, _COUNTS, _DESCRIPTION, _XMP = 330, (273, 324), (279, 325), 270, 700
+_OFFSETS, _COUNTS, _DESCRIPTION, _XMP = (273, 324), (279, 325), 270, 700
 _SIZES = (256, 257, 258, 277, 278, 322, 323, 32997, 32998)
 _MEANINGS = (254, 259, 262, 274, 284, 296, 317, 338, 339, 347, 530)
 
@@ -208,7 +192,7 @@ class _Tiff:
             self.directories.append(directory)
             waiting.append(self.number(self.offset, directory.next_at))
             for entry in directory.entries:
-                if entry.tag == _SUBIFDS and entry.kind in _WHOLE:
+                if entry.tag == SUBIFDS and entry.kind in _WHOLE:
                     waiting += self.values(entry)[:8]
 
     def number(self, code: str, at: int) -> int:
@@ -228,7 +212,7 @@ class _Tiff:
             entry = first + number * step
             kind, n_values = self.number("H", entry + 2), self.number(self.offset, entry + 4)
             field = entry + 4 + inline
-            inside = _TYPE_BYTES.get(kind, 1) * n_values <= inline
+            inside = TYPE_BYTES.get(kind, 1) * n_values <= inline
             entries.append(
                 _Entry(
                     entry,
@@ -312,9 +296,9 @@ def _tiff_loop(rng: random.Random, tiff: _Tiff) -> str:
     if rng.random() < 0.5:
         tiff.put(tiff.offset, directory.next_at, to.at)
         return f"after the directory at {directory.at} the one at {to.at}"
-    subs = [entry for entry in directory.entries if entry.tag == _SUBIFDS]
+    subs = [entry for entry in directory.entries if entry.tag == SUBIFDS]
     entry = subs[0] if subs else rng.choice(directory.entries)
-    tiff.put("H", entry.at, _SUBIFDS)
+    tiff.put("H", entry.at, SUBIFDS)
     tiff.put("H", entry.at + 2, 16 if tiff.big else 4)
     tiff.put(tiff.offset, entry.at + 4, 1)
     tiff.put(tiff.offset, entry.at + 4 + (8 if tiff.big else 4), to.at)

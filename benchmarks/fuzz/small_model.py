@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from napari_lrmil.model.bundle import BundleInfo, ModelBundle, Provenance, TileInput, load_bundle, save_bundle
+from benchmarks.random_bundle import random_bundle_info
+from napari_lrmil.model.bundle import ModelBundle, load_bundle, save_bundle
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.mil import MILSpec, build_mil
 from napari_lrmil.model.trust import ConformalInfo, OODInfo, TileGaussian, Trust, TrustInfo
@@ -28,27 +29,8 @@ def write_small_bundle(target: Path) -> Path:
     torch.manual_seed(0)
     encoder = Encoder(SPEC)
     mil_spec = MILSpec(embed_dim=24, n_classes=2, hidden_dim=16)
-    info = BundleInfo(
-        name="Small",
-        description="Random weights.",
-        demonstration=True,
-        licence="bsd-3-clause",
-        encoder=SPEC,
-        token_px=8,
-        tiles=TileInput(tile_px=32, mpp=MPP, min_tissue=0.1),
-        teacher_mpp=0.5,
-        mil=mil_spec,
-        class_names=("benign", "lesion"),
-        temperature=1.5,
-        provenance=Provenance(
-            created="2026-01-01T00:00:00+00:00",
-            config_sha256="0" * 64,
-            commit="unknown",
-            versions={"torch": "2"},
-            metrics={"test_auc": 0.5},
-            training_data="none",
-        ),
-        weights_sha256="",
+    info = random_bundle_info(
+        SPEC, mil_spec, token_px=8, tile_px=32, mpp=MPP, min_tissue=0.1, temperature=1.5
     )
     axes = torch.linalg.qr(torch.randn(24, 3).double()).Q.T.contiguous()
     trust = Trust(

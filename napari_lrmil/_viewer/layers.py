@@ -67,6 +67,16 @@ def slide_placement(slide: Slide) -> dict[str, Any]:
     }
 
 
+def measured_as_others(viewer: Any, layer: LayerData) -> LayerData:
+    """A layer in the unit that the slides of a window have by now, until it is known which of them is seen.
+
+    napari warns of layers that differ, and draws while a layer comes.
+    """
+    units = next((other.units for other in viewer.layers if slide_of(other) is not None), None)
+    data, attributes, kind = layer
+    return data, attributes if units is None else {**attributes, "units": units}, kind
+
+
 def slide_layer(slide: Slide, *, student_mpp: float = DEFAULT_STUDENT_MPP) -> LayerData:
     """A slide as a lazy multiscale RGB layer.
 

@@ -22,6 +22,7 @@ from napari_lrmil._viewer.layers import (
     TILE_MARK_KEY,
     close_with_layers,
     heatmap_layer,
+    measured_as_others,
     slide_layer,
     slide_levels,
     slide_of,
@@ -125,7 +126,8 @@ class NapariCanvas(Canvas):
     def open_slide(self, path: Path, *, mpp: float | None = None) -> Slide:
         """See `Canvas.open_slide`."""
         slide = open_slide(path, mpp=mpp)
-        levels, attributes, _ = slide_layer(slide, student_mpp=self._student_mpp)
+        layer = slide_layer(slide, student_mpp=self._student_mpp)
+        levels, attributes, _ = measured_as_others(self._viewer, layer)
         self._viewer.add_image(levels, **attributes)
         return slide
 
@@ -192,7 +194,8 @@ class NapariCanvas(Canvas):
         slide_at = self._index(SLIDE_KEY, slide)
         if slide_at is None:
             return
-        values, attributes, _ = heatmap_layer(slide, prediction, look, opacity=self.heatmap_opacity(slide))
+        made = heatmap_layer(slide, prediction, look, opacity=self.heatmap_opacity(slide))
+        values, attributes, _ = measured_as_others(self._viewer, made)
         layer = self._find(HEATMAP_KEY, slide)
         if layer is not None and layer.data.shape == values.shape:
             self._restyle(layer, values, attributes)

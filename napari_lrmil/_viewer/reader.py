@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil._viewer.layers import LayerData, close_with_layers, slide_layer
+from napari_lrmil._viewer.layers import LayerData, close_with_layers, measured_as_others, slide_layer
 from napari_lrmil.cache import open_slide
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
@@ -76,6 +76,7 @@ def _layers_of(slide: Slide) -> list[LayerData]:
 
         close_with_layers(viewer)
         keep_one_current(viewer)
+        layer = measured_as_others(viewer, layer)
     return [layer]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ JSON_NAME = "prediction.json"
 
 _KEEP_SHARE = 0.9
 """Of the limit that stays when something is deleted, so that not every new result deletes some."""
+_CLOCKS_DIFFER_S = 600.0
+"""Between the computers that share a cache."""
 _MOST_BYTES = 2**20
 _STALE_S = 24 * 3600.0
 """Scratch this old was left by a process that was killed."""
@@ -77,7 +80,9 @@ class SizeLimit:
             for kind in (RESULTS, THUMBNAILS):
                 for shelf in visible_in(self._root / kind):
                     remove_stale_scratch(shelf, older_than_s=_STALE_S)
-            found = sorted(entries(self._root))
+            # What was used in the future was so before the clock was set back: it is older than it looks.
+            latest = time.time() + _CLOCKS_DIFFER_S
+            found = sorted(entries(self._root), key=lambda entry: (entry[0] <= latest, entry))
             total = sum(n_bytes for _, n_bytes, _ in found)
             for _, n_bytes, path in found if total > limit else []:
                 if total <= limit * _KEEP_SHARE:

@@ -5,17 +5,13 @@ Each value is a small file of its own in the user's data folder, so that two win
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-import platformdirs
 
 from napari_lrmil.cache.seal import read_sealed, write_sealed
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.slide import Slide
+from napari_lrmil.slide.files import user_folder
 from napari_lrmil.slide.pixel_size import MAX_MPP, MIN_MPP
-
-_DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
 
 
 def typed_mpp(fingerprint: str) -> float | None:
@@ -65,6 +61,4 @@ def _file(fingerprint: str) -> Path:
 
 
 def _folder() -> Path:
-    named = os.environ.get(_DATA_DIR_VARIABLE)
-    root = Path(named).expanduser() if named else platformdirs.user_data_path("napari-lrmil", appauthor=False)
-    return root / "pixel-sizes"
+    return user_folder("data") / "pixel-sizes"

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
-
-import platformdirs
 
 from napari_lrmil import RESULT_VERSION
 from napari_lrmil.atomic import remove_folder, replacing, replacing_folder
@@ -20,7 +17,7 @@ from napari_lrmil.cache.seal import read_sealed, write_sealed
 from napari_lrmil.cache.summary import ResultSummary, summarise
 from napari_lrmil.errors import LRMILError, SlideChangedError
 from napari_lrmil.outside import parse_json, read_file
-from napari_lrmil.slide.files import from_home
+from napari_lrmil.slide.files import FOLDER_VARIABLES, user_folder
 from napari_lrmil.slide.identity import state_of
 
 if TYPE_CHECKING:
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
 
 RESULT_FORMAT = 3
 """Raised whenever results are stored in another way: older ones then count as absent."""
-CACHE_DIR_VARIABLE = "LRMIL_CACHE_DIR"
+CACHE_DIR_VARIABLE = FOLDER_VARIABLES["cache"]
 
 ARRAYS_NAME = "arrays.safetensors"
 _KNOWN_SLIDES = "seen"
@@ -96,8 +93,7 @@ class KnownSlide(NamedTuple):
 
 def default_cache_root() -> Path:
     """The folder named by LRMIL_CACHE_DIR, else the user's cache folder."""
-    named = os.environ.get(CACHE_DIR_VARIABLE)
-    return from_home(named) if named else platformdirs.user_cache_path("napari-lrmil", appauthor=False)
+    return user_folder("cache")
 
 
 def result_key(info: BundleInfo, *, mpp_xy: MppXY) -> str:

@@ -142,7 +142,8 @@ class Outcome:
         if self.out is None:
             return
         ended = [path for path in self.stems if path in self.done or path in self.failed]
-        earlier = "".join(row for path, row in self._earlier.items() if path not in self.done | self.failed)
+        already = set(ended)
+        earlier = "".join(row for path, row in self._earlier.items() if path not in already)
         try:
             write_text(self.out / PREDICTIONS_NAME, self._predictions(ended) + earlier)
             if self.failed:

@@ -30,7 +30,7 @@ from napari_lrmil.model.trust import Trust, TrustInfo
 from napari_lrmil.outside import parse_json, read_file
 
 FORMAT_VERSION = 3
-"""The newest that is read; the oldest that says everything of a bundle is written, see `_oldest_version`."""
+"""The newest that is read; the oldest that says everything of a bundle is written, see `newer_keys`."""
 JSON_NAME, WEIGHTS_NAME, CARD_NAME = "bundle.json", "model.safetensors", "README.md"
 DEMO_BUNDLE = "demo"
 _DEMO_PATH = Path(__file__).resolve().parents[1] / "demo" / "bundle"
@@ -108,21 +108,28 @@ class BundleInfo(BaseModel):
         """
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def newer_keys(self) -> dict[str, Literal[2, 3]]:
+        """What is said that format version 1 has no key for, with the version that it came with."""
+        trust = self.trust
+        came_with: dict[str, tuple[Literal[2, 3], bool]] = {
+            "trust": (2, trust is not None),
+            "mil.projection": (3, bool(self.mil.projection)),
+            "own_slides": (3, trust is not None and trust.conformal.own_slides),
+            "scaling": (3, self.scaling is not None),
+            "operating_point": (3, self.operating_point is not None),
+        }
+        return {name: version for name, (version, is_said) in came_with.items() if is_said}
+
     @model_validator(mode="after")
     def _classes_match(self) -> BundleInfo:
         if len(self.class_names) != self.mil.n_classes:
             raise ValueError(f"{len(self.class_names)} class names for {self.mil.n_classes} classes")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class names repeat")
-        if self.trust is not None and self.format_version < 2:
-            raise ValueError(f"'trust' in format version {self.format_version}; it came with 2")
-        if self.mil.projection and self.format_version < 3:
-            raise ValueError(f"'mil.projection' in format version {self.format_version}; it came with 3")
-        if self.trust is not None and self.trust.conformal.own_slides and self.format_version < 3:
-            raise ValueError(f"'own_slides' in format version {self.format_version}; it came with 3")
-        for name in ("scaling", "operating_point"):
-            if getattr(self, name) is not None and self.format_version < 3:
-                raise ValueError(f"'{name}' in format version {self.format_version}; it came with 3")
+        for name, version in self.newer_keys.items():
+            if version > self.format_version:
+                raise ValueError(f"'{name}' in format version {self.format_version}; it came with {version}")
         if (self.temperature is None) == (self.scaling is None):
             raise ValueError("either 'temperature' or 'scaling' says how the bag logits are scaled")
         n_classes, point = len(self.class_names), self.operating_point
@@ -216,11 +223,11 @@ def save_bundle(
         save_file(halves, scratch / WEIGHTS_NAME)
         info = info.model_copy(
             update={
-                "format_version": _oldest_version(info, trust),
                 "trust": None if trust is None else trust.info,
                 "weights_sha256": _sha256(scratch / WEIGHTS_NAME),
             }
         )
+        info = info.model_copy(update={"format_version": max(info.newer_keys.values(), default=1)})
         # Programs that know older versions alone refuse keys that they don't know.
         text = info.model_dump_json(indent=2, exclude=_absent_keys(info))
         (scratch / JSON_NAME).write_text(text + "\n", encoding="utf-8")
@@ -416,13 +423,6 @@ def _description(path: Path) -> Any:  # whatever JSON stands there
 
 def _of_part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _oldest_version(info: BundleInfo, trust: Trust | None) -> Literal[1, 2, 3]:
-    own_slides = trust is not None and trust.info.conformal.own_slides
-    if info.scaling is not None or info.operating_point is not None or own_slides or info.mil.projection:
-        return 3
-    return 1 if trust is None else 2
 
 
 def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str, bool]]]:

@@ -10,7 +10,9 @@ import struct
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import platformdirs
 
 from napari_lrmil.errors import readable
 
@@ -58,6 +60,26 @@ def from_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+FOLDER_VARIABLES = {"cache": "LRMIL_CACHE_DIR", "data": "LRMIL_DATA_DIR"}
+"""Environment variables that name another folder than the user's own."""
+
+
+def user_folder(kind: Literal["cache", "data"]) -> Path:
+    """Return the program's folder for what it keeps for a user, or the one that `FOLDER_VARIABLES` name.
+
+    A user without a home gets one in which nothing can be written: what isn't kept there is told.
+    """
+    named = os.environ.get(FOLDER_VARIABLES[kind])
+    if named:
+        return from_home(named)
+    ask = platformdirs.user_cache_path if kind == "cache" else platformdirs.user_data_path
+    try:
+        found = ask("napari-lrmil", appauthor=False)
+    except RuntimeError:
+        found = Path()
+    return found if found.is_absolute() else Path(os.devnull, "no-home")
 
 
 # ---- which files hold a slide

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from napari_lrmil.slide.files import DICOM_SUFFIX, Chunk, parts_of, stored_chunks
+from napari_lrmil.slide.tiff_directories import HEAD_BYTES, MAX_ENTRIES, SUBIFDS, TYPE_BYTES, directory_format
 
 T = TypeVar("T")
 FileState = tuple[str, int, int]
@@ -34,25 +35,6 @@ _MAX_FILES = 2**8
 _MAX_TABLE_BYTES = 2**22
 """Read of TIFF directories and their tables: where each tile lies, and how long it is."""
 _MAX_DIRECTORIES = 2**6
-_TYPE_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
-_SUBIFDS = 330
 
 
 def fingerprint_of(
@@ -181,7 +163,7 @@ def _sample(path: Path, size: int, *, end_bytes: int, n_blocks: int, table_bytes
         for number in range(n_blocks):
             file.seek(end_bytes + inside * number // max(1, n_blocks - 1))
             digest.update(file.read(_BLOCK_BYTES))
-        for table in _tiff_tables(file, head[:16], size, max_bytes=table_bytes):
+        for table in _tiff_tables(file, head[:HEAD_BYTES], size, max_bytes=table_bytes):
             digest.update(table)
         file.seek(size - end_bytes)
         digest.update(file.read(end_bytes))
@@ -193,49 +175,40 @@ def _tiff_tables(file: BinaryIO, head: bytes, size: int, *, max_bytes: int) -> I
 
     Damage ends it; a loop, or too much, too.
     """
-    order = {b"II": "<", b"MM": ">"}.get(head[:2])
-    magic = struct.unpack(f"{order}H", head[2:4])[0] if order and len(head) == 16 else 0
-    if magic not in (42, 43):
+    form = directory_format(head)
+    if form is None:
         return
-    big = magic == 43
-    count_format, entry_format, offset_format = (
-        (f"{order}Q", f"{order}HHQ", f"{order}Q") if big else (f"{order}H", f"{order}HHI", f"{order}I")
-    )
-    inline = struct.calcsize(offset_format)
-    entry_bytes = struct.calcsize(entry_format) + inline
+    inline = form.offset.size
     left = max_bytes
-    (first,) = struct.unpack_from(offset_format, head, 8 if big else 4)
-    waiting, seen = [int(first)], set[int]()
+    waiting, seen = [form.first], set[int]()
     while waiting and len(seen) < _MAX_DIRECTORIES:
         at = waiting.pop()
         if not 0 < at < size or at in seen:
             continue
         seen.add(at)
         file.seek(at)
-        start = file.read(struct.calcsize(count_format))
-        if len(start) < struct.calcsize(count_format):
+        start = file.read(form.count.size)
+        if len(start) < form.count.size:
             return
-        n_entries = min(int(struct.unpack(count_format, start)[0]), 2**12)
-        table = file.read(n_entries * entry_bytes + inline)
+        n_entries = min(int(form.count.unpack(start)[0]), MAX_ENTRIES)
+        end = n_entries * form.entry.size
+        table = file.read(end + inline)
         left -= len(table)
-        if len(table) < n_entries * entry_bytes + inline or left < 0:
+        if len(table) < end + inline or left < 0:
             return
         yield table
-        waiting.append(int(struct.unpack_from(offset_format, table, n_entries * entry_bytes)[0]))
-        for number in range(n_entries):
-            tag, kind, count = struct.unpack_from(entry_format, table, number * entry_bytes)
-            value_at = (number + 1) * entry_bytes - inline
-            n_bytes = _TYPE_BYTES.get(kind, 0) * count
-            value = table[value_at : value_at + inline]
+        waiting.append(int(form.offset.unpack_from(table, end)[0]))
+        for tag, kind, count, value in form.entry.iter_unpack(table[:end]):
+            n_bytes = TYPE_BYTES.get(kind, 0) * count
             if n_bytes > inline:
-                file.seek(min(size, int(struct.unpack(offset_format, value)[0])))
+                file.seek(min(size, int(form.offset.unpack(value)[0])))
                 value = file.read(min(n_bytes, left))
                 left -= len(value)
                 yield value
-            if tag == _SUBIFDS and kind in (4, 13, 16, 18):
+            if tag == SUBIFDS and kind in (4, 13, 16, 18):
                 each = {4: "I", 13: "I", 16: "Q", 18: "Q"}[kind]
-                n_there = min(count, _MAX_DIRECTORIES, len(value) // struct.calcsize(f"{order}{each}"))
-                waiting += struct.unpack_from(f"{order}{n_there}{each}", value)
+                n_there = min(count, _MAX_DIRECTORIES, len(value) // struct.calcsize(f"{form.order}{each}"))
+                waiting += struct.unpack_from(f"{form.order}{n_there}{each}", value)
 
 
 def _evenly(items: Sequence[T], n_most: int) -> Sequence[T]:

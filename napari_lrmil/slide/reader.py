@@ -67,7 +67,7 @@ class Slide:
         # A slide that is dropped unclosed, as pickled copies are, still gives its handle back.
         self._release = weakref.finalize(self, self._backend.close)
         try:
-            self._opened_files = self._files_now()
+            self._opened_files = self.files
             self._states, self._chunks = self._states_now(), self._backend.chunks
             self._state_hash = hash((self._states, self._chunks))
             if before != self._main_state():
@@ -310,10 +310,6 @@ class Slide:
             return states_of([self.path] if self.path.is_file() else [])
         except OSError:  # opening it says why
             return ()
-
-    def _files_now(self) -> tuple[Path, ...]:
-        with decoder_errors(self.path):
-            return self._backend.files
 
     def _states_now(self) -> tuple[FileState, ...]:
         with decoder_errors(self.path):

@@ -12,23 +12,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, get_args
 from weakref import WeakValueDictionary
 
-import platformdirs
-
 from napari_lrmil.errors import WorklistError
 from napari_lrmil.outside import parse_json, read_file
-from napari_lrmil.slide.files import from_home
+from napari_lrmil.slide.files import user_folder
 
 REVIEW_NAME = "lrmil-review.jsonl"
 FORMAT, VERSION = "lrmil-review", 1
-DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
 
 Verdict = Literal["agree", "disagree", "unsure"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -241,8 +238,9 @@ class ReviewFile:
         ------
         WorklistError
         """
-        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        written = replace(review, time=now)
+        with self._memory:
+            before = self._kept.get(review.slide)
+        written = replace(review, time=_now(after=before.time if before is not None else ""))
         text = json.dumps({"format": FORMAT, "version": VERSION} | asdict(written), ensure_ascii=False)
         # Names of files need not be text; the reader takes them back this way.
         line = text.encode("utf-8", "surrogatepass") + b"\n"
@@ -280,6 +278,19 @@ class ReviewFile:
                 "computer and for this user alone.",
             )
         return " ".join(notes)
+
+
+def _now(*, after: str) -> str:
+    """The time, in UTC; where the clock has been set back, 1 ms after another one, for between files the later counts."""
+    now = _written_time(datetime.now(UTC))
+    if now <= after:
+        with suppress(ValueError, OverflowError):  # whatever stands in a line
+            now = _written_time(datetime.fromisoformat(after).astimezone(UTC) + timedelta(milliseconds=1))
+    return now
+
+
+def _written_time(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _read(path: Path, problems: list[str]) -> Iterator[Review]:
@@ -441,8 +452,7 @@ else:
 
 
 def _fallback(folder: Path) -> Path:
-    named = os.environ.get(DATA_DIR_VARIABLE)
-    root = from_home(named) if named else platformdirs.user_data_path("napari-lrmil", appauthor=False)
+    root = user_folder("data")
     key = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()
     return root / "reviews" / f"{key[:32]}.jsonl"
 

@@ -151,3 +151,34 @@ def test_hashes_tell_values_apart(config_file: Path) -> None:
     assert content_hash(config) != content_hash(load_config(config_file, ["--run.seed", "1"]))
     assert content_hash("ab", "c") != content_hash("a", "bc")
     assert content_hash(None) != content_hash("None")
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 5000, "a = " + "9" * 5000], ids=["deep", "long"])
+def test_toml_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000], ids=["deep", "long"])
+def test_a_value_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path, value: str) -> None:
+    (tmp_path / "run.toml").write_text("[run]\nout_dir = 'x'\n[data]\nslides = 'y'\n")
+    with pytest.raises(ConfigError, match=r"run\.toml: run\.seed"):
+        load_config(tmp_path / "run.toml", ["--run.seed", value])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stage1.learning_rate=inf"], "finite number"),
+        (["--export.name", "a\udcffb"], "characters that no file takes"),
+        (["--evaluate.shortcuts", repr([0] * 100_000)], "and 99,990 more"),
+    ],
+)
+def test_values_that_a_run_could_not_keep_are_refused_in_a_sentence(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    (tmp_path / "config.toml").write_text('[data]\nslides = "slides.csv"\n[run]\nout_dir = "run"\n')
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(tmp_path / "config.toml", words)
+    assert len(str(caught.value)) < 5_000

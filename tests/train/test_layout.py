@@ -230,3 +230,15 @@ def test_the_table_of_methods() -> None:
     assert in_table_order(keys) == ["teacher_hr", "lrmil", "new", "rgb"]
     assert in_table_order(keys, ours_last=True) == ["teacher_hr", "new", "lrmil", "rgb"]
     assert [method.key for method in METHODS if method.is_distilled] == ["stage2_only", "lrmil"]
+
+
+def test_a_marker_that_is_damaged_marks_nothing(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    run_dir.mark_done("fold0/test", "key")
+    assert run_dir.is_done("fold0/test", "key")
+    marker = run_dir.marker("fold0/test")
+    marker.write_bytes(b"\xff\xfe")
+    assert not run_dir.is_done("fold0/test", "key")
+    marker.unlink()
+    marker.mkdir()
+    assert not run_dir.is_done("fold0/test", "key")

@@ -208,7 +208,7 @@ def test_official_split_is_taken_as_it_is() -> None:
     (row("x", patient="p-val1", label=None), r"in two parts"),
     (row("x", label=None, fold="test"), r"slides of val or test have no label: x"),
     (row("x", label="a", fold="unlabelled"), r"slides marked unlabelled have a label: x"),
-    (row("x", label="a", fold="tset"), r"'tset': use either whole numbers or the names train, val, test"),
+    (row("x", label="a", fold="tset"), r"'tset': use either whole numbers or the names train, val, calibration, test"),
     (row("x", label="a", fold="3"), r"mixes kinds"),
     (row("x", label="a"), r"column 'fold' is empty for 1 labelled slides: x"),
     (row("x", label="c", fold="train"), r"val has no slide of class c"),

@@ -325,7 +325,7 @@ def test_the_real_camelyon16_table(shared_file: SharedFile, tmp_path: Path) -> N
     out = tmp_path / "slides.csv"
     said = run("camelyon16", labels, "--slides", slides, "--out", out)
     split = split_of(out)
-    assert [len(part) for part in split[1:]] == [216, 54, 129, 0]
+    assert [len(part) for part in split[1:]] == [216, 54, 129, 0, 0]
     assert Counter(row.label for row in split.test) == {"normal": 80, "tumor": 49}
     assert Counter(row.label for row in split.val) == {"normal": 32, "tumor": 22}
     assert Counter(row.label for row in (*split.train, *split.val)) == {"normal": 159, "tumor": 111}
@@ -432,7 +432,7 @@ def test_the_real_bracs_table(shared_file: SharedFile, tmp_path: Path) -> None:
     slides = touch(tmp_path / "BRACS_WSI", *(line["full_path"].partition("/BRACS_WSI/")[2] for line in given))
     said = run("bracs", labels, "--slides", slides, "--out", tmp_path / "seven.csv")
     split = split_of(tmp_path / "seven.csv")
-    assert [len(part) for part in split[1:]] == [395, 65, 87, 0]
+    assert [len(part) for part in split[1:]] == [395, 65, 87, 0, 0]
     assert Counter(row.label for row in rows_of(tmp_path / "seven.csv")) == {
         "N": 44, "PB": 147, "UDH": 74, "FEA": 41, "ADH": 48, "DCIS": 61, "IC": 132,
     }  # fmt: skip
@@ -457,7 +457,7 @@ def test_the_real_bracs_split_files(shared_file: SharedFile, tmp_path: Path, nam
         split = ["--split", split_file] if command == "bracs" else [split_file]
         out = tmp_path / f"{command}.csv"
         said = run(command, labels, *split, "--slides", tmp_path, "--out", out, "--missing", "keep")
-        assert [len(part) for part in split_of(out)[1:]] == [394, 64, 87, 0]
+        assert [len(part) for part in split_of(out)[1:]] == [394, 64, 87, 0, 0]
         assert f"2 slides are not in {name}: BRACS_1003717, BRACS_1003660" in said
         official = {line["slide_id"]: line["split_info"] for line in read_rows(labels)}
         assert all(row.fold == official[row.slide_id] for row in rows_of(out))
@@ -497,7 +497,7 @@ def test_bracs_official_sheet_as_xlsx_and_csv(tmp_path: Path) -> None:
     run("bracs", xlsx, "--slides", slides, "--out", tmp_path / "x.csv")
     run("bracs", text, "--slides", slides, "--out", tmp_path / "c.csv")
     split = split_of(tmp_path / "x.csv")
-    assert [len(part) for part in split[1:]] == [12, 12, 12, 0]
+    assert [len(part) for part in split[1:]] == [12, 12, 12, 0, 0]
     assert rows_of(tmp_path / "x.csv")[4].patient_id == "2"  # spreadsheets keep numbers as 2.0
     assert [(row.slide_id, row.label, row.fold) for row in rows_of(tmp_path / "x.csv")] == [
         (row.slide_id, row.label, row.fold) for row in rows_of(tmp_path / "c.csv")
@@ -515,7 +515,7 @@ def test_a_patient_in_two_parts_stops_or_stays_held_out(tmp_path: Path) -> None:
     assert "2 patients are in two parts of the split, which leaks: 11 (train, val), 17 (train, test)" in said
     said = run(*words, "--shared-patients", "drop")
     assert "left out 2 slides of 2 patients who are also in a held-out part: BRACS_0, BRACS_1" in said
-    assert [len(part) for part in split_of(tmp_path / "o.csv")[1:]] == [10, 12, 12, 0]
+    assert [len(part) for part in split_of(tmp_path / "o.csv")[1:]] == [10, 12, 12, 0, 0]
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -574,7 +574,7 @@ def test_each_clam_split_makes_a_table(clam: Path) -> None:
     for number in range(3):
         split = split_of(clam / f"t_{number}.csv")
         assert {row.slide_id for row in split.test} == {f"s{(i + 4 * number) % 20}" for i in range(16, 20)}
-        assert [len(part) for part in split[1:]] == [12, 4, 4, 0]
+        assert [len(part) for part in split[1:]] == [12, 4, 4, 0, 0]
     assert "exist already; --force replaces them" in run(*words, "--all-splits", code=1)
     assert read_split(clam / "splits" / "splits_1.csv") == read_split(clam / "splits" / "splits_1_bool.csv")
 

@@ -19,7 +19,7 @@ BOUNDS = (1000, 2000, 5000, 4000)
 
 @pytest.fixture
 def slide_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(store.DATA_DIR_VARIABLE, str(tmp_path / "data"))
+    monkeypatch.setenv("LRMIL_DATA_DIR", str(tmp_path / "data"))
     (tmp_path / "slides").mkdir()
     return tmp_path / "slides" / "a.svs"
 

@@ -11,8 +11,11 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from napari_lrmil.errors import ConfigError, refuse_pipe
+from napari_lrmil.errors import ConfigError, readable, reason_of, refuse_pipe, shortened
 from training.config.run_config import RunConfig
+
+_MOST_FAULTS = 10
+"""That one message lists: a long list may be wrong in each of its items."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -37,8 +40,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"no such config: {path}") from error
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is not valid TOML: {reason_of(error)}") from error
     texts = {}
     for key, value, text in _pairs(overrides):
         texts[key] = text
@@ -56,7 +61,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         if numbers:  # a text that looks like a number: --export.name 2026
             quoted = [word for key in numbers for word in (f"--{key}", json.dumps(texts[key]))]
             return load_config(path, [*overrides, *quoted])
-        raise ConfigError(f"{path.name}: " + "; ".join(_explain(item) for item in error.errors())) from error
+        faults = error.errors()
+        more = f"; and {len(faults) - _MOST_FAULTS:,} more" if len(faults) > _MOST_FAULTS else ""
+        told = "; ".join(_explain(item) for item in faults[:_MOST_FAULTS])
+        raise ConfigError(f"{path.name}: {told}{more}") from error
 
 
 def _is_text(item: ErrorDetails, key: str) -> bool:
@@ -75,9 +83,11 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, object, str]]:
             if not words:
                 raise ConfigError(f"--{key} needs a value")
             text = words.pop(0)
+        if readable(text) != text:  # config.json couldn't keep it
+            raise ConfigError(f"--{key}: {shortened(text)!r} has characters that no file takes")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text
         pairs.append((key, value, text))
     return pairs
@@ -86,7 +96,7 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, object, str]]:
 def _explain(item: ErrorDetails) -> str:
     place = [str(part) for part in item["loc"]]
     if item["type"] != "extra_forbidden":
-        return f"{'.'.join(place) or 'the whole'}: {item['msg'].removeprefix('Value error, ')}"
+        return shortened(f"{'.'.join(place) or 'the whole'}: {item['msg'].removeprefix('Value error, ')}")
     model: type[BaseModel] = RunConfig
     for part in place[:-1]:
         section = model.model_fields[part].annotation
@@ -94,4 +104,4 @@ def _explain(item: ErrorDetails) -> str:
         assert issubclass(section, BaseModel)
         model = section
     near = difflib.get_close_matches(place[-1], model.model_fields, n=1, cutoff=0.0)
-    return f"unknown key {'.'.join(place)!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?"
+    return f"unknown key {shortened('.'.join(place))!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?"

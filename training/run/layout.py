@@ -478,8 +478,8 @@ class RunDir:
     def is_done(self, step: str, key: str) -> bool:
         """Whether `step` was finished with inputs of this hash."""
         try:
-            return self.marker(step).read_text(encoding="utf-8") == key
-        except FileNotFoundError:
+            return self.marker(step).read_bytes() == key.encode()
+        except OSError:  # absent, or something else in its place
             return False
 
     def forget(self, step: str) -> None:

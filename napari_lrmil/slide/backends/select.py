@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, BinaryIO
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import Backend
 from napari_lrmil.slide.files import DEEPZOOM_SUFFIX, SLIDE_SUFFIXES, dicom_files_in, is_zarr, is_zipped_zarr
+from napari_lrmil.slide.tiff_directories import (
+    HEAD_BYTES,
+    MAX_ENTRIES,
+    SUBIFDS,
+    DirectoryFormat,
+    directory_format,
+)
 
 if TYPE_CHECKING:
     from napari_lrmil.slide.backends.openslide_backend import OpenSlideBackend
@@ -20,8 +27,6 @@ _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ZIP_MAGIC = b"PK\3\4"
 _IMAGE_MAGICS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
-_SUBIFDS = 330
-_MAX_ENTRIES = 2**12
 _MAX_NESTED = 8
 
 _DIRECT_VENDORS = ("aperio", "generic-tiff", "philips", "trestle")
@@ -112,14 +117,13 @@ def _openslide(path: Path) -> OpenSlideBackend:
 def _refuse_loop(path: Path) -> None:
     """Refuse a TIFF whose directories lead back to one that led there: decoders would follow them for ever."""
     with path.open("rb") as file:
-        header = file.read(16)
-        order = "<" if header[:2] == b"II" else ">"
-        big = header[2:4] in (b"\x2b\0", b"\0\x2b")
-        directories = _Directories(file, order, big=big)
-        try:
-            loops = directories.lead_back(directories.first(header))
-        except (struct.error, OSError, OverflowError, ValueError):
+        form = directory_format(file.read(HEAD_BYTES))
+        if form is None:
             return  # cut short: the decoders say so
+        try:
+            loops = _Directories(file, form).lead_back(form.first)
+        except (struct.error, OSError, OverflowError, ValueError):
+            return  # cut short, too
     if loops:
         raise SlideError(f"{path.name} is damaged: its directories lead back to an earlier one")
 
@@ -127,20 +131,10 @@ def _refuse_loop(path: Path) -> None:
 class _Directories:
     """The directories of a TIFF: each names the next one, and some name others below it (SubIFDs)."""
 
-    def __init__(self, file: BinaryIO, order: str, *, big: bool) -> None:
-        self._file, self._order = file, order
-        self._count, self._offset = (
-            struct.Struct(order + ("Q" if big else "H")),
-            struct.Struct(order + "IQ"[big]),
-        )
-        self._entry = struct.Struct(order + ("HHQ8s" if big else "HHI4s"))
-        self._first_at = 8 if big else 4
+    def __init__(self, file: BinaryIO, form: DirectoryFormat) -> None:
+        self._file, self._form = file, form
         self._led_here: set[int] = set()
         self._done: set[int] = set()
-
-    def first(self, header: bytes) -> int:
-        """Where the first one is."""
-        return int(self._offset.unpack_from(header, self._first_at)[0])
 
     def lead_back(self, at: int, *, deep: int = 0) -> bool:
         """Whether a directory, those after it or those below them lead back to one that led there.
@@ -165,20 +159,21 @@ class _Directories:
 
     def _read(self, at: int) -> tuple[list[int], int]:
         """The directories below one, and the next one."""
+        form = self._form
         self._file.seek(at)
-        (n_entries,) = self._count.unpack(self._file.read(self._count.size))
-        if n_entries > _MAX_ENTRIES:  # rubbish; where the next one is, is said behind them all the same
-            self._file.seek(n_entries * self._entry.size, os.SEEK_CUR)
-            return [], int(self._offset.unpack(self._file.read(self._offset.size))[0])
-        table = self._file.read(n_entries * self._entry.size)
-        (following,) = self._offset.unpack(self._file.read(self._offset.size))
+        (n_entries,) = form.count.unpack(self._file.read(form.count.size))
+        if n_entries > MAX_ENTRIES:  # rubbish; where the next one is, is said behind them all the same
+            self._file.seek(n_entries * form.entry.size, os.SEEK_CUR)
+            return [], int(form.offset.unpack(self._file.read(form.offset.size))[0])
+        table = self._file.read(n_entries * form.entry.size)
+        (following,) = form.offset.unpack(self._file.read(form.offset.size))
         below: list[int] = []
-        for tag, kind, n_values, value in self._entry.iter_unpack(table):
-            if tag == _SUBIFDS:
-                number = struct.Struct(self._order + ("Q" if kind in (16, 18) else "I"))
-                n_bytes = min(n_values, _MAX_ENTRIES) * number.size
+        for tag, kind, n_values, value in form.entry.iter_unpack(table):
+            if tag == SUBIFDS:
+                number = struct.Struct(form.order + ("Q" if kind in (16, 18) else "I"))
+                n_bytes = min(n_values, MAX_ENTRIES) * number.size
                 if n_bytes > len(value):
-                    self._file.seek(self._offset.unpack(value)[0])
+                    self._file.seek(form.offset.unpack(value)[0])
                     value = self._file.read(n_bytes)
                 below += [
                     each for (each,) in number.iter_unpack(value[: n_bytes // number.size * number.size])

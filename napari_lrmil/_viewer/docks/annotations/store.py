@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import platformdirs
-
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.errors import GeoJSONError
 from napari_lrmil.export.geojson import read_annotations, write_annotations
-from napari_lrmil.slide.files import from_home
+from napari_lrmil.slide.files import user_folder
 from napari_lrmil.slide.identity import earlier_digits
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from napari_lrmil.slide import Slide
 
 SUFFIX = ".lrmil-annotations.geojson"
-DATA_DIR_VARIABLE = "LRMIL_DATA_DIR"
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 Bounds = tuple[int, int, int, int]
@@ -63,8 +60,7 @@ class AnnotationStore:
 
     def __init__(self, slide_path: Path, fingerprint: str, bounds_l0_xywh: Bounds) -> None:
         self.beside = slide_path.with_name(slide_path.name + SUFFIX)
-        named = os.environ.get(DATA_DIR_VARIABLE)
-        root = from_home(named) if named else platformdirs.user_data_path("napari-lrmil", appauthor=False)
+        root = user_folder("data")
         self.fallback = root / "annotations" / f"{fingerprint}.geojson"
         of_before = sorted(self.fallback.parent.glob(f"{earlier_digits(fingerprint)}*.geojson"))
         self._places = tuple(dict.fromkeys([self.beside, self.fallback, *of_before]))

@@ -185,7 +185,7 @@ class AnnotationsWidget(DockedWidget):
         tools = QWidget()
         tools.setLayout(grid)
         column.addWidget(tools)
-        class_title = QLabel("&Class of new annotations")
+        class_title = QLabel("&Class of new ones")
         class_title.setBuddy(self.new_class)
         self.new_class.setEditable(True)
         self.new_class.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
