@@ -196,6 +196,33 @@ def test_stage1_trains_every_weight_of_the_student_and_none_of_the_teacher(
     assert 0 <= float(row["train_clipped"]) <= 1
 
 
+@pytest.mark.parametrize(("n_steps", "n_measured"), [(1, 1), (20, 1), (21, 2)])
+def test_a_terms_gradient_is_that_of_training_and_measured_on_few_batches(
+    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, n_steps: int, n_measured: int
+) -> None:
+    """Alone, a term's gradient is the step's; and no second backward pass comes with every step."""
+    context, (split,), steps = prepared(
+        *("--stage1.epochs", "1", "--stage1.batch_size", "2", "--stage1.pairs_per_epoch", str(2 * n_steps)),
+        *("--stage1.lambda_last", "0", "--stage1.lambda_layer", "0", "--stage1.lambda_attn", "3"),
+    )
+    measured = []
+    grad = torch.autograd.grad
+
+    def counted(*args: Any, **options: Any) -> Any:
+        measured.append(grad(*args, **options))
+        return measured[-1]
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    plan = steps.stage1_plan(split)
+    train_encoder(context, plan, steps, context.teacher_encoder())
+    assert len(measured) == n_measured
+    (row,) = read_rows(context.run_dir.folder(plan.folder).metrics("stage1"))
+    assert "train_gradient_last" not in row
+    assert "train_gradient_layer" not in row
+    if n_steps == 1:
+        assert float(row["train_gradient_attention"]) == pytest.approx(float(row["train_gradient"]), rel=1e-4)
+
+
 STUDENT = (
     *("--student.architecture", "vit_tiny_patch16_224"),
     *("--student.options", "{ patch_size = 8, img_size = 32, embed_dim = 16, depth = 2, num_heads = 2 }"),

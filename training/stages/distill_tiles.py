@@ -221,8 +221,9 @@ _MOST_SLIDES, _MOST_TILES = 200, 2000
 """Of which the spread of the targets is taken, and the tiles of each."""
 _LEAST_SPREAD = 1e-2
 """Of a dimension, as a share of the mean spread of all: one that never changes isn't blown up."""
-_MEASURED = 4
-"""Batches of an epoch of which each term's gradient is measured alone."""
+_MEASURED, _LEAST_APART = 4, 20
+"""Batches of an epoch of which each term's gradient is measured alone, and how far apart they are at the least: a measured
+batch takes three times as long. A short epoch has its first one measured."""
 
 
 def spread_of_targets(section: Stage1Section, slides: Sequence[SlideTiles], store: EmbeddingStore) -> Spread:
@@ -363,7 +364,7 @@ def distill_encoder(
     def batches(epoch: int) -> Iterator[PairBatch]:
         rng = np.random.default_rng((seed, epoch))
         measured.clear()
-        every = max(1, steps // _MEASURED)
+        every = max(_LEAST_APART, steps // _MEASURED)
         loaded = train.batches(rng, limit=section.pairs_per_epoch, turned=section.turned)
         for place, batch in enumerate(loaded):
             if place % every == 0 and place < _MEASURED * every:
