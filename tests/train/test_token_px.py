@@ -95,7 +95,7 @@ def test_a_tile_reads_as_the_enlarged_tile_does_to_native_tokens() -> None:
 
 
 def relative(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
+    return float(((one - other).norm() / other.norm()).detach())
 
 
 def test_a_child_is_matched_with_its_own_block_of_the_larger_grid() -> None:
