@@ -85,7 +85,9 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     # As they are embedded: HR tiles at the run's precision, LR tiles at 32 bits, as at inference.
     hr_rate = _tiles_per_second(context, teacher, config.run.precision)
     rate = hr_rate if config.run.precision == "32-true" else _tiles_per_second(context, teacher, "32-true")
-    student_rate = rate if config.student.spec is None else _tiles_per_second(context, student, "32-true")
+    student_rate = (
+        rate if context.student_spec == teacher.spec else _tiles_per_second(context, student, "32-true")
+    )
     lr_teacher = context.lr_store(context.encoder_hash)
     planned = [
         _embedding(context, "embed HR", context.rows, context.hr_store(), teacher, hr_rate, hr=True),
@@ -195,7 +197,9 @@ def _embedding(
     jobs = context.jobs(rows, store or context.lr_store(""), hr=hr)
     todo = jobs if store is None else [job for job in jobs if not job.is_done]
     n_tiles = sum(len(job.places) for job in todo)
-    arrays = 1 + (len(context.config.stage1.layers) if hr else 0)
+    stage1 = context.config.stage1
+    arrays = 1 + (len(stage1.layers) + stage1.turned if hr else 0)
+    rate = rate / 8 if hr and stage1.turned else rate
     work = f"{n_tiles:,} tiles of {len(todo)} slides" if todo else f"{len(jobs)} slides"
     return PlannedStep(name, work, 2 * n_tiles * encoder.embed_dim * arrays, n_tiles / rate)
 
@@ -228,7 +232,7 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
     def step() -> None:
         with autocast(context.device, config.run.precision):
             output = model(tiles)
-        torch.autograd.backward(output.child_tokens.square().sum() + output.embedding.square().sum())
+        torch.autograd.backward(sum(value.square().sum() for value in output))
         optimizer.step()
         optimizer.zero_grad()
 

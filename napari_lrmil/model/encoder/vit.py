@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from napari_lrmil.errors import EncoderError, shortened
 from napari_lrmil.model.encoder.spec import CONVSTEM, EncoderSpec, Options
+from napari_lrmil.model.encoder.state_dict import timm_state_dict
 
 _WEIGHT_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 # JSON and TOML have no classes: these options name one, of timm's and of no other.
@@ -32,6 +33,8 @@ class EncoderOutput(NamedTuple):
     """(L, B, D) class token after each tapped block, before the final norm."""
     layer_token_maps: Tensor
     """(L, B, D, g, g) tokens after each tapped block, prefix tokens left out."""
+    token_map: Tensor
+    """(B, D, g, g) tokens after the final norm, prefix tokens left out."""
 
 
 class Encoder(nn.Module):
@@ -87,6 +90,10 @@ class Encoder(nn.Module):
             )
         return tile_px // self.token_px
 
+    def load_resampled(self, other: Encoder) -> None:
+        """Take the weights of the same architecture with tokens of any size; see `timm_state_dict`."""
+        self.vit.load_state_dict(timm_state_dict(other.vit.state_dict(), self.vit, other_token_px=True))
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass: less memory, slower, the same gradients."""
         self.vit.set_grad_checkpointing(enable)
@@ -117,7 +124,7 @@ class Encoder(nn.Module):
         if not layers:
             tokens = self.vit.forward_features(pixels)
             empty = pixels.new_empty((0, len(pixels), self.embed_dim))
-            return EncoderOutput(tokens[:, 0], empty, empty[..., None, None])
+            return EncoderOutput(tokens[:, 0], empty, empty[..., None, None], self._as_map(tokens, pixels))
         tokens, taps = self.vit.forward_intermediates(
             pixels, indices=list(layers), return_prefix_tokens=True, norm=False, output_fmt="NCHW"
         )
@@ -126,7 +133,13 @@ class Encoder(nn.Module):
             # The class token comes first; registers follow it.
             layer_class_tokens=torch.stack([prefix[:, 0] for _, prefix in taps]),
             layer_token_maps=torch.stack([token_map for token_map, _ in taps]),
+            token_map=self._as_map(tokens, pixels),
         )
+
+    def _as_map(self, tokens: Tensor, pixels: Tensor) -> Tensor:
+        rows, cols = (edge // self.token_px for edge in pixels.shape[-2:])
+        patches = tokens[:, self.vit.num_prefix_tokens :]
+        return patches.transpose(1, 2).reshape(len(tokens), -1, rows, cols)
 
 
 def child_means(token_maps: Tensor, ratio: int) -> Tensor:
