@@ -126,7 +126,7 @@ def test_a_run_of_seeds_that_was_killed_ends_as_if_it_had_not_been(cohort: Path,
             "killed",
             [
                 ("training.checkpoint", "FitState.save:seed6/checkpoints/lrmil", "2", "after"),
-                ("training.run.layout", "RunDir.mark_done:fold0/seed6/test_lrmil", "1", "before"),
+                ("training.run.markers", "Markers.write:fold0/seed6/test_lrmil", "1", "before"),
             ],
         ),
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -51,7 +50,6 @@ def compare(
         See `compare_methods`.
     """
     config = context.config
-    kept = context.run_dir.kept_results_json
     bundles = [fold.read_bundle_info() for fold in map(context.run_dir.fold, folds)]
     trusts = [one.trust for one in bundles if one is not None and one.trust is not None]
     quantiles = [trust.conformal.quantile for trust in trusts] if len(trusts) == len(folds) else None
@@ -69,7 +67,7 @@ def compare(
         context.run_dir.write_kept_results(results)
 
     once(context, steps.results(tested, quantiles or (), fits), measure, quiet=True)
-    results: dict[str, MethodResult] = json.loads(kept.read_text(encoding="utf-8"))
+    results: dict[str, MethodResult] = context.run_dir.read_kept_results()
     context.run_dir.write_results(results)
     labels = np.concatenate([fold.labels for fold in tested[OURS.key]])
     counts = [int((labels == index).sum()) for index in range(len(context.class_names))]
