@@ -139,7 +139,7 @@ def verdict_of(slide_path: Path) -> Verdict | None:
         except WorklistError:
             continue
         if review is not None:
-            return Verdict(review.verdict, review.note, review.time or None, review.label_shown or "")
+            return Verdict(review.verdict, review.note, review.time or None, review.answer_shown or "")
     return None
 
 

@@ -246,10 +246,13 @@ class WorklistPresenter:
     def _review(self, path: Path, verdict: Verdict | None, note: str | None) -> None:
         if self._list is None:
             return
-        result = self._controller.result if self._controller is not None else None
+        controller, revealed = self._controller, None
+        result = controller.result if controller is not None else None
         if result is not None and path == self.open_path:  # what the screen says is what the verdict is about
             self._take_result(path, result)
-        self._list.note_verdict(path, verdict, note, reviewer=self._reviewer())
+            if controller is not None and controller.label_revealed:
+                revealed = summarise(result)
+        self._list.note_verdict(path, verdict, note, reviewer=self._reviewer(), revealed=revealed)
         self._error = ""
         self._verdicts.write(self._list.reviews)
         self._list_changed()
@@ -266,7 +269,7 @@ class WorklistPresenter:
         controller = self._controller
         if self._list is None or controller is None or controller.bundle is None:
             return
-        wanted = [item for item in self._list.ordered(self._rows.order) if item.label is None]
+        wanted = [item for item in self._list.ordered(self._rows.order) if item.answer is None]
         self._hint = "" if wanted else "Every slide of the list is classified."
         if wanted:
             self._rows.freeze()
