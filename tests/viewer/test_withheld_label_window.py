@@ -117,15 +117,12 @@ def test_the_tiles_come_with_the_label(viewer: Any, small_slide: Path, strict: P
     open_slide_with_result(viewer, small_slide, strict)
     tiles = TilesWidget(viewer)
     viewer.window.add_dock_widget(tiles)
-    panel = tiles.presenter._panel
-    assert panel is not None
-    assert panel.top == ()
-    assert "unlike those that the model was trained on" in panel.hint
+    assert "unlike those that the model was trained on" in tiles.hint.text()
+    assert tiles.top.count() == tiles.bottom.count() == 0
     qtbot.mouseClick(dock_widget(viewer).result_section.reveal, LEFT)
-    panel = tiles.presenter._panel
-    assert panel is not None
-    assert panel.bottom
-    assert "Not to be used" in panel.note
+    assert tiles.hint.text() == ""
+    assert tiles.bottom.count() > 0
+    assert "Not to be used" in tiles.note.text()
 
 
 def test_row_count_and_verdict(
