@@ -92,6 +92,12 @@ class StudentSection(_ViTSection):
         return None if self.architecture is None else self._spec(self.architecture)
 
 
+def encoder_depth(spec: EncoderSpec) -> int:
+    """Return how many blocks an encoder has, without making its weights."""
+    with torch.device("meta"):
+        return Encoder(spec).depth
+
+
 def random_encoder(spec: EncoderSpec, *, seed: int, device: torch.device) -> Encoder:
     """Return an encoder with fresh weights, frozen, in eval mode."""
     torch.manual_seed(seed)
