@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,17 +13,23 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from rich.console import Console
+from run_helpers import rerun, write_config
 from torch import Tensor
 
+from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.mil import build_mil
 from training.checkpoint import Files
+from training.config import load_config
 from training.loop import Session
 from training.progress import Reporter
+from training.run.plan import plan
+from training.run.prepare import Prepared, prepare
 from training.stages.end_to_end import (
     EndToEnd,
     EndToEndSection,
     LowRank,
+    SlidePixels,
     add_adapters,
     fit_end_to_end,
     merge_adapters,
@@ -292,3 +299,72 @@ def test_one_that_goes_on_ends_where_an_uninterrupted_one_does(
     for key, value in made["whole"][0].items():
         assert torch.equal(made["killed"][0][key], value), key
     assert made["killed"][1] == made["whole"][1]
+
+
+@pytest.mark.slow
+def test_a_run_trains_scores_and_resumes_its_rows(cohort: Path, tmp_path: Path, one_thread: None) -> None:
+    config = write_config(tmp_path, cohort)
+    config.write_text(
+        config.read_text()
+        + '[end_to_end]\ntrain = "lora"\nblocks = 2\nlora_rank = 2\nepochs = 2\n'
+        + '[[compare]]\nset = "end_to_end"\n'
+        + '[[compare]]\nkey = "small"\nembedding = "student"\nstudent = { token_px = 4 }\n'
+    )
+    words = ("--evaluate.shortcuts", "[]")
+    planned = plan(*prepared(tmp_path, *words))
+    names = [step.name for step in planned]
+    assert {"fold0/end_to_end", "fold0/end_to_end_scratch", "embed LR, fold0/end_to_end"} <= set(names)
+    assert all(step.seconds > 0 for step in planned if "end_to_end" in step.name)
+    rerun(tmp_path, *words)
+    run = tmp_path / "run"
+    results = json.loads((run / "results.json").read_text())
+    assert list(results) == ["end_to_end", "end_to_end_scratch", "small", "lrmil"]
+    for key in ("end_to_end", "end_to_end_scratch"):
+        assert results[key]["train_auc"] is not None
+        # What was scored is what the kept encoder and head say of the slides' pixels.
+        context, splits, _ = prepared(tmp_path, *words)
+        folder = context.run_dir.fold(0)
+        encoder = context.student_encoder(folder.encoder(key))
+        head = folder.read_head(key, context.head_spec(encoder.embed_dim))
+        pixels = SlidePixels(
+            context.tiles_of(splits[0].test), context.geometry, context.class_names, threads=1
+        )
+        logits = served_logits(encoder, head, pixels, CPU, 16)
+        expected = folder.read_calibration(key).probabilities(logits.numpy())
+        np.testing.assert_allclose(folder.read_predictions(key).probabilities, expected, atol=1e-4)
+    made = {path: path.read_bytes() for path in sorted(run.rglob("*.safetensors"))}
+    # Another number of epochs concerns these two rows alone; what is done is not done again.
+    _, said = rerun(tmp_path, *words, "--end_to_end.epochs", "3")
+    assert "fold0/lrmil: done before" in said
+    assert "fold0/end_to_end: done before" not in said
+    after = {path: path.read_bytes() for path in sorted(run.rglob("*.safetensors"))}
+    assert (
+        after[run / "fold0" / "mil" / "lrmil.safetensors"]
+        == made[run / "fold0" / "mil" / "lrmil.safetensors"]
+    )
+    _, said = rerun(tmp_path, *words, "--end_to_end.epochs", "3")
+    assert "fold0/end_to_end: done before" in said
+    assert all(step.seconds == 0 for step in plan(*prepared(tmp_path, *words, "--end_to_end.epochs", "3")))
+
+
+def prepared(folder: Path, *words: str) -> Prepared:
+    loaded = load_config(folder / "config.toml", ["--run.out_dir", str(folder / "run"), *words])
+    return prepare(loaded, skip_bad=False, reporter=Reporter(Console(quiet=True)), writes=False)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('embedding = "end_to_end"\nlosses = ["ce", "bag"]', "learns from the label alone"),
+        (
+            'embedding = "student"\nend_to_end = { epochs = 2 }',
+            "concerns end_to_end and end_to_end_scratch alone",
+        ),
+        ('embedding = "end_to_end"\nend_to_end = { epoch = 2 }', "did you mean 'epochs'"),
+    ],
+)
+def test_rows_that_make_no_sense_are_refused(cohort: Path, tmp_path: Path, row: str, message: str) -> None:
+    config = write_config(tmp_path, cohort)
+    config.write_text(config.read_text() + f'[[compare]]\nkey = "mine"\n{row}\n')
+    with pytest.raises(ConfigError, match=message):
+        load_config(config, [])

@@ -234,7 +234,7 @@ class EndToEnd(nn.Module):
     def forward(self, tiles: Tensor) -> MILOutput:
         """Return what the head says of a bag of (N, T, T, 3) uint8 tiles, which may lie on another device."""
         output: MILOutput = self.head(
-            torch.cat([self._embed(chunk) for chunk in tiles.split(self._chunk_tiles)])
+            torch.cat([self._embed(chunk) for chunk in torch.split(tiles, self._chunk_tiles)])
         )
         return output
 
