@@ -232,7 +232,9 @@ def test_shuffled_targets_are_the_same_values_and_none_of_their_tiles(tmp_path: 
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_enlarged_pixels_are_pillows_bicubic(factor: int) -> None:
-    tile = np.random.default_rng(1).integers(100, 156, (2, 16, 16, 3), np.uint8)  # Pillow cuts overshoots between its passes
+    tile = np.random.default_rng(1).integers(
+        100, 156, (2, 16, 16, 3), np.uint8
+    )  # Pillow cuts overshoots between its passes
     found = enlarge(tile, factor)
     size = (16 * factor, 16 * factor)
     expected = [np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BICUBIC)) for one in tile]

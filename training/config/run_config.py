@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
+from napari_lrmil.errors import EncoderError
 from training.config.compare import CompareRow
 from training.data.table import DataSection
 from training.data.tile_index import TilesSection
@@ -146,12 +147,32 @@ class RunConfig(Section):
             or min(layers, default=0) < 0
         ):
             raise ValueError("student.layers must ascend and name one block for each of stage1.layers")
+        self._check_tokens()
         self._check_stage1_slides()
         stage1 = self.stage1
         if not (stage1.lambda_attn or stage1.lambda_last or (stage1.layers and stage1.lambda_layer)):
             raise ValueError(
                 "of stage1.lambda_attn, stage1.lambda_last and, with stage1.layers, stage1.lambda_layer, one must be "
                 "above 0: there is nothing to learn from"
+            )
+
+    def _check_tokens(self) -> None:
+        token_px, tiles = self.student.token_px, self.tiles
+        if token_px is None:
+            return
+        try:
+            self.student.spec_for(self.encoder.spec)
+        except EncoderError as error:
+            raise ValueError(f"student.token_px {token_px}: {error}") from error
+        if tiles.tile_px % token_px:
+            raise ValueError(
+                f"student.token_px {token_px} doesn't divide tiles.tile_px {tiles.tile_px}: a tile is a whole number of tokens"
+            )
+        if tiles.tile_px // token_px < tiles.ratio:
+            grid = tiles.tile_px // token_px
+            raise ValueError(
+                f"student.token_px {token_px} gives {grid} x {grid} tokens a tile, which can't tell {tiles.ratio} x "
+                f"{tiles.ratio} children apart"
             )
 
     def _check_stage1_slides(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -94,7 +95,6 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     # As they are embedded: HR tiles at the run's precision, LR tiles at 32 bits, as at inference.
     hr_rate = _tiles_per_second(context, teacher, config.run.precision)
     rate = hr_rate if config.run.precision == "32-true" else _tiles_per_second(context, teacher, "32-true")
-    student_rate = rate if config.student.spec is None else _tiles_per_second(context, student, "32-true")
     methods = trained_methods(context)
     ratio = context.geometry.ratio
     planned = []
@@ -120,7 +120,18 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     ]
     lr_seconds, hr_seconds = _head_seconds(context, student.embed_dim, hr=False), seconds_a_bag
     read = {one: Embedded(teacher, context.read_store(one)) for one in readings(context)}
-    pair_seconds: list[float] = []
+
+    # Rows may have an f' of their own; each is measured once, and only where something is to do.
+    @functools.cache
+    def tile_rate(spec_json: str) -> float:
+        one = students[spec_json]
+        return rate if one.spec == teacher.spec else _tiles_per_second(context, one, "32-true")
+
+    @functools.cache
+    def a_pair(spec_json: str) -> float:
+        return _pair_seconds(context, teacher, students[spec_json])
+
+    students: dict[str, Encoder] = {}
     embedded: dict[str, int] = {}
     for split in splits:
         for method in methods:
@@ -137,6 +148,10 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
             if not method.embedding.is_of_student:
                 continue
             mine = steps.of(method)
+            spec_json = mine.context.student_spec.model_dump_json()
+            if spec_json not in students:
+                seed = context.encoder_seeds[0]
+                students[spec_json] = mine.context.new_student(teacher, seed).eval()
             for encoder_seed in mine.context.encoder_seeds:
                 stage1 = mine.stage1_plan(split, encoder_seed, method.embedding.encoder)
                 trained = is_done(context.run_dir, mine.stage1(stage1))
@@ -147,11 +162,8 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
                         planned[place] = planned[place]._replace(rows=(*planned[place].rows, method.key))
                         continue
                     if name.endswith("/stage1"):
-                        if not trained and not pair_seconds:
-                            pair_seconds.append(_pair_seconds(context, teacher, student))
-                        step = _stage1(
-                            mine.context, stage1, mine.stage1(stage1), 0.0 if trained else pair_seconds[0]
-                        )
+                        seconds = 0.0 if trained else a_pair(spec_json)
+                        step = _stage1(mine.context, stage1, mine.stage1(stage1), seconds)
                     elif lr_student is None and mine.shares_encoder and split is not splits[0]:
                         continue  # counted with the first fold
                     else:
@@ -160,8 +172,8 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
                             f"embed LR, fold {split.fold}",
                             split.labelled,
                             lr_student,
-                            student,
-                            student_rate,
+                            students[spec_json],
+                            tile_rate(spec_json),
                             reading=context.lr_tiles,
                         )
                     embedded[name] = len(planned)
