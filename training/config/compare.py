@@ -147,5 +147,5 @@ class CompareRow(Section):
         own = "".join(
             f", {name}.{key} = {value}" for name in sections for key, value in getattr(self, name).items()
         )
-        name = self.name or (embedding.name + terms + own)[:80]
+        name = self.name or embedding.name + terms + own
         return Method(self.key, name, embedding, "abmil", self.losses, bar=name, options=options)

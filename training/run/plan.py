@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -95,17 +96,6 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     # As they are embedded: HR tiles at the run's precision, LR tiles at 32 bits, as at inference.
     hr_rate = _tiles_per_second(context, teacher, config.run.precision)
     rate = hr_rate if config.run.precision == "32-true" else _tiles_per_second(context, teacher, "32-true")
-    students: dict[str, tuple[Encoder, float]] = {}
-
-    def student_of(mine: Context) -> tuple[Encoder, float]:
-        """Return f' of a row before stage 1, and how many tiles a second it embeds."""
-        key = mine.config.student.model_dump_json()
-        if key not in students:
-            one = mine.new_student(teacher, mine.encoder_seeds[0]).eval()
-            same = mine.student_spec == teacher.spec
-            students[key] = one, rate if same else _tiles_per_second(mine, one, "32-true")
-        return students[key]
-
     methods = trained_methods(context)
     ratio = context.geometry.ratio
     planned = []
@@ -131,7 +121,18 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     ]
     lr_seconds, hr_seconds = _head_seconds(context, student.embed_dim, hr=False), seconds_a_bag
     read = {one: Embedded(teacher, context.read_store(one)) for one in readings(context)}
-    pair_seconds: dict[str, float] = {}
+
+    # Rows may have an f' of their own; each is measured once, and only where something is to do.
+    @functools.cache
+    def tile_rate(spec_json: str) -> float:
+        one = students[spec_json]
+        return rate if one.spec == teacher.spec else _tiles_per_second(context, one, "32-true")
+
+    @functools.cache
+    def a_pair(spec_json: str) -> float:
+        return _pair_seconds(context, teacher, students[spec_json])
+
+    students: dict[str, Encoder] = {}
     embedded: dict[str, int] = {}
     for split in splits:
         for method in methods:
@@ -148,6 +149,10 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
             if not method.embedding.is_of_student:
                 continue
             mine = steps.of(method)
+            spec_json = mine.context.student_spec.model_dump_json()
+            if spec_json not in students:
+                seed = context.encoder_seeds[0]
+                students[spec_json] = mine.context.new_student(teacher, seed).eval()
             for encoder_seed in mine.context.encoder_seeds:
                 stage1 = mine.stage1_plan(split, encoder_seed, method.embedding.encoder)
                 trained = is_done(context.run_dir, mine.stage1(stage1))
@@ -158,14 +163,8 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
                         planned[place] = planned[place]._replace(rows=(*planned[place].rows, method.key))
                         continue
                     if name.endswith("/stage1"):
-                        kind = mine.context.config.model_dump_json(include={"student", "stage1"})
-                        if not trained and kind not in pair_seconds:
-                            pair_seconds[kind] = _pair_seconds(
-                                mine.context, teacher, student_of(mine.context)[0]
-                            )
-                        step = _stage1(
-                            mine.context, stage1, mine.stage1(stage1), 0.0 if trained else pair_seconds[kind]
-                        )
+                        seconds = 0.0 if trained else a_pair(spec_json)
+                        step = _stage1(mine.context, stage1, mine.stage1(stage1), seconds)
                     elif lr_student is None and mine.shares_encoder and split is not splits[0]:
                         continue  # counted with the first fold
                     else:
@@ -174,7 +173,8 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
                             f"embed LR, fold {split.fold}",
                             split.labelled,
                             lr_student,
-                            *student_of(mine.context),
+                            students[spec_json],
+                            tile_rate(spec_json),
                             reading=context.lr_tiles,
                         )
                     embedded[name] = len(planned)
@@ -191,28 +191,24 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
                     for seed in seeds
                 ]
     for method in methods:
-        if method.is_end_to_end:
-            mine = steps.of(method)
-            own, own_rate = student_of(mine.context)
-            seconds_a_tile = _end_to_end_seconds(mine.context, own)
-            for split in splits:
-                for seed in seeds:
-                    training = mine.end_to_end(split, method, seed)
-                    planned.append(_end_to_end(mine.context, split, training, seconds_a_tile, own_rate))
-                    embedding_step = _embedding(
-                        mine.context,
-                        f"embed LR, {training.name}",
-                        split.labelled,
-                        None,
-                        own,
-                        own_rate,
-                        reading=context.lr_tiles,
-                    )
-                    planned.append(
-                        embedding_step._replace(seconds=0.0)
-                        if is_done(context.run_dir, training)
-                        else embedding_step
-                    )
+        if not method.is_end_to_end:
+            continue
+        mine = steps.of(method)
+        spec_json = mine.context.student_spec.model_dump_json()
+        if spec_json not in students:
+            students[spec_json] = mine.context.new_student(teacher, mine.context.encoder_seeds[0]).eval()
+        own, own_rate = students[spec_json], tile_rate(spec_json)
+        seconds_a_tile = _end_to_end_seconds(mine.context, own)
+        for split in splits:
+            for seed in seeds:
+                training = mine.end_to_end(split, method, seed)
+                planned.append(_end_to_end(mine.context, split, training, seconds_a_tile, own_rate))
+                name = f"embed LR, {training.name}"
+                embedding = _embedding(
+                    mine.context, name, split.labelled, None, own, own_rate, reading=context.lr_tiles
+                )
+                done = is_done(context.run_dir, training)
+                planned.append(embedding._replace(seconds=0.0) if done else embedding)
     for method in methods:
         if method.embedding == RANDOM:
             _, random_store = context.random_lr_encoder()
