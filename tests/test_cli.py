@@ -800,6 +800,8 @@ def test_an_output_that_is_full_costs_no_slide(
         assert ended.returncode == 1
         assert "Traceback" not in ended.stderr
         assert "error: not all that was to be told could be written (No space left on device)" in ended.stderr
+    helped = CliRunner().invoke(app, ["predict", "--help"], env={"COLUMNS": "200"}).output
+    assert "1 some failed, or not all that was printed could be written" in " ".join(helped.split())
 
 
 @pytest.mark.parametrize("mpp", ["nan", "0", "-1", "353"])

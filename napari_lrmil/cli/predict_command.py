@@ -114,8 +114,8 @@ def predict(
     A slide that can't be read doesn't stop the others: errors are listed at the end and in errors.csv. Tables are
     written slide by slide. Stop with Ctrl-C whenever you like; the same command goes on from there.
 
-    Exit status: 0 all slides have a result, 1 some failed, 2 nothing could be done, 130 stopped by Ctrl-C, 143 by
-    SIGTERM, 129 by SIGHUP.
+    Exit status: 0 all slides have a result, 1 some failed, or not all that was printed could be written, 2 nothing could
+    be done, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
     """
     status = 0
     outcome: Outcome | None = None

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from napari_lrmil.atomic import write_text
+from napari_lrmil.errors import reason_of
 from napari_lrmil.evidence import DeletionCurve
 from napari_lrmil.export.errors import ExportError, ResultFileError
 from napari_lrmil.export.tables import csv_text
@@ -354,7 +355,7 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
         )
     except ValidationError as error:
         raise ExportError(
-            f"the result of {prediction.slide_name} can't be written: {_first_of(error)}. Check the model, and "
+            f"the result of {prediction.slide_name} can't be written: {reason_of(error)}. Check the model, and "
             "classify again."
         ) from error
 
@@ -439,7 +440,7 @@ def read_document(path: str | Path) -> ResultDocument:
             text = json.dumps(_as_now(raw))
         document = ResultDocument.model_validate_json(text)
     except ValidationError as error:
-        raise ResultFileError(f"{path.name} is damaged: {_first_of(error)}. {cure}") from error
+        raise ResultFileError(f"{path.name} is damaged: {reason_of(error)}. {cure}") from error
     wrong = _contradictions(document)
     if wrong:
         raise ResultFileError(f"{path.name} is damaged: {wrong}. {cure}")
@@ -652,9 +653,3 @@ def _read_text(path: Path) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _first_of(error: ValidationError) -> str:
-    """Where the first fault lies, and what it is."""
-    fault = error.errors()[0]
-    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

@@ -132,7 +132,7 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
             if plan.folder not in students:
                 train_encoder(context, plan, steps, teacher)
                 students[plan.folder] = Embedded(
-                    context.student_encoder(steps.student_file(plan)), steps.student_store(plan)
+                    context.student_encoder(context.run_dir.folder(plan.folder)), steps.student_store(plan)
                 )
             student = students[plan.folder]
             embed(context, split.labelled, student, steps.student_file(plan), hr=False)
