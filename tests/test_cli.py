@@ -513,9 +513,12 @@ def test_a_run_that_is_stopped_goes_on(
         env=environment,
     )
     assert program.stdout is not None
-    said = program.stdout.readline()
-    program.send_signal(signal.Signals[how])
-    _, told = program.communicate(timeout=60)
+    try:
+        said = program.stdout.readline()
+        program.send_signal(signal.Signals[how])
+        _, told = program.communicate(timeout=60)
+    finally:
+        program.kill()  # of no effect on one that has ended
     assert said == "held\n", told
     assert ResultCache(own_cache).size().n_results == KEPT
     assert program.returncode == {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGKILL": -9}[how]
