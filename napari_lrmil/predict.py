@@ -17,7 +17,8 @@ from napari_lrmil import __version__
 from napari_lrmil.errors import SlideError
 from napari_lrmil.evidence import SATURATED_ABOVE, DeletionCurve, explain
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
-from napari_lrmil.model.calibration import UNLIKE_TRAINING, answer_of, called_class
+from napari_lrmil.model.calibration import answer_of, called_class
+from napari_lrmil.model.card import UNLIKE_TRAINING
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, find_tiles, iter_tiles
 from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE, check_damage

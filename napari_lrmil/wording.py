@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from napari_lrmil.model.calibration import UNLIKE_TRAINING as _UNLIKE
 from napari_lrmil.model.card import DEMONSTRATION_NOTE
+from napari_lrmil.model.card import UNLIKE_TRAINING as _UNLIKE
 
 if TYPE_CHECKING:  # predict loads torch
     from napari_lrmil.evidence import DeletionCurve

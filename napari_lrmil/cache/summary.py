@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from napari_lrmil.model.calibration import UNLIKE_TRAINING, answer_of
+from napari_lrmil.model.calibration import answer_of
+from napari_lrmil.model.card import UNLIKE_TRAINING
 from napari_lrmil.wording import status_of
 
 if TYPE_CHECKING:

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Array = NDArray[np.float64]
+from napari_lrmil.model.card import UNLIKE_TRAINING
 
-UNLIKE_TRAINING = "unlike training"
-"""The answer where there is no label: the slide is farther from those of training than the model's limit."""
+Array = NDArray[np.float64]
 
 
 class VectorScaling(BaseModel):

@@ -142,8 +142,12 @@ def test_row_count_and_verdict(
     presenter.classify_all()
     qtbot.waitUntil(lambda: presenter.panel().batch.text.startswith("Done"), timeout=LONG_MS)
     assert presenter.panel().batch.text == "Done: 2 of 2 classified: 2 unlike training."
-    rows = [widget.model.data(widget.model.index(row, 0)) for row in range(2)]
-    assert all("▲ unlike training" in text for text in rows)
+
+    def texts() -> list[str]:
+        return [widget.model.data(widget.model.index(row, 0)) for row in range(2)]
+
+    qtbot.waitUntil(lambda: all("▲ unlike training" in text for text in texts()), timeout=LONG_MS)
+    rows = texts()
     assert not [text for text in rows if "lesion" in text or "benign" in text]
     for name in ("a.tif", "b.tif"):
         presenter.open_slide(folder / name)

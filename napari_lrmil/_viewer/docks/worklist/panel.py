@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from napari_lrmil.model.calibration import UNLIKE_TRAINING
+from napari_lrmil.model.card import UNLIKE_TRAINING
 from napari_lrmil.wording import counts_text, duration_text, percent_text
 from napari_lrmil.worklist import Order, Saved, Status, Verdict, WorklistItem
 
