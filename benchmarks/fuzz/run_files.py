@@ -66,7 +66,7 @@ def targets() -> Iterable[Target]:
         Target(
             "training run: stopped, then resumed", _make_stopped, _spoil, _resume, Refused, limit_s=LIMIT_S
         ),
-        Target("training run: reported", _make, _spoil, _report),
+        Target("training run: reported", _make, _spoil, _report, limit_s=LIMIT_S),
     )
 
 
@@ -182,7 +182,7 @@ def _said(run: Path) -> tuple[str, str]:
     experiment = read_experiment([run])
     more = [
         repr(experiment.probabilities),
-        *(repr(fold.read_attention(name)) for name in fold.attended_methods()),
+        *(repr(sorted(fold.read_attention(name).items())) for name in fold.attended_methods()),
     ]
     return page.read_text(encoding="utf-8"), "\n".join(more)
 

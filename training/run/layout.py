@@ -156,7 +156,9 @@ class Folder:
         except FileNotFoundError:
             return None
         except RunDirError as error:
-            raise RunDirError(f"{error} Or delete it: the report does without that curve.") from error
+            raise RunDirError(
+                f"{str(error).removesuffix(CURE)}Delete it: the report then does without that curve."
+            ) from error
         except (OSError, ValueError, TypeError, IndexError, csv.Error) as error:
             raise unreadable(path, error, " as the curve of a training") from error
         return curve if "epoch" in curve else None
