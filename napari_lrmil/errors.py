@@ -6,8 +6,6 @@ import errno
 import re
 from pathlib import Path
 
-from pydantic_core import ValidationError
-
 _LONGEST_REASON = 400
 _NOT_READABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -50,10 +48,13 @@ def reason_of(error: BaseException) -> str:
         return "it is nested too deeply"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, ValidationError):
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"]))
-        return shortened(f"{place}: {fault['msg']}" if place else fault["msg"])
+    if isinstance(error, ValueError):
+        from pydantic_core import ValidationError  # here, not above: every command would wait for it
+
+        if isinstance(error, ValidationError):
+            fault = error.errors()[0]
+            place = ".".join(map(str, fault["loc"]))
+            return shortened(f"{place}: {fault['msg']}" if place else fault["msg"])
     if isinstance(error, OverflowError):
         return "a number in it is too large, or below what may stand there"
     if isinstance(error, KeyError) and error.args:

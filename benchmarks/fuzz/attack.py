@@ -299,14 +299,17 @@ def _watched(root: Path) -> Iterator[list[str]]:
         _watching.clear()
 
 
+# What opens slides first, and what tells the version of the code that exports a bundle.
+_OWN_PROGRAMS = ("napari_lrmil.slide.helper", "'git', 'rev-parse'", "'git', 'status'")
+
+
 def _audit(event: str, arguments: tuple[object, ...]) -> None:
     if not _watching or (event != "open" and event not in _CHANGES and event not in _FORBIDDEN):
         return
     touched = _watching["touched"]
     assert isinstance(touched, list)
     if event in _FORBIDDEN:
-        # The program's own: what opens slides first, and the version that a bundle is exported by.
-        if "napari_lrmil.slide.helper" in str(arguments) or "'git', 'rev-parse'" in str(arguments):
+        if any(own in str(arguments) for own in _OWN_PROGRAMS):
             return
         touched.append(f"{event} {str(arguments)[:200]}")
         return

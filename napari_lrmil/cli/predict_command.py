@@ -106,6 +106,8 @@ def predict(
 ) -> None:
     """Label, probabilities and evidence of each slide, for the window and as files.
 
+    A slide that is unlike those that the model was trained on has no label: the answer is then "unlike training".
+
     Results are kept: a slide is computed once for each bundle, and the window then shows it at once. With
     --out, OUT/<slide>.json and OUT/<slide>.csv (its tiles) are written, and predictions.csv for all.
 
@@ -282,6 +284,8 @@ def _show(outcome: Outcome) -> None:
         console.out.print(outcome.slides_table())
     if len(outcome.stems) > 1:
         console.out.print(outcome.counts_table())
+        if outcome.done:
+            console.out.print(outcome.answers_text(), highlight=False, markup=False, soft_wrap=True)
     if outcome.done and out is not None:
         console.out.print(
             f"Results: {out} (all slides: {PREDICTIONS_NAME})", highlight=False, markup=False, soft_wrap=True

@@ -42,7 +42,7 @@ from training.metrics import slide_metrics
 from training.progress import Reporter
 from training.run.cli import app
 from training.run.layout import RunDir
-from training.run.markers import Markers
+from training.run.markers import Markers, RunDirError
 from training.run.prepare import Prepared, prepare
 from training.run.results import compare
 from training.stages.distill_tiles import pair_loader
@@ -430,6 +430,9 @@ def test_a_finished_run_again_writes_and_draws_nothing(copied: Callable[..., Pat
     assert "Report: examples" not in said
     table = folder / "run" / "fold0" / "metrics" / "lrmil.csv"
     table.write_text(table.read_text().replace("e-05", "e-04") + "\n")
+    with pytest.raises(RunDirError, match=r"lrmil\.csv isn't as this run wrote it"):
+        rerun(folder)  # the report would show what no training was like
+    table.unlink()
     _, said = rerun(folder)
     assert "Report: examples" in said
     (folder / "run" / "report.html").write_text("damaged")

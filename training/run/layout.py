@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,20 @@ class Folder:
     def number(self) -> int:
         """Of a fold."""
         return int(self.name.partition("/")[0].removeprefix("fold"))
+
+    def trainings(self) -> dict[tuple[str, str], Folder]:
+        """Return a fold's folders by the seeds in their names, (encoder, head), in order: ``("encoder1", "seed3")``.
+
+        Those of the first ones are empty, as they have none in their folder's name.
+        """
+        paths = (self.root, *(path for how in ("*", "*/*") for path in self.root.glob(how) if path.is_dir()))
+        found = {}
+        for path in paths:
+            inside = path.relative_to(self.root).as_posix().removeprefix(".")
+            if match := re.fullmatch(r"(encoder\d+)?/?(seed\d+)?", inside):
+                place = f"{self.name}/{inside}" if inside else self.name
+                found[match[1] or "", match[2] or ""] = Folder(self.run_root, place)
+        return {key: found[key] for key in sorted(found, key=lambda key: [(len(one), one) for one in key])}
 
     @property
     def markers(self) -> Markers:

@@ -77,7 +77,7 @@ def compare(
         f"{_trainings(context)} ({config.evaluate.bootstrap} resamples)."
     )
     transductive = config.stage1.is_transductive
-    context.reporter.console.print(_table(results, mark_student="*" if transductive else ""))
+    context.reporter.console.print(results_table(results, mark_student="*" if transductive else ""))
     if transductive:
         context.reporter.say(f"* {TRANSDUCTIVE_NOTE}")
     if any(is_unfitted(method, metrics) for method, metrics in results.items()):
@@ -96,9 +96,19 @@ def _trainings(context: Context) -> str:
     return f" and trainings ({n_heads} heads on {encoders})"
 
 
-def _table(results: Mapping[str, MethodResult], *, mark_student: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # within 80 columns
-    for name in ("method", "train", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
+def results_table(results: Mapping[str, MethodResult], *, mark_student: str) -> Table:
+    """Return what a run prints: a row a method, within 80 columns.
+
+    Parameters
+    ----------
+    results : mapping
+        Method -> its metrics, see `compare_methods`.
+    mark_student : str
+        Put behind the names of methods that read tiles by f'.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("method", overflow="fold")  # a long name goes on in the next line
+    for name in ("train", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
         table.add_column(name, no_wrap=True)
     for method, metrics in results.items():
         table.add_row(
