@@ -5,7 +5,7 @@ read them in a process whose logs are kept at debug level; reports, heatmaps, ta
 file, every line of output and every log is searched, unpacked from whatever it is packed in. The names of the slides
 are planted, too, and may be found only where docs/reliability.md says.
 
-Then a model is trained on such slides, whose table has planted slide ids, patients and sites: the run's folder, its report, model
+Then a model is trained on such slides, whose table has planted slide ids, patients and sites: the run's folder, its reports, model
 card and bundle, the shared store and the verdicts are searched, too.
 
 A last part writes planted words into fields that mean something (a pixel size, an axis, an image type), one a slide, and
@@ -53,8 +53,10 @@ HOLDS = {
     "tile_index": (SLIDE_ID,),
     "shortcuts": (SLIDE_ID,),
     "store": (SLIDE_ID,),
+    "shown": (SLIDE_ID,),
+    "verdicts": (FILE_NAME,),
 }
-"""Part of a training run's files -> which of the table's columns stand there, as docs/reliability.md says."""
+"""Where names of the table's may stand in what a training makes, and must be found there: docs/reliability.md says the same."""
 QUOTED_IN_ERRORS = frozenset(
     {"DICOM PhotometricInterpretation", "MIRAX IMAGE_FORMAT", "MIRAX INDEXFILE", "MIRAX FILE_0"}
 )
@@ -359,6 +361,7 @@ def attack_training(folder: Path, *, formats: Iterable[str] = FORMATS, side_px: 
     slides = write_slides(folder / "planted", formats, planted, side_px=side_px)
     made.mkdir()
     (folder / "table").mkdir()
+    (made / "shown").mkdir()
     rows = ["slide_id,path,patient_id,label,fold,site,mpp"]
     for number, (name, path) in enumerate(slides.items()):
         fold = ("train", "val", "test")[number // 2] if number < 6 else "train"
@@ -371,8 +374,10 @@ def attack_training(folder: Path, *, formats: Iterable[str] = FORMATS, side_px: 
     words = [str(config), "--run.out_dir", str(made / "run"), "--run.embeddings", str(made / "store")]
     status = run_logged(made, "train", words, module="training.run.cli")
     assert status == 0, f"the run ended with {status}: see {made}"
-    status = run_logged(made, "report", [str(made / "run")], module="training.report.__main__")
-    assert status == 0, f"the report ended with {status}: see {made}"
+    asked = ["--show-identifiers", "--out", str(made / "shown" / "report.html")]
+    for name, options in (("report", []), ("report-shown", asked)):
+        status = run_logged(made, name, [str(made / "run"), *options], module="training.report.__main__")
+        assert status == 0, f"{name} ended with {status}: see {made}"
     for name, path in slides.items():
         reviews = ReviewFile(path.parent)
         reviews.add(Review(path.name, "agree", "", name))
@@ -382,14 +387,16 @@ def attack_training(folder: Path, *, formats: Iterable[str] = FORMATS, side_px: 
     secrets = planted.fields | {date: f"date {date}" for date in DATES}
     found = search(made, secrets)
     held = {
-        part: {
-            leak for leak in found.leaks if part in Path(leak.place).parts and leak.field.startswith(kinds)
+        (part, kind): {
+            leak for leak in found.leaks if part in Path(leak.place).parts and leak.field.startswith(kind)
         }
-        for part, kinds in (HOLDS | {"verdicts": (FILE_NAME,)}).items()
+        for part, kinds in HOLDS.items()
+        for kind in kinds
     }
-    empty = [part for part, leaks in held.items() if not leaks]
-    assert not empty, f"the search is blind in {empty}"
-    found.leaks = [leak for leak in found.leaks if not any(leak in leaks for leaks in held.values())]
+    unfound = [place for place, leaks in held.items() if not leaks]
+    assert not unfound, f"the search is blind, or the documentation says too much: {unfound}"
+    known = set().union(*held.values())
+    found.leaks = [leak for leak in found.leaks if leak not in known]
     return found
 
 
