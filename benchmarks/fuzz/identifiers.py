@@ -5,8 +5,8 @@ read them in a process whose logs are kept at debug level; reports, heatmaps, ta
 file, every line of output and every log is searched, unpacked from whatever it is packed in. The names of the slides
 are planted, too, and may be found only where docs/reliability.md says.
 
-Then a model is trained on such slides, whose table has planted slide ids, patients and sites: the run's folder, its reports, model
-card and bundle, the shared store and the verdicts are searched, too.
+Then a model is trained on such slides, whose table has planted slide ids, patients and sites: the run's folder, its reports, its
+model card and bundle, the shared store and the verdicts are searched, too.
 
 A last part writes planted words into fields that mean something (a pixel size, an axis, an image type), one a slide, and
 searches what is then said.
