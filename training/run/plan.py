@@ -364,10 +364,11 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
         config.student.layers, config.stage1.layers, depth=student.depth, teacher_depth=teacher.depth
     )
     model = Distiller(
-        copy.deepcopy(student).requires_grad_(True),
+        copy.deepcopy(student),
         teacher_dim=teacher.embed_dim,
         layers=layers,
         ratio=context.geometry.ratio,
+        blocks=config.stage1.blocks,
     ).to(context.device)
     optimizer = torch.optim.AdamW(model.parameters())
     tiles = _random_tiles(context, config.stage1.batch_size)
