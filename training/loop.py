@@ -26,8 +26,6 @@ from training.files import save_tensors
 from training.progress import Advance, Reporter
 
 T = TypeVar("T")
-_MAX_NORM = 5.0
-"""Of the gradient; a longer one is shortened to it."""
 
 
 class TrainingDiverged(LRMILError):
@@ -57,6 +55,9 @@ class Recipe:
         training breaks off before. Patience counts from there.
     rising_epochs : float
         Epochs over which a constant rate rises from near 0.
+    clip : float
+        A gradient that is longer is shortened to it; inf: never. An epoch's metrics say how long gradients were and which
+        share of them was.
     """
 
     epochs: int
@@ -68,6 +69,7 @@ class Recipe:
     warmup: bool = False
     min_epochs: int = 1
     rising_epochs: float = 0.0
+    clip: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> Fi
     )
     state = FitState(model, optimizer, schedule, fabric)
     state.load(files)
-    trainer = _Trainer(task, state, session, wrapped, wrapped_optimizer)
+    trainer = _Trainer(task, state, session, wrapped, wrapped_optimizer, recipe.clip)
     saved_at = time.monotonic()
     total = recipe.epochs * task.steps_per_epoch
     min_epochs = min(recipe.min_epochs, recipe.epochs)
@@ -172,6 +174,7 @@ def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> Fi
             torch.manual_seed(recipe.seed * 100_003 + state.epoch)
             model.train()
             sums, n_batches = _Sums(), 0
+            trainer.norms = []
             for batches in _groups(task.batches(state.epoch), recipe.accumulate):
                 loss = trainer.step(batches, sums, n_batches, advance)
                 n_batches += len(batches)
@@ -179,7 +182,7 @@ def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> Fi
                 log("step/learning_rate", float(schedule.get_last_lr()[0]), state.step)
                 state.step += 1
             model.eval()
-            metrics = sums.means(fabric) | task.validate()
+            metrics = sums.means(fabric) | trainer.gradients() | task.validate()
             trainer.check_validation(metrics, n_batches)
             # At the epoch's last step: a run that goes on from this epoch's checkpoint purges all from its next step on.
             for name, value in metrics.items():
@@ -215,9 +218,25 @@ class _Trainer(Generic[T]):
         session: Session,
         wrapped: _FabricModule,
         optimizer: _FabricOptimizer,
+        clip: float,
     ) -> None:
         self._task, self._state, self._session = task, state, session
-        self._wrapped, self._optimizer = wrapped, optimizer
+        self._wrapped, self._optimizer, self._clip = wrapped, optimizer, clip
+        self.norms: list[Tensor] = []
+        """Of the epoch's gradients, before they were shortened"""
+
+    def gradients(self) -> dict[str, float]:
+        """Return the mean length of the epoch's gradients, and the share that was shortened; finite ones alone."""
+        if not self.norms:
+            return {}
+        norms = torch.stack(self.norms).double()  # one look at the device an epoch
+        norms = norms[torch.isfinite(norms)]
+        if not len(norms):
+            return {"train_gradient": math.inf, "train_clipped": 1.0}
+        return {
+            "train_gradient": float(norms.mean()),
+            "train_clipped": float((norms > self._clip).double().mean()),
+        }
 
     def step(self, batches: list[T], sums: _Sums, n_before: int, advance: Advance) -> float:
         """Update the weights once; returns the mean loss over the batches.
@@ -248,8 +267,10 @@ class _Trainer(Generic[T]):
             seen.append((batch, losses))
             advance()
         norm = fabric.clip_gradients(
-            self._wrapped, self._optimizer, max_norm=_MAX_NORM, error_if_nonfinite=False
+            self._wrapped, self._optimizer, max_norm=self._clip, error_if_nonfinite=False
         )
+        if norm is not None:
+            self.norms.append(norm.detach().cpu() if norm.device.type == "mps" else norm.detach())
         # A gradient scaler skips such steps by itself.
         if norm is not None and not torch.isfinite(norm) and not _scales(fabric):
             names = ", ".join(dict.fromkeys(task.names(*one) for one in seen))

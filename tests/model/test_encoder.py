@@ -89,7 +89,9 @@ def by_hand(encoder: Encoder, pixels: torch.Tensor, positions: torch.Tensor) -> 
         tokens = block(tokens)
         class_tokens.append(tokens[:, 0])
         maps.append(tokens[:, n_prefix:].reshape(batch, grid, grid, -1).permute(0, 3, 1, 2))
-    return EncoderOutput(vit.norm(tokens)[:, 0], torch.stack(class_tokens), torch.stack(maps))
+    last = vit.norm(tokens)
+    token_map = last[:, n_prefix:].reshape(batch, grid, grid, -1).permute(0, 3, 1, 2)
+    return EncoderOutput(last[:, 0], torch.stack(class_tokens), torch.stack(maps), token_map)
 
 
 def assert_same(ours: EncoderOutput, expected: EncoderOutput) -> None:

@@ -196,7 +196,7 @@ def test_without_layers_none_are_read(indexed: list[SlideTiles], tmp_path: Path)
     store = EmbeddingStore(tmp_path)
     for tiles in indexed:
         store.write(tiles.row.slide_id, embedding=np.ones((len(tiles.hr_places), 2)))
-    batch = drawn(loader_of(indexed, store, with_layers=False), 0)[0]
+    batch = drawn(loader_of(indexed, store, layer_tokens=None), 0)[0]
     assert batch.child_layer_tokens.shape == (0, 7, 16, 2)
     assert batch.child_embeddings.shape == (7, 16, 2)
 

@@ -211,7 +211,9 @@ def test_stage1_has_changed_the_encoder(finished: Path) -> None:
     assert float(history[1]["train_loss"]) < float(history[0]["train_loss"])
     assert all(
         float(row["train_loss"])
-        == pytest.approx(float(row["train_layer"]) + float(row["train_attention"]), rel=1e-4)
+        == pytest.approx(
+            sum(float(row[f"train_{name}"]) for name in ("layer", "last", "attention")), rel=1e-4
+        )
         for row in history
     )
 

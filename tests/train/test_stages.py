@@ -51,15 +51,28 @@ def prepared(copied: Callable[..., Path], cohort: Path) -> Callable[..., Prepare
     return make
 
 
+@pytest.mark.parametrize("standardise", ["true", "false"])
 @pytest.mark.parametrize("weighting", ["uniform", "attention"])
 def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
-    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, weighting: str
+    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, weighting: str, standardise: str
 ) -> None:
     context, (split,), steps = prepared(
-        *("--stage1.lambda_layer", "0.5", "--stage1.lambda_attn", "3.0", "--stage1.weighting", weighting)
+        *("--stage1.lambda_layer", "0.5", "--stage1.lambda_last", "2", "--stage1.lambda_attn", "3.0"),
+        *("--stage1.weighting", weighting, "--stage1.standardise", standardise),
     )
     teacher = context.teacher_encoder()
     checked = []
+    monkeypatch.setattr(distill_tiles, "_MOST_TILES", 10**9)
+    plan = steps.stage1_plan(split)
+    final_spread, layer_spreads = np.ones(24), np.ones((2, 24))
+    if standardise == "true":
+        store, names = context.hr_store(), [row.slide_id for row in plan.train]
+        targets = [store.read(name).astype(np.float64) for name in names]
+        tokens = [store.read(name, "layer_class_tokens").astype(np.float64) for name in names]
+        final_spread = np.concatenate(targets).std(axis=0)
+        layer_spreads = np.concatenate(tokens, axis=1).std(axis=1)
+        for of_target in (final_spread, *layer_spreads):
+            of_target[:] = np.maximum(of_target, 0.01 * of_target.mean())
 
     def looking(model: Distiller, task: Task[PairBatch], recipe: Recipe, session: Session) -> None:
         batch = next(iter(task.batches(0)))
@@ -68,9 +81,9 @@ def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
         with torch.no_grad():
             losses = task.losses(model, batch)
             output = teacher(teacher.preprocess(batch.tiles), (0, 2))  # the student starts as the teacher
-        layers, attentions = [], []
+        layers, lasts, attentions = [], [], []
         for tile in range(len(batch.tiles)):
-            layer, attention = 0.0, 0.0
+            layer, last, attention = 0.0, 0.0, 0.0
             children = [k for k in range(16) if batch.valid[tile, k]]
             scores = {k: float(batch.child_scores[tile, k]) for k in children}
             total = sum(scores.values())
@@ -79,16 +92,23 @@ def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
                 for tap in range(2):
                     token = output.layer_token_maps[tap, tile, :, row, col]
                     error = token - batch.child_layer_tokens[tap, tile, k]
-                    layer += float(error.square().mean()) / (2 * len(children))
+                    layer += float((error / torch.from_numpy(layer_spreads[tap])).square().mean()) / (
+                        2 * len(children)
+                    )
+                error = output.token_map[tile, :, row, col] - batch.child_embeddings[tile, k]
+                last += float((error / torch.from_numpy(final_spread)).square().mean()) / len(children)
                 weight = scores[k] / total if weighting == "attention" else 1 / len(children)
                 error = output.embedding[tile] - batch.child_embeddings[tile, k]
-                attention += weight * float(error.square().mean())
+                attention += weight * float((error / torch.from_numpy(final_spread)).square().mean())
             layers.append(layer)
+            lasts.append(last)
             attentions.append(attention)
         assert float(losses["layer"]) == pytest.approx(sum(layers) / len(layers), rel=1e-4)
+        assert float(losses["last"]) == pytest.approx(sum(lasts) / len(lasts), rel=1e-4)
         assert float(losses["attention"]) == pytest.approx(sum(attentions) / len(attentions), rel=1e-4)
         per_tile = [
-            0.5 * layer + 3.0 * attention for layer, attention in zip(layers, attentions, strict=True)
+            0.5 * layer + 2.0 * last + 3.0 * attention
+            for layer, last, attention in zip(layers, lasts, attentions, strict=True)
         ]
         assert losses["per_tile"].tolist() == pytest.approx(per_tile, rel=1e-4)
         assert float(losses["loss"]) == pytest.approx(sum(per_tile) / len(per_tile), rel=1e-4)
@@ -101,7 +121,7 @@ def test_stage1_compares_blocks_of_tokens_with_the_children_over_them(
 
     monkeypatch.setattr(distill_tiles, "fit", looking)
     with pytest.raises(Stop):
-        train_encoder(context, steps.stage1_plan(split), steps, teacher)
+        train_encoder(context, plan, steps, teacher)
     assert checked == [32]
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
@@ -168,6 +188,39 @@ def test_stage1_trains_every_weight_of_the_student_and_none_of_the_teacher(
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     same = [name for name, value in student.named_parameters() if torch.equal(value, before[name])]
     assert same == []
+    (row,) = read_rows(context.run_dir.folder(plan.folder).metrics("stage1"))
+    for name in ("layer", "last", "attention"):
+        assert float(row[f"train_{name}"]) > 0
+        assert float(row[f"train_gradient_{name}"]) > 0
+    assert float(row["train_gradient"]) > 0
+    assert 0 <= float(row["train_clipped"]) <= 1
+
+
+@pytest.mark.parametrize(("n_steps", "n_measured"), [(1, 1), (20, 1), (21, 2)])
+def test_a_terms_gradient_is_that_of_training_and_measured_on_few_batches(
+    prepared: Callable[..., Prepared], monkeypatch: pytest.MonkeyPatch, n_steps: int, n_measured: int
+) -> None:
+    """Alone, a term's gradient is the step's; and no second backward pass comes with every step."""
+    context, (split,), steps = prepared(
+        *("--stage1.epochs", "1", "--stage1.batch_size", "2", "--stage1.pairs_per_epoch", str(2 * n_steps)),
+        *("--stage1.lambda_last", "0", "--stage1.lambda_layer", "0", "--stage1.lambda_attn", "3"),
+    )
+    measured = []
+    grad = torch.autograd.grad
+
+    def counted(*args: Any, **options: Any) -> Any:
+        measured.append(grad(*args, **options))
+        return measured[-1]
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    plan = steps.stage1_plan(split)
+    train_encoder(context, plan, steps, context.teacher_encoder())
+    assert len(measured) == n_measured
+    (row,) = read_rows(context.run_dir.folder(plan.folder).metrics("stage1"))
+    assert "train_gradient_last" not in row
+    assert "train_gradient_layer" not in row
+    if n_steps == 1:
+        assert float(row["train_gradient_attention"]) == pytest.approx(float(row["train_gradient"]), rel=1e-4)
 
 
 STUDENT = (

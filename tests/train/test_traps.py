@@ -109,5 +109,6 @@ def test_a_distillers_tokens_and_embedding_keep_their_names(tiny_bundle: Path, p
         with torch.no_grad():
             told = DistillerOutput(*wrapped(tiles))
         assert told.child_tokens.shape == (1, 3, 4, student.embed_dim)
+        assert told.last_tokens.shape == (3, 4, student.embed_dim)
         assert told.embedding.shape == (3, student.embed_dim)
         assert told.embedding.dtype == told.child_tokens.dtype == torch.float32

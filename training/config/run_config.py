@@ -78,9 +78,11 @@ class RunConfig(Section):
         ):
             raise ValueError("student.layers must ascend and name one block for each of stage1.layers")
         self._check_stage1_slides()
-        if not self.stage1.layers and self.stage1.lambda_attn == 0:
+        stage1 = self.stage1
+        if not (stage1.lambda_attn or stage1.lambda_last or (stage1.layers and stage1.lambda_layer)):
             raise ValueError(
-                "without stage1.layers, stage1.lambda_attn must be above 0: there is nothing to learn from"
+                "of stage1.lambda_attn, stage1.lambda_last and, with stage1.layers, stage1.lambda_layer, one must be "
+                "above 0: there is nothing to learn from"
             )
         return self
 

@@ -110,8 +110,10 @@ class PairLoader:
         Of the HR tiles, with ``layer_class_tokens``.
     scores : callable, optional
         Slide id -> (M,) attention scores of its HR tiles.
-    with_layers : bool
-        Whether the store holds ``layer_class_tokens``.
+    embeddings : str
+        The store's array that holds the children's final class tokens.
+    layer_tokens : str, optional
+        That of their class tokens after some layers; None for no layers.
     batch_size, threads : int
         `batch_size` pairs over all processes.
     window_bytes : float
@@ -129,7 +131,8 @@ class PairLoader:
         store: EmbeddingStore,
         *,
         scores: Callable[[str], NDArray[np.float32]] | None,
-        with_layers: bool = True,
+        embeddings: str = "embedding",
+        layer_tokens: str | None = "layer_class_tokens",
         batch_size: int,
         threads: int,
         window_bytes: float = 2**30,
@@ -139,7 +142,7 @@ class PairLoader:
     ) -> None:
         self._pairs = [item for item in pairs if len(item)]
         self._geometry, self._store, self._scores = geometry, store, scores
-        self._with_layers = with_layers
+        self._arrays = embeddings, layer_tokens
         self._batch_size, self._threads = batch_size, threads
         self._rank, self._world = rank, world
         held = sum(len(item.tiles.hr_places) for item in self._pairs) * bytes_per_tile
@@ -174,7 +177,7 @@ class PairLoader:
     ) -> Iterator[PairBatch]:
         slides = [self._geometry.open(item.tiles.row) for item in window]
         try:
-            data = _WindowData(window, slides, self._geometry, self._store, self._scores, self._with_layers)
+            data = _WindowData(window, slides, self._geometry, self._store, self._scores, *self._arrays)
             which = np.concatenate([np.full(len(item), index) for index, item in enumerate(window)])
             inner = np.concatenate([np.arange(len(item)) for item in window])
             chosen = rng.permutation(len(which))[:wanted]
@@ -208,19 +211,20 @@ class _WindowData:
         geometry: TileGeometry,
         store: EmbeddingStore,
         scores: Callable[[str], NDArray[np.float32]] | None,
-        with_layers: bool,
+        embeddings: str,
+        layer_tokens: str | None,
     ) -> None:
         self._slides, self._ratio = slides, geometry.ratio
         self._grids = [geometry.lr_grid(slide) for slide in slides]
         self._levels = [choose_level(slide.level_mpps, geometry.mpp_lr) for slide in slides]
         ids = [item.tiles.row.slide_id for item in window]
         # Halves, as stored: a window is as large as memory allows.
-        self._embeddings = [store.read(name, dtype=np.float16) for name in ids]
+        self._embeddings = [store.read(name, embeddings, dtype=np.float16) for name in ids]
         self._layers = [
-            store.read(name, "layer_class_tokens", dtype=np.float16)
-            if with_layers
-            else np.empty((0, *embeddings.shape), np.float16)
-            for name, embeddings in zip(ids, self._embeddings, strict=True)
+            np.empty((0, *of_slide.shape), np.float16)
+            if layer_tokens is None
+            else store.read(name, layer_tokens, dtype=np.float16)
+            for name, of_slide in zip(ids, self._embeddings, strict=True)
         ]
         self._ids = ids
         self._places = [item.places_hr for item in window]

@@ -40,8 +40,9 @@ class StoreError(LRMILError):
 class EmbeddingStore:
     """A folder of embeddings.
 
-    Each slide has ``embedding`` (N, D) and, where layers were tapped, ``layer_class_tokens`` (L, N, D),
-    both float16 in the order of the slide's tile places.
+    Each slide has ``embedding`` (N, D) and, where layers were tapped, ``layer_class_tokens`` (L, N, D), float16 in the
+    order of the slide's tile places. Where stage 1 turns tiles it has the means over the 8 turns of a tile instead of the
+    latter, and beside the former: ``turned_layer_class_tokens`` and ``turned_embedding``.
     """
 
     root: Path

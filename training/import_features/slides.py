@@ -174,6 +174,11 @@ def check_config(config: RunConfig) -> None:
             f"stage1.layers is {list(config.stage1.layers)}, but imported features hold the last embedding only, no "
             "tokens of layers: set stage1.layers = [] (here and for the run), so that stage 1 matches embeddings alone"
         )
+    if config.stage1.turned:
+        raise ConfigError(
+            "stage1.turned is true, but imported features hold what the encoder says of tiles as they are: set "
+            "stage1.turned = false (here and for the run)"
+        )
     weights = config.encoder.weights
     if weights is None or not (weights.startswith(HUB_PREFIX) or Path(weights).is_file()):
         raise ConfigError(

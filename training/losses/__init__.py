@@ -7,7 +7,13 @@ from training.losses.slide import (
     hard_attention_loss,
     hard_instance_loss,
 )
-from training.losses.tile import child_attention_loss, layer_loss, renormalised_weights
+from training.losses.tile import (
+    child_attention_loss,
+    last_layer_loss,
+    layer_loss,
+    renormalised_weights,
+    standardised,
+)
 
 __all__ = [
     "attention_kl",
@@ -16,6 +22,8 @@ __all__ = [
     "guided_attention",
     "hard_attention_loss",
     "hard_instance_loss",
+    "last_layer_loss",
     "layer_loss",
     "renormalised_weights",
+    "standardised",
 ]

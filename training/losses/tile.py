@@ -6,6 +6,20 @@ import torch
 from torch import Tensor
 
 
+def standardised(values: Tensor, spread: Tensor) -> Tensor:
+    """Return values in units of the targets' standard deviation, dimension by dimension.
+
+    A difference of two such values is one of standardised values: the targets' mean falls out.
+
+    Parameters
+    ----------
+    values : (..., D) tensor
+    spread : (D,) tensor, or one that fits ``values``
+        Above 0.
+    """
+    return values / spread
+
+
 def layer_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     """Return L_layer of each tile: mean over layers and children of the MSE between block mean and class token.
 
@@ -26,6 +40,26 @@ def layer_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     squared = (student - teacher).square().mean(dim=-1).sum(dim=0)  # (B, K)
     mask = valid.to(squared.dtype)
     return (squared * mask).sum(dim=1) / (mask.sum(dim=1) * len(student)).clamp_min(1)
+
+
+def last_layer_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """Return L_last of each tile: mean over children of the MSE between last block mean and final class token.
+
+    Parameters
+    ----------
+    student : (B, K, D) tensor
+        Means of the student's tokens after the final norm over each child's block.
+    teacher : (B, K, D) tensor
+        The teacher's final class token of each child.
+    valid : (B, K) bool tensor
+        Children with tissue.
+
+    Returns
+    -------
+    (B,) tensor
+        0 where no child is valid.
+    """
+    return layer_loss(student[None], teacher[None], valid)
 
 
 def renormalised_weights(attention_scores: Tensor, valid: Tensor) -> Tensor:

@@ -214,6 +214,12 @@ _TERMS = {
     "hard": "hard attention term",
     "layer": "layer term",
     "attention": "attention term",
+    "last": "last-layer term",
+    "gradient": "mean length of the gradient",
+    "clipped": "share of clipped steps",
+    "gradient_layer": "gradient of the layer term",
+    "gradient_last": "gradient of the last-layer term",
+    "gradient_attention": "gradient of the attention term",
     "auc": "AUC",
 }
 

@@ -135,6 +135,8 @@ class Context:
             # LR tiles are embedded at 32 bits whatever the run's precision, as they will be at inference.
             "precision": self.config.run.precision if kind == "hr" else "32-true",
         }
+        if kind == "hr" and self.config.stage1.turned:
+            spec["turned"] = True  # the targets are other ones; others' names stay as they were
         root = self.config.run.embeddings or self.run_dir.embeddings
         return EmbeddingStore(root / f"{kind}-{content_hash(sorted(spec.items()))[:16]}", spec)
 
@@ -148,6 +150,7 @@ class Context:
                 store,
                 hr=hr,
                 layers=config.stage1.layers if hr else (),
+                turned=hr and config.stage1.turned,
                 batch_size=config.encoder.batch_size,
                 threads=config.run.threads,
                 precision=config.run.precision,

@@ -30,7 +30,13 @@ from training.run.layout import Folder
 from training.run.steps import Stage1Plan, Step, Steps, each_once, once
 from training.stages.calibrate import served_outputs
 from training.stages.distill_slides import SlideDistillation, TeacherOutput
-from training.stages.distill_tiles import TRANSDUCTIVE_NOTE, distill_encoder, pair_loader, student_layers
+from training.stages.distill_tiles import (
+    TRANSDUCTIVE_NOTE,
+    distill_encoder,
+    pair_loader,
+    spread_of_targets,
+    student_layers,
+)
 from training.stages.embed_on_cluster import embed_on_cluster
 from training.stages.embed_tiles import EncoderSource, embed_slides
 from training.stages.evaluate import (
@@ -265,6 +271,7 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
             )
             for rows in (plan.train, plan.val)
         )
+        spread = spread_of_targets(config.stage1, context.tiles_of(plan.train), context.hr_store())
         student = context.new_student(teacher, plan.seed)
         files = context.run_dir.folder(plan.folder).files("stage1", step.key, config.run.checkpoint_seconds)
         distill_encoder(
@@ -273,6 +280,7 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
             val_loader,
             config.stage1,
             Session(context.runtime.fabric, files, context.reporter, "Stage 1: tiles"),
+            spread=spread,
             teacher_dim=teacher.embed_dim,
             layers=student_layers(
                 config.student.layers,

@@ -195,7 +195,9 @@ def _embedding(
     jobs = context.jobs(rows, store or context.lr_store(""), hr=hr)
     todo = jobs if store is None else [job for job in jobs if not job.is_done]
     n_tiles = sum(len(job.places) for job in todo)
-    arrays = 1 + (len(context.config.stage1.layers) if hr else 0)
+    stage1 = context.config.stage1
+    arrays = 1 + (len(stage1.layers) + stage1.turned if hr else 0)
+    rate = rate / 8 if hr and stage1.turned else rate
     work = f"{n_tiles:,} tiles of {len(todo)} slides" if todo else f"{len(jobs)} slides"
     return PlannedStep(name, work, 2 * n_tiles * encoder.embed_dim * arrays, n_tiles / rate)
 
@@ -228,7 +230,7 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
     def step() -> None:
         with autocast(context.device, config.run.precision):
             output = model(tiles)
-        torch.autograd.backward(output.child_tokens.square().sum() + output.embedding.square().sum())
+        torch.autograd.backward(sum(value.square().sum() for value in output))
         optimizer.step()
         optimizer.zero_grad()
 

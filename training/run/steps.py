@@ -143,7 +143,7 @@ class Steps:
         seed = self._context.head_seeds[0] if seed is None else seed
         spec = self._context.hr_store().spec
         key = content_hash(
-            sorted((name, value) for name, value in spec.items() if name != "layers"),
+            sorted((name, value) for name, value in spec.items() if name not in ("layers", "turned")),
             self._labelled(split.train, hr=True),
             self._labelled(split.val, hr=True),
             self._context.class_names,

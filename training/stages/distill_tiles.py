@@ -18,22 +18,40 @@ from training.data.pairs import PairBatch, PairLoader, SlidePairs
 from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles, TileGeometry
 from training.loop import Recipe, Session, Task, fit
-from training.losses import child_attention_loss, layer_loss, renormalised_weights
+from training.losses import (
+    child_attention_loss,
+    last_layer_loss,
+    layer_loss,
+    renormalised_weights,
+    standardised,
+)
 from training.section import Section
 from training.seeds import Seeds
 
 
 class Stage1Section(Section):
-    """Tile-level distillation: L1 = lambda_layer L_layer + lambda_attn L_attn."""
+    """Tile-level distillation: L1 = lambda_layer L_layer + lambda_last L_last + lambda_attn L_attn."""
 
     layers: tuple[int, ...] = Field(
-        default=(0, 1, 10), description="blocks of f whose tokens are matched; none: L_attn alone"
+        default=(),
+        description="early blocks of f whose tokens are matched, the paper's [0, 1, 10] of 12; none by default: beside "
+        "L_last they took away from what a pretrained f' learned",
     )
     lambda_layer: float = Field(
         default=1.0, ge=0, description="of L_layer: token blocks against the children's class tokens"
     )
+    lambda_last: float = Field(
+        default=1.0,
+        ge=0,
+        description="of L_last: token blocks after the final norm against the children's final class tokens",
+    )
     lambda_attn: float = Field(
         default=1.0, ge=0, description="of L_attn: final class token against the children's, weighted"
+    )
+    standardise: bool = Field(
+        default=True,
+        description="errors in units of the targets' standard deviation, of each dimension and layer, on training tiles: "
+        "else a few dimensions, and the layers of the largest numbers, are all that is learned",
     )
     weighting: Literal["uniform", "attention"] = Field(
         default="uniform",
@@ -58,7 +76,12 @@ class Stage1Section(Section):
     pairs_per_epoch: int | None = Field(default=None, ge=1, description="sampled; default every pair")
     val_pairs: int = Field(default=512, ge=1, description="of validation slides, to choose the epoch")
     shifted: bool = Field(default=True, description="LR tiles start at every HR grid position")
-    turned: bool = Field(default=True, description="tiles are turned and flipped, their children permuted")
+    turned: bool = Field(
+        default=False,
+        description="tiles are turned and flipped, their children permuted, and the targets are f's mean over the 8 turns "
+        "of a child: embedding HR tiles takes 8 times as long. What f says of a turned tile can be as far from what it "
+        "says of the tile as another tile is",
+    )
     min_children: float = Field(
         default=0.25, gt=0, le=1, description="share of a pair's children with tissue"
     )
@@ -74,6 +97,11 @@ class Stage1Section(Section):
     )
     learning_rate: float = Field(default=3e-4, gt=0, description="peak, after a warm-up of 5 % of the steps")
     weight_decay: float = Field(default=0.02, ge=0, description="of AdamW")
+    clip: float = Field(
+        default=5.0,
+        gt=0,
+        description="longest gradient; inf: any. The curves say which share of steps it shortens",
+    )
 
     @property
     def is_transductive(self) -> bool:
@@ -89,6 +117,7 @@ class Stage1Section(Section):
             seed=seed,
             accumulate=self.accumulate,
             warmup=True,
+            clip=self.clip,
         )
 
 
@@ -103,8 +132,19 @@ class DistillerOutput(NamedTuple):
 
     child_tokens: Tensor
     """(L, B, K, D) means of the token blocks"""
+    last_tokens: Tensor
+    """(B, K, D) means of the token blocks after the final norm"""
     embedding: Tensor
     """(B, D)"""
+
+
+class Spread(NamedTuple):
+    """Standard deviations of the targets over training tiles, D dimensions; ones where nothing is standardised."""
+
+    layers: Tensor
+    """(L, 1, 1, D)"""
+    embedding: Tensor
+    """(D,)"""
 
 
 class Distiller(nn.Module):
@@ -130,19 +170,19 @@ class Distiller(nn.Module):
             return nn.Identity() if same else nn.Linear(student.embed_dim, teacher_dim)
 
         self.layer_projections = nn.ModuleList(projection() for _ in layers)
+        self.last_projection = projection()
         self.projection = projection()
 
     def forward(self, tiles: Tensor) -> DistillerOutput:
         """Embed tiles (B, T, T, 3), uint8."""
         output = self.student(self.student.preprocess(tiles), self._layers)
         embedding = self.projection(output.embedding).float()
+        last = self.last_projection(child_means(output.token_map[None], self._ratio)[0]).float()
         if not self._layers:
-            return DistillerOutput(
-                embedding.new_empty((0, len(tiles), self._ratio**2, embedding.shape[1])), embedding
-            )
+            return DistillerOutput(last.new_empty((0, *last.shape)), last, embedding)
         means = child_means(output.layer_token_maps, self._ratio)  # (L, B, K, D of the student)
         projected = [project(layer) for project, layer in zip(self.layer_projections, means, strict=True)]
-        return DistillerOutput(torch.stack(projected).float(), embedding)
+        return DistillerOutput(torch.stack(projected).float(), last, embedding)
 
 
 def student_layers(
@@ -177,6 +217,60 @@ def student_layers(
     return found
 
 
+_MOST_SLIDES, _MOST_TILES = 200, 2000
+"""Of which the spread of the targets is taken, and the tiles of each."""
+_LEAST_SPREAD = 1e-2
+"""Of a dimension, as a share of the mean spread of all: one that never changes isn't blown up."""
+_MEASURED, _LEAST_APART = 4, 20
+"""Batches of an epoch of which each term's gradient is measured alone, and how far apart they are at the least: a measured
+batch takes three times as long. A short epoch has its first one measured."""
+
+
+def spread_of_targets(section: Stage1Section, slides: Sequence[SlideTiles], store: EmbeddingStore) -> Spread:
+    """Return the standard deviations of the teacher's targets over the tiles of some slides, float32.
+
+    Of many slides 200, evenly spaced, and of each 2,000 tiles at most.
+
+    Parameters
+    ----------
+    section : Stage1Section
+    slides : sequence of SlideTiles
+        The training slides.
+    store : EmbeddingStore
+        Of their HR tiles.
+    """
+    chosen = [slides[place] for place in _evenly(len(slides), _MOST_SLIDES)]
+
+    def spread(name: str) -> Tensor:
+        n, total, squares = 0, np.zeros(1), np.zeros(1)
+        for tiles in chosen:
+            values = store.read(tiles.row.slide_id, name, dtype=np.float16)
+            values = values[..., _evenly(values.shape[-2], _MOST_TILES), :].astype(np.float64)
+            n += values.shape[-2]
+            total = total + values.sum(axis=-2)
+            squares = squares + np.square(values).sum(axis=-2)
+        deviation = np.sqrt(np.maximum(squares / n - np.square(total / n), 0))  # ([L,] D)
+        least = np.maximum(_LEAST_SPREAD * deviation.mean(axis=-1, keepdims=True), np.finfo(np.float16).tiny)
+        return torch.from_numpy(np.maximum(deviation, least).astype(np.float32))
+
+    layers = spread(target_array("layer_class_tokens", section)) if section.layers else None
+    embedding = spread(target_array("embedding", section))
+    if layers is None:
+        layers = torch.ones(0, len(embedding))
+    if not section.standardise:
+        layers, embedding = torch.ones_like(layers), torch.ones_like(embedding)
+    return Spread(layers[:, None, None], embedding)
+
+
+def target_array(name: str, section: Stage1Section) -> str:
+    """Return the array of the store that holds a target: with turned tiles the mean over the turns."""
+    return f"turned_{name}" if section.turned else name
+
+
+def _evenly(n: int, most: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(np.int64))
+
+
 def distill_encoder(
     student: Encoder,
     train: PairLoader,
@@ -184,6 +278,7 @@ def distill_encoder(
     section: Stage1Section,
     session: Session,
     *,
+    spread: Spread,
     teacher_dim: int,
     layers: tuple[int, ...],
     ratio: int,
@@ -199,6 +294,8 @@ def distill_encoder(
         `val` only chooses the epoch.
     section : Stage1Section
     session : Session
+    spread : Spread
+        See `spread_of_targets`.
     teacher_dim : int
         D of f.
     layers : tuple of int
@@ -212,24 +309,67 @@ def distill_encoder(
     model = Distiller(student, teacher_dim=teacher_dim, layers=layers, ratio=ratio).to(device)
     if section.checkpointing:
         student.set_grad_checkpointing(True)
+    spread = Spread(*(value.to(device) for value in spread))
+    weights_of_terms = {
+        "layer": section.lambda_layer if section.layers else 0.0,
+        "last": section.lambda_last,
+        "attention": section.lambda_attn,
+    }
+    steps = train.steps(section.pairs_per_epoch)
+    measured: dict[str, list[Tensor]] = {}
+
+    def terms_of(wrapped: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+        """The terms of each tile (B,), not weighted yet."""
+        output = DistillerOutput(*wrapped(batch.tiles))
+        final = standardised(batch.child_embeddings, spread.embedding)
+        weights = renormalised_weights(batch.child_scores, batch.valid)
+        return {
+            "layer": layer_loss(
+                standardised(output.child_tokens, spread.layers),
+                standardised(batch.child_layer_tokens, spread.layers),
+                batch.valid,
+            ),
+            "last": last_layer_loss(standardised(output.last_tokens, spread.embedding), final, batch.valid),
+            "attention": child_attention_loss(
+                standardised(output.embedding, spread.embedding), final, weights
+            ),
+        }
 
     def losses(wrapped: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
         batch = batch.to(device)
-        output = DistillerOutput(*wrapped(batch.tiles))
-        layer = layer_loss(output.child_tokens, batch.child_layer_tokens, batch.valid)
-        weights = renormalised_weights(batch.child_scores, batch.valid)
-        attention = child_attention_loss(output.embedding, batch.child_embeddings, weights)
-        per_tile = section.lambda_layer * layer + section.lambda_attn * attention  # (B,)
-        return {
-            "loss": batch.weight * per_tile.mean(),
-            "layer": batch.weight * layer.detach().mean(),
-            "attention": batch.weight * attention.detach().mean(),
-            "per_tile": per_tile.detach(),
-        }
+        terms = terms_of(wrapped, batch)
+        per_tile = torch.stack([weights_of_terms[name] * term for name, term in terms.items()]).sum(dim=0)
+        logged = {name: batch.weight * term.detach().mean() for name, term in terms.items()}
+        return {"loss": batch.weight * per_tile.mean(), "per_tile": per_tile.detach()} | logged
+
+    def measure(batch: PairBatch) -> None:
+        """Note the length of each weighted term's own gradient, on the whole of a batch."""
+        batch = batch.to(device)
+        kept = {name: value.clone() for name, value in model.named_buffers()}  # running means of a batch norm
+        with fabric.autocast():
+            terms = terms_of(model, batch)
+        parameters = [one for one in model.parameters() if one.requires_grad]
+        for name, term in terms.items():
+            if weights_of_terms[name]:
+                loss = batch.weight * weights_of_terms[name] * term.mean()
+                found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+                # The length of the mean over processes, not the mean of their parts' lengths.
+                means = [fabric.all_reduce(one.float(), reduce_op="mean") for one in found if one is not None]
+                squares = [one.square().sum() for one in means if isinstance(one, Tensor)]
+                measured.setdefault(name, []).append(torch.stack(squares).sum().sqrt())
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                value.copy_(kept[name])
 
     def batches(epoch: int) -> Iterator[PairBatch]:
         rng = np.random.default_rng((seed, epoch))
-        return train.batches(rng, limit=section.pairs_per_epoch, turned=section.turned)
+        measured.clear()
+        every = max(_LEAST_APART, steps // _MEASURED)
+        loaded = train.batches(rng, limit=section.pairs_per_epoch, turned=section.turned)
+        for place, batch in enumerate(loaded):
+            if place % every == 0 and place < _MEASURED * every:
+                measure(batch)
+            yield batch
 
     def validate() -> dict[str, float]:
         sums = torch.zeros(2, dtype=torch.float32, device=device)
@@ -242,11 +382,14 @@ def distill_encoder(
         everywhere = fabric.all_reduce(sums, reduce_op="sum")
         assert isinstance(everywhere, Tensor)
         total, count = everywhere.tolist()
-        return {"val_loss": total / count}
+        metrics = {"val_loss": total / count}
+        for name, values in measured.items():
+            metrics[f"train_gradient_{name}"] = float(torch.stack(values).mean())
+        return metrics
 
     task = Task(
         batches=batches,
-        steps_per_epoch=train.steps(section.pairs_per_epoch),
+        steps_per_epoch=steps,
         losses=losses,
         validate=validate,
         score=lambda metrics: (-metrics["val_loss"],),
@@ -307,7 +450,8 @@ def pair_loader(
         geometry,
         store,
         scores=scores,
-        with_layers=bool(section.layers),
+        embeddings=target_array("embedding", section),
+        layer_tokens=target_array("layer_class_tokens", section) if section.layers else None,
         batch_size=section.batch_size,
         threads=threads,
         window_bytes=section.window_gib * 2**30,

@@ -38,6 +38,8 @@ class EmbedJob:
         Which of the two grids.
     layers : tuple of int
         Blocks whose class token is stored too.
+    turned : bool
+        Whether the means over the 8 turns and flips of a tile are stored too, and of the layers these alone.
     batch_size, threads : int
     precision : Precision
         Of HR tiles. They are 16 times as many, and nobody reads them at inference; LR tiles are embedded at 32 bits,
@@ -52,6 +54,7 @@ class EmbedJob:
     batch_size: int
     threads: int
     precision: Precision
+    turned: bool = False
 
     @property
     def places(self) -> NDArray[np.int64]:
@@ -149,18 +152,43 @@ def embed_slide(
         return len(job.places)
     n, dim, row = len(job.places), encoder.embed_dim, job.tiles.row
     with job.store.writer(row.slide_id, stamp=job.stamp) as open_array:
-        embedding = open_array("embedding", (n, dim))
-        tokens = open_array("layer_class_tokens", (len(job.layers), n, dim)) if job.layers else None
-        for batch, layer_tokens in _batches(job, encoder, device):
-            embedding.add(batch)
-            if tokens is not None:
-                tokens.add(layer_tokens)
+        arrays = {"embedding": open_array("embedding", (n, dim))}
+        if job.turned:
+            arrays["turned_embedding"] = open_array("turned_embedding", (n, dim))
+        if job.layers:
+            name = "turned_layer_class_tokens" if job.turned else "layer_class_tokens"
+            arrays[name] = open_array(name, (len(job.layers), n, dim))
+        for batch in _batches(job, encoder, device):
+            for name, array in arrays.items():
+                array.add(batch[name])
             if advance is not None:
-                advance(len(batch))
-        embedding.finish()
-        if tokens is not None:
-            tokens.finish()
+                advance(len(batch["embedding"]))
+        for array in arrays.values():
+            array.finish()
     return n
+
+
+def turned_means(encoder: Encoder, pixels: torch.Tensor, layers: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Return the store's arrays of a batch whose targets are means over the 8 turns and flips of a tile.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    pixels : (B, 3, T, T) tensor
+        Normalised.
+    layers : tuple of int
+        Blocks to tap.
+    """
+    as_it_is: torch.Tensor | None = None
+    embedding, tokens = torch.zeros(()), torch.zeros(())
+    for how in range(8):
+        turned = torch.rot90(pixels, how % 4, (2, 3))
+        output = encoder(turned.flip(3) if how >= 4 else turned, layers)
+        as_it_is = output.embedding if as_it_is is None else as_it_is
+        embedding = embedding.to(output.embedding.device) + output.embedding.float() / 8
+        tokens = tokens.to(output.embedding.device) + output.layer_class_tokens.float() / 8
+    assert as_it_is is not None
+    return {"embedding": as_it_is, "turned_embedding": embedding, "turned_layer_class_tokens": tokens}
 
 
 def embed_elsewhere(job: EmbedJob, source: EncoderSource) -> int:
@@ -177,7 +205,7 @@ def _encoder(source: EncoderSource) -> Encoder:
 
 def _batches(
     job: EmbedJob, encoder: Encoder, device: torch.device
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+) -> Iterator[dict[str, NDArray[np.float32]]]:
     places = [(row, col) for row, col in job.places.tolist()]
     with job.geometry.open(job.tiles.row) as slide:
         grid = job.geometry.lr_grid(slide)
@@ -193,15 +221,23 @@ def _batches(
                 batch_size=job.batch_size,
                 threads=job.threads,
             ):
-                yield embeddings.float().cpu().numpy(), np.empty((0, len(embeddings), 0), np.float32)
+                yield {"embedding": embeddings.float().cpu().numpy()}
             _check_what_was_read(slide, grid, level, job.places)
             return
         grid = grid.subdivide(job.geometry.ratio)
         level = choose_level(slide.level_mpps, grid.spec.mpp)
         for tiles in iter_tiles(slide, grid, level, places, batch_size=job.batch_size, threads=job.threads):
             with torch.inference_mode(), autocast(device, job.precision):
-                output = encoder(encoder.preprocess(torch.from_numpy(tiles).to(device)), job.layers)
-            yield output.embedding.float().cpu().numpy(), output.layer_class_tokens.float().cpu().numpy()
+                pixels = encoder.preprocess(torch.from_numpy(tiles).to(device))
+                if job.turned:
+                    arrays = turned_means(encoder, pixels, job.layers)
+                else:
+                    output = encoder(pixels, job.layers)
+                    arrays = {
+                        "embedding": output.embedding,
+                        "layer_class_tokens": output.layer_class_tokens,
+                    }
+            yield {name: values.float().cpu().numpy() for name, values in arrays.items()}
         _check_what_was_read(slide, grid, level, job.places)
 
 

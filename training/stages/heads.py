@@ -54,6 +54,7 @@ class MILSection(Section):
     warmup_epochs: float = Field(default=2.0, ge=0, description="over which the learning rate rises from 0")
     weight_decay: float = Field(default=1e-3, ge=0, description="of AdamW")
     accumulate: int = Field(default=1, ge=1, description="bags a step")
+    clip: float = Field(default=5.0, gt=0, description="longest gradient; inf: any")
     balance: Literal["none", "loss", "bags"] = Field(
         default="none",
         description="of classes of unlike size. loss: a slide's cross-entropy counts n / (classes x slides of its class); "
@@ -95,6 +96,7 @@ class MILSection(Section):
             patience=self.patience,
             min_epochs=min(self.min_epochs, max(1, self.epochs // 2)),
             rising_epochs=self.warmup_epochs,
+            clip=self.clip,
         )
 
 

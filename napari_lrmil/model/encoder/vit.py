@@ -32,6 +32,8 @@ class EncoderOutput(NamedTuple):
     """(L, B, D) class token after each tapped block, before the final norm."""
     layer_token_maps: Tensor
     """(L, B, D, g, g) tokens after each tapped block, prefix tokens left out."""
+    token_map: Tensor
+    """(B, D, g, g) tokens after the final norm, prefix tokens left out."""
 
 
 class Encoder(nn.Module):
@@ -117,7 +119,7 @@ class Encoder(nn.Module):
         if not layers:
             tokens = self.vit.forward_features(pixels)
             empty = pixels.new_empty((0, len(pixels), self.embed_dim))
-            return EncoderOutput(tokens[:, 0], empty, empty[..., None, None])
+            return EncoderOutput(tokens[:, 0], empty, empty[..., None, None], self._as_map(tokens, pixels))
         tokens, taps = self.vit.forward_intermediates(
             pixels, indices=list(layers), return_prefix_tokens=True, norm=False, output_fmt="NCHW"
         )
@@ -126,7 +128,13 @@ class Encoder(nn.Module):
             # The class token comes first; registers follow it.
             layer_class_tokens=torch.stack([prefix[:, 0] for _, prefix in taps]),
             layer_token_maps=torch.stack([token_map for token_map, _ in taps]),
+            token_map=self._as_map(tokens, pixels),
         )
+
+    def _as_map(self, tokens: Tensor, pixels: Tensor) -> Tensor:
+        rows, cols = (edge // self.token_px for edge in pixels.shape[-2:])
+        patches = tokens[:, self.vit.num_prefix_tokens :]
+        return patches.transpose(1, 2).reshape(len(tokens), -1, rows, cols)
 
 
 def child_means(token_maps: Tensor, ratio: int) -> Tensor:
