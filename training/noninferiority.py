@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from training.intervals import Array, FoldScores, resample_class_aucs, within_fold_auc
 
@@ -33,7 +33,7 @@ _TEACHER = ""
 """Beside the rows' keys, of which none is empty."""
 
 
-class Comparison(NamedTuple):
+class Comparison(BaseModel):
     """A row against the teacher on the same slides.
 
     Attributes
@@ -49,6 +49,8 @@ class Comparison(NamedTuple):
     shown : bool
         Whether it is shown, among all rows, that the row loses less than the margin.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     difference: float
     limit: float
@@ -105,7 +107,9 @@ def compare_with_teacher(
         found[key] = (of_teacher - within_fold_auc(folds), float(limit.max()), float(p[worst]))
     adjusted = holm({key: p for key, (_, _, p) in found.items()})
     return {
-        key: Comparison(difference, limit, p, adjusted[key], adjusted[key] <= alpha)
+        key: Comparison(
+            difference=difference, limit=limit, p=p, adjusted_p=adjusted[key], shown=adjusted[key] <= alpha
+        )
         for key, (difference, limit, p) in found.items()
     }
 

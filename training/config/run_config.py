@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from training.data.table import DataSection
 from training.data.tile_index import TilesSection
 from training.encoders import EncoderSection, StudentSection
+from training.methods import TEACHER
 from training.runtime import Precision
 from training.section import Section
 from training.seeds import Seeds
@@ -21,6 +22,7 @@ from training.stages.distill_slides import Stage2Section
 from training.stages.distill_tiles import Stage1Section
 from training.stages.evaluate import EvaluateSection
 from training.stages.export import ExportSection
+from training.stages.front import FrontSection
 from training.stages.heads import MILSection
 
 
@@ -61,6 +63,7 @@ class RunConfig(Section):
     stage2: Stage2Section = Stage2Section()
     calibrate: CalibrateSection = CalibrateSection()
     evaluate: EvaluateSection = EvaluateSection()
+    front: FrontSection = FrontSection()
     export: ExportSection = ExportSection()
 
     @model_validator(mode="after")
@@ -77,6 +80,13 @@ class RunConfig(Section):
             or min(layers, default=0) < 0
         ):
             raise ValueError("student.layers must ascend and name one block for each of stage1.layers")
+        odd = [key for key in self.front.rows or () if key == TEACHER.key or key not in self.evaluate.methods]
+        if odd or (self.front.rows is not None and not self.front.rows):
+            raise ValueError(
+                f"front.rows names rows of evaluate.methods other than {TEACHER.key!r}; there is no {odd[0]!r} among them"
+                if odd
+                else "front.rows is empty: leave it out for all rows"
+            )
         self._check_stage1_slides()
         stage1 = self.stage1
         if not (stage1.lambda_attn or stage1.lambda_last or (stage1.layers and stage1.lambda_layer)):

@@ -4,14 +4,14 @@
 
     config.json  splits.json  results.json  report.html
     done/                    a marker a finished step: the hash of what it was made from
-    tile_index/<slide>.json  shortcuts/<slide>.json
+    tile_index/<slide>.json  shortcuts/<slide>.json  reads/<slide>.json
     embeddings.zarr/         unless run.embeddings is elsewhere
     tensorboard/<folder>/<stage>/
     foldN/                   of the first seed; and shared/, of what serves all folds
         metrics/<stage>.csv  checkpoints/<stage>.safetensors
         mil/<method>.safetensors  fits/<method>.json  teacher_outputs.safetensors  student_encoder.safetensors
-        predictions/<method>.csv  test_attention/<method>.safetensors  calibration/<method>.json
-        bundle/
+        predictions/<method>.csv  val_predictions/<method>.csv  test_attention/<method>.safetensors  calibration/<method>.json
+        bundle/  cheapest/ (where another row than LRMIL was chosen)
         seedS/               the same of heads of another seed, encoderS/ and encoderS/seedS/ of encoders of another seed
 
 Steps meet only through files here.
@@ -33,7 +33,7 @@ from pydantic import ValidationError
 
 from napari_lrmil.atomic import fitting_name, write_text
 from napari_lrmil.errors import BundleError, ConfigError
-from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME, BundleInfo, load_info
+from napari_lrmil.model.bundle import JSON_NAME, BundleInfo, load_info
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
 from napari_lrmil.outside import parse_json
 from training.checkpoint import Files
@@ -50,6 +50,7 @@ from training.data.splits import KeptSplits, Split
 from training.files import load_tensors, save_tensors, write_json
 from training.stages.calibrate import Calibration
 from training.stages.distill_slides import TeacherOutput
+from training.stages.front import Front
 from training.stages.heads import Fit, FittedHead
 
 Curve = dict[str, NDArray[np.float64]]
@@ -214,6 +215,28 @@ class Folder:
         except (OSError, ValueError) as error:
             raise RunDirError(f"{path} can't be read as predictions: {error}. {_CURE}") from error
 
+    def val_predictions(self, method: str) -> Path:
+        """Return the table of what a method says of the validation slides, on which it was chosen."""
+        return self.root / "val_predictions" / f"{method}.csv"
+
+    def write_val_predictions(self, method: str, predictions: Predictions) -> None:
+        """Keep what a method says of the validation slides."""
+        write_predictions(self.val_predictions(method), predictions)
+
+    def read_val_predictions(self, method: str) -> Predictions:
+        """Return what a method says of the validation slides.
+
+        Raises
+        ------
+        RunDirError
+            Where the table is missing or damaged.
+        """
+        path = self.val_predictions(method)
+        try:
+            return read_predictions(path)
+        except (OSError, ValueError) as error:
+            raise RunDirError(f"{path} can't be read as predictions: {error}. {_CURE}") from error
+
     def calibration(self, method: str) -> Path:
         """Return the file of how a method's numbers become a label."""
         return self.root / "calibration" / f"{method}.json"
@@ -269,9 +292,9 @@ class Folder:
         return self.root / "bundle"
 
     @property
-    def bundle_files(self) -> tuple[Path, ...]:
-        """What a whole bundle has."""
-        return self.bundle / JSON_NAME, self.bundle / WEIGHTS_NAME
+    def cheapest_bundle(self) -> Path:
+        """The cheapest row that is good enough, where that isn't the student."""
+        return self.root / "cheapest"
 
     def read_bundle_info(self) -> BundleInfo | None:
         """Return what the fold's bundle says of itself; None where it can't be read."""
@@ -355,7 +378,7 @@ class RunDir:
 
     def reported_files(self) -> list[Path]:
         """Return the files that the report shows, those of all folds that are there."""
-        found = [self.config_json, self.splits_json, self.results_json]
+        found = [self.config_json, self.splits_json, self.results_json, self.front_json]
         for pattern in ("*/metrics/*.csv", "fold*/predictions/*.csv", f"fold*/bundle/{JSON_NAME}"):
             found += sorted(self.root.glob(pattern))
         return [path for path in found if path.is_file()]
@@ -397,6 +420,27 @@ class RunDir:
         """Return the splits of the run; None where there are none, as in runs of earlier versions."""
         try:
             return KeptSplits.model_validate_json(self.splits_json.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def reads(self, slide_id: str) -> Path:
+        """Return the file of how much of a slide each resolution reads."""
+        return self.root / "reads" / f"{fitting_name(slide_id)}.json"
+
+    @property
+    def costs_json(self) -> Path:
+        """What each way of reading costs."""
+        return self.root / "done" / "costs.json"
+
+    @property
+    def front_json(self) -> Path:
+        """The rows by what they cost, and which is chosen."""
+        return self.root / "front.json"
+
+    def read_front(self) -> Front | None:
+        """Return the rows by what they cost; None where the run doesn't say, as runs of earlier versions."""
+        try:
+            return Front.model_validate_json(self.front_json.read_bytes())
         except (OSError, ValidationError):
             return None
 
@@ -500,6 +544,7 @@ class RunDir:
         """
         for path in (
             *self.root.glob("fold*/**/predictions/*.csv"),
+            *self.root.glob("fold*/**/val_predictions/*.csv"),
             *self.root.glob("fold*/**/test_attention/*"),
         ):
             if (path.parents[1].relative_to(self.root).as_posix(), path.stem) not in made:

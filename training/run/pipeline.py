@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import EncoderError
 from napari_lrmil.model.encoder import Encoder, weights_file
 from napari_lrmil.model.mil import MILModel
@@ -19,11 +21,12 @@ from training.data.predictions import Predictions
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
+from training.data.tile_index import SlideTiles
 from training.files import Json, remembered, save_tensors
 from training.hashing import content_hash
 from training.intervals import FoldScores
 from training.loop import Session
-from training.methods import METHODS, OURS, TEACHER, Embedding, Method, wanted_methods
+from training.methods import BY_KEY, METHODS, OURS, TEACHER, Embedding, Method, wanted_methods
 from training.metrics import slide_metrics
 from training.run.context import Context
 from training.run.layout import Folder
@@ -48,6 +51,17 @@ from training.stages.evaluate import (
 )
 from training.stages.export import export_bundle
 from training.stages.fit_trust import fit_trust, honest_probabilities, trust_metrics
+from training.stages.front import (
+    Costs,
+    Front,
+    Reading,
+    Timed,
+    choice_text,
+    find_front,
+    measure_costs,
+    slides_to_time,
+    tile_costs,
+)
 from training.stages.heads import Fit, bag_outputs, fit_head
 from training.stages.shortcuts import ShortcutFeatures, slide_shortcuts
 
@@ -106,6 +120,8 @@ class Tested(NamedTuple):
     """Method -> how well each of its trainings learned its own slides, fold by fold."""
     bundles: list[Path]
     """The student of each fold, of the first seed."""
+    front: Front | None
+    """The rows by what they cost; None where the teacher isn't compared, and on all processes but the main one."""
 
 
 def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested:
@@ -142,7 +158,7 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
     heads += _random_heads(context, splits)
     each_once(context, [(head.step(steps), partial(train_head, context, head, steps)) for head in heads])
     if not context.runtime.is_main:
-        return Tested({}, {}, [])
+        return Tested({}, {}, [], None)
     return _evaluate(context, splits, steps, [*heads, *teachers])
 
 
@@ -358,9 +374,13 @@ def load_head(context: Context, folder: Folder, method: Method, embed_dim: int) 
 
 
 def _evaluate(context: Context, splits: Sequence[Split], steps: Steps, heads: Sequence[Head]) -> Tested:
+    config = context.config
+    rows = {TEACHER.key, *(config.front.rows or (*config.evaluate.methods, OURS.key))}
     tested: dict[str, list[FoldScores]] = {}
     fits: dict[str, list[Fit]] = {}
-    made, bundles = set(), []
+    validated: dict[str, list[FoldScores]] = {}
+    made: set[tuple[str, str]] = set()
+    first: dict[tuple[int, str], Head] = {}
     for split in splits:
         for method in wanted_methods(context.config.evaluate.methods, context.config.evaluate.shortcuts):
             mine = [head for head in heads if head.split.fold == split.fold and head.method == method]
@@ -374,10 +394,116 @@ def _evaluate(context: Context, splits: Sequence[Split], steps: Steps, heads: Se
             fits.setdefault(method.key, []).extend(folder.read_fit(method.key) for folder in folders)
             n_heads = len(context.head_seeds) if mine else 1
             tested.setdefault(method.key, []).append(fold_scores(found, n_heads))
-            if method == OURS:
-                bundles.append(_export(context, steps, mine[0], found[0]))
+            if mine and method.key in rows:
+                of_val = [folder.read_val_predictions(method.key) for folder in folders]
+                validated.setdefault(method.key, []).append(fold_scores(of_val, n_heads))
+            if mine:
+                first[split.fold, method.key] = mine[0]
     context.run_dir.keep_only(made)
-    return Tested(tested, fits, bundles)
+    front = None
+    if TEACHER.key in validated:
+        of_first = {method: first[splits[0].fold, method] for method in validated}
+        front = find_runs_front(context, steps, splits, of_first, validated, tested)
+    else:
+        context.run_dir.front_json.unlink(missing_ok=True)
+    choice, bundles = OURS if front is None else BY_KEY[front.chosen], []
+    why = "" if front is None else choice_text(front)
+    for split in splits:
+        folder = context.run_dir.fold(split.fold)
+        student = first[split.fold, OURS.key]
+        bundles.append(_export(context, steps, student, folder.bundle, why if choice == OURS else ""))
+        if choice != OURS and context.config.export.cheapest:
+            _export(context, steps, first[split.fold, choice.key], folder.cheapest_bundle, why)
+        else:
+            shutil.rmtree(folder.cheapest_bundle, ignore_errors=True)  # of another config
+    return Tested(tested, fits, bundles, front)
+
+
+def find_runs_front(
+    context: Context,
+    steps: Steps,
+    splits: Sequence[Split],
+    heads: Mapping[str, Head],
+    val: Mapping[str, Sequence[FoldScores]],
+    test: Mapping[str, Sequence[FoldScores]],
+) -> Front:
+    """Return what each row costs, and the cheapest that is good enough; measured once, and kept.
+
+    Parameters
+    ----------
+    context : Context
+    steps : Steps
+    splits : sequence of Split
+    heads : mapping
+        Of each row of the front, any of its heads: all cost the same.
+    val, test : mappings
+        Row -> folds.
+    """
+    config, geometry = context.config, context.geometry
+    withins = {key: geometry.ratio if head.method == TEACHER else 1 for key, head in heads.items()}
+    specs = {
+        key: content_hash(head.embedded.encoder.spec, head.embedded.encoder.token_px, withins[key])
+        for key, head in heads.items()
+    }
+    readings: dict[str, Reading] = {}
+    for key, head in heads.items():
+        encoder = head.embedded.encoder
+        mil = load_head(context, head.folder(context), head.method, encoder.embed_dim)
+        readings.setdefault(specs[key], Reading(encoder, mil, withins[key]))
+    slides = {row.slide_id: row for split in splits for row in split.test}
+    every = context.tiles_of(slides.values())
+    timed = slides_to_time(every, config.front.slides)
+    sizes = sorted(set(withins.values()))
+
+    def bytes_of(tiles: SlideTiles) -> dict[int, int]:
+        key = content_hash(stamp_of(tiles.row.path), tiles.row.mpp, geometry, tiles.hr_places.tobytes().hex())
+        found = remembered(
+            context.run_dir.reads(tiles.row.slide_id),
+            key + content_hash(sizes),
+            lambda: {str(size): n for size, n in tile_costs(tiles, geometry, sizes).items()},
+        )
+        return {size: int(str(found[str(size)])) for size in sizes}
+
+    def measure() -> dict[str, Json]:
+        costs, how = measure_costs(
+            readings,
+            timed,
+            every,
+            geometry,
+            bytes_of=bytes_of,
+            device=context.device,
+            batch_size=config.encoder.batch_size,
+            threads=config.run.threads,
+        )
+        return {"costs": {name: one.model_dump() for name, one in costs.items()}, "timed": how.model_dump()}
+
+    key = content_hash(
+        sorted(readings),
+        [one.row.slide_id for one in timed],
+        [(stamp_of(one.row.path), one.hr_places.tobytes().hex()) for one in every],
+        geometry,
+        config.mil,
+        str(context.device),
+        config.encoder.batch_size,
+        config.run.threads,
+    )
+    kept = remembered(context.run_dir.costs_json, key, measure)
+    assert isinstance(kept["costs"], dict)
+    costs = {name: Costs.model_validate(one) for name, one in kept["costs"].items()}
+    front = find_front(
+        val,
+        {method: test[method] for method in val},
+        {method: costs[specs[method]] for method in val},
+        {method: geometry.mpp_lr / withins[method] for method in val},
+        Timed.model_validate(kept["timed"]),
+        context.class_names,
+        config.front,
+        n_resamples=config.evaluate.bootstrap,
+        seed=config.run.seed,
+        shares_encoder=steps.shares_encoder,
+    )
+    write_text(context.run_dir.front_json, front.model_dump_json(indent=2) + "\n")
+    return front
 
 
 def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
@@ -386,7 +512,7 @@ def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
     folder = head.folder(context)
 
     def ask() -> None:
-        predictions, attention, calibration = predict_test(
+        predictions, val_predictions, attention, calibration = predict_test(
             load_head(context, folder, method, head.embedded.encoder.embed_dim),
             context.bags(store, split.val),
             split.val,
@@ -397,6 +523,7 @@ def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
             context.config.calibrate,
         )
         folder.write_attention(method.key, attention)
+        folder.write_val_predictions(method.key, val_predictions)
         folder.write_calibration(method.key, calibration)
         folder.write_predictions(method.key, predictions)
 
@@ -443,14 +570,16 @@ def shortcut_features(context: Context, row: SlideRow) -> ShortcutFeatures:
     )
 
 
-def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Path:
-    split, config = head.split, context.config
+def _export(context: Context, steps: Steps, head: Head, bundle: Path, choice: str) -> Path:
+    split, method, config = head.split, head.method, context.config
+    is_hr = method.embedding is not None and method.embedding.is_hr
     encoder, store = head.embedded.encoder, head.embedded.store
     folder = context.run_dir.fold(split.fold)
 
     def export() -> None:
-        mil = load_head(context, folder, OURS, encoder.embed_dim)
-        calibration = folder.read_calibration(OURS.key)
+        test = folder.read_predictions(method.key)
+        mil = load_head(context, folder, method, encoder.embed_dim)
+        calibration = folder.read_calibration(method.key)
         own = split.calibration
         held_out = context.bags(store, own or split.val)
         logits = np.stack([output.bag_logits.numpy() for output in served_outputs(mil, held_out)])
@@ -470,7 +599,7 @@ def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Pa
         metrics |= called_metrics(found, calibration.operating_point.positive)
         test_bags = context.bags(store, split.test, share=0.0)
         export_bundle(
-            folder.bundle,
+            bundle,
             encoder,
             mil,
             context.head_spec(encoder.embed_dim),
@@ -481,9 +610,13 @@ def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Pa
             calibration=calibration,
             config_sha256=content_hash(config),
             metrics=metrics | trust_metrics(trust, test, test_bags),
-            note=TRANSDUCTIVE_NOTE if config.stage1.is_transductive else "",
+            note=TRANSDUCTIVE_NOTE if config.stage1.is_transductive and method.is_of_student else "",
+            method="" if method == OURS else method.name,
+            hr=is_hr,
+            distilled=method.is_distilled or method.is_of_student,
+            choice=choice,
         )
 
-    tested = steps.test(split, OURS, head.step(steps), folder)
-    once(context, steps.export(split, tested), export)
-    return folder.bundle
+    tested = steps.test(split, method, head.step(steps), folder)
+    once(context, steps.export(split, tested, bundle, choice, hr=is_hr), export)
+    return bundle

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME
 from napari_lrmil.model.encoder import weights_file
 from napari_lrmil.slide.identity import stamp_of
 from training.data.splits import Split
@@ -23,6 +24,7 @@ from training.intervals import FoldScores
 from training.methods import TEACHER, Method
 from training.run.context import Context
 from training.run.layout import Folder, RunDir
+from training.stages.front import Front
 from training.stages.heads import Fit
 
 _REPORT_CODE = Path(__file__).resolve().parents[1] / "report"
@@ -253,6 +255,7 @@ class Steps:
         )
         makes = (
             folder.predictions(method.key),
+            folder.val_predictions(method.key),
             folder.attention(method.key),
             folder.calibration(method.key),
         )
@@ -273,20 +276,35 @@ class Steps:
         makes = (folder.predictions(method.key), folder.fit(method.key))
         return Step(f"{folder.name}/test_{method.key}", key, makes)
 
-    def export(self, split: Split, test: Step) -> Step:
-        """Return the step that exports a fold's bundle, which names its config; `test` made its test predictions."""
+    def export(self, split: Split, test: Step, bundle: Path, choice: str, *, hr: bool) -> Step:
+        """Return the step that exports a bundle of a fold, which names its config.
+
+        Parameters
+        ----------
+        split : Split
+        test : Step
+            That made its test predictions.
+        bundle : Path
+            Its folder.
+        choice : str
+            Why this of several rows; empty where nothing chose.
+        hr : bool
+            Whether it reads HR tiles.
+        """
         folder = self._context.run_dir.fold(split.fold)
-        held_out = self._labelled(split.calibration, hr=False)
+        held_out = self._labelled(split.calibration, hr=hr)
         key = content_hash(
-            test.key, held_out, [row.patient_id for row in split.calibration], self._context.config
+            test.key, held_out, [row.patient_id for row in split.calibration], self._context.config, choice
         )
-        return Step(f"{folder.name}/export", key, folder.bundle_files)
+        name = "export" if bundle == folder.bundle else f"export_{bundle.name}"
+        return Step(f"{folder.name}/{name}", key, (bundle / JSON_NAME, bundle / WEIGHTS_NAME))
 
     def results(
         self,
         tested: Mapping[str, Sequence[FoldScores]],
         set_quantiles: Sequence[float | None],
         fits: Mapping[str, Sequence[Fit]],
+        front: Front | None,
     ) -> Step:
         """Return the step that compares all methods: thousands of resamples, not to be taken twice."""
         config = self._context.config
@@ -308,6 +326,7 @@ class Steps:
             list(set_quantiles),
             scores,
             [(method, [fit.model_dump_json() for fit in found]) for method, found in fits.items()],
+            front,
         )
         # Not results.json itself: that one is absent while a run is at work.
         return Step("results", key, (self._context.run_dir.kept_results_json,))
