@@ -15,6 +15,7 @@ import openslide
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+from scipy.stats import ks_2samp
 from typer.testing import CliRunner
 
 from napari_lrmil.errors import ConfigError
@@ -34,7 +35,7 @@ from training.cohort import (
     truth_of,
 )
 from training.cohort.__main__ import app
-from training.cohort.generate import plan_slides
+from training.cohort.generate import is_complete, plan_slides
 from training.cohort.nuclei import LESION, LYMPHOCYTE, ORDINARY
 
 SMALL = CohortConfig(n_unlabelled=2, n_train=2, n_val=0, n_test=1, width_px=1024, height_px=768)
@@ -229,6 +230,19 @@ def test_another_cohorts_folder_is_left_alone_unless_told(cohort_dir: Path, tmp_
     assert json.loads((folder / "cohort.json").read_text(encoding="utf-8"))["seed"] == 6
 
 
+def test_a_record_from_before_a_parameter_was_there_counts_with_its_default(
+    cohort_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "c"
+    shutil.copytree(cohort_dir, folder)
+    record = json.loads((folder / "cohort.json").read_text())
+    del record["look"]["signal"]
+    (folder / "cohort.json").write_text(json.dumps(record))
+    assert is_complete(folder, SMALL, seed=5)
+    with pytest.raises(ConfigError, match="other parameters"):
+        is_complete(folder, SMALL.model_copy(update={"signal": "detail"}), seed=5)
+
+
 def test_files_of_an_unknown_cohort_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "slides").mkdir()
     with pytest.raises(ConfigError, match=r"no cohort\.json"):
@@ -353,6 +367,70 @@ def test_lesions_have_the_mean_colour_of_the_tissue_they_replace(
     assert (np.abs(np.mean(differences, axis=0)) < 1.5).all()
 
 
+def signal_pairs(**look: object) -> list[tuple[GeneratedSlide, GeneratedSlide]]:
+    config = CohortConfig(**{"width_px": 1024, "height_px": 1024, "aggregates_max": 0, **look})
+    return [
+        (
+            generate_slide(config, seed_sequence=np.random.SeedSequence(8, spawn_key=(i,)), label="benign"),
+            generate_slide(config, seed_sequence=np.random.SeedSequence(8, spawn_key=(i,)), label="lesion"),
+        )
+        for i in range(N_PAIRS)
+    ]
+
+
+def test_a_lesion_of_detail_has_the_same_nuclei_and_nearly_the_same_picture_at_5x() -> None:
+    at_full, at_quarter = [], []
+    for benign, lesion in signal_pairs(signal="detail", lesion_grain=0.6):
+        for name in ("x_um", "y_um", "radius_um"):
+            np.testing.assert_array_equal(getattr(benign.nuclei, name), getattr(lesion.nuclei, name))
+        np.testing.assert_allclose(benign.nuclei.chromatin, lesion.nuclei.chromatin)
+        coarse = lesion.nuclei.kind == LESION
+        assert coarse.any()
+        assert (benign.nuclei.kind[coarse] == ORDINARY).all()
+        mask = np.kron(lesion.lesion_mask, np.ones((MASK_DOWNSAMPLE, MASK_DOWNSAMPLE))) > 0
+        full = [slide.rgb.astype(float) for slide in (benign, lesion)]
+        quarter = [rgb.reshape(256, 4, 256, 4, 3).mean(axis=(1, 3)) for rgb in full]
+        at_full.append(np.square(full[1] - full[0])[mask].mean())
+        at_quarter.append(np.square(quarter[1] - quarter[0])[mask[::4, ::4]].mean())
+    assert np.mean(at_quarter) < np.mean(at_full) / 8
+
+
+def test_an_architecture_tells_nothing_in_one_square_and_something_in_sixteen() -> None:
+    """Nuclei of squares of 32 µm (HR tiles) and of 128 µm (LR tiles) that the tissue fills."""
+    squares: dict[bool, list[int]] = {False: [], True: []}
+    patches: dict[bool, list[int]] = {False: [], True: []}
+    for benign, lesion in signal_pairs(
+        signal="architecture",
+        width_px=2048,
+        height_px=2048,
+        nuclei_per_mm2=10_000,
+        lesion_fraction_min=0.9,
+        lesion_fraction_max=0.9,
+    ):
+        for slide in (benign, lesion):
+            nuclei = slide.nuclei
+            assert not (nuclei.kind == LESION).any()
+            ordinary = nuclei.kind == ORDINARY
+            # The lesions are of whole patches, so that a mask's corner tells what the patch is.
+            for found, um, cells in ((squares, 32, 4), (patches, 128, 16)):
+                n = 1024 // um
+                counts, _, _ = np.histogram2d(
+                    nuclei.y_um[ordinary], nuclei.x_um[ordinary], bins=n, range=((0, 1024), (0, 1024))
+                )
+                full = slide.tissue_fraction.reshape(n, cells // 2, n, cells // 2).min(axis=(1, 3)) > 0.9
+                atypical = slide.lesion_mask.reshape(n, cells, n, cells).all(axis=(1, 3))
+                if slide.label == "lesion":
+                    found[True].extend(counts[full & atypical].astype(int))
+                else:
+                    found[False].extend(counts[full].astype(int))
+    one = ks_2samp(squares[False], squares[True])
+    sixteen = ks_2samp(patches[False], patches[True])
+    assert one.pvalue > 0.01
+    assert sixteen.statistic > 0.3
+    assert sixteen.pvalue < 1e-6
+    assert np.std(patches[False]) > 1.5 * np.std(patches[True])
+
+
 def test_nuisances_are_the_same_in_both_classes() -> None:
     config = CohortConfig(width_px=512, height_px=512)
     n_pen, n_aggregates = 0, 0
@@ -462,6 +540,10 @@ def test_the_command_draws_a_cohort_and_says_when_it_is_there(tmp_path: Path) ->
         (["--slides", "3/4"], "UNLABELLED/TRAIN/VAL/TEST"),
         (["--size", "1000x1000"], "width_px"),
         (["--slides", "0/0/0/0"], "no slides"),
+        (["--look", "signal"], "NAME=VALUE"),
+        (["--look", "n_train=3"], "NAME=VALUE"),
+        (["--look", "signal=colour"], "'both', 'detail' or 'architecture'"),
+        (["--look", "nuclei=3"], "nuclei"),
     ],
 )
 def test_the_command_explains_bad_options(tmp_path: Path, options: list[str], message: str) -> None:

@@ -85,11 +85,24 @@ class StudentSection(_ViTSection):
         default=None,
         description="its blocks that are matched with stage1.layers, one each; default: at the same relative depth",
     )
+    token_px: int | None = Field(
+        default=None,
+        ge=1,
+        description="edge of its tokens in pixels, where it isn't that of its weights: half as much (16 -> 8, 14 -> 7) "
+        "reads the same LR tile with 4 times the tokens, in 4 times the time and more. The patch embedding is resampled; "
+        "it must divide tiles.tile_px",
+    )
 
-    @property
-    def spec(self) -> EncoderSpec | None:
-        """What the model package builds from; None where the student is a copy of f."""
-        return None if self.architecture is None else self._spec(self.architecture)
+    def spec_for(self, teacher: EncoderSpec) -> EncoderSpec:
+        """Return what the model package builds f' from: its own architecture or f's, with its tokens.
+
+        Raises
+        ------
+        EncoderError
+            Where an encoder with a convolutional stem is given another size of tokens.
+        """
+        spec = teacher if self.architecture is None else self._spec(self.architecture)
+        return spec if self.token_px is None else spec.with_token_px(self.token_px)
 
 
 def random_encoder(spec: EncoderSpec, *, seed: int, device: torch.device) -> Encoder:
@@ -112,11 +125,15 @@ def new_student(section: StudentSection, teacher: Encoder, *, seed: int, device:
     Always made anew: one that is carried over from another fold has seen this fold's test slides.
     """
     torch.manual_seed(seed)
-    student = Encoder(section.spec or teacher.spec)
-    if section.spec is None:
+    student = Encoder(section.spec_for(teacher.spec))
+    other_token_px = section.token_px is not None
+    if section.architecture is not None:
+        if section.weights is not None:
+            load_weights(student, section.weights, other_token_px=other_token_px)
+    elif other_token_px:
+        student.load_resampled(teacher)
+    else:
         student.load_state_dict(teacher.state_dict())
-    elif section.weights is not None:
-        load_weights(student, section.weights)
     return student.to(device).train()
 
 

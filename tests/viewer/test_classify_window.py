@@ -663,4 +663,4 @@ def test_a_bundle_that_reads_20x_runs_like_any_other(
     assert fine.level_mpp <= 0.5 * 1.02
     assert int(np.isfinite(heatmap.data).sum()) == len(fine.tiles) > len(coarse.tiles)
     widget = dock_widget(hidden_viewer)
-    assert widget.controller.needed_mpp == 0.5
+    assert "Reads 0.5 µm/px in 64 px tiles" in widget.model_section.facts.text()

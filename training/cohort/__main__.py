@@ -29,13 +29,19 @@ def parse_numbers(text: str, separator: str, names: tuple[str, ...], option: str
     return [int(part) for part in parts]
 
 
-def config_from_options(slides: str, size: str) -> CohortConfig:
-    """Return the cohort's parameters from the command line."""
+def config_from_options(slides: str, size: str, look: list[str]) -> CohortConfig:
+    """Return the cohort's parameters from the command line; `look` are NAME=VALUE of `CohortConfig`."""
     numbers = parse_numbers(slides, "/", FOLDS, "--slides")
     width_px, height_px = parse_numbers(size, "x", ("width", "height"), "--size")
-    counts = {f"n_{fold}": number for fold, number in zip(FOLDS, numbers, strict=True)}
+    values: dict[str, object] = {f"n_{fold}": n for fold, n in zip(FOLDS, numbers, strict=True)}
+    values |= {"width_px": width_px, "height_px": height_px}
+    for text in look:
+        name, equals, value = text.partition("=")
+        if not equals or name in values:
+            raise ConfigError(f"--look is {text!r}; write it as NAME=VALUE, for instance signal=detail.")
+        values[name] = value
     try:
-        return CohortConfig(**counts, width_px=width_px, height_px=height_px)
+        return CohortConfig.model_validate(values)
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise ConfigError(f"These parameters of the cohort can't be used: {reasons}.") from error
@@ -49,6 +55,12 @@ def main(
         str, typer.Option(help="Numbers of slides: UNLABELLED/TRAIN/VAL/TEST.")
     ] = "24/40/20/40",
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels at 0.5 µm.")] = "2048x2048",
+    look: Annotated[
+        list[str],
+        typer.Option(
+            help="NAME=VALUE of training/cohort/config.py, several times: signal=detail, nuclei_per_mm2=9000, ..."
+        ),
+    ] = [],  # noqa: B006  # typer reads the default and changes nothing
     workers: Annotated[int, typer.Option(help="Processes; 0: one a core.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the cohort in the folder.")] = False,
     reference: Annotated[
@@ -62,7 +74,7 @@ def main(
     """Generate a cohort of H&E-like slides with known lesions, and say how hard it is."""
     console = Console()
     with errors_as_messages(status=2):
-        config = config_from_options(slides, size)
+        config = config_from_options(slides, size, look)
         if not overwrite and is_complete(out, config, seed=seed):
             _say(console, f"The cohort in {out} is complete already: nothing to draw.")
         else:

@@ -16,6 +16,8 @@ LEVEL_DOWNSAMPLES = (1, 4, 16)
 
 CLASS_NAMES = ("benign", "lesion")
 
+Signal = Literal["both", "detail", "architecture"]
+
 Fold = Literal["unlabelled", "train", "val", "test"]
 FOLDS: tuple[Fold, ...] = ("unlabelled", "train", "val", "test")
 
@@ -37,12 +39,22 @@ class CohortConfig(BaseModel):
     height_px: int = Field(2048, ge=512, le=65536, multiple_of=64, description="level-0 pixels")
     jpeg_quality: int = Field(88, ge=50, le=100)
 
-    lesion_fraction_min: float = Field(0.07, gt=0, lt=0.5, description="share of a positive slide's tissue")
-    lesion_fraction_max: float = Field(0.14, gt=0, lt=0.5)
+    signal: Signal = Field(
+        "both",
+        description="what tells a lesion. both: fewer and larger nuclei, seen at 20x and at 5x. detail: a grain of the same "
+        "nuclei's chromatin, finer than a pixel at 5x. architecture: how crowded and empty squares of 32 µm (an HR tile of "
+        "64 px) lie to each other; each square alone is as in benign tissue",
+    )
+    lesion_fraction_min: float = Field(0.07, gt=0, le=0.9, description="share of a positive slide's tissue")
+    lesion_fraction_max: float = Field(0.14, gt=0, le=0.9)
     lesion_radius_ratio: float = Field(1.6, ge=1, le=2.5, description="radius, lesion / ordinary nuclei")
     # Below about 0.6 of the squared radius ratio the nuclei are too pale for the colours to be matched.
     lesion_chromatin_ratio: float = Field(
         1.9, ge=1, le=5, description="chromatin per nucleus, its inverse: number"
+    )
+
+    lesion_grain: float = Field(
+        0.5, ge=0, le=2, description="of the chromatin, pixel by pixel, where the signal is detail"
     )
 
     nuclei_per_mm2: float = Field(4600, gt=100, le=12000, description="ordinary nuclei in cellular tissue")

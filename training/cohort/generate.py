@@ -221,10 +221,13 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("napari-lrmil", "numpy", "pillow", "tifffile", "imagecodecs")}
 
 
+def _look(config: CohortConfig) -> dict[str, object]:
+    return config.model_dump(mode="json", exclude={"n_unlabelled", "n_train", "n_val", "n_test"})
+
+
 def _identity(config: CohortConfig, seed: int) -> dict[str, object]:
     """Return what decides a slide's content. The numbers of slides don't: a cohort may grow."""
-    look = config.model_dump(mode="json", exclude={"n_unlabelled", "n_train", "n_val", "n_test"})
-    return {"generator_version": GENERATOR_VERSION, "seed": seed, "look": look}
+    return {"generator_version": GENERATOR_VERSION, "seed": seed, "look": _look(config)}
 
 
 def _read_record(out_dir: Path) -> dict[str, object] | None:
@@ -250,6 +253,9 @@ def _holds_this_cohort(out_dir: Path, config: CohortConfig, seed: int) -> bool:
                 "Use another folder."
             )
         return False
+    look = record.get("look")
+    if isinstance(look, dict):  # parameters that came later have their defaults
+        record["look"] = _look(CohortConfig()) | look
     identity = _identity(config, seed)
     if any(record.get(key) != value for key, value in identity.items()):
         raise ConfigError(

@@ -153,6 +153,55 @@ def draw_lesions(rng: np.random.Generator, layout: Layout, config: CohortConfig)
     return lesion
 
 
+# Of the signal "architecture": a square is an HR tile of 64 px at 0.5 µm/px, a patch an LR tile of 64 px at 2.0 µm/px.
+SQUARE_UM = 32
+SQUARES_PER_PATCH = 4
+SPARSE = 0.1
+
+
+def draw_arrangement(
+    rng: np.random.Generator,
+    lesion_rng: np.random.Generator,
+    lesion: NDArray[np.bool_],
+) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Draw which squares of the tissue are crowded and which are sparse, half of them each.
+
+    In benign tissue all 16 squares of a patch are alike; in a lesion each is drawn for itself. So a square tells nothing,
+    nor does a bag of them without their places: only who sees a patch at once can tell.
+
+    Parameters
+    ----------
+    rng, lesion_rng
+        Of the whole slide; of the squares in lesions.
+    lesion
+        (H, W) at 1/16 of level 0.
+
+    Returns
+    -------
+    share
+        (H, W), of the ordinary nuclei that stay: 1 or `SPARSE`.
+    lesion
+        (H, W), the patches of which half or more was lesion.
+    """
+    height, width = lesion.shape
+    square = round(SQUARE_UM / LAYOUT_PX_UM)
+    patch = square * SQUARES_PER_PATCH
+    rows, columns = -(-height // patch), -(-width // patch)
+    padded = np.zeros((rows * patch, columns * patch), bool)
+    padded[:height, :width] = lesion
+    atypical = padded.reshape(rows, patch, columns, patch).mean(axis=(1, 3)) >= 0.5
+
+    def spread(values: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+        return np.repeat(np.repeat(values, size, axis=0), size, axis=1)
+
+    alike = spread(rng.random((rows, columns)) < 0.5, patch)
+    mixed = spread(lesion_rng.random((rows * SQUARES_PER_PATCH, columns * SQUARES_PER_PATCH)) < 0.5, square)
+    inside = spread(atypical, patch)
+    crowded = np.where(inside, mixed, alike)
+    share = np.where(crowded, np.float32(1), np.float32(SPARSE))
+    return share[:height, :width], inside[:height, :width]
+
+
 def draw_pen(
     rng: np.random.Generator, layout: Layout, config: CohortConfig, *, px_um: float
 ) -> tuple[FloatArray | None, str]:

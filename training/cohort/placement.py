@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.cohort.config import MPP_L0, CohortConfig
-from training.cohort.layout import LAYOUT_PX_UM, Layout
+from training.cohort.layout import LAYOUT_PX_UM, SQUARE_UM, Layout
 from training.cohort.nuclei import (
     LESION,
     LYMPHOCYTE,
@@ -23,6 +23,7 @@ from training.cohort.nuclei import (
     draw_bank,
     draw_sites,
     match_absorption,
+    with_grain,
     with_turns,
 )
 from training.cohort.texture import FloatArray
@@ -39,6 +40,9 @@ PAIR_DISTANCE_UM = (6.6, 8.8)
 
 # A nucleus whose centre lies nearer to the edge than this would stick out of the tissue.
 EDGE_UM = 2.5
+
+# Nor into the next square of an arrangement: it would tell how crowded that is.
+SQUARE_EDGE_UM = 4.5
 
 
 def draw_banks(
@@ -94,6 +98,11 @@ def draw_banks(
         rim=0.1,
         nucleoli=(0, 0),
     )
+    if config.signal == "detail":
+        grainy = match_absorption(
+            with_grain(ordinary, lesion_rng, config.lesion_grain), ordinary, haematoxylin_rgb
+        )
+        return with_turns(ordinary), with_turns(grainy), with_turns(lymphocyte), spindle
     lesion = draw_bank(
         lesion_rng,
         n_nuclei=N_DRAWN,
@@ -155,6 +164,7 @@ def place_nuclei(
     config: CohortConfig,
     layout: Layout,
     lesion: NDArray[np.bool_],
+    share: FloatArray | None,
     depth_um: FloatArray,
     depth_px_um: float,
     angle_rad: FloatArray,
@@ -162,12 +172,15 @@ def place_nuclei(
 ) -> tuple[Nuclei, NDArray[np.int64]]:
     """Place all nuclei of a slide.
 
-    Ordinary sites inside the lesion are left out and lesion sites put there, thinned by the same maps, so the number
-    per area differs by exactly the chromatin ratio and the chromatin per area is the same in expectation. Draws for
-    the lesion come from their own generator: with and without lesion, the rest of the slide is the same.
+    Signal "both": ordinary sites inside the lesion are left out and lesion sites put there, thinned by the same maps, so
+    the number per area differs by exactly the chromatin ratio and the chromatin per area is the same in expectation.
+    "detail": the ordinary ones in a lesion become its own, each at its place. "architecture": there are none of its own.
+    Draws for the lesion come from their own generator: with and without lesion, the rest of the slide is the same.
 
     Parameters
     ----------
+    share
+        (H, W) on the layout grid, of the ordinary nuclei that stay (`draw_arrangement`); None for all.
     depth_um
         Depth into the tissue on a fine grid of `depth_px_um`.
     angle_rad
@@ -195,8 +208,14 @@ def place_nuclei(
     scattered = draw_sites(rng, size_um, SCATTERED_LYMPHOCYTES_PER_MM2)
     aggregated = draw_sites(rng, size_um, AGGREGATED_LYMPHOCYTES_PER_MM2)
     atypical = draw_sites(lesion_rng, size_um, config.nuclei_per_mm2 / config.lesion_chromatin_ratio)
+    crowd = thinned(rng, ordinary, occupied)
+    arranged = np.ones(len(crowd) + len(lining), bool)
+    if share is not None:
+        in_square = crowd % SQUARE_UM
+        inner = ((in_square > SQUARE_EDGE_UM) & (in_square < SQUARE_UM - SQUARE_EDGE_UM)).all(axis=1)
+        arranged[: len(crowd)] = inner & (rng.random(len(crowd)) < _lookup(share, crowd, LAYOUT_PX_UM))
     sites_by_kind = {
-        ORDINARY: [thinned(rng, ordinary, occupied), lining],
+        ORDINARY: [crowd, lining],
         LESION: [thinned(lesion_rng, atypical, occupied), atypical_lining],
         LYMPHOCYTE: [scattered, thinned(rng, aggregated, layout.aggregate)],
         SPINDLE: [thinned(rng, spindle, fibrous)],
@@ -214,11 +233,17 @@ def place_nuclei(
         else:
             index = generator.integers(len(bank.patches), size=len(sites))
         kept = _lookup(depth_um, sites, depth_px_um) > EDGE_UM
-        # Only now, after all draws: what the lesion takes away must not shift the look of the nuclei that stay.
-        if kind in (ORDINARY, LESION):
-            kept &= _lookup(lesion, sites, LAYOUT_PX_UM) == (kind == LESION)
-        sites, index = sites[kept], index[kept]
         kinds = np.full(len(sites), kind, np.uint8)
+        # Only now, after all draws: what the lesion takes away must not shift the look of the nuclei that stay.
+        if kind == ORDINARY:
+            kept &= arranged
+        if config.signal == "both" and kind in (ORDINARY, LESION):
+            kept &= _lookup(lesion, sites, LAYOUT_PX_UM) == (kind == LESION)
+        elif kind == LESION:
+            kept[:] = False
+        elif config.signal == "detail" and kind == ORDINARY:
+            kinds[_lookup(lesion, sites, LAYOUT_PX_UM)] = LESION
+        sites, index, kinds = sites[kept], index[kept], kinds[kept]
         parts.append(Nuclei(sites[:, 0], sites[:, 1], bank.radius_um[index], bank.chromatin[index], kinds))
         indices.append(index)
     return Nuclei(*(np.concatenate(column) for column in zip(*parts, strict=True))), np.concatenate(indices)

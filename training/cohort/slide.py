@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.cohort.config import CLASS_NAMES, MPP_L0, CohortConfig
-from training.cohort.layout import draw_layout, draw_lesions, draw_pen
+from training.cohort.layout import draw_arrangement, draw_layout, draw_lesions, draw_pen
 from training.cohort.nuclei import Nuclei, stamp
 from training.cohort.placement import draw_banks, place_nuclei
 from training.cohort.stain import draw_stain, to_rgb
@@ -93,6 +93,10 @@ def generate_slide(
         if label == "lesion"
         else np.zeros(layout.depth_um.shape, bool)
     )
+    share = None
+    if config.signal == "architecture":
+        share, lesion = draw_arrangement(_stream(seed_sequence, 7), lesion_rng, lesion)
+        lesion = lesion & (layout.depth_um > 0)
     stain = draw_stain(stain_rng, variation=config.stain_variation)
 
     depth_um = resize(layout.depth_um, half_shape, cubic=True)
@@ -104,7 +108,7 @@ def generate_slide(
 
     banks = draw_banks(nuclei_rng, atypical_rng, config, stain.haematoxylin_rgb)
     nuclei, bank_index = place_nuclei(
-        nuclei_rng, atypical_rng, config, layout, lesion, depth_um, HALF_PX_UM, angle_rad, banks
+        nuclei_rng, atypical_rng, config, layout, lesion, share, depth_um, HALF_PX_UM, angle_rad, banks
     )
     padded = np.zeros((height + 2 * MARGIN_PX, width + 2 * MARGIN_PX), np.float32)
     for kind, bank in enumerate(banks):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from napari_lrmil.errors import EncoderError
 from training.data.table import DataSection
 from training.data.tile_index import TilesSection
 from training.encoders import EncoderSection, StudentSection
@@ -87,6 +88,7 @@ class RunConfig(Section):
                 if odd
                 else "front.rows is empty: leave it out for all rows"
             )
+        self._check_tokens()
         self._check_stage1_slides()
         stage1 = self.stage1
         if not (stage1.lambda_attn or stage1.lambda_last or (stage1.layers and stage1.lambda_layer)):
@@ -95,6 +97,25 @@ class RunConfig(Section):
                 "above 0: there is nothing to learn from"
             )
         return self
+
+    def _check_tokens(self) -> None:
+        token_px, tiles = self.student.token_px, self.tiles
+        if token_px is None:
+            return
+        try:
+            self.student.spec_for(self.encoder.spec)
+        except EncoderError as error:
+            raise ValueError(f"student.token_px {token_px}: {error}") from error
+        if tiles.tile_px % token_px:
+            raise ValueError(
+                f"student.token_px {token_px} doesn't divide tiles.tile_px {tiles.tile_px}: a tile is a whole number of tokens"
+            )
+        if tiles.tile_px // token_px < tiles.ratio:
+            grid = tiles.tile_px // token_px
+            raise ValueError(
+                f"student.token_px {token_px} gives {grid} x {grid} tokens a tile, which can't tell {tiles.ratio} x "
+                f"{tiles.ratio} children apart"
+            )
 
     def _check_stage1_slides(self) -> None:
         scope, slides = self.stage1.scope, self.stage1.slides

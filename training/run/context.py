@@ -180,7 +180,7 @@ class Context:
     @property
     def student_spec(self) -> EncoderSpec:
         """Of f'."""
-        return self.config.student.spec or self.config.encoder.spec
+        return self.config.student.spec_for(self.config.encoder.spec)
 
     def head_spec(self, embed_dim: int) -> MILSpec:
         """Return what a head on embeddings of D numbers is built from."""

@@ -178,7 +178,10 @@ def check_tokens(context: Context, teacher: Encoder) -> None:
     """
     tiles = context.config.tiles
     seed = context.encoder_seeds[0]
-    for encoder in (teacher, context.new_student(teacher, seed) if context.config.student.spec else teacher):
+    for encoder in (
+        teacher,
+        context.new_student(teacher, seed) if context.student_spec != teacher.spec else teacher,
+    ):
         grid = encoder.tokens_per_edge(tiles.tile_px)
         if grid < tiles.ratio:
             raise EncoderError(

@@ -85,7 +85,9 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     # As they are embedded: HR tiles at the run's precision, LR tiles at 32 bits, as at inference.
     hr_rate = _tiles_per_second(context, teacher, config.run.precision)
     rate = hr_rate if config.run.precision == "32-true" else _tiles_per_second(context, teacher, "32-true")
-    student_rate = rate if config.student.spec is None else _tiles_per_second(context, student, "32-true")
+    student_rate = (
+        rate if context.student_spec == teacher.spec else _tiles_per_second(context, student, "32-true")
+    )
     lr_teacher = context.lr_store(context.encoder_hash)
     planned = [
         _embedding(context, "embed HR", context.rows, context.hr_store(), teacher, hr_rate, hr=True),

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from napari_lrmil.errors import EncoderError
+
 CONVSTEM = "convstem_vit"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,6 +38,21 @@ class EncoderSpec(BaseModel):
     options: Options = Field(default_factory=dict)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[_Positive, _Positive, _Positive] = IMAGENET_STD
+
+    def with_token_px(self, token_px: int) -> EncoderSpec:
+        """Return the same encoder with tokens of another edge in pixels.
+
+        Raises
+        ------
+        EncoderError
+            Where its tokens come from a convolutional stem.
+        """
+        if self.architecture == CONVSTEM:
+            raise EncoderError(
+                f"the tokens of {CONVSTEM} come from a convolutional stem of 16 px a token, which can't be resampled to "
+                f"{token_px} px; take a vision transformer with a patch embedding"
+            )
+        return self.model_copy(update={"options": {**self.options, "patch_size": token_px}})
 
     @field_validator("options")
     @classmethod

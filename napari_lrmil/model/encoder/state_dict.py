@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -38,10 +38,13 @@ _RENAMED = tuple(
         (r"^register_tokens$", "reg_token"),
     )
 )
+_PATCHES = "patch_embed.proj.weight"
 _QUERY = re.compile(r"^(blocks\.\d+)\.attention\.attention\.query\.(weight|bias)$")
 
 
-def timm_state_dict(checkpoint: Mapping[str, object], vit: VisionTransformer) -> dict[str, Tensor]:
+def timm_state_dict(
+    checkpoint: Mapping[str, object], vit: VisionTransformer, *, other_token_px: bool = False
+) -> dict[str, Tensor]:
     """The tensors of one ViT under timm's names.
 
     Wrappers (``{"teacher": ...}``) and prefixes (``module.``, ``backbone.``, ``visual.trunk.``) are taken
@@ -54,12 +57,16 @@ def timm_state_dict(checkpoint: Mapping[str, object], vit: VisionTransformer) ->
     checkpoint : mapping
     vit : timm VisionTransformer
         That the tensors are for; not changed.
+    other_token_px : bool
+        Whether tokens may be of another size than `vit`'s: the patch embedding is then resampled by the pseudo-inverse
+        of the resizing (FlexiViT, Beyer et al. 2023), so that a patch gives nearly the token that the same patch gave at
+        the other size, and one of a single colour exactly that.
 
     Raises
     ------
     EncoderError
         Where the file holds several ViTs, and none of them is a teacher; or tensors that aren't plain arrays, or that
-        don't belong together.
+        don't belong together; with `other_token_px` where `vit` has no patch embedding but a convolutional stem.
     """
     try:
         state = as_float32(_without_prefix(_unwrapped(checkpoint)))
@@ -72,7 +79,8 @@ def timm_state_dict(checkpoint: Mapping[str, object], vit: VisionTransformer) ->
         if not _USELESS.match(name):
             renamed[name] = value
     try:
-        return _fitted_positions(_fused_attention(renamed), vit)
+        fitted = _fitted_positions(_fused_attention(renamed), vit)
+        return _fitted_patches(fitted, vit) if other_token_px else fitted
     except RuntimeError as error:  # torch's, of shapes
         raise EncoderError(
             f"the tensors of the file don't belong together: {shortened(str(error))}"
@@ -130,6 +138,23 @@ def _fitted_positions(state: dict[str, Tensor], vit: VisionTransformer) -> dict[
         grid = list(vit.patch_embed.grid_size)
         positions = resample_abs_pos_embed(positions, new_size=grid, num_prefix_tokens=n_prefix)
     return {**state, "pos_embed": positions}
+
+
+def _fitted_patches(state: dict[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
+    own, given = vit.patch_embed, state.get(_PATCHES)
+    if not isinstance(own, PatchEmbed):
+        raise EncoderError(
+            "tokens of another size need a patch embedding, which can be resampled; this encoder's tokens come from a "
+            "convolutional stem"
+        )
+    size = own.proj.weight.shape[2:]
+    if given is None or given.ndim != 4 or given.shape[2:] == size:
+        return state
+    resampled = resample_patch_embed(given, list(size))
+    # Near a patch's border the smoothing filter is cut off, and a plain colour would shift (by up to a quarter of a
+    # token, 16 -> 8 px): what is missing is spread evenly.
+    missing = given.sum(dim=(2, 3), keepdim=True) - resampled.sum(dim=(2, 3), keepdim=True)
+    return {**state, _PATCHES: resampled + missing / (size[0] * size[1])}
 
 
 def _is_square(number: int) -> bool:

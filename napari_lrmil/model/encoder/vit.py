@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from napari_lrmil.errors import EncoderError, shortened
 from napari_lrmil.model.encoder.spec import CONVSTEM, EncoderSpec, Options
+from napari_lrmil.model.encoder.state_dict import timm_state_dict
 
 _WEIGHT_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 # JSON and TOML have no classes: these options name one, of timm's and of no other.
@@ -88,6 +89,10 @@ class Encoder(nn.Module):
                 f"{round(tile_px / self.token_px) * self.token_px} px would be"
             )
         return tile_px // self.token_px
+
+    def load_resampled(self, other: Encoder) -> None:
+        """Take the weights of the same architecture with tokens of any size; see `timm_state_dict`."""
+        self.vit.load_state_dict(timm_state_dict(other.vit.state_dict(), self.vit, other_token_px=True))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass: less memory, slower, the same gradients."""

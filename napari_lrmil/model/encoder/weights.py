@@ -32,7 +32,13 @@ class _HubSource(NamedTuple):
     preset: EncoderPreset | None
 
 
-def load_weights(encoder: Encoder, source: str | Path, *, preset: str | EncoderPreset | None = None) -> None:
+def load_weights(
+    encoder: Encoder,
+    source: str | Path,
+    *,
+    preset: str | EncoderPreset | None = None,
+    other_token_px: bool = False,
+) -> None:
     """Load published or own weights into an encoder, whatever their float precision.
 
     Parameters
@@ -44,6 +50,8 @@ def load_weights(encoder: Encoder, source: str | Path, *, preset: str | EncoderP
         are read and nothing else in it: it can't run code.
     preset : str or EncoderPreset, optional
         Whose weights they are, for the message where they are missing; found by repository without.
+    other_token_px : bool
+        Whether they may be of tokens of another size; see `timm_state_dict`.
 
     Raises
     ------
@@ -58,7 +66,7 @@ def load_weights(encoder: Encoder, source: str | Path, *, preset: str | EncoderP
     """
     path = _resolved(source, preset, encoder.spec.architecture)
     own = encoder.vit.state_dict()
-    state = timm_state_dict(_read(path), encoder.vit)
+    state = timm_state_dict(_read(path), encoder.vit, other_token_px=other_token_px)
     broken = not_finite(state)
     if broken:
         raise EncoderError(f"{path} has weights that aren't finite: {', '.join(broken[:3])}")
