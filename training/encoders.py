@@ -105,6 +105,12 @@ class StudentSection(_ViTSection):
         return spec if self.token_px is None else spec.with_token_px(self.token_px)
 
 
+def encoder_depth(spec: EncoderSpec) -> int:
+    """Return how many blocks an encoder has, without making its weights."""
+    with torch.device("meta"):
+        return Encoder(spec).depth
+
+
 def random_encoder(spec: EncoderSpec, *, seed: int, device: torch.device) -> Encoder:
     """Return an encoder with fresh weights, frozen, in eval mode."""
     torch.manual_seed(seed)

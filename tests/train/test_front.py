@@ -21,7 +21,7 @@ from training.config import RunConfig
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles, TileGeometry
 from training.run.layout import RunDir
-from training.stages.front import Front, Reading, read_cost, slides_to_time, tile_costs
+from training.stages.front import Front, Served, read_cost, slides_to_time, tile_costs
 
 CPU = torch.device("cpu")
 
@@ -143,7 +143,7 @@ def test_costs_are_exact_and_nothing_finer_is_read(finished: Path, generated_sli
     assert n_bytes == {1: len(lr) * 32 * 32 * 3, 4: len(hr) * 32 * 32 * 3}  # the levels are 0.5 and 2 µm/px
     bundle = load_bundle(finished / "run" / "fold0" / "bundle")
     for within, level, n_tiles in ((1, 1, len(lr)), (4, 0, len(hr))):
-        reading = Reading(bundle.encoder, bundle.mil, within)
+        reading = Served(bundle.encoder, bundle.mil, within)
         cost = read_cost(row, geometry(), reading, device=CPU, batch_size=64, threads=2)
         assert (cost.tiles, cost.level) == (n_tiles, level)
         assert min(cost.pixels_read) == level
@@ -166,7 +166,7 @@ def test_a_reading_finer_than_it_should_be_is_an_error(
     monkeypatch.setattr(TileGeometry, "open", peeking)
     with pytest.raises(RuntimeError, match=r"0\.5 µm/px was read where 2 µm/px are enough"):
         read_cost(
-            row, geometry(), Reading(bundle.encoder, bundle.mil, 1), device=CPU, batch_size=64, threads=2
+            row, geometry(), Served(bundle.encoder, bundle.mil, 1), device=CPU, batch_size=64, threads=2
         )
 
 

@@ -15,7 +15,7 @@ from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.model.device import resolve_device
 from training.config import RunConfig
-from training.methods import OURS, method_name
+from training.methods import OURS
 from training.progress import Reporter
 from training.report import figures, tables
 from training.report.data import RunData, read_run
@@ -138,7 +138,6 @@ def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[s
         "front_text": "" if data.front is None else front_text(data.front),
         "timed_text": "" if data.front is None else timed_text(data.front),
         "front_group": figures.front_group(data),
-        "method_name": method_name,
         "roc_groups": figures.roc_groups(data),
         "calibration": calibration,
         "bins": bins,

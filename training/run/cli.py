@@ -16,7 +16,6 @@ from napari_lrmil.memory import give_large_blocks_back
 from napari_lrmil.terminal import INTERRUPTED, Commands, exit_with, print_error
 from training.config import RunConfig, load_config
 from training.config.describe import config_table
-from training.methods import method_name
 from training.progress import Reporter
 from training.run.context import Context
 from training.run.layout import RunDir
@@ -89,7 +88,9 @@ def run(
             reporter.say(f"Bundle: {escape(str(tested.bundles[-1]))}")
             cheapest = run_dir.fold(splits[-1].fold).cheapest_bundle
             if tested.front is not None and cheapest.is_dir():
-                reporter.say(f"Bundle of {method_name(tested.front.chosen)}: {escape(str(cheapest))}")
+                reporter.say(
+                    f"Bundle of {tested.front.row(tested.front.chosen).name}: {escape(str(cheapest))}"
+                )
         runtime.wait()
         return tested.bundles[-1] if tested.bundles else run_dir.root
 

@@ -12,6 +12,8 @@
         mil/<method>.safetensors  fits/<method>.json  teacher_outputs.safetensors  student_encoder.safetensors
         predictions/<method>.csv  val_predictions/<method>.csv  test_attention/<method>.safetensors  calibration/<method>.json
         bundle/  cheapest/ (where another row than LRMIL was chosen)
+        student_shuffled/ student_enlarged/ stage1-HASH/   f' of rows of the comparison that train another one
+        ridge_fit.safetensors
         seedS/               the same of heads of another seed, encoderS/ and encoderS/seedS/ of encoders of another seed
 
 Steps meet only through files here.
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -38,6 +41,7 @@ from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
 from napari_lrmil.outside import parse_json
 from training.checkpoint import Files
 from training.config import RunConfig
+from training.data.derived import RidgeFit
 from training.data.predictions import (
     Predictions,
     SlideAttention,
@@ -124,6 +128,20 @@ class Folder:
     def random_encoder(self) -> Path:
         """Weights of an f that was not pretrained, for the workers of a cluster."""
         return self.root / "random_encoder.safetensors"
+
+    @property
+    def ridge_fit(self) -> Path:
+        """The regression of f(LR) onto HR of the fold's training slides."""
+        return self.root / "ridge_fit.safetensors"
+
+    def write_ridge(self, fit: RidgeFit) -> None:
+        """Keep that regression."""
+        save_tensors(self.ridge_fit, {name: torch.tensor(value) for name, value in fit._asdict().items()})
+
+    def read_ridge(self) -> RidgeFit:
+        """Return it."""
+        kept = load_tensors(self.ridge_fit)
+        return RidgeFit(kept["coefficients"].numpy(), kept["intercept"].numpy(), float(kept["strength"]))
 
     def head(self, method: str) -> Path:
         """Return the file of a method's MIL head."""

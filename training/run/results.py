@@ -69,6 +69,7 @@ def compare(
             seed=config.run.seed,
             shares_encoder=steps.shares_encoder,
             set_quantiles=quantiles,
+            names={row.key: row.name for row in config.rows if row.key not in BY_KEY},
         )
         for row in () if front is None else front.rows:
             is_chosen = front is not None and row.key == front.chosen
@@ -86,7 +87,10 @@ def compare(
         f"{_trainings(context)} ({config.evaluate.bootstrap} resamples)."
     )
     transductive = config.stage1.is_transductive
-    context.reporter.console.print(_table(results, mark_student="*" if transductive else ""))
+    of_student = {row.key for row in config.rows if row.is_of_student}
+    context.reporter.console.print(
+        _table(results, mark_student="*" if transductive else "", of_student=of_student)
+    )
     if transductive:
         context.reporter.say(f"* {TRANSDUCTIVE_NOTE}")
     if any(is_unfitted(method, metrics) for method, metrics in results.items()):
@@ -108,13 +112,13 @@ def _trainings(context: Context) -> str:
     return f" and trainings ({n_heads} heads on {encoders})"
 
 
-def _table(results: Mapping[str, MethodResult], *, mark_student: str) -> Table:
+def _table(results: Mapping[str, MethodResult], *, mark_student: str, of_student: set[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # within 80 columns
     for name in ("method", "train", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
         table.add_column(name, no_wrap=True)
     for method, metrics in results.items():
         table.add_row(
-            method_name(method) + (mark_student if BY_KEY[method].is_of_student else ""),
+            method_name(method, metrics) + (mark_student if method in of_student else ""),
             _shown(metrics["train_auc"], ".3f") + ("!" if is_unfitted(method, metrics) else ""),
             _shown(metrics["auc_interval"], ".3f"),
             _shown(metrics.get("lrmil_minus_this"), "+.3f"),
@@ -140,7 +144,7 @@ def _front_table(front: Front) -> Table:
         losses = ["" if one is None else f"{one.limit:.3f}" for one in (row.val, row.test)]
         shown = "" if row.val is None else "shown" if row.val.shown else "not shown"
         table.add_row(
-            method_name(row.key) + (" *" if row.key == front.chosen else ""),
+            row.name + (" *" if row.key == front.chosen else ""),
             f"{row.costs.seconds:.2g}",
             f"{row.costs.tiles:.0f}",
             f"{row.costs.megabytes:.2f}",

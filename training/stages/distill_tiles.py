@@ -240,11 +240,14 @@ def spread_of_targets(section: Stage1Section, slides: Sequence[SlideTiles], stor
         Of their HR tiles.
     """
     chosen = [slides[place] for place in _evenly(len(slides), _MOST_SLIDES)]
+    places = layer_places(section, store)
 
     def spread(name: str) -> Tensor:
         n, total, squares = 0, np.zeros(1), np.zeros(1)
         for tiles in chosen:
             values = store.read(tiles.row.slide_id, name, dtype=np.float16)
+            if values.ndim == 3 and places is not None:
+                values = values[list(places)]
             values = values[..., _evenly(values.shape[-2], _MOST_TILES), :].astype(np.float64)
             n += values.shape[-2]
             total = total + values.sum(axis=-2)
@@ -265,6 +268,14 @@ def spread_of_targets(section: Stage1Section, slides: Sequence[SlideTiles], stor
 def target_array(name: str, section: Stage1Section) -> str:
     """Return the array of the store that holds a target: with turned tiles the mean over the turns."""
     return f"turned_{name}" if section.turned else name
+
+
+def layer_places(section: Stage1Section, store: EmbeddingStore) -> tuple[int, ...] | None:
+    """Return where ``stage1.layers`` are among the layers that a store holds; None where it holds these alone."""
+    stored = store.spec.get("layers")
+    if not isinstance(stored, list) or tuple(stored) == section.layers:
+        return None
+    return tuple(stored.index(layer) for layer in section.layers)
 
 
 def _evenly(n: int, most: int) -> NDArray[np.int64]:
@@ -452,6 +463,7 @@ def pair_loader(
         scores=scores,
         embeddings=target_array("embedding", section),
         layer_tokens=target_array("layer_class_tokens", section) if section.layers else None,
+        layer_places=layer_places(section, store),
         batch_size=section.batch_size,
         threads=threads,
         window_bytes=section.window_gib * 2**30,

@@ -24,7 +24,7 @@ from napari_lrmil.slide.tiles import pixels_of_tiles
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles, TileGeometry
 from training.intervals import FoldScores, within_fold_auc
-from training.methods import TEACHER, MethodKey, method_name
+from training.methods import TEACHER
 from training.noninferiority import Comparison, compare_with_teacher, least_patients, patients_by_class
 from training.section import Section
 
@@ -43,14 +43,16 @@ class FrontSection(Section):
         lt=0.5,
         description="chance, at most, that any row is wrongly said to lose less than the margin (Holm, over all rows)",
     )
-    rows: tuple[MethodKey, ...] | None = Field(
+    rows: tuple[str, ...] | None = Field(
         default=None,
-        description="which may be chosen, all of evaluate.methods; the fewer, the fewer patients it takes. Default: all of them",
+        min_length=1,
+        description="keys of the rows that may be chosen; the fewer, the fewer patients it takes. Default: all of which a bundle "
+        "can be made: an encoder, all of its tiles, a head",
     )
     slides: int = Field(default=3, ge=1, description="test slides whose seconds are measured")
 
 
-class Reading(NamedTuple):
+class Served(NamedTuple):
     """How a row reads a slide: rows with the same cost the same."""
 
     encoder: Encoder
@@ -99,6 +101,7 @@ class FrontRow(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     key: str
+    name: str
     mpp: float
     costs: Costs
     of_teacher: Costs
@@ -137,7 +140,7 @@ def slides_to_time(tiles: Sequence[SlideTiles], n: int) -> list[SlideTiles]:
 def read_cost(
     row: SlideRow,
     geometry: TileGeometry,
-    reading: Reading,
+    reading: Served,
     *,
     device: torch.device,
     batch_size: int,
@@ -182,7 +185,7 @@ def read_cost(
 
 
 def tile_costs(tiles: SlideTiles, geometry: TileGeometry, withins: Sequence[int]) -> dict[int, int]:
-    """Return how many bytes of pixels the tiles of a slide are made of, by `Reading.within`; nothing is read."""
+    """Return how many bytes of pixels the tiles of a slide are made of, by `Served.within`; nothing is read."""
     with geometry.open(tiles.row) as slide:
         found = {}
         for within in withins:
@@ -196,7 +199,7 @@ def tile_costs(tiles: SlideTiles, geometry: TileGeometry, withins: Sequence[int]
 
 
 def measure_costs(
-    readings: Mapping[str, Reading],
+    readings: Mapping[str, Served],
     timed: Sequence[SlideTiles],
     every: Sequence[SlideTiles],
     geometry: TileGeometry,
@@ -250,6 +253,7 @@ def find_front(
     test: Mapping[str, Sequence[FoldScores]],
     costs: Mapping[str, Costs],
     mpps: Mapping[str, float],
+    names: Mapping[str, str],
     timed: Timed,
     class_names: Sequence[str],
     section: FrontSection,
@@ -266,7 +270,7 @@ def find_front(
     ----------
     val, test : mappings
         Row -> folds, the teacher's among them.
-    costs, mpps : mappings
+    costs, mpps, names : mappings
         Of each row.
     timed : Timed
     class_names : sequence of str
@@ -295,6 +299,7 @@ def find_front(
     rows = [
         FrontRow(
             key=key,
+            name=names[key],
             mpp=mpps[key],
             costs=costs[key],
             of_teacher=Costs(
@@ -321,7 +326,7 @@ def find_front(
 
 def front_text(front: Front) -> str:
     """Say which row is the cheapest that is good enough, in plain words."""
-    what = f"not worse than {method_name(TEACHER.key)} by more than {front.margin:g} AUC"
+    what = f"not worse than {TEACHER.name} by more than {front.margin:g} AUC"
     if front.chosen == TEACHER.key:
         return (
             f"Cheapest that is shown to be {what}: none of the others; the teacher is exported. That a row isn't shown to be "
@@ -336,7 +341,7 @@ def front_text(front: Front) -> str:
         else "not shown there, which doesn't say that it is worse"
     )
     return (
-        f"Cheapest that is shown to be {what}: {method_name(row.key)}, with {shares.seconds:.0%} of the seconds, "
+        f"Cheapest that is shown to be {what}: {row.name}, with {shares.seconds:.0%} of the seconds, "
         f"{shares.tiles:.0%} of the tiles and {shares.megabytes:.0%} of the bytes. It was chosen on validation slides; on "
         f"test slides it loses {row.test.difference:+.3f} and less than {row.test.limit:.3f} at {1 - front.alpha:.0%}: "
         f"{confirmed}."
@@ -347,7 +352,7 @@ def choice_text(front: Front) -> str:
     """Say in a bundle's card why it, and not a cheaper or a dearer one, was exported."""
     row = front.row(front.chosen)
     others = "; ".join(
-        f"{method_name(one.key)} ({one.mpp:g} µm/px, {one.of_teacher.seconds:.0%} of the teacher's seconds): "
+        f"{one.name} ({one.mpp:g} µm/px, {one.of_teacher.seconds:.0%} of the teacher's seconds): "
         + (
             f"loses {one.val.difference:+.3f} and less than {one.val.limit:.3f}, "
             + ("shown" if one.val.shown else "not shown")
@@ -364,7 +369,7 @@ def choice_text(front: Front) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in front.patients.items())
     return (
         f"{front_text(front)}\n\nThe choice was made on validation slides ({counts}; patients), among: {others}. Losses are of "
-        f"AUC against {method_name(TEACHER.key)}, with one-sided limits at {1 - front.alpha:.0%} by bootstrap over patients and "
+        f"AUC against {TEACHER.name}, with one-sided limits at {1 - front.alpha:.0%} by bootstrap over patients and "
         f"trainings; “shown” holds for all rows at once (Holm).{on_test}"
     )
 

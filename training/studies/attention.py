@@ -22,7 +22,7 @@ from training.cohort.localisation import (
     tile_lesion_fractions,
 )
 from training.data.predictions import SlideAttention
-from training.run.layout import RunDir
+from training.run.layout import RunDir, RunDirError
 from training.studies.runs import Experiment, Tiles
 
 MASK_MPP = MASK_DOWNSAMPLE * MPP_L0
@@ -168,6 +168,20 @@ def _read_attention(run_dirs: tuple[Path, ...]) -> dict[str, dict[str, SlideAtte
     found: dict[str, dict[str, SlideAttention]] = {}
     for run_dir in map(RunDir, run_dirs):
         for fold in run_dir.folds():
-            for method in fold.attended_methods():
+            for method in _on_known_grids(run_dir, fold.attended_methods()):
                 found.setdefault(method, {}).update(fold.read_attention(method))
     return found
+
+
+def _on_known_grids(run_dir: RunDir, keys: list[str]) -> list[str]:
+    """Return the methods whose attention is on all HR tiles, as the teacher's, or on LR tiles."""
+    try:
+        rows = methods.BY_KEY | {row.key: row for row in run_dir.read_config().rows}
+    except RunDirError:  # of another version
+        rows = methods.BY_KEY
+    embedding = {key: rows[key].embedding for key in keys if key in rows}
+    return [
+        key
+        for key in keys
+        if key == TEACHER or (one := embedding.get(key, methods.LR)) is None or one.on_lr_tiles
+    ]
