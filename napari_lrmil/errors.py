@@ -73,6 +73,10 @@ class SlideChangedError(SlideError):
     """The files of a slide are no longer those that were opened."""
 
 
+class SlideAwayError(SlideChangedError):
+    """The files of a slide can't be reached: they were taken away, or the disk or share that they are on."""
+
+
 class UnknownMppError(SlideError):
     """A slide doesn't say how many micrometres a pixel measures, and nobody else did."""
 

@@ -84,6 +84,10 @@ class _Open(NamedTuple):
     path: Path
     stated_mpp_xy: tuple[float, float] | None
 
+    def fingerprint(self) -> str:
+        """That of the slide whose results are right."""
+        return _made().right.slide_fingerprint
+
     def check_unchanged(self) -> None:
         """It never changes."""
 

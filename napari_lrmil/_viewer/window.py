@@ -20,7 +20,7 @@ from napari_lrmil._viewer.canvas import Canvas
 from napari_lrmil._viewer.current import CurrentSlide
 from napari_lrmil._viewer.models import DEMO_BUNDLE, LoadedModel, classification, load_model
 from napari_lrmil._viewer.settings import Settings
-from napari_lrmil.errors import LRMILError, SlideChangedError
+from napari_lrmil.errors import LRMILError, SlideAwayError, SlideChangedError
 from napari_lrmil.heatmap import HeatmapLook, fitting_look
 from napari_lrmil.slide import Slide
 
@@ -462,10 +462,20 @@ class Controller:
         try:
             slide.check_unchanged()
         except SlideChangedError as error:
+            if not isinstance(error, SlideAwayError):
+                self._drop_result(slide)
             self._replaced.add(slide)
             self._slide_errors[slide] = str(error)
             return True
         return False
+
+    def note_replaced(self, slide: Slide, message: str) -> None:
+        """Another file was seen in the place of a slide's: its results are put away, and `reopen_slide` shows that one."""
+        if slide in self._canvas.slides():
+            self._drop_result(slide)
+            self._replaced.add(slide)
+            self._slide_errors[slide] = message
+        self._tell()
 
     def _result_of(self, slide: Slide) -> SlidePrediction | None:
         info = self._bundle.info if self._bundle is not None else None
@@ -484,10 +494,10 @@ class Controller:
 
     def _classification_failed(self, run: _Run, message: str) -> None:
         if self._run is run:
-            self._ended[run.slide] = State.FAILED
-            self._slide_errors[run.slide] = message
             self._run = None
-            self._is_replaced(run.slide)
+            if not self._is_replaced(run.slide):
+                self._slide_errors[run.slide] = message
+            self._ended[run.slide] = State.FAILED
             self._tell()
 
     def _stop(self) -> None:

@@ -68,6 +68,10 @@ class OpenSlide(Protocol):
         """As the slide says it."""
         ...
 
+    def fingerprint(self) -> str:
+        """Return what tells it from other slides."""
+        ...
+
     def check_unchanged(self) -> None:
         """Raise SlideChangedError where its files aren't those that were opened."""
         ...
@@ -293,6 +297,21 @@ class ResultCache:
             return None
         assert isinstance(found, KnownSlide)
         return found if len(found.fingerprint) == 64 else None
+
+    def fingerprint_of(self, slide: OpenSlide) -> str:
+        """Return an open slide's fingerprint, made where it isn't known yet, and remember it.
+
+        Raises
+        ------
+        SlideChangedError
+            Where its files aren't those that were opened: what is known may be of one that has taken its place.
+        SlideError
+            Where they can't be read.
+        """
+        fingerprint = self.known_fingerprint(slide.path) or slide.fingerprint()
+        slide.check_unchanged()
+        self.remember_slide(slide, fingerprint)
+        return fingerprint
 
     def remember_slide(self, slide: OpenSlide, fingerprint: str) -> None:
         """Make `known_slide` know an open slide, unless its files have changed since it was opened."""

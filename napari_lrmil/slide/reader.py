@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import SlideChangedError, SlideError, UnknownMppError, readable
+from napari_lrmil.errors import SlideAwayError, SlideChangedError, SlideError, UnknownMppError, readable
 from napari_lrmil.slide.backends import open_backend
 from napari_lrmil.slide.backends.base import decoder_errors
 from napari_lrmil.slide.colour import SRGBTransform
@@ -295,20 +295,24 @@ class Slide:
         Raises
         ------
         SlideChangedError
+            `SlideAwayError`, which is one, where they can't be looked at.
         """
         try:
             with decoder_errors(self.path):
                 unchanged = (
                     self._states_now() == self._states and tuple(stored_chunks(self.path)) == self._chunks
                 )
-        except SlideError:
-            unchanged = False
+        except SlideError as error:
+            raise SlideAwayError(
+                f"{self.path.name} changed while it was read: it was taken away, or the disk or share that it is on "
+                "can't be reached. Open it again once it is back."
+            ) from error
         if not unchanged:
             raise self._changed()
 
     def _changed(self) -> SlideChangedError:
         return SlideChangedError(
-            f"{self.path.name} changed while it was read: it was replaced, taken away, or is still being written. Open it "
+            f"{self.path.name} changed while it was read: it was replaced, or is still being written. Open it "
             "again once it is complete."
         )
 

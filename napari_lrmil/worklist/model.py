@@ -11,7 +11,7 @@ from napari_lrmil.cache import ResultSummary
 from napari_lrmil.errors import WorklistError
 from napari_lrmil.slide.identity import same_slide
 from napari_lrmil.worklist.listing import ListedSlide, list_slides, natural
-from napari_lrmil.worklist.reviews import VERDICTS, Review, ReviewFile, Saved, Verdict
+from napari_lrmil.worklist.reviews import VERDICTS, Check, Review, ReviewFile, Saved, Verdict
 
 
 class Status(StrEnum):
@@ -36,6 +36,10 @@ class Order(StrEnum):
 _STATUS_RANK = {status: rank for rank, status in enumerate(
     (Status.FAILED, Status.RUNNING, Status.QUEUED, Status.NEW, Status.DONE, Status.REVIEWED)
 )}  # fmt: skip
+
+
+UNKNOWN_FILE = ""
+"""A fingerprint that no file has."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,12 @@ class WorklistItem:
         µm per level-0 pixel where a table gives it.
     known_label : str or None
         The table's.
-    judged_label : str or None
-        The label that the verdict is about.
+    judged_label, judged_fingerprint : str or None
+        The label that the verdict is about, and the slide that verdict and note are about, where known.
     fingerprint, bundle_sha256 : str or None
         Of the slide and of the bundle's weights, where known.
+    replaced : bool
+        Whether the slide's file was seen to be another one than result or verdict were about, which were put away.
     """
 
     path: Path
@@ -85,8 +91,10 @@ class WorklistItem:
     mpp: float | None = None
     known_label: str | None = None
     judged_label: str | None = None
+    judged_fingerprint: str | None = None
     fingerprint: str | None = None
     bundle_sha256: str | None = None
+    replaced: bool = False
 
     @property
     def verdict_outdated(self) -> bool:
@@ -223,6 +231,7 @@ class Worklist:
             needs_mpp=False,
             fingerprint=result.fingerprint,
             bundle_sha256=result.bundle_sha256,
+            replaced=False,
         )
         return self._keep(_settled(self._with_review(item)))
 
@@ -231,13 +240,43 @@ class Worklist:
         bare = replace(_without_result(self[path]), needs_mpp=needs_mpp)
         return self._keep(bare if bare.status in (Status.QUEUED, Status.RUNNING) else _settled(bare))
 
+    def note_file(self, path: Path, fingerprint: str) -> bool:
+        """Note which file a path holds now: result, verdict and note of another one aren't of this slide.
+
+        Parameters
+        ----------
+        path : Path
+        fingerprint : str
+            `UNKNOWN_FILE`: another one than before, and nobody knows which.
+
+        Returns
+        -------
+        bool
+            Whether something of another file was put away.
+        """
+        item = self[path]
+        before = (item.label, item.verdict, item.note)
+        if _differ(item.fingerprint, fingerprint):
+            item = _without_result(item)
+        item = self._with_review(replace(item, fingerprint=fingerprint))
+        put_away = before != (item.label, item.verdict, item.note)
+        item = replace(item, replaced=item.replaced or put_away)
+        self._keep(item if item.status in (Status.QUEUED, Status.RUNNING) else _settled(item))
+        return put_away
+
     def forget_results(self) -> None:
         """Drop all results, as when another bundle is chosen; verdicts stay."""
         for item in list(self):
             self._keep(_settled(_without_result(item)))
 
     def note_verdict(
-        self, path: Path, verdict: Verdict | None, note: str | None = None, *, reviewer: str = ""
+        self,
+        path: Path,
+        verdict: Verdict | None,
+        note: str | None = None,
+        *,
+        reviewer: str = "",
+        check: Check | None = None,
     ) -> WorklistItem:
         """Take in what the reviewer says of a slide, in memory, at once.
 
@@ -252,6 +291,8 @@ class Worklist:
         note : str, optional
             None leaves the note as it is.
         reviewer : str
+        check : callable, optional
+            Has the last word before it is written, see `ReviewFile.add`.
 
         Raises
         ------
@@ -272,7 +313,17 @@ class Worklist:
             unsure_shown=None if item.label is None else item.unsure,
             unlike_training_shown=None if item.label is None else item.ood,
         )
-        self.reviews.add(review)
+        self.reviews.add(review, check)
+        return self._keep(self._reviewed(item))
+
+    def write_note(
+        self, path: Path, note: str, *, reviewer: str = "", check: Check | None = None
+    ) -> WorklistItem:
+        """Take in a note; the verdict stays, on the label that it was given on. See `note_verdict`."""
+        item, before = self[path], self.reviews.latest(path)
+        if item.verdict is None or before is None:
+            return self.note_verdict(path, item.verdict, note, reviewer=reviewer, check=check)
+        self.reviews.add(replace(before, note=note, reviewer=reviewer), check)
         return self._keep(self._reviewed(item))
 
     def look_what_is_saved(self) -> list[WorklistItem]:
@@ -306,12 +357,15 @@ class Worklist:
         saved = self.reviews.saved(item.path)  # asked first: one that is written just now is looked up again
         review = self.reviews.latest(item.path)
         if review is None or _differ(review.fingerprint, item.fingerprint):
-            return replace(item, verdict=None, note="", judged_label=None, saved=saved)
+            return replace(
+                item, verdict=None, note="", judged_label=None, judged_fingerprint=None, saved=saved
+            )
         return replace(
             item,
             verdict=review.verdict,
             note=review.note,
             judged_label=review.label_shown,
+            judged_fingerprint=review.fingerprint,
             saved=saved,
         )
 

@@ -11,16 +11,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 from weakref import WeakValueDictionary
 
-from napari_lrmil.errors import WorklistError
+from napari_lrmil.errors import SlideAwayError, SlideChangedError, WorklistError
 from napari_lrmil.outside import parse_json, read_file
 from napari_lrmil.slide.files import user_folder
 
@@ -84,6 +84,28 @@ class Review:
     unlike_training_shown: bool | None = None
 
 
+Check = Callable[[Review], Review]
+"""Looks, before a review is written, whether its slide's file is still what it is about, and returns what to write.
+
+Raises SlideAwayError where the file can't be reached, and SlideChangedError where it is another one. Called in whichever
+thread writes.
+"""
+
+
+class Refused(NamedTuple):
+    """A review that was not written, for its slide's file is another one by now, and why in a sentence."""
+
+    review: Review
+    reason: str
+
+
+class _Waiting(NamedTuple):
+    """A review in memory alone."""
+
+    review: Review
+    check: Check | None
+
+
 class ReviewFile:
     """The reviews of a folder.
 
@@ -132,7 +154,8 @@ class ReviewFile:
         """Held while lines are written, so that they come in the order in which they were noted."""
         self._kept: dict[str, Review] = {}
         self._written: list[Review] = []
-        self._waiting: deque[Review] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._refused: list[Refused] = []
         self._n_refused = 0
         """How many of those that wait, the first ones, could not be written at the last try."""
         self._elsewhere_because = ""
@@ -165,14 +188,14 @@ class ReviewFile:
         """The latest review of a slide, one that waits to be written included."""
         slide = self.relative(slide_path)
         with self._memory:
-            waiting = (review for review in reversed(self._waiting) if review.slide == slide)
+            waiting = (each.review for each in reversed(self._waiting) if each.review.slide == slide)
             return next(waiting, self._kept.get(slide))
 
     def saved(self, slide_path: Path) -> Saved:
         """How far the latest review of a slide is."""
         slide = self.relative(slide_path)
         with self._memory:
-            refused = [review.slide == slide for review in self._waiting]
+            refused = [each.review.slide == slide for each in self._waiting]
         if not any(refused):
             return Saved.YES
         return Saved.NO if any(refused[: self._n_refused]) else Saved.SAVING
@@ -181,7 +204,13 @@ class ReviewFile:
     def waiting(self) -> tuple[Review, ...]:
         """Reviews that are in memory alone."""
         with self._memory:
-            return tuple(self._waiting)
+            return tuple(each.review for each in self._waiting)
+
+    def take_refused(self) -> tuple[Refused, ...]:
+        """Reviews that `write_waiting` has left out because their slides' files are others by now; each is told once."""
+        with self._memory:
+            refused, self._refused = tuple(self._refused), []
+        return refused
 
     def relative(self, slide_path: Path) -> str:
         """How the file names a slide: it stays right when slides and file move together."""
@@ -191,10 +220,10 @@ class ReviewFile:
             return slide_path.absolute().as_posix()
         return Path(relative).as_posix()
 
-    def add(self, review: Review) -> None:
-        """Note a review, to be written by the next `write_waiting`. Touches no disk."""
+    def add(self, review: Review, check: Check | None = None) -> None:
+        """Note a review, to be written by the next `write_waiting` if `check` still allows it. Touches no disk."""
         with self._memory:
-            self._waiting.append(review)
+            self._waiting.append(_Waiting(review, check))
 
     def write_waiting(self, *, last_chance: bool = False) -> None:
         """Write what was noted, in that order; when this returns it is on the disk.
@@ -205,7 +234,8 @@ class ReviewFile:
         Parameters
         ----------
         last_chance : bool
-            Use the user's data folder whatever keeps the file beside the slides from being written: the program ends.
+            Use the user's data folder whatever keeps the file beside the slides from being written: the program ends. A
+            slide that can't be reached isn't waited for: what is written says which file was judged.
 
         Raises
         ------
@@ -217,19 +247,24 @@ class ReviewFile:
                 with self._memory:
                     if not self._waiting:
                         return
-                    review = self._waiting[0]
+                    waiting = self._waiting[0]
                 try:
-                    written = self._append(review, last_chance=last_chance)
+                    review = _checked(waiting, last_chance=last_chance)
+                    written: Review | None = self._append(review, last_chance=last_chance)
+                except SlideChangedError as error:
+                    written = None
+                    with self._memory:
+                        self._refused.append(Refused(waiting.review, str(error)))
                 except WorklistError:
                     with self._memory:
                         self._n_refused = len(self._waiting)
                     raise
                 with self._memory:
-                    if self._waiting and self._waiting[0] is review:  # not taken back meanwhile
-                        self._waiting.popleft()
-                        self._n_refused = max(0, self._n_refused - 1)
-                    self._written.append(written)
-                    self._kept[written.slide] = written
+                    self._waiting.popleft()
+                    self._n_refused = max(0, self._n_refused - 1)
+                    if written is not None:
+                        self._written.append(written)
+                        self._kept[written.slide] = written
 
     def _append(self, review: Review, *, last_chance: bool) -> Review:
         """Add a line to the file; the review with the time that it has there.
@@ -278,6 +313,27 @@ class ReviewFile:
                 "computer and for this user alone.",
             )
         return " ".join(notes)
+
+
+def _checked(waiting: _Waiting, *, last_chance: bool) -> Review:
+    """What to write of a review.
+
+    Raises
+    ------
+    SlideChangedError
+        Where its slide's file is another one.
+    WorklistError
+        Where that can't be looked at now.
+    """
+    review, check = waiting
+    if check is None:
+        return review
+    try:
+        return check(review)
+    except SlideAwayError as error:
+        if last_chance:
+            return review
+        raise WorklistError(f"the verdict on {review.slide} is not kept yet: {error}") from error
 
 
 def _now(*, after: str) -> str:

@@ -173,6 +173,17 @@ def test_slides_of_one_name_are_told_apart_in_the_list(
     ]
 
 
+def test_the_title_tells_slides_of_one_name_apart(viewer: Any, three: list[Path], tmp_path: Path) -> None:
+    dock_widget(viewer)
+    (tmp_path / "later").mkdir()
+    same = shutil.copy(three[0], tmp_path / "later" / "one.tiff")
+    titles = []
+    for path in (three[0], Path(same)):
+        dock_widget(viewer).controller.open_slide(path)
+        titles.append(viewer.window._qt_window.windowTitle())
+    assert titles == [f"one in {tmp_path.name} – napari", "one in later – napari"]
+
+
 class Screen:
     """A window in which a user does whatever can be done, and what must hold of what it shows."""
 
@@ -293,7 +304,7 @@ class Screen:
         for layer in self.viewer.layers:
             if HEATMAP_KEY in layer.metadata:
                 assert layer.metadata[HEATMAP_KEY] in controller.results, "a heatmap of another model"
-        title = f"{current.name} – napari" if current is not None else "napari"
+        title = f"{current.name} in {current.path.parent.name} – napari" if current is not None else "napari"
         assert self.viewer.window._qt_window.windowTitle() == title
         presenter = worklist_dock(self.viewer).presenter
         judged = presenter.panel().judged

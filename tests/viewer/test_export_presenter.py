@@ -168,11 +168,11 @@ def test_names_get_their_ending() -> None:
 def test_verdict_of_the_slides_folder(tmp_path: Path) -> None:
     slide = tmp_path / "a" / "b.svs"
     slide.parent.mkdir()
-    assert verdict_of(slide) is None
+    assert verdict_of(slide, "f" * 64) is None
     reviews = ReviewFile.of(tmp_path)
     reviews.add(Review("a/b.svs", "disagree", "look again"))
     for _ in ("still on its way to the disk", "there"):
-        found = verdict_of(slide)
+        found = verdict_of(slide, "f" * 64)
         assert found is not None
         assert (found.decision, found.note) == ("disagree", "look again")
         reviews.write_waiting()

@@ -68,6 +68,8 @@ def opened(path: Path, mpp: float | None = None) -> Any:
     slide = fake(Slide)
     slide.path, slide.name, slide.mpp_override = path, path.stem, mpp
     slide.has_mpp, slide.mpp_xy = True, (mpp or 0.5, mpp or 0.5)
+    slide.stated_mpp_xy = (0.5, 0.5)
+    slide.fingerprint.return_value = "f" * 64
     return slide
 
 
@@ -462,6 +464,7 @@ def test_verdicts_of_earlier_versions_are_read(stage: Stage) -> None:
 
 
 def test_stepping_goes_on_where_a_verdict_took_the_row_away(stage: Stage) -> None:
+    stage.found(**dict.fromkeys(("s1", "s2", "s3", "s10"), summary()))
     stage.presenter.arrange(which=Show.TO_REVIEW)
     stage.presenter.step(1)
     assert stage.panel.open_path == stage.path("s1")
@@ -507,6 +510,7 @@ def test_verdict_and_note_are_shown_at_once_and_written_behind_the_window(stage:
 
 
 def test_verdicts_given_while_others_are_written_follow_in_their_order(stage: Stage) -> None:
+    stage.found(**dict.fromkeys(("s1", "s2", "s3", "s10"), summary()))
     stage.presenter.open_slide(stage.path("s1"))
     stage.presenter.judge("agree")
     first = stage.job("write verdicts")
@@ -521,6 +525,7 @@ def test_verdicts_given_while_others_are_written_follow_in_their_order(stage: St
 
 
 def test_a_verdict_given_just_as_the_others_are_done_is_written_too(stage: Stage) -> None:
+    stage.found(**dict.fromkeys(("s1", "s2", "s3", "s10"), summary()))
     stage.presenter.open_slide(stage.path("s1"))
     stage.presenter.judge("agree")
     job = stage.job("write verdicts")
@@ -549,6 +554,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verdicts_that_cant_be_kept_say_so_and_are_tried_again_with_the_next(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stage.found(**dict.fromkeys(("s1", "s2", "s3", "s10"), summary()))
     stage.presenter.open_slide(stage.path("s1"))
     with monkeypatch.context() as disk:
         full_disk(disk)
@@ -571,6 +577,7 @@ def test_verdicts_that_cant_be_kept_say_so_and_are_tried_again_with_the_next(
 def test_verdicts_that_cant_be_kept_outlive_their_list(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stage.found(**dict.fromkeys(("s1", "s2", "s3", "s10"), summary()))
     other = tmp_path / "other"
     other.mkdir()
     (other / "x.svs").touch()
@@ -591,6 +598,7 @@ def test_verdicts_that_cant_be_kept_outlive_their_list(
 
 
 def test_closing_writes_what_no_thread_has_begun(stage: Stage) -> None:
+    stage.found(**dict.fromkeys(("s1", "s2", "s3", "s10"), summary()))
     stage.presenter.open_slide(stage.path("s1"))
     stage.presenter.judge("agree")
     assert stage.presenter.shutdown() == ""
@@ -600,6 +608,7 @@ def test_closing_writes_what_no_thread_has_begun(stage: Stage) -> None:
 
 
 def test_closing_says_what_could_not_be_written(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.found(**dict.fromkeys(("s1", "s2", "s3", "s10"), summary()))
     stage.presenter.open_slide(stage.path("s1"))
     with monkeypatch.context() as disk:
         full_disk(disk)
@@ -790,3 +799,35 @@ def test_presenters_load_no_qt_and_no_torch() -> None:
     modules = f"{docks}.worklist.presenter, {docks}.worklist.thumbnails, {docks}.classify.kept_results"
     code = f"import sys, {modules}; assert not {{'qtpy', 'torch', 'napari'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_agreeing_takes_a_result_and_a_note_or_unsure_does_not(stage: Stage) -> None:
+    stage.presenter.open_slide(stage.path("s1"))
+    for verdict in ("agree", "disagree"):
+        stage.presenter.judge(verdict)
+        assert f"s1 has no result to {verdict} with: classify it first." in stage.panel.hint
+        assert stage.item("s1").verdict is None
+    stage.presenter.write_note(stage.path("s1"), "look again")
+    stage.presenter.judge("unsure")
+    run_all(stage.background)
+    assert stage.lines() == [("s1.svs", None, "look again"), ("s1.svs", "unsure", "look again")]
+    assert stage.panel.hint == ""
+    stage.found(s1=summary())
+    stage.presenter.judge("agree")
+    run_all(stage.background)
+    assert stage.lines()[-1] == ("s1.svs", "agree", "look again")
+
+
+def test_a_note_leaves_the_verdict_on_the_label_that_it_was_given_on(stage: Stage) -> None:
+    stage.found(s1=summary())
+    stage.presenter.open_slide(stage.path("s1"))
+    stage.presenter.judge("agree")
+    stage.controller.bundle = bundle("b" * 64)
+    stage.controller.changed.emit(Change.MODEL)
+    stage.presenter.write_note(stage.path("s1"), "by the other model")
+    run_all(stage.background)
+    text = (stage.folder / "lrmil-review.jsonl").read_text()
+    told = [
+        (line["verdict"], line["label_shown"], line["note"]) for line in map(json.loads, text.splitlines())
+    ]
+    assert told == [("agree", "lesion", ""), ("agree", "lesion", "by the other model")]

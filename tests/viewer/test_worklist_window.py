@@ -19,7 +19,7 @@ import pytest
 from made_slides import write_slide
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import QApplication, QInputDialog, QLabel, QMessageBox
+from qtpy.QtWidgets import QApplication, QComboBox, QInputDialog, QLabel, QMessageBox
 from real_windows import end_threads
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
@@ -28,7 +28,8 @@ from napari_lrmil._viewer.docks.worklist.panel import Show
 from napari_lrmil._viewer.docks.worklist.widget import WorklistWidget, worklist_dock
 from napari_lrmil._viewer.layers import HEATMAP_KEY, SLIDE_KEY
 from napari_lrmil._viewer.window import State
-from napari_lrmil.cache import ResultCache
+from napari_lrmil.cache import ResultCache, ResultSummary
+from napari_lrmil.slide import Slide
 from napari_lrmil.slide.cache import shared_cache
 from napari_lrmil.worklist import Order, Saved, Status, Worklist, reviews
 
@@ -68,6 +69,22 @@ def widget(viewer: Any, main: ClassifyWidget) -> WorklistWidget:
 def open_list(qtbot: Any, widget: WorklistWidget, folder: Path) -> None:
     widget.presenter.open_list(folder)
     qtbot.waitUntil(lambda: widget.model.rowCount() > 0, timeout=LONG_MS)
+
+
+def open_classified(qtbot: Any, widget: WorklistWidget, folder: Path) -> None:
+    """A list whose rows have results, which agreeing takes: lesion, 90 %."""
+    open_list(qtbot, widget, folder)
+    worklist = widget.presenter.worklist
+    assert worklist is not None
+    for item in list(worklist):
+        with Slide(item.path) as slide:
+            fingerprint = slide.fingerprint()
+        worklist.set_result(
+            item.path,
+            ResultSummary(
+                "lesion", 0.9, ("benign", "lesion"), (0.1, 0.9), None, False, False, None, 3, 1.0, fingerprint, "b", "a"
+            ),
+        )  # fmt: skip
 
 
 def load(qtbot: Any, main: ClassifyWidget, bundle: Path) -> None:
@@ -168,7 +185,7 @@ def test_a_day_with_the_mouse(
 def test_a_day_with_the_keys(
     viewer: Any, main: ClassifyWidget, widget: WorklistWidget, folder: Path, qtbot: Any
 ) -> None:
-    open_list(qtbot, widget, folder)
+    open_classified(qtbot, widget, folder)
     press(qtbot, viewer, "N")
     assert slide_layers(viewer) == ["s0"]
     press(qtbot, viewer, "N")
@@ -204,7 +221,7 @@ def test_a_day_with_the_keys(
 def test_keys_work_in_a_floating_dock_and_with_any_layer_chosen(
     viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any
 ) -> None:
-    open_list(qtbot, widget, folder)
+    open_classified(qtbot, widget, folder)
     widget.parent().setFloating(True)
     qtbot.keyClick(widget.table, Qt.Key.Key_N)
     assert slide_layers(viewer) == ["s0"]
@@ -215,6 +232,26 @@ def test_keys_work_in_a_floating_dock_and_with_any_layer_chosen(
         assert widget.presenter.panel().verdict == "agree"
         press(qtbot, viewer, "Shift-U")
         assert widget.presenter.panel().verdict is None
+
+
+def test_keys_work_while_a_combo_box_of_either_dock_has_the_focus(
+    viewer: Any, main: ClassifyWidget, widget: WorklistWidget, folder: Path, bundle_dir: Path, qtbot: Any
+) -> None:
+    load(qtbot, main, bundle_dir)
+    open_list(qtbot, widget, folder)
+    combos = [each for dock in (main, widget) for each in dock.findChildren(QComboBox) if each.isVisible()]
+    assert len(combos) >= 3
+    for combo in combos:
+        combo.setFocus()
+        widget.presenter.open_slide(folder / "s0.tiff")
+        chosen = combo.currentIndex()
+        qtbot.keyClick(combo, Qt.Key.Key_N)
+        assert slide_layers(viewer) == ["s1"], combo.accessibleName()
+        qtbot.keyClick(combo, Qt.Key.Key_U)
+        assert widget.presenter.panel().verdict == "unsure", combo.accessibleName()
+        qtbot.keyClick(combo, Qt.Key.Key_U, Qt.KeyboardModifier.ShiftModifier)
+        assert widget.presenter.panel().verdict is None
+        assert combo.currentIndex() == chosen
 
 
 def test_no_key_is_naparis() -> None:
@@ -232,7 +269,7 @@ def test_no_key_is_naparis() -> None:
 def test_tab_reaches_every_control_and_all_say_what_they_are(
     viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any
 ) -> None:
-    open_list(qtbot, widget, folder)
+    open_classified(qtbot, widget, folder)
     widget.presenter.step(1)
     widget.presenter.judge("agree")
     widget.show_now()
@@ -677,7 +714,7 @@ def test_the_window_goes_on_while_another_program_holds_the_verdicts(
     viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reviews, "LOCK_WAIT_S", 60.0)  # however slow the computer is
-    open_list(qtbot, widget, folder)
+    open_classified(qtbot, widget, folder)
     widget.presenter.arrange(order=Order.NAME)
     turns = 0
 
@@ -716,7 +753,7 @@ def test_a_lock_that_stays_is_said_and_the_verdict_comes_along_with_the_next(
     viewer: Any, widget: WorklistWidget, folder: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reviews, "LOCK_WAIT_S", 0.1)
-    open_list(qtbot, widget, folder)
+    open_classified(qtbot, widget, folder)
     widget.presenter.arrange(order=Order.NAME)
     with held_by_another_program(folder):
         press(qtbot, viewer, "N")
@@ -746,7 +783,7 @@ def test_closing_waits_for_verdicts(
     monkeypatch.setattr(reviews, "LOCK_WAIT_S", 60.0)  # however slow the computer is
     viewer = make_napari_viewer(show=True, strict_qt="raise")
     widget = worklist_dock(viewer)
-    open_list(qtbot, widget, folder)
+    open_classified(qtbot, widget, folder)
     widget.presenter.arrange(order=Order.NAME)
     with held_by_another_program(folder) as release:
         press(qtbot, viewer, "N")
@@ -770,7 +807,7 @@ def test_closing_while_the_lock_stays_keeps_verdicts_elsewhere_and_says_so(
     monkeypatch.setattr(reviews, "LOCK_WAIT_S", 0.1)
     reports: list[str] = []
     monkeypatch.setattr(QMessageBox, "warning", lambda *about: reports.append(about[2]))
-    open_list(qtbot, widget, folder)
+    open_classified(qtbot, widget, folder)
     widget.presenter.arrange(order=Order.NAME)
     with held_by_another_program(folder):
         press(qtbot, viewer, "N")
@@ -805,7 +842,7 @@ def judge():
         QTimer.singleShot(20, judge)
         return
     presenter.open_slide(folder / "s0.tiff")
-    presenter.judge("disagree")
+    presenter.judge("unsure")  # which takes no result
     presenter.write_note(folder / "s0.tiff", "as the program ends")
     print("quitting", flush=True)
     QApplication.instance().quit()
@@ -831,7 +868,7 @@ def test_quitting_waits_for_verdicts(folder: Path) -> None:
             assert "ended\n" in program.stdout.read()
         assert program.wait(60) == 0
     assert lines_on_disk(folder) == [
-        ("s0.tiff", "disagree", ""), ("s0.tiff", "disagree", "as the program ends")
+        ("s0.tiff", "unsure", ""), ("s0.tiff", "unsure", "as the program ends")
     ]  # fmt: skip
 
 
@@ -847,7 +884,7 @@ def test_a_folder_that_cant_be_written_says_where_verdicts_are(
         return really(path, flags, *more, **options)
 
     monkeypatch.setattr(reviews.os, "open", opened)
-    open_list(qtbot, widget, folder)
+    open_classified(qtbot, widget, folder)
     press(qtbot, viewer, "N")
     press(qtbot, viewer, "G")
     saved(qtbot, widget)

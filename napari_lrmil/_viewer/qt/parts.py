@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import Qt
-from qtpy.QtGui import QImage, QPaintEvent
+from qtpy.QtGui import QImage, QKeyEvent, QPaintEvent
 from qtpy.QtWidgets import (
     QComboBox,
     QGridLayout,
@@ -88,7 +88,17 @@ class Notice(QWidget):
 
 
 class _Combo(QComboBox):
-    """Elides in the middle: what tells entries apart may stand at their end, as the hash of a model does."""
+    """Elides in the middle: what tells entries apart may stand at their end, as the hash of a model does.
+
+    Letters are left to the dock and the window, where they are keys: typed after a choice, they would choose something else.
+    """
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """Choose by arrows and the like; the open list takes letters."""
+        if event.text().isalpha():
+            event.ignore()
+        else:
+            super().keyPressEvent(event)
 
     def paintEvent(self, event: QPaintEvent) -> None:
         """Draw the box as Qt does, with the entry elided."""

@@ -123,11 +123,9 @@ def _look_up(slide: Slide, info: BundleInfo, mpp_xy: tuple[float, float]) -> Sli
     import_models()
     cache = ResultCache()
     try:
-        fingerprint = cache.known_fingerprint(slide.path) or slide.fingerprint()
-        slide.check_unchanged()  # what is known may be of a file that has taken its place
+        fingerprint = cache.fingerprint_of(slide)
     except LRMILError:  # classifying it will say what is wrong
         return None
-    cache.remember_slide(slide, fingerprint)
     return cache.get(fingerprint, info.sha256, result_key(info, mpp_xy=mpp_xy), slide_name=slide.name)
 
 

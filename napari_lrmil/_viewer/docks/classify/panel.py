@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from napari_lrmil._viewer.models import DEMO_BUNDLE
 from napari_lrmil._viewer.window import State
+from napari_lrmil.errors import readable
 from napari_lrmil.slide import Slide
 from napari_lrmil.wording import (
     NOT_FOR_DIAGNOSIS,
@@ -138,6 +139,11 @@ def distinct_names(slides: Sequence[Slide]) -> tuple[str, ...]:
         name if names.count(name) == 1 else f"{name} ({names[: at + 1].count(name)})"
         for at, name in enumerate(names)
     )
+
+
+def title_text(slide: Slide) -> str:
+    """A slide in the window's title: with its folder, for slides of several are called alike."""
+    return f"{slide.name} in {readable(slide.path.absolute().parent.name)}"
 
 
 def bundle_name(bundle_path: str, info: BundleInfo | None) -> str:

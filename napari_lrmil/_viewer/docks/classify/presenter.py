@@ -18,6 +18,7 @@ from napari_lrmil._viewer.docks.classify.panel import (
     progress_text,
     result_panel,
     slide_facts,
+    title_text,
 )
 from napari_lrmil._viewer.window import RESTING, Change, Controller
 from napari_lrmil.heatmap import TileFinder, tile_text
@@ -66,7 +67,7 @@ class ClassifyPresenter:
         shown = result is not None and self._controller.slide_visible
         self._canvas.show_text(overlay_text(result) if result is not None and shown else "")
         slide = self._controller.slide
-        self._canvas.show_title(slide.name if slide is not None else "")
+        self._canvas.show_title(title_text(slide) if slide is not None else "")
         self._view.show_panel(self._panel())
 
     def hovered(self, x_um: float, y_um: float) -> None:

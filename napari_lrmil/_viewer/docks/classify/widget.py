@@ -6,7 +6,9 @@ from typing import Any
 
 from napari.utils.notifications import show_info, show_warning
 from qtpy.QtWidgets import QFileDialog, QInputDialog
+from superqt.utils import QSignalThrottler
 
+from napari_lrmil._viewer.background import in_one_step
 from napari_lrmil._viewer.docks.classify.kept_results import KeptResults
 from napari_lrmil._viewer.docks.classify.panel import ClassifyPanel
 from napari_lrmil._viewer.docks.classify.presenter import ClassifyPresenter
@@ -26,11 +28,13 @@ from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
 from napari_lrmil._viewer.undocked import dock_is_gone, dock_takes_over, keep_one_current
 from napari_lrmil._viewer.window import Change, Controller
+from napari_lrmil.memory import return_free_memory
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 from napari_lrmil.slide.probe import start_helper
 
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300
+_TIDY_MS = 2000
 _LEAST_HEIGHT_PX = 240
 """With less, other docks beside it would leave no room for label and warnings."""
 
@@ -52,6 +56,10 @@ class ClassifyWidget(Dock):
         self.presenter = ClassifyPresenter(self, self.controller, self.canvas)
         self.typed_mpp = TypedMpp(self.controller, self.background, show_warning, show_info)
         self.kept_results = KeptResults(self.controller, self.background, settings, show_warning)
+        self._tidy_soon = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
+        self._tidy_soon.setTimeout(_TIDY_MS)
+        self._tidy_soon.triggered.connect(self._return_memory)
+        self.controller.changed.connect(self._slides_changed)
         self.ending.callback(self.background.shutdown)
         self.ending.callback(follow_settings(self._apply_settings))
         self.ending.callback(self.controller.shutdown)
@@ -77,6 +85,14 @@ class ClassifyWidget(Dock):
     def show_hover(self, text: str) -> None:
         """Show the values under the cursor."""
         self.evidence_section.show_hover(text)
+
+    def _slides_changed(self, change: Change) -> None:
+        if Change.SLIDES in change:
+            self._tidy_soon.throttle()
+
+    def _return_memory(self) -> None:
+        """What a slide that was closed, whoever closed it, has left in the C library."""
+        self.background.start("memory", in_one_step(return_free_memory))
 
     @property
     def _sections(self) -> tuple[Any, ...]:

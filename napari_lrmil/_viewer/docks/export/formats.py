@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from napari_lrmil.atomic import replacing
 from napari_lrmil.export.errors import ExportError
+from napari_lrmil.slide.identity import same_slide
 from napari_lrmil.worklist import ReviewFile, WorklistError
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _report(path: Path, source: Source, options: Options, *, pdf: bool) -> Writi
     if source.info is None:
         raise ExportError("a report needs the model that made the result. Load it, or classify again.")
     yield Step(0, 0, "looking for the verdict")
-    verdict = verdict_of(source.slide.path)
+    verdict = verdict_of(source.slide.path, source.prediction.slide_fingerprint)
     yield Step(0, 0, "preparing the report")
     # The scratch file beside the target is the report's; it takes its place after the last chance to cancel.
     with replacing(path) as scratch:
@@ -122,14 +123,27 @@ def _report(path: Path, source: Source, options: Options, *, pdf: bool) -> Writi
             show_identifiers=options.show_identifiers,
         ):
             yield Step(*progress)
+        source.slide.check_unchanged()  # what was read since is of this file
         yield Step(1, 1, "finishing")
     return (path,)
 
 
-def verdict_of(slide_path: Path) -> Verdict | None:
+def of_unchanged(slide: Slide, steps: Writing) -> Writing:
+    """Write a file, if the slide's own is still the one that is shown: another one isn't what the result is of.
+
+    Raises
+    ------
+    SlideChangedError
+    """
+    slide.check_unchanged()
+    return (yield from steps)
+
+
+def verdict_of(slide_path: Path, fingerprint: str) -> Verdict | None:
     """The reviewer's latest verdict, from the review file of the slide's folder or of one above it.
 
-    None where there is none, or its file can't be read: a report without it is better than no report.
+    None where there is none, where it is on another file that was there before, or where its file can't be read: a report
+    without it is better than no report.
     """
     from napari_lrmil.export.slide_report import Verdict
 
@@ -138,7 +152,7 @@ def verdict_of(slide_path: Path) -> Verdict | None:
             review = ReviewFile.of(folder).latest(slide_path)  # what waits to be written, too
         except WorklistError:
             continue
-        if review is not None:
+        if review is not None and (review.fingerprint is None or same_slide(review.fingerprint, fingerprint)):
             return Verdict(review.verdict, review.note, review.time or None, review.label_shown or "")
     return None
 
@@ -149,6 +163,7 @@ def _png(path: Path, source: Source, options: Options) -> Writing:
     yield Step(0, 0, "painting the heatmap")
     with replacing(path) as scratch:
         write_heatmap_png(scratch, source.prediction, slide=source.slide if options.over_slide else None)
+        source.slide.check_unchanged()  # what was read since is of this file
         yield Step(1, 1, "finishing")
     return (path,)
 
@@ -166,6 +181,7 @@ def _geojson(path: Path, source: Source, options: Options) -> Writing:
     yield Step(0, 0, "writing the tiles")
     with replacing(path) as scratch:
         write_heatmap_geojson(scratch, source.prediction, bounds_l0_xywh=source.slide.bounds_l0_xywh)
+        source.slide.check_unchanged()  # what was read since is of this file
         yield Step(1, 1, "finishing")
     return (path,)
 

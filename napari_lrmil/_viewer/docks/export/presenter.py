@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from napari_lrmil._viewer.docks.export import panel as panels
-from napari_lrmil._viewer.docks.export.formats import Format, Options, Source, Step, refuse_the_slide
+from napari_lrmil._viewer.docks.export.formats import (
+    Format,
+    Options,
+    Source,
+    Step,
+    of_unchanged,
+    refuse_the_slide,
+)
 from napari_lrmil._viewer.docks.export.panel import ExportPanel
 from napari_lrmil._viewer.window import Change
 from napari_lrmil.errors import LRMILError
@@ -107,7 +114,7 @@ class ExportPresenter:
         self._export = _Export(wanted, source.slide, Step(0, 0, ""))
         self._background.start(
             _JOB,
-            wanted.steps(path, source, options),
+            of_unchanged(source.slide, wanted.steps(path, source, options)),
             progressed=self._progressed,
             done=self._done,
             failed=self._failed,

@@ -25,6 +25,7 @@ _VERDICT = {"agree": "✓ agree", "disagree": "✗ disagree", "unsure": "? unsur
 SAVED_TEXT = {Saved.YES: "", Saved.SAVING: "saving …", Saved.NO: "not saved"}
 _TOOL_TIP_CHARACTERS = 80
 NEEDS_MPP = "needs µm/px"
+REPLACED = "another file by now: classify it anew"
 UNSURE, STRANGE = "◆ unsure", "▲ unlike training"
 """Marks differ in shape and say what they mean, so that no colour is needed."""
 
@@ -189,6 +190,8 @@ def status_text(item: WorklistItem) -> str:
     """How far a slide is, or what it waits for."""
     if item.needs_mpp and item.status in (Status.NEW, Status.FAILED):
         return NEEDS_MPP
+    if item.replaced and item.status is Status.NEW:
+        return REPLACED
     reason = item.error.removeprefix(item.path.name).lstrip(": ")  # whose it is, the row says already
     return f"{_STATUS[item.status]}: {reason}" if reason else _STATUS[item.status]
 

@@ -11,16 +11,18 @@ from psygnal import Signal
 
 from napari_lrmil._viewer.background import Background, Steps, in_one_step
 from napari_lrmil._viewer.docks.worklist.batch import FolderClassification
+from napari_lrmil._viewer.docks.worklist.opened_file import OpenedFile, look_steps
 from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel, is_shown, notes_text
 from napari_lrmil._viewer.docks.worklist.table_file import TableFile
 from napari_lrmil._viewer.docks.worklist.verdicts import VerdictWriter
 from napari_lrmil._viewer.models import bundle_folder, is_bundle
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary, summarise
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.errors import LRMILError, SlideChangedError
 from napari_lrmil.export.tables import PREDICTIONS_NAME
 from napari_lrmil.slide import Slide
-from napari_lrmil.worklist import Order, Status, Verdict, Worklist, WorklistItem
+from napari_lrmil.slide.identity import same_slide
+from napari_lrmil.worklist import UNKNOWN_FILE, Check, Order, Status, Verdict, Worklist, WorklistItem
 
 if TYPE_CHECKING:
     from napari_lrmil.model.bundle import BundleInfo
@@ -32,7 +34,7 @@ EMPTY_HINT = (
 )
 CONCERNS = Change.SLIDES | Change.SLIDE | Change.PIXELS | Change.MODEL | Change.RESULTS | Change.RESULT
 """What of the controller the dock shows."""
-_LIST, _LOOK_UP = "list", "look up"
+_LIST, _LOOK_UP, _LOOK_AT = "list", "look up", "look at the file"
 _LOOK_UP_CHUNK = 64
 _PASSING_S = 2.0
 """How long one key press goes on over slides that can't be opened."""
@@ -85,6 +87,8 @@ class WorklistPresenter:
         self._opened: dict[Path, Slide] = {}
         self._shown_results: dict[Path, SlidePrediction] = {}
         """Results of open slides that the list has taken over."""
+        self._files: dict[Path, OpenedFile] = {}
+        """Of the slide of the list that is open, and of the one before: a note may be kept as it is left."""
         self._mpp_in_use: tuple[Slide, float | None] | None = None
         """The open slide and the µm/px that was given for it."""
         self._hint = self._error = ""
@@ -145,7 +149,12 @@ class WorklistPresenter:
         if self._list is None:
             return
         for path, summary in results:
-            if self._is_of_this_model(summary.bundle_sha256) and path in self._paths:
+            if not self._is_of_this_model(summary.bundle_sha256) or path not in self._paths:
+                continue
+            known = self._files[path].known if path in self._files else None
+            if known is None or same_slide(
+                summary.fingerprint, known
+            ):  # else of a file that was there before
                 self._list.set_result(path, summary)
         self._list_changed()
 
@@ -230,34 +239,95 @@ class WorklistPresenter:
     # ---- verdicts
 
     def judge(self, verdict: Verdict | None) -> None:
-        """Give a verdict on the open slide; None takes it back. The row shows it at once; it is written meanwhile."""
-        path = self.open_path
-        if path is None:
+        """Give a verdict on the open slide; None takes it back. The row shows it at once; it is written meanwhile.
+
+        To agree or disagree takes a result. It is written only if the slide's file is still the one that is shown.
+        """
+        path, worklist, controller = self.open_path, self._list, self._controller
+        self._error = ""
+        if path is None or worklist is None or controller is None:
             self._hint = "Open a slide of the list first: the verdict is about the slide that is shown."
             self.changed.emit()
             return
-        self._review(path, verdict, None)
+        if controller.result is not None:  # what the screen says is what the verdict is about
+            self._take_result(path, controller.result)
+        if verdict in ("agree", "disagree") and worklist[path].label is None:
+            self._hint = (
+                f"{worklist[path].slide_id} has no result to {verdict} with: classify it first. "
+                "A note, or Unsure, can be kept without one."
+            )
+            self.changed.emit()
+            return
+        self._hint = ""
+        worklist.note_verdict(path, verdict, reviewer=self._reviewer(), check=self._check_of(path))
+        self._verdicts.write(worklist.reviews)
+        self._list_changed()
 
     def write_note(self, path: Path, note: str) -> None:
         """Keep a note on a slide."""
         if self._list is not None and path in self._paths and note != self._list[path].note:
-            self._review(path, self._list[path].verdict, note)
+            self._list.write_note(path, note, reviewer=self._reviewer(), check=self._check_of(path))
+            self._error = ""
+            self._verdicts.write(self._list.reviews)
+            self._list_changed()
 
-    def _review(self, path: Path, verdict: Verdict | None, note: str | None) -> None:
-        if self._list is None:
-            return
-        result = self._controller.result if self._controller is not None else None
-        if result is not None and path == self.open_path:  # what the screen says is what the verdict is about
-            self._take_result(path, result)
-        self._list.note_verdict(path, verdict, note, reviewer=self._reviewer())
-        self._error = ""
-        self._verdicts.write(self._list.reviews)
-        self._list_changed()
+    def _check_of(self, path: Path) -> Check | None:
+        return self._files[path].check if path in self._files else None
 
     def _verdicts_changed(self) -> None:
         if self._list is not None:
             self._list.look_what_is_saved()
+        for review, reason in self._verdicts.take_refused():
+            self._hint = f"The verdict on {review.slide} was not kept: {reason}"
+            for path, file in list(self._files.items()):
+                if self._list is None or self._list.reviews.relative(path) != review.slide:
+                    continue
+                if file.changed:
+                    self._file_changed(path, file, reason)
+                elif file.known is not None:
+                    self._list.note_file(path, file.known)
+                    self._shown_results.pop(path, None)
         self._list_changed()
+
+    # ---- which file the open slide is
+
+    def _look_at_file(self) -> None:
+        """See, behind the window, whether the open slide's file is the one that its row speaks of."""
+        slide = self._controller.slide if self._controller is not None else None
+        path = self.open_path
+        before = self._files.get(path) if path is not None else None
+        if path is None or slide is None or (before is not None and before.slide is slide):
+            return
+        file = OpenedFile(slide)
+        self._files.pop(path, None)
+        self._files = {**dict(list(self._files.items())[-1:]), path: file}
+        self._background.start(
+            _LOOK_AT, look_steps(file), done=lambda found: self._file_looked_at(path, file, found)
+        )
+
+    def _file_looked_at(self, path: Path, file: OpenedFile, found: str | SlideChangedError | None) -> None:
+        if self._list is None or self._files.get(path) is not file or found is None:
+            return
+        if isinstance(found, SlideChangedError):
+            self._file_changed(path, file, str(found))
+        elif self._list.note_file(path, found):
+            self._shown_results.pop(path, None)
+            self._hint = (
+                f"{self._list[path].slide_id} is another file by now than the one its result or verdict was about: "
+                "both were put away."
+            )
+            controller = self._controller
+            if controller is not None and controller.result is not None and path == self.open_path:
+                self._take_result(path, controller.result)  # one of the file that is shown
+        self._list_changed()
+
+    def _file_changed(self, path: Path, file: OpenedFile, message: str) -> None:
+        """The open slide's file was replaced: nothing that was said of it is about the one that is there now."""
+        if self._list is not None and path in self._paths:
+            self._list.note_file(path, UNKNOWN_FILE)
+        self._shown_results.pop(path, None)
+        if self._controller is not None:
+            self._controller.note_replaced(file.slide, message)
 
     # ---- batch
 
@@ -362,6 +432,7 @@ class WorklistPresenter:
                 self._look_up()
             self._rows.list_changed()
         if self._list is not None:
+            self._look_at_file()
             self._look_at_mpp(controller)
             for slide, result in controller.results.items():
                 self._take_result(slide.path.absolute(), result)
@@ -379,6 +450,7 @@ class WorklistPresenter:
         self._paths = frozenset(item.path for item in worklist)
         self._rows.show_list(worklist)
         self._shown_results.clear()
+        self._files.clear()
         self._look_up()
         self.refresh()
 

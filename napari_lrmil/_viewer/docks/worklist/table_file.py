@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,10 @@ from typing import TYPE_CHECKING
 from napari_lrmil._viewer.background import Background, Steps
 from napari_lrmil._viewer.docks.worklist.panel import TableFilePanel
 from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary, summarise
+from napari_lrmil.errors import LRMILError
 from napari_lrmil.export.tables import FolderRow, write_folder_table
+from napari_lrmil.slide import Slide
+from napari_lrmil.slide.identity import same_slide
 from napari_lrmil.worklist import Worklist, WorklistError, WorklistItem
 
 if TYPE_CHECKING:
@@ -123,7 +127,8 @@ def table_steps(request: TableRequest) -> Steps[int, Path]:
     rows = []
     for number, item in enumerate(request.items):
         yield number
-        rows.append(_row_of(item, _result_of(item, request, cache, keys)))
+        now = _file_now(item, request, cache)
+        rows.append(_row_of(item, _result_of(item, request, cache, keys, now), now))
     return write_folder_table(
         path,
         rows,
@@ -143,18 +148,33 @@ def _target_of(request: TableRequest) -> Path:
 
 
 def _result_of(
-    item: WorklistItem, request: TableRequest, cache: ResultCache, keys: ResultKeys | None
+    item: WorklistItem, request: TableRequest, cache: ResultCache, keys: ResultKeys | None, now: str | None
 ) -> ResultSummary | None:
     info = request.info
     if info is None or keys is None:
         return None
     shown = request.shown.get(item.path)
-    if shown is not None:
+    if shown is not None and (now is None or same_slide(shown.slide_fingerprint, now)):
         return summarise(shown)
     return cache.known_summary(item.path, info.sha256, keys, mpp=item.mpp)
 
 
-def _row_of(item: WorklistItem, result: ResultSummary | None) -> FolderRow:
+def _file_now(item: WorklistItem, request: TableRequest, cache: ResultCache) -> str | None:
+    """The fingerprint of what is at a slide's path now; None where nothing hangs on it, or nobody can tell."""
+    if item.judged_fingerprint is None and item.path not in request.shown:
+        return None
+    known = cache.known_fingerprint(item.path)
+    if known is None:
+        with suppress(LRMILError, OSError), Slide(item.path) as slide:
+            known = cache.fingerprint_of(slide)
+    return known
+
+
+def _row_of(item: WorklistItem, result: ResultSummary | None, now: str | None) -> FolderRow:
+    if now is not None and item.judged_fingerprint and not same_slide(item.judged_fingerprint, now):
+        return FolderRow(
+            item.slide_id, result, "", "", item.error
+        )  # verdict and note are on a file that was there before
     verdict: str = item.verdict or ""
     if item.verdict_outdated:  # it isn't one on the label in this row
         verdict += f" (with {item.judged_label or 'no label'})"

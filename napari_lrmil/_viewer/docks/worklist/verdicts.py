@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from napari_lrmil._viewer.background import Background, Steps
-from napari_lrmil.worklist import ReviewFile, WorklistError
+from napari_lrmil.worklist import Refused, ReviewFile, WorklistError
 
 _WRITE = "write verdicts"
 _TRIED_AGAIN = "It is tried again with the next verdict, and before the list is closed."
@@ -28,6 +28,7 @@ class VerdictWriter:
         self._background, self._changed = background, changed
         self._files: list[ReviewFile] = []
         """Those in which something waits."""
+        self._refused: list[Refused] = []
         self._noted_meanwhile = False
         self._closed = False
         self._error = ""
@@ -36,6 +37,11 @@ class VerdictWriter:
     def error(self) -> str:
         """Why verdicts are not saved; empty where all are, or are being written."""
         return self._error
+
+    def take_refused(self) -> tuple[Refused, ...]:
+        """Verdicts that were not written because their slides' files are others by now; each is told once."""
+        refused, self._refused = tuple(self._refused), []
+        return refused
 
     def write(self, reviews: ReviewFile) -> None:
         """Write soon what was noted in a file; after `close`, at once."""
@@ -70,6 +76,7 @@ class VerdictWriter:
 
     def _ended(self, error: str) -> None:
         self._error = f"{error[:1].upper()}{error[1:]} {_TRIED_AGAIN}" if error else ""
+        self._refused += [refused for reviews in self._files for refused in reviews.take_refused()]
         self._files = [reviews for reviews in self._files if reviews.waiting]
         if self._noted_meanwhile and self._files:
             self._start()
@@ -104,4 +111,7 @@ def _write_before_the_end(reviews: ReviewFile) -> str:
             for review in reviews.waiting
         )
         return f"{error}\n\nThese verdicts are not saved:\n{lost}"
-    return reviews.note if reviews.where == reviews.fallback else ""
+    refused = [
+        f"The verdict on {review.slide} is not saved: {reason}" for review, reason in reviews.take_refused()
+    ]
+    return "\n".join([*refused, *([reviews.note] if reviews.where == reviews.fallback else [])])

@@ -11,7 +11,6 @@ from qtpy.QtGui import QKeyEvent, QShowEvent
 from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QMessageBox, QSizePolicy
 from superqt.utils import QSignalThrottler
 
-from napari_lrmil._viewer.background import in_one_step
 from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.docks.worklist import keys
 from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
@@ -29,7 +28,7 @@ from napari_lrmil._viewer.models import is_bundle
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.settings import read_settings
-from napari_lrmil.memory import collect_only_new_objects, return_free_memory
+from napari_lrmil.memory import collect_only_new_objects
 from napari_lrmil.worklist.listing import TABLE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ P = ParamSpec("P")
 DOCK_NAME = "LRMIL: worklist"
 _CONTROLS = "layer controls"
 """What napari calls the dock that a reviewer needs least."""
-_REFRESH_MS, _TIDY_MS = 25, 2000
+_REFRESH_MS = 25
 _LEAST_TABLE_PX = 132
 _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 330, 300
 
@@ -55,9 +54,6 @@ class WorklistWidget(DockedWidget):
         self._show_soon = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
         self._show_soon.setTimeout(_REFRESH_MS)
         self._show_soon.triggered.connect(self.show_now)
-        self._tidy_soon = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
-        self._tidy_soon.setTimeout(_TIDY_MS)
-        self._tidy_soon.triggered.connect(self._return_memory)
         self.presenter = WorklistPresenter(self.background, reviewer=lambda: read_settings().reviewer)
         self.presenter.changed.connect(self._show_soon.throttle)
         self.thumbnails = Thumbnails(self.background, self._thumb_loaded, self._info)
@@ -182,12 +178,8 @@ class WorklistWidget(DockedWidget):
         if panel.open_path != self._open_path:
             self._open_path = panel.open_path
             self.table.select_path(panel.open_path)
-            self._tidy_soon.throttle()
         elif kept is not None and not self.table.currentIndex().isValid():  # the filter has changed
             self.table.select_path(kept)
-
-    def _return_memory(self) -> None:
-        self.background.start("memory", in_one_step(return_free_memory))
 
     def _to_note(self) -> None:
         if self.verdict.note.isEnabled():
