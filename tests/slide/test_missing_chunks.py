@@ -284,3 +284,20 @@ def test_chunks_of_no_size_are_refused(tmp_path: Path) -> None:
         SlideError, match=r"s\.ome\.zarr is damaged: it says that its chunks measure 0 x 0 px"
     ):
         Slide(path)
+
+
+@pytest.mark.parametrize("shards", [None, 64])
+def test_a_folder_that_goes_away_and_comes_back_is_no_damage_and_no_glass(
+    tmp_path: Path, tissue: NDArray[np.uint8], shards: int | None
+) -> None:
+    """As a share does while its slide is shown: reads fail meanwhile, and nothing of that is remembered."""
+    pixels = np.ascontiguousarray(tissue[:256, :256])
+    path = write(tmp_path / "s.zarr", pixels, shards=shards, fill_value=255)
+    with Slide(path) as slide:
+        path.rename(tmp_path / "away")
+        with pytest.raises(SlideError, match="can't be read"):
+            slide.read_region((0, 0), 0, (256, 256))
+        assert not slide.damaged_places
+        (tmp_path / "away").rename(path)
+        np.testing.assert_array_equal(slide.read_region((0, 0), 0, (256, 256)), pixels)
+        slide.check_unchanged()

@@ -275,6 +275,9 @@ class ZarrBackend:
         try:
             self._refuse_bombs(level, (cols.start, rows.start, cols.stop, rows.stop))
             pixels = np.asarray(array[tuple(where.get(axis, 0) for axis in self._axes)])
+            for name in self._stored_in(level, (cols.start, rows.start, cols.stop, rows.stop)):
+                if name in self._chunks.sizes:  # zarr fills in what it doesn't find, as when a share is away
+                    (self._path / name).stat()
         except OSError as error:  # the file can't be read, which says nothing of the chunk
             raise SlideError(f"{self._path.name} can't be read ({reason_of(error)})") from error
         except _ZARR_ERRORS as error:
