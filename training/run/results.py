@@ -74,8 +74,8 @@ def compare(
         for row in () if front is None else front.rows:
             is_chosen = front is not None and row.key == front.chosen
             # Seconds differ from run to run; what stands in the results doesn't.
-            kept_out = {"key": True, "costs": {"seconds"}, "of_teacher": {"seconds"}}
-            results[row.key]["front"] = row.model_dump(exclude=kept_out) | {"chosen": is_chosen}
+            shown = row.model_dump(exclude={"key": True, "costs": {"seconds"}, "of_teacher": {"seconds"}})
+            results[row.key]["front"] = shown | {"chosen": is_chosen}
         context.run_dir.write_kept_results(results)
 
     once(context, steps.results(tested, quantiles or (), fits, front), measure, quiet=True)
