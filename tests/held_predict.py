@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import time
 from typing import TYPE_CHECKING
 
 from napari_lrmil.cache import ResultCache
@@ -21,7 +21,8 @@ def put(cache: ResultCache, prediction: SlidePrediction, tiles_key: str) -> None
     global n_put
     if n_put == KEPT:
         print("held", flush=True)
-        signal.pause()
+        while True:  # not signal.pause(): a signal that comes just before it would be waited for once more
+            time.sleep(0.05)
     n_put += 1
     really_put(cache, prediction, tiles_key)
 

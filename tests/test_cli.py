@@ -513,9 +513,12 @@ def test_a_run_that_is_stopped_goes_on(
         env=environment,
     )
     assert program.stdout is not None
-    said = program.stdout.readline()
-    program.send_signal(signal.Signals[how])
-    _, told = program.communicate(timeout=60)
+    try:
+        said = program.stdout.readline()
+        program.send_signal(signal.Signals[how])
+        _, told = program.communicate(timeout=60)
+    finally:
+        program.kill()  # of no effect on one that has ended
     assert said == "held\n", told
     assert ResultCache(own_cache).size().n_results == KEPT
     assert program.returncode == {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGKILL": -9}[how]
@@ -653,8 +656,8 @@ def test_an_output_that_is_no_terminal_gets_a_line_a_slide(folder: Path, tiny_bu
 
 def test_the_exit_status_is_in_the_help() -> None:
     assert (
-        "Exit status: 0 all slides have a result, 1 some failed, 2 nothing could be done, 130 stopped by Ctrl-C, 143 by "
-        "SIGTERM, 129 by SIGHUP."
+        "Exit status: 0 all slides have a result, 1 some failed, or not all that was printed could be written, 2 nothing "
+        "could be done, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP."
     ) in " ".join(re.sub("[│╭╰─]", " ", lrmil("predict", "--help").output).split())
 
 
@@ -800,6 +803,8 @@ def test_an_output_that_is_full_costs_no_slide(
         assert ended.returncode == 1
         assert "Traceback" not in ended.stderr
         assert "error: not all that was to be told could be written (No space left on device)" in ended.stderr
+    helped = CliRunner().invoke(app, ["predict", "--help"], env={"COLUMNS": "200"}).output
+    assert "1 some failed, or not all that was printed could be written" in " ".join(helped.split())
 
 
 @pytest.mark.parametrize("mpp", ["nan", "0", "-1", "353"])
@@ -846,8 +851,9 @@ def test_status_stands_beside_the_label_wherever_it_is_told(tmp_path: Path) -> N
     assert told["status"][-3:] == ["unlike training", "other stain", "demonstration"]
     assert told["tiles"]["brown_share"] > 0.9
     (row,) = read_csv(out / "predictions.csv")
-    assert (row["label"], row["status"]) == (told["label"], ";".join(told["status"]))
-    marks = ", ".join(told["status"][:-1])
+    assert (row["answer"], row["label"], row["status"]) == ("unlike training", "", ";".join(told["status"]))
+    assert (told["answer"], told["label"]) == ("unlike training", None)
+    marks = "unlike training (other stain)"
     assert marks in " ".join(result.output.split()) + message(result)
     again = lrmil("predict", tmp_path / "brown.tiff", "--bundle", "demo", "--out", out, "--device", "cpu")
     assert again.exit_code == 0

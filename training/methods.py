@@ -14,8 +14,17 @@ from pydantic import AfterValidator
 
 from training.data.tile_index import MID_FACTOR, Reading
 
-Encoding = Literal["teacher", "student", "student_shuffled", "student_enlarged", "random"]
-"""Whose numbers: f, f', f' trained towards the targets of other tiles or of enlarged LR pixels, or an untrained f."""
+Encoding = Literal[
+    "teacher",
+    "student",
+    "student_shuffled",
+    "student_enlarged",
+    "end_to_end",
+    "end_to_end_scratch",
+    "random",
+]
+"""Whose numbers: f, f', f' trained towards the targets of other tiles or of enlarged LR pixels, f' or f as it comes out of
+training on the labels with its head, or an untrained f."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,11 @@ class Embedding:
         """Whether stage 1, or a control in its place, has trained the encoder."""
         return self.encoder.startswith("student")
 
+    @property
+    def is_end_to_end(self) -> bool:
+        """Whether the encoder has learned from the labels, together with the head."""
+        return self.encoder.startswith("end_to_end")
+
     def reading(self, ratio: int) -> Reading:
         """Return which tiles its encoder reads; `ratio` is mpp_lr / mpp_hr."""
         factor = {"hr": ratio, "mid": MID_FACTOR, "lr": 1, "enlarged": self.times}[self.pixels]
@@ -79,9 +93,18 @@ EMBEDDINGS = {one.key: one for one in (HR, LR, STUDENT, *_CONTROLS, RANDOM)}
 LEAST_MID_RATIO = 4
 """Below it there is no resolution between LR and HR."""
 
+_LEARNED = (
+    Embedding("end_to_end", "f' trained on labels", "end_to_end", "lr"),
+    Embedding("end_to_end_scratch", "f trained on labels", "end_to_end_scratch", "lr"),
+)
+LEARNED = {one.key: one for one in _LEARNED}
+"""Beside these, what comes with its head."""
+
 CROSS_ENTROPY = ("ce",)
-DISTILLATION = ("ce", "bag", "soft", "hard")
-"""The terms of L2, weighted in ``[stage2]``: the names that `SlideDistillation` gives them, and the cross-entropy."""
+TEACHER_TERMS = ("bag", "soft", "hard")
+"""What the teacher adds in stage 2: the names that `SlideDistillation` gives the weighted terms, in its order."""
+DISTILLATION = (*CROSS_ENTROPY, *TEACHER_TERMS)
+"""The terms of L2, weighted in ``[stage2]``: the cross-entropy, and those that the teacher adds."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +166,16 @@ class Method:
         return self.embedding is not None and self.embedding.is_of_student
 
     @property
+    def is_end_to_end(self) -> bool:
+        """Whether its head is trained together with its encoder."""
+        return self.embedding is not None and self.embedding.is_end_to_end
+
+    @property
+    def is_after_stage1(self) -> bool:
+        """Whether its encoder has gone through stage 1."""
+        return self.is_of_student or (self.embedding is not None and self.embedding.encoder == "end_to_end")
+
+    @property
     def full_name(self) -> str:
         """Its name where nothing else says that it is a shortcut."""
         return self.long_name or self.name
@@ -156,6 +189,18 @@ DECISIVE = (
     Method("lrmil", "LRMIL", STUDENT, "abmil", DISTILLATION, bar="Stage 2: slides"),
 )
 """What would falsify the paper."""
+END_TO_END = (
+    Method("end_to_end", "end to end", _LEARNED[0], "abmil", CROSS_ENTROPY, bar="End to end"),
+    Method(
+        "end_to_end_scratch",
+        "end to end, no stage 1",
+        _LEARNED[1],
+        "abmil",
+        CROSS_ENTROPY,
+        bar="End to end, no stage 1",
+    ),
+)
+"""Encoder and head trained together on the label."""
 SHORTCUTS = (
     Method(
         "tissue_fraction",
@@ -220,9 +265,9 @@ def paper_rows(depth: int) -> tuple[Method, ...]:
 
 METHODS = (*DECISIVE, *SHORTCUTS)
 """What a run compares whose config doesn't say, in the order of the tables."""
-KNOWN = (*DECISIVE, *CONTROLS[:-1], *paper_rows(12), *SHORTCUTS)
+KNOWN = (*DECISIVE, *END_TO_END, *CONTROLS[:-1], *paper_rows(12), *SHORTCUTS)
 """All that have a name of their own, in the order of the tables."""
-SETS = ("decisive", "controls", "paper", "all")
+SETS = ("decisive", "controls", "paper", "end_to_end", "all")
 BY_KEY = {method.key: method for method in KNOWN}
 TEACHER = BY_KEY["teacher_hr"]
 """The method from whose head the distilled ones learn; it is trained in every run."""
@@ -234,6 +279,8 @@ SHORTCUT_KEYS = tuple(method.key for method in SHORTCUTS)
 
 def rows_of_set(name: str, *, ratio: int, depth: int | None) -> tuple[Method, ...]:
     """Return the rows of a named set that a ratio allows; `depth`, blocks of f, is needed for paper and all."""
+    if name == "end_to_end":
+        return END_TO_END
     controls = tuple(
         row
         for row in CONTROLS

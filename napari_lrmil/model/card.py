@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 DEMONSTRATION_NOTE = "Demonstration only, not for diagnosis."
+UNLIKE_TRAINING = "unlike training"
+"""The answer where there is no label: the slide is farther from those of training than the model's limit."""
 
 
 def render_card(info: dict[str, Any]) -> str:

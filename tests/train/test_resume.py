@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from training.run.cli import app
 from training.run.layout import RunDir
+from training.run.markers import RunDirError
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ KILLS = [
     ("training.checkpoint", "FitState.save:teacher_hr", 1, "after"),
     ("training.run.layout", "Folder.write_teacher_outputs", 1, "before"),
     ("training.checkpoint", "FitState.save:stage1", 1, "after"),
-    ("training.run.layout", "RunDir.mark_done:fold0/stage1", 1, "before"),
+    ("training.run.markers", "Markers.write:fold0/stage1", 1, "before"),
     ("training.stages.embed_tiles", "embed_slide", 4, "before"),  # student embeddings
     ("training.checkpoint", "FitState.save:stage2_only", 2, "after"),
     ("training.checkpoint", "FitState.save:lrmil", 1, "before"),
@@ -73,6 +74,40 @@ def test_a_checkpoint_of_other_inputs_or_a_torn_one_is_passed_over(
     (checkpoints / "lrmil.safetensors").write_bytes(b"")
     rerun(tmp_path)
     assert weights(tmp_path) == weights(finished)
+
+
+def test_damaged_files_of_a_finished_run_are_made_anew_and_it_says_so(
+    finished: Path, copied: Callable[..., Path]
+) -> None:
+    folder = copied()
+    # The marker of each step knows its files, and those that it read: a run that was finished twice is the same.
+    for step, name in (
+        ("fold0/stage1 is", "fold0/student_encoder.safetensors"),
+        ("fold0/lrmil is", "fold0/mil/lrmil.safetensors"),
+        ("fold0/test_lrmil is", "fold0/predictions/lrmil.csv"),
+        ("fold0/export is", "fold0/bundle/bundle.json"),
+        ("results is", "done/results.json"),
+        ("the splits are dealt", "splits.json"),
+    ):
+        path = folder / "run" / name
+        right = path.read_bytes()
+        path.write_bytes(right[:-9] + bytes([right[-9] ^ 1]) + right[-8:])  # of the same size
+        _, said = rerun(folder)
+        assert f"{step} " in said
+        assert "anew" in said
+        if name != "fold0/bundle/bundle.json":  # it holds when and where it was exported
+            assert path.read_bytes() == right
+    assert weights(folder) == weights(finished)
+    curve = folder / "run" / "fold0" / "metrics" / "lrmil.csv"
+    curve.write_text(curve.read_text().replace("1", "2"))
+    with pytest.raises(RunDirError, match=r"lrmil\.csv isn't as this run wrote it.* Delete it: the report"):
+        rerun(folder, "--evaluate.bootstrap", "101")  # a report is drawn again
+    curve.unlink()
+    rerun(folder)
+    assert (
+        "The curves of these trainings are gone: fold0, lrmil."
+        in (folder / "run" / "report.html").read_text()
+    )
 
 
 def test_two_runs_in_one_directory_are_refused(cohort: Path, tmp_path: Path) -> None:

@@ -342,8 +342,8 @@ def test_the_second_slide_is_in_front_and_the_first_hidden(
     assert shown == ["of nobody", "other"]
     assert in_view(viewer, viewer.layers["other"])
     assert not viewer.canvas.overlays.text.visible
-    assert viewer.title == "other – napari"
-    assert viewer.window._qt_window.windowTitle() == "other – napari"
+    assert viewer.title == f"other in {tmp_path.name} – napari"
+    assert viewer.window._qt_window.windowTitle() == f"other in {tmp_path.name} – napari"
     # A result of the first slide that comes late changes nothing of what is seen or chosen.
     first = widget.controller.slides[0]
     viewer.layers.selection.active = drawn

@@ -213,7 +213,8 @@ class Window:
         for layer in heatmaps:
             assert (layer.metadata[HEATMAP_KEY], sha) in self.given, "a heatmap of another model"
         assert sum(layer.visible and layer.colorbar.visible for layer in heatmaps) <= 1
-        assert self.viewer.title == (f"{current.name} – napari" if current is not None else "napari")
+        title = f"{current.name} in {current.path.parent.name} – napari" if current is not None else "napari"
+        assert self.viewer.title == title
         panel = self.view.show_panel.call_args.args[0]
         assert (panel.result is None) == (result is None)
 

@@ -156,7 +156,7 @@ def test_a_day_with_the_mouse(
     assert slide_layers(viewer) == [names(widget)[widget.model.row_of(widget.presenter.open_path)]]
     qtbot.waitUntil(lambda: not widget.presenter.panel().batch.running, timeout=LONG_MS)
     widget.show_now()
-    assert widget.batch.text.text() == "Done: 5 of 5 classified."
+    assert widget.batch.text.text() == "Done: 5 of 5 classified: 5 lesion."
     assert all(item.status is Status.DONE for item in widget.model.items)
     qtbot.waitUntil(lambda: main.controller.result is not None, timeout=LONG_MS)
     qtbot.mouseClick(widget.verdict.disagree, LEFT)

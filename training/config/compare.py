@@ -12,12 +12,14 @@ from training.methods import (
     CROSS_ENTROPY,
     DISTILLATION,
     EMBEDDINGS,
+    LEARNED,
     LEAST_MID_RATIO,
     SETS,
     Method,
 )
 from training.section import Section, known_or_nearest
 
+_EMBEDDINGS = EMBEDDINGS | LEARNED
 _RESERVED = ("stage1", "teacher_mil", "ridge_fit", "export", "bundle")
 """Steps and curves of a fold."""
 _KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -29,7 +31,8 @@ class CompareRow(Section):
     set: str | None = Field(
         default=None,
         description="decisive: teacher, LR from scratch, either stage alone, LRMIL; controls: a head on each other "
-        "embedding; paper: LRMIL with the paper's choices, one a row; all",
+        "embedding; paper: LRMIL with the paper's choices, one a row; all: these three; end_to_end: f' or f trained on the "
+        "labels together with the head",
     )
     key: str | None = Field(
         default=None,
@@ -37,7 +40,7 @@ class CompareRow(Section):
     )
     name: str | None = Field(default=None, max_length=80, description="in tables; default: made of the rest")
     embedding: str | None = Field(
-        default=None, description="what the bag's instances are: " + ", ".join(EMBEDDINGS)
+        default=None, description="what the bag's instances are: " + ", ".join(_EMBEDDINGS)
     )
     head: Literal["abmil"] = Field(default="abmil", description="of the bag")
     losses: tuple[str, ...] = Field(
@@ -56,6 +59,10 @@ class CompareRow(Section):
         default_factory=dict, description="values of [stage2] for this row alone: weights of the terms, ..."
     )
 
+    end_to_end: dict[str, Any] = Field(
+        default_factory=dict, description="values of [end_to_end] for this row alone"
+    )
+
     @field_validator("set")
     @classmethod
     def _known_set(cls, value: str | None) -> str | None:
@@ -64,7 +71,7 @@ class CompareRow(Section):
     @field_validator("embedding")
     @classmethod
     def _known_embedding(cls, value: str | None) -> str | None:
-        return value if value is None else known_or_nearest(value, EMBEDDINGS, "embedding")
+        return value if value is None else known_or_nearest(value, _EMBEDDINGS, "embedding")
 
     @field_validator("losses")
     @classmethod
@@ -94,12 +101,18 @@ class CompareRow(Section):
             raise ValueError(f"key {self.key!r}: take up to 40 of a-z, 0-9, _ and -, a letter or digit first")
         if self.key in _RESERVED or self.key.startswith("test_") or self.key in BY_KEY:
             raise ValueError(f"key {self.key!r} is taken by this program; take another")
-        embedding = EMBEDDINGS[self.embedding]
+        embedding = _EMBEDDINGS[self.embedding]
         if self.losses != CROSS_ENTROPY and not embedding.on_lr_tiles:
             raise ValueError(
                 f"{self.key}: losses {list(self.losses)} need instances that are LR tiles, onto which the teacher's attention "
                 f'can be gathered; those of {self.embedding!r} aren\'t: take ["ce"]'
             )
+        if embedding.is_end_to_end and self.losses != CROSS_ENTROPY:
+            raise ValueError(
+                f'{self.key}: {self.embedding!r} learns from the label alone: take losses = ["ce"]'
+            )
+        if self.end_to_end and not embedding.is_end_to_end:
+            raise ValueError(f"{self.key}: end_to_end concerns {' and '.join(LEARNED)} alone")
         if (self.stage1 or self.student) and not embedding.is_of_student:
             section = "stage1" if self.stage1 else "student"
             raise ValueError(
@@ -117,13 +130,15 @@ class CompareRow(Section):
         """
         assert self.key is not None
         assert self.embedding is not None
-        embedding = EMBEDDINGS[self.embedding]
+        embedding = _EMBEDDINGS[self.embedding]
         if embedding.pixels == "mid" and ratio < LEAST_MID_RATIO:
             raise ValueError(
                 f"compare row {self.key!r}: embedding 'mid' needs tiles.ratio of {LEAST_MID_RATIO} or more; with {ratio} "
                 "there is no resolution between LR and HR"
             )
-        sections = {name: getattr(self, name) for name in ("student", "stage1", "mil", "stage2")}
+        sections = {
+            name: getattr(self, name) for name in ("student", "stage1", "mil", "stage2", "end_to_end")
+        }
         if self.losses != CROSS_ENTROPY:
             absent = {f"l_{term}": 0.0 for term in DISTILLATION if term not in self.losses}
             sections["stage2"] = {**absent, **sections["stage2"]}

@@ -22,6 +22,7 @@ from training.seeds import Seeds
 from training.stages.calibrate import CalibrateSection
 from training.stages.distill_slides import Stage2Section
 from training.stages.distill_tiles import Stage1Section
+from training.stages.end_to_end import EndToEndSection
 from training.stages.evaluate import EvaluateSection
 from training.stages.export import ExportSection
 from training.stages.front import FrontSection
@@ -63,6 +64,7 @@ class RunConfig(Section):
     mil: MILSection = MILSection()
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
+    end_to_end: EndToEndSection = EndToEndSection()
     calibrate: CalibrateSection = CalibrateSection()
     evaluate: EvaluateSection = EvaluateSection()
     front: FrontSection = FrontSection()
@@ -144,6 +146,7 @@ class RunConfig(Section):
         return self
 
     def _check_stage1(self) -> None:
+        self._check_tokens()
         if (
             list(self.stage1.layers) != sorted(set(self.stage1.layers))
             or min(self.stage1.layers, default=0) < 0
@@ -156,7 +159,6 @@ class RunConfig(Section):
             or min(layers, default=0) < 0
         ):
             raise ValueError("student.layers must ascend and name one block for each of stage1.layers")
-        self._check_tokens()
         self._check_stage1_slides()
         stage1 = self.stage1
         if not (stage1.lambda_attn or stage1.lambda_last or (stage1.layers and stage1.lambda_layer)):

@@ -152,7 +152,7 @@ def class_rows(data: RunData) -> list[ClassRow]:
 
 
 def _is_transductive(data: RunData, method: str) -> bool:
-    return data.is_transductive and method in BY_KEY and BY_KEY[method].is_of_student
+    return data.is_transductive and method in BY_KEY and BY_KEY[method].is_after_stage1
 
 
 def largest_difference(rows: list[MethodRow]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from training.data.bags import Bags, Instances
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import Reading, SlideTiles, TileGeometry
-from training.encoders import load_student, new_student, random_encoder, teacher_encoder
+from training.encoders import new_student, random_encoder, teacher_encoder, trained_student
 from training.hashing import content_hash, file_hash
 from training.methods import Method
 from training.progress import Reporter
@@ -243,9 +243,9 @@ class Context:
         """Return f' before stage 1, in train mode, always made anew."""
         return new_student(self.config.student, teacher, seed=seed, device=self.device)
 
-    def student_encoder(self, path: Path) -> Encoder:
-        """Return f' after stage 1, in eval mode."""
-        return load_student(path, self.student_spec, device=self.device)
+    def student_encoder(self, weights: Mapping[str, torch.Tensor]) -> Encoder:
+        """Return an f' that was trained, in eval mode."""
+        return trained_student(weights, self.student_spec, device=self.device)
 
     @property
     def student_spec(self) -> EncoderSpec:

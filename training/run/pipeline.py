@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import EncoderError
 from napari_lrmil.model.encoder import Encoder, weights_file
 from napari_lrmil.model.mil import MILModel
@@ -25,7 +24,7 @@ from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import Reading, SlideTiles
 from training.files import Json, remembered, save_tensors
-from training.hashing import content_hash
+from training.hashing import content_hash, file_hash
 from training.intervals import FoldScores
 from training.loop import Session
 from training.methods import OURS, RANDOM, TEACHER, Embedding, Method, in_table_order
@@ -45,6 +44,7 @@ from training.stages.distill_tiles import (
 )
 from training.stages.embed_on_cluster import embed_on_cluster
 from training.stages.embed_tiles import EncoderSource, embed_slides
+from training.stages.end_to_end import SlidePixels, fit_end_to_end
 from training.stages.evaluate import (
     called_metrics,
     fold_scores,
@@ -123,6 +123,8 @@ class Head:
         """Return the step that trains it; `steps` are the run's."""
         if self.method == TEACHER:
             return steps.teacher(self.split, self.seed)
+        if self.method.is_end_to_end:
+            return steps.of(self.method).end_to_end(self.split, self.method, self.seed)
         return steps.of(self.method).head(
             self.split, self.method, self.embedded.bags, seed=self.seed, encoder_seed=self.encoder_seed
         )
@@ -175,13 +177,15 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
                 if plan.folder not in students:
                     train_encoder(mine.context, plan, mine, teacher)
                     students[plan.folder] = Embedded(
-                        mine.context.student_encoder(mine.student_file(plan)), mine.student_store(plan)
+                        mine.context.student_encoder(mine.context.run_dir.folder(plan.folder).read_student()),
+                        mine.student_store(plan),
                     )
                 student = students[plan.folder]
                 embed(mine.context, split.labelled, student, mine.student_file(plan))
                 heads += [Head(split, method, student, seed, encoder_seed) for seed in seeds]
     heads += _random_heads(context, splits)
     each_once(context, [(head.step(steps), partial(train_head, context, head, steps)) for head in heads])
+    heads += train_end_to_end(context, splits, steps, teacher)
     if not context.runtime.is_main:
         return Tested({}, {}, [], None)
     return _evaluate(context, splits, steps, [*heads, *teachers])
@@ -506,6 +510,66 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
     folder.write_head(method.key, fitted)
 
 
+def train_end_to_end(context: Context, splits: Sequence[Split], steps: Steps, teacher: Encoder) -> list[Head]:
+    """Train encoders together with their heads, and embed the folds' LR tiles with them; returns the heads.
+
+    Those that start from f' take that of the first seed.
+    """
+    wanted = [
+        (split, method, seed)
+        for method in trained_methods(context)
+        if method.is_end_to_end
+        for split in splits
+        for seed in context.head_seeds
+    ]
+
+    def train(split: Split, method: Method, seed: int) -> None:
+        mine = steps.of(method)
+        config, folder = mine.context.config, context.folder_of(f"fold{split.fold}", seed=seed)
+        assert method.embedding is not None
+        if method.embedding.encoder == "end_to_end":
+            student = mine.context.run_dir.folder(mine.stage1_plan(split).folder)
+            encoder = mine.context.student_encoder(student.read_student())
+        else:
+            encoder = mine.context.new_student(teacher, context.encoder_seeds[0])
+        key = mine.end_to_end(split, method, seed).key
+        bar = method.bar if len(context.head_seeds) == 1 else f"{method.bar}, seed {seed}"
+        files = folder.files(method.key, key, config.run.checkpoint_seconds)
+        train_pixels, val_pixels = (
+            SlidePixels(
+                context.tiles_of(rows), context.geometry, context.class_names, threads=config.run.threads
+            )
+            for rows in (split.train, split.val)
+        )
+        fitted = fit_end_to_end(
+            encoder,
+            train_pixels,
+            val_pixels,
+            config.end_to_end,
+            config.mil,
+            Session(context.runtime.end_to_end_fabric, files, context.reporter, bar),
+            n_classes=len(context.class_names),
+            seed=seed,
+        )
+        folder.write_head(method.key, fitted)
+        save_tensors(folder.encoder(method.key), encoder.vit.state_dict())
+
+    each_once(
+        context,
+        [(steps.of(one[1]).end_to_end(*one), partial(train, *one)) for one in wanted],
+    )
+    heads = []
+    for split, method, seed in wanted:
+        mine = steps.of(method).context
+        folder = context.folder_of(f"fold{split.fold}", seed=seed)
+        encoder, file = mine.student_encoder(folder.read_encoder(method.key)), folder.encoder(method.key)
+        embedded = Embedded(encoder, mine.lr_store(content_hash(mine.student_spec, file_hash(file))))
+        embed(mine, split.labelled, embedded, file)
+        encoder.cpu()  # there may be one a fold and seed
+        heads.append(Head(split, method, embedded, seed))
+    return heads
+
+
 def _head_session(context: Context, head: Head, steps: Steps) -> Session:
     key, method = head.step(steps).key, head.method
     files = head.folder(context).files(method.key, key, context.config.run.checkpoint_seconds)
@@ -556,7 +620,7 @@ def _evaluate(context: Context, splits: Sequence[Split], steps: Steps, heads: Se
         of_first = {method: first[splits[0].fold, method] for method in validated}
         front = find_runs_front(context, steps, splits, of_first, validated, tested)
     else:
-        context.run_dir.front_json.unlink(missing_ok=True)
+        context.run_dir.forget_front()
     choice, bundles = OURS.key if front is None else front.chosen, []
     why = "" if front is None else choice_text(front)
     for split in splits:
@@ -645,20 +709,31 @@ def find_runs_front(
     kept = remembered(context.run_dir.costs_json, key, measure)
     assert isinstance(kept["costs"], dict)
     costs = {name: Costs.model_validate(one) for name, one in kept["costs"].items()}
-    front = find_front(
-        val,
-        {method: test[method] for method in val},
-        {method: costs[specs[method]] for method in val},
-        {method: geometry.mpp_lr / withins[method] for method in val},
-        {method: heads[method].method.name for method in val},
-        Timed.model_validate(kept["timed"]),
-        context.class_names,
-        config.front,
-        n_resamples=config.evaluate.bootstrap,
-        seed=config.run.seed,
-        shares_encoder=steps.shares_encoder,
-    )
-    write_text(context.run_dir.front_json, front.model_dump_json(indent=2) + "\n")
+    test, timed_how = {method: test[method] for method in val}, Timed.model_validate(kept["timed"])
+    about = {
+        method: (heads[method].method.name, geometry.mpp_lr / withins[method], costs[specs[method]])
+        for method in val
+    }
+
+    def choose() -> None:
+        front = find_front(
+            val,
+            test,
+            {method: cost for method, (_, _, cost) in about.items()},
+            {method: mpp for method, (_, mpp, _) in about.items()},
+            {method: name for method, (name, _, _) in about.items()},
+            timed_how,
+            context.class_names,
+            config.front,
+            n_resamples=config.evaluate.bootstrap,
+            seed=config.run.seed,
+            shares_encoder=steps.shares_encoder,
+        )
+        context.run_dir.write_front(front)
+
+    once(context, steps.front(val, test, about, timed_how), choose, quiet=True)
+    front = context.run_dir.read_front()
+    assert front is not None  # the step has just been done
     return front
 
 
@@ -774,5 +849,5 @@ def _export(context: Context, steps: Steps, head: Head, bundle: Path, choice: st
         )
 
     tested = steps.test(split, method, head.step(steps), folder)
-    once(context, steps.export(split, tested, bundle, choice, hr=is_hr), export)
+    once(context, steps.export(split, method, tested, bundle, choice, hr=is_hr), export)
     return bundle

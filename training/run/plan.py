@@ -27,6 +27,7 @@ from training.run.pipeline import Embedded, bags_of, check_tokens, reading_name,
 from training.run.steps import Stage1Plan, Step, Steps, is_done
 from training.runtime import Precision, autocast
 from training.stages.distill_tiles import Distiller, student_layers
+from training.stages.end_to_end import EndToEnd
 
 
 class PlannedStep(NamedTuple):
@@ -190,6 +191,25 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
                     for seed in seeds
                 ]
     for method in methods:
+        if not method.is_end_to_end:
+            continue
+        mine = steps.of(method)
+        spec_json = mine.context.student_spec.model_dump_json()
+        if spec_json not in students:
+            students[spec_json] = mine.context.new_student(teacher, mine.context.encoder_seeds[0]).eval()
+        own, own_rate = students[spec_json], tile_rate(spec_json)
+        seconds_a_tile = _end_to_end_seconds(mine.context, own)
+        for split in splits:
+            for seed in seeds:
+                training = mine.end_to_end(split, method, seed)
+                planned.append(_end_to_end(mine.context, split, training, seconds_a_tile, own_rate))
+                name = f"embed LR, {training.name}"
+                embedding = _embedding(
+                    mine.context, name, split.labelled, None, own, own_rate, reading=context.lr_tiles
+                )
+                done = is_done(context.run_dir, training)
+                planned.append(embedding._replace(seconds=0.0) if done else embedding)
+    for method in methods:
         if method.embedding == RANDOM:
             _, random_store = context.random_lr_encoder()
             planned.append(
@@ -264,6 +284,38 @@ def _stage1(context: Context, stage1: Stage1Plan, step: Step, seconds_a_pair: fl
     n_pairs = min(n_pairs, section.pairs_per_epoch or n_pairs)
     seconds = section.epochs * n_pairs * seconds_a_pair
     return PlannedStep(step.name, f"{n_pairs:,} pairs x {section.epochs} epochs", 0, seconds)
+
+
+def _end_to_end(
+    context: Context, split: Split, step: Step, seconds_a_tile: float, rate: float
+) -> PlannedStep:
+    section = context.config.end_to_end
+    of_train, of_val = (
+        [len(item.lr_places) for item in context.tiles_of(rows)] for rows in (split.train, split.val)
+    )
+    n_tiles = sum(min(n, section.max_tiles) for n in of_train)
+    seconds = section.epochs * (n_tiles * seconds_a_tile + sum(of_val) / rate) + sum(of_train) / rate
+    work = f"{n_tiles:,} tiles of {len(of_train)} slides x {section.epochs} epochs"
+    return PlannedStep(step.name, work, 0, 0.0 if is_done(context.run_dir, step) else seconds)
+
+
+def _end_to_end_seconds(context: Context, student: Encoder) -> float:
+    """Measure one tile in training together with the head."""
+    section, config = context.config.end_to_end, context.config
+    encoder = copy.deepcopy(student)
+    head = build_mil(context.head_spec(encoder.embed_dim)).to(context.device)
+    model = EndToEnd(encoder, head, section)
+    optimizer = torch.optim.AdamW(model.parameters())
+    tiles = _random_tiles(context, min(section.max_tiles, 2 * section.chunk_tiles))
+
+    def step() -> None:
+        with autocast(context.device, config.run.precision):
+            logits = model(tiles).bag_logits
+        torch.autograd.backward(logits.sum())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return _seconds_of(step, context.device) / len(tiles)
 
 
 def duration(seconds: float) -> str:

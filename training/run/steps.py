@@ -1,20 +1,23 @@
 """The steps of a run: what each is called, what it is made from, which files it leaves; and how one is done once.
 
-A step is finished when its marker holds the hash of its inputs and its files are there: a second run with the same
-config skips it, one with another config does it again.
+A step is finished when its marker holds the hash of its inputs, and the files that it read and wrote are as the marker
+says: a second run with the same config skips it, one with another config, or with a damaged file, does it again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rich.markup import escape
 
 from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME
 from napari_lrmil.model.encoder import weights_file
+from napari_lrmil.outside import read_file
 from napari_lrmil.slide.identity import stamp_of
 from training.data.bags import Instances
 from training.data.splits import Split
@@ -26,7 +29,8 @@ from training.intervals import FoldScores
 from training.methods import BY_KEY, TEACHER, Encoding, Method
 from training.run.context import Context
 from training.run.layout import Folder, RunDir
-from training.stages.front import Front
+from training.run.markers import FRONT, RESULTS, unreadable
+from training.stages.front import Costs, Front, Timed
 from training.stages.heads import Fit
 
 _REPORT_CODE = Path(__file__).resolve().parents[1] / "report"
@@ -41,13 +45,17 @@ class Step(NamedTuple):
     """Hash of all that it is made from."""
     makes: tuple[Path, ...]
     """The files that are there once it is finished."""
+    reads: tuple[Path, ...] = ()
+    """Files of earlier steps: where one is made anew and has become another, so is this step."""
+    shows: tuple[Path, ...] = ()
+    """Files that it writes for the report alone: it isn't done again for them."""
     checkpoint: Path | None = None
     """Where it goes on after it was killed; of no use any more once it is finished."""
 
 
 def is_done(run_dir: RunDir, step: Step) -> bool:
-    """Whether a step was finished with the same inputs, and its files are still there."""
-    return run_dir.is_done(step.name, step.key) and all(path.is_file() for path in step.makes)
+    """Whether a step was finished with the same inputs, and its files are as they were."""
+    return run_dir.markers.is_done(step.name, step.key, step.makes, step.reads)
 
 
 def once(
@@ -57,7 +65,6 @@ def once(
     *,
     together: bool = False,
     quiet: bool = False,
-    afterwards: Callable[[], Step] | None = None,
 ) -> None:
     """Do a step unless it is done.
 
@@ -71,18 +78,25 @@ def once(
         Whether all processes do it, each a part, and the main one writes; else this process does it alone.
     quiet : bool
         Don't say so where it was done before.
-    afterwards : callable, optional
-        The step as it is once it is made, where its key holds what was made.
     """
-    run_dir = context.run_dir
-    if is_done(run_dir, step):
-        if not quiet:
-            context.reporter.say(f"[dim]{step.name}: done before[/]")
-        return
-    run_dir.forget(step.name)
+    markers = context.run_dir.markers
+    marker = markers.find(step.name)
+    if marker is not None and marker.key == step.key:
+        changed = markers.first_changed(marker, step.makes, step.reads)
+        if changed is None:
+            if not quiet:
+                before = "" if marker.files is not None else ", by a version that kept no hashes of its files"
+                context.reporter.say(f"[dim]{step.name}: done before{before}[/]")
+            return
+        what = "isn't as it was" if changed.exists() else "is missing"
+        context.reporter.say(
+            f"[yellow]Note:[/] {step.name} is done anew: {escape(str(changed.relative_to(markers.root)))} {what}"
+        )
+    markers.forget(step.name)
     make()
     if context.runtime.is_main or not together:
-        run_dir.mark_done(step.name, (afterwards() if afterwards is not None else step).key)
+        shown = [path for path in step.shows if path.is_file()]
+        markers.write(step.name, step.key, [*step.reads, *step.makes, *shown])
         if step.checkpoint is not None:
             step.checkpoint.unlink(missing_ok=True)
     if together:
@@ -181,10 +195,11 @@ class Steps:
         )
         folder = self._context.folder_of(f"fold{split.fold}", seed=seed)
         return Step(
-            f"{folder.name}/teacher_mil",
+            folder.training_step(TEACHER.key),
             key,
             (folder.head(TEACHER.key), folder.fit(TEACHER.key), folder.teacher_outputs),
-            folder.checkpoint(TEACHER.key),
+            shows=(folder.metrics(TEACHER.key),),
+            checkpoint=folder.checkpoint(TEACHER.key),
         )
 
     def stage1_plan(self, split: Split, seed: int | None = None, encoder: Encoding = "student") -> Stage1Plan:
@@ -249,7 +264,15 @@ class Steps:
             *([] if plan.encoder == "student" else [plan.encoder]),
         )
         folder = self._context.run_dir.folder(plan.folder)
-        return Step(f"{plan.folder}/stage1", key, (folder.student_encoder,), folder.checkpoint("stage1"))
+        teacher = None if plan.split is None else self._context.run_dir.fold(plan.split.fold)
+        return Step(
+            folder.stage1_step,
+            key,
+            (folder.student_encoder,),
+            reads=() if teacher is None else (teacher.head(TEACHER.key), teacher.teacher_outputs),
+            shows=(folder.metrics("stage1"),),
+            checkpoint=folder.checkpoint("stage1"),
+        )
 
     def student_file(self, plan: Stage1Plan) -> Path:
         """Return where the weights of f' are."""
@@ -282,11 +305,50 @@ class Steps:
             (self.teacher(split, seed).key, config.stage2.model_dump_json()) if method.is_distilled else None,
         )
         folder = self._context.folder_of(f"fold{split.fold}", encoder_seed=encoder_seed, seed=seed)
+        teacher = self._context.folder_of(f"fold{split.fold}", seed=seed)
         return Step(
-            f"{folder.name}/{method.key}",
+            folder.training_step(method.key),
             key,
             (folder.head(method.key), folder.fit(method.key)),
-            folder.checkpoint(method.key),
+            reads=(teacher.teacher_outputs,) if method.is_distilled else (),
+            shows=(folder.metrics(method.key),),
+            checkpoint=folder.checkpoint(method.key),
+        )
+
+    def end_to_end(self, split: Split, method: Method, seed: int) -> Step:
+        """Return the step that trains an encoder together with its head, from f' of the first seed or from f."""
+        context, config = self._context, self._context.config
+        assert method.embedding is not None
+        if method.embedding.encoder == "end_to_end":
+            start = self.stage1(self.stage1_plan(split)).key
+        else:
+            weights = config.student.weights
+            start = content_hash(
+                context.encoder_hash,
+                config.student,
+                file_hash(weights_file(weights)) if weights is not None else None,
+                context.encoder_seeds[0],
+            )
+        key = content_hash(
+            start,
+            context.geometry,
+            self._labelled_of(method, split.train),
+            self._labelled_of(method, split.val),
+            context.class_names,
+            config.mil,
+            config.end_to_end,
+            config.run.precision,
+            seed,
+        )
+        folder = context.folder_of(f"fold{split.fold}", seed=seed)
+        student = self._context.run_dir.folder(self.stage1_plan(split).folder)
+        return Step(
+            folder.training_step(method.key),
+            key,
+            (folder.head(method.key), folder.fit(method.key), folder.encoder(method.key)),
+            reads=(student.student_encoder,) if method.embedding.encoder == "end_to_end" else (),
+            shows=(folder.metrics(method.key),),
+            checkpoint=folder.checkpoint(method.key),
         )
 
     # --- test slides
@@ -305,7 +367,7 @@ class Steps:
             folder.attention(method.key),
             folder.calibration(method.key),
         )
-        return Step(f"{folder.name}/test_{method.key}", key, makes)
+        return Step(folder.test_step(method.key), key, makes, reads=(folder.head(method.key),))
 
     def test_shortcut(self, split: Split, method: Method) -> Step:
         """Return the step that asks a baseline without an encoder about a fold's test slides."""
@@ -320,14 +382,17 @@ class Steps:
         )
         folder = self._context.run_dir.fold(split.fold)
         makes = (folder.predictions(method.key), folder.fit(method.key))
-        return Step(f"{folder.name}/test_{method.key}", key, makes)
+        return Step(folder.test_step(method.key), key, makes)
 
-    def export(self, split: Split, test: Step, bundle: Path, choice: str, *, hr: bool) -> Step:
+    def export(
+        self, split: Split, method: Method, test: Step, bundle: Path, choice: str, *, hr: bool
+    ) -> Step:
         """Return the step that exports a bundle of a fold, which names its config.
 
         Parameters
         ----------
         split : Split
+        method : Method
         test : Step
             That made its test predictions.
         bundle : Path
@@ -342,8 +407,33 @@ class Steps:
         key = content_hash(
             test.key, held_out, [row.patient_id for row in split.calibration], self._context.config, choice
         )
-        name = "export" if bundle == folder.bundle else f"export_{bundle.name}"
-        return Step(f"{folder.name}/{name}", key, (bundle / JSON_NAME, bundle / WEIGHTS_NAME))
+        reads = (folder.head(method.key), folder.calibration(method.key), folder.predictions(method.key))
+        name = folder.export_step if bundle == folder.bundle else f"{folder.export_step}_{bundle.name}"
+        return Step(name, key, (bundle / JSON_NAME, bundle / WEIGHTS_NAME), reads=reads)
+
+    def front(
+        self,
+        val: Mapping[str, Sequence[FoldScores]],
+        test: Mapping[str, Sequence[FoldScores]],
+        about: Mapping[str, tuple[str, float, Costs]],
+        timed: Timed,
+    ) -> Step:
+        """Return the step that chooses the cheapest row that is good enough; `about`: name, µm/px and costs of each."""
+        config = self._context.config
+        key = content_hash(
+            config.front,
+            config.evaluate.bootstrap,
+            config.run.seed,
+            self._context.head_seeds,
+            self._context.encoder_seeds,
+            self._context.class_names,
+            _said(val),
+            _said(test),
+            self.shares_encoder,
+            [(method, name, mpp, costs.model_dump()) for method, (name, mpp, costs) in about.items()],
+            timed,
+        )
+        return Step(FRONT, key, (self._context.run_dir.front_json,))
 
     def results(
         self,
@@ -354,16 +444,6 @@ class Steps:
     ) -> Step:
         """Return the step that compares all methods: thousands of resamples, not to be taken twice."""
         config = self._context.config
-        scores = [
-            (
-                method,
-                [
-                    (one.patients, one.labels.tolist(), one.probabilities.tolist(), one.calls.tolist())
-                    for one in folds
-                ],
-            )
-            for method, folds in tested.items()
-        ]
         key = content_hash(
             config.evaluate.bootstrap,
             config.run.seed,
@@ -371,23 +451,21 @@ class Steps:
             self._context.encoder_seeds,
             list(set_quantiles),
             [(row.key, row.name) for row in config.rows if row.key not in BY_KEY],
-            scores,
+            _said(tested),
             [(method, [fit.model_dump_json() for fit in found]) for method, found in fits.items()],
             front,
         )
         # Not results.json itself: that one is absent while a run is at work.
-        return Step("results", key, (self._context.run_dir.kept_results_json,))
+        return Step(RESULTS, key, (self._context.run_dir.kept_results_json,))
 
     def report(self) -> Step:
         """Return the step that writes the report, from all that it shows and the code that draws it."""
         run_dir = self._context.run_dir
         code = sorted(path for kind in ("py", "j2", "css") for path in _REPORT_CODE.rglob(f"*.{kind}"))
         shown = [*run_dir.reported_files(), self._context.config.data.slides, *code]
-        page = file_hash(run_dir.report_html) if run_dir.report_html.is_file() else None
         key = content_hash(
-            [(path.name, file_hash(path)) for path in shown],
+            [(path.name, _hash_of(path)) for path in shown],
             [stamp_of(item.row.path) for item in self._context.tiles.values()],
-            page,
         )
         return Step("report", key, (run_dir.report_html,))
 
@@ -398,7 +476,7 @@ class Steps:
             lr.key, hr.key, self._ids(rows, self._context.lr_tiles), self._ids(rows, self._context.hr_tiles)
         )
         folder = self._context.run_dir.fold(split.fold)
-        return Step(f"{folder.name}/ridge_fit", key, (folder.ridge_fit,))
+        return Step(folder.ridge_step, key, (folder.ridge_fit,))
 
     # --- what keys are made of
 
@@ -425,3 +503,25 @@ class Steps:
         for row, job in zip(new, jobs, strict=True):
             known[row.slide_id] = f"{row.slide_id} {job.stamp}"
         return [known[row.slide_id] for row in rows]
+
+
+def _said(scores: Mapping[str, Sequence[FoldScores]]) -> list[object]:
+    """Return what methods say of slides, as values of which each has one text."""
+    return [
+        (
+            method,
+            [
+                (one.patients, one.labels.tolist(), one.probabilities.tolist(), one.calls.tolist())
+                for one in folds
+            ],
+        )
+        for method, folds in scores.items()
+    ]
+
+
+def _hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file that the report shows."""
+    try:
+        return hashlib.sha256(read_file(path)).hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error
