@@ -124,7 +124,7 @@ def differences(folder: Path, bundle: str, *, side_px: int = SIDE_PX) -> list[Di
         found.append(
             Difference(
                 way,
-                result.label == first.label and result.prediction_set == first.prediction_set,
+                result.called == first.called and result.prediction_set == first.prediction_set,
                 float(np.abs(result.class_probabilities - first.class_probabilities).max()),
                 float(np.abs(result.attention_scores - first.attention_scores).max() * len(first.tiles)),
             )

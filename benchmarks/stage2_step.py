@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_lrmil.model.mil import MILOutput, MILSpec, build_mil
-from training.data.bags import parents_in_bag
+from training.data.bags import Bag
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles
-from training.losses import attention_kl, bag_kl, guided_attention, hard_instance_loss
-from training.stages.distill_slides import Stage2Section
+from training.stages.distill_slides import SlideDistillation, Stage2Section, TeacherOutput
 from training.stages.heads import MILSection
 
 EMBED_DIM, RATIO, N_CLASSES = 768, 4, 2
@@ -48,30 +47,27 @@ class Slide:
         row = SlideRow("slide", Path("slide.tif"), "patient", "1")  # never opened
         self.tiles = SlideTiles(row, (edge, edge), lr_places, hr_places)
         self.instances = torch.randn(n_lr, EMBED_DIM, generator=generator)
-        self.teacher_scores = torch.softmax(torch.randn(len(hr_places), generator=generator), dim=0)
-        self.teacher_logits = torch.randn(N_CLASSES, generator=generator)
+        logits = torch.randn(len(hr_places), generator=generator)
+        bag_logits = torch.randn(N_CLASSES, generator=generator)
+        self.teacher = TeacherOutput(bag_logits, logits, torch.softmax(logits, dim=0))
         self.label = torch.tensor([1])
+        self.bag = Bag("slide", self.instances, 1)
         self.config = config
         self.guided = self.gather()
 
-    def gather(self) -> tuple[Tensor, Tensor]:
-        """Gather the teacher's attention as `training.stages.distill_slides` does for each slide."""
-        parent = torch.from_numpy(parents_in_bag(self.tiles, RATIO))
-        return guided_attention(self.teacher_scores, parent, len(self.instances), self.config.aggregation)
+    def gather(self) -> SlideDistillation:
+        """Gather the teacher's attention, as training does once for each slide."""
+        return SlideDistillation(
+            self.config, [self.tiles], {"slide": self.teacher}, ratio=RATIO, device=torch.device("cpu")
+        )
 
     def cross_entropy(self, output: MILOutput) -> list[Tensor]:
         """Return the loss of stage 2 without a teacher."""
         return [F.cross_entropy(output.bag_logits[None], self.label)]
 
-    def distilled(self, output: MILOutput, guided: tuple[Tensor, Tensor]) -> list[Tensor]:
+    def distilled(self, output: MILOutput, teacher: SlideDistillation) -> list[Tensor]:
         """Return the terms of stage 2's whole loss."""
-        config = self.config
-        return [
-            *self.cross_entropy(output),
-            config.l_bag * bag_kl(output.bag_logits, self.teacher_logits, config.temperature_bag),
-            config.l_soft * attention_kl(output.attention_logits, *guided, config.temperature_attention),
-            config.l_hard * hard_instance_loss(output.instance_logits, *guided, config.k),
-        ]
+        return [*self.cross_entropy(output), *teacher(self.bag, output).values()]
 
     def kinds(self) -> dict[str, Losses]:
         """Return kind of step -> its losses."""

@@ -6,6 +6,8 @@ import errno
 import re
 from pathlib import Path
 
+from pydantic_core import ValidationError
+
 _LONGEST_REASON = 400
 _NOT_READABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -48,9 +50,16 @@ def reason_of(error: BaseException) -> str:
         return "it is nested too deeply"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    # Decoders speak in paragraphs.
-    text = shortened(str(error))
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, ValidationError):
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        return shortened(f"{place}: {fault['msg']}" if place else fault["msg"])
+    if isinstance(error, OverflowError):
+        return "a number in it is too large, or below what may stand there"
+    if isinstance(error, KeyError) and error.args:
+        return f"it has no {shortened(str(error.args[0]))}"
+    # Decoders speak in paragraphs, or not at all.
+    return shortened(str(error)) or "it is damaged"
 
 
 def refuse_pipe(path: Path) -> None:

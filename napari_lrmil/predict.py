@@ -17,7 +17,7 @@ from napari_lrmil import __version__
 from napari_lrmil.errors import SlideError
 from napari_lrmil.evidence import SATURATED_ABOVE, DeletionCurve, explain
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle
-from napari_lrmil.model.calibration import called_class
+from napari_lrmil.model.calibration import UNLIKE_TRAINING, answer_of, called_class
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, find_tiles, iter_tiles
 from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE, check_damage
@@ -125,29 +125,42 @@ class SlidePrediction:
     thresholds: tuple[float, ...] | None = None
 
     @property
-    def label_index(self) -> int:
+    def answer(self) -> str:
+        """The label, or `UNLIKE_TRAINING` where there is none: what is said of the slide, wherever it is said."""
+        return answer_of(self.called, out_of_distribution=self.out_of_distribution)
+
+    @property
+    def label(self) -> str | None:
+        """The class that is called; None where the slide is unlike those of training, see `called`."""
+        return None if self.answer == UNLIKE_TRAINING else self.called
+
+    @property
+    def called_index(self) -> int:
         """Of the class that is called."""
         return int(called_class(self.class_probabilities, self.thresholds))
 
     @property
-    def label(self) -> str:
-        """The class that is called at the bundle's operating point; without one, the most probable class."""
-        return self.class_names[self.label_index]
+    def called(self) -> str:
+        """The class that is called at the bundle's operating point; without one, the most probable class.
+
+        Where it isn't the `answer`, it is not to be used.
+        """
+        return self.class_names[self.called_index]
 
     @property
-    def label_probability(self) -> float:
-        """Of the label."""
-        return float(self.class_probabilities[self.label_index])
+    def called_probability(self) -> float:
+        """Of the class that is called."""
+        return float(self.class_probabilities[self.called_index])
 
     @property
     def saturated(self) -> bool:
-        """Whether the probability of the label is so high that it hardly moves when a tile is left out."""
-        return self.label_probability > SATURATED_ABOVE
+        """Whether the probability of the called class is so high that it hardly moves when a tile is left out."""
+        return self.called_probability > SATURATED_ABOVE
 
     @property
     def unsure(self) -> bool:
-        """Whether the set holds another class than the label, or none; False where the bundle states no coverage."""
-        return self.prediction_set is not None and self.prediction_set != (self.label,)
+        """Whether the set holds another class than is called, or none; False where the bundle states no coverage."""
+        return self.prediction_set is not None and self.prediction_set != (self.called,)
 
     @property
     def out_of_distribution(self) -> bool:

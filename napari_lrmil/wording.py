@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from napari_lrmil.model.calibration import UNLIKE_TRAINING as _UNLIKE
 from napari_lrmil.model.card import DEMONSTRATION_NOTE
 
 if TYPE_CHECKING:  # predict loads torch
@@ -15,20 +18,23 @@ NOT_FOR_DIAGNOSIS = "DEMONSTRATION ONLY – NOT FOR DIAGNOSIS"
 NOT_CLEARED_NOTE = "Not cleared as a medical device; not a diagnosis."
 ATTENTION_NOTE = "Attention shows what the model looked at, not that there is disease."
 
+NOT_TO_BE_USED = "Not to be used: the slide is unlike those that the model was trained on."
+"""Stands beside whatever the model says of a slide that is unlike those of training."""
+
 _SAME_THRESHOLD = 1e-6
 _GAIN_THAT_COUNTS = 0.02
 """Area between the curves of a bag whose tiles all say the same differs from 0 by less."""
 
 
 class Status(StrEnum):
-    """What must be read beside a label."""
+    """What must be read beside an answer."""
 
     OK = "ok"
     """Nothing of the below."""
     UNSURE = "unsure"
     """Several classes remain possible, or none is probable enough."""
-    UNLIKE_TRAINING = "unlike training"
-    """The slide is farther from those of training than the model's limit."""
+    UNLIKE_TRAINING = _UNLIKE
+    """The slide is farther from those of training than the model's limit: this is the answer, and there is no label."""
     OTHER_STAIN = "other stain"
     """The slide looks immunostained, and the model is made for H&E."""
     DAMAGED = "damaged tiles"
@@ -47,6 +53,28 @@ def status_of(prediction: SlidePrediction) -> tuple[Status, ...]:
         Status.DEMONSTRATION: prediction.demonstration,
     }
     return tuple(status for status, true in holds.items() if true) or (Status.OK,)
+
+
+def answer_text(prediction: SlidePrediction, *, decimals: int = 0, between: str = " ") -> str:
+    """The answer, a label with its probability."""
+    if prediction.label is None:
+        return prediction.answer
+    return f"{prediction.label}{between}{percent_text(prediction.called_probability, decimals=decimals)}"
+
+
+def withheld_text(prediction: SlidePrediction, *, decimals: int = 0) -> str:
+    """What the model would say of a slide that is unlike those of training; empty where it is said anyway."""
+    if prediction.label is not None:
+        return ""
+    share = percent_text(prediction.called_probability, decimals=decimals)
+    return f"It would say: {prediction.called} {share}"
+
+
+def counts_text(answers: Iterable[str]) -> str:
+    """How many slides have which answer, as ``7 lesion, 3 benign, 2 unlike training``; the most frequent label first."""
+    counts = Counter(answers)
+    ranked = sorted(counts, key=lambda answer: (answer == _UNLIKE, -counts[answer], answer))
+    return ", ".join(f"{counts[answer]:,} {answer}" for answer in ranked)
 
 
 def use_note(*, demonstration: bool) -> str:
@@ -128,7 +156,7 @@ def unlike_training_text(prediction: SlidePrediction) -> str:
     if not prediction.out_of_distribution:
         return ""
     return (
-        "This slide looks unlike the training slides, by stain, scanner or tissue: don't rely on the result. "
+        "This slide looks unlike the training slides, by stain, scanner or tissue: the model has no answer for it. "
         f"{distance_text(prediction)}."
     )
 
@@ -167,15 +195,16 @@ def saturated_text(prediction: SlidePrediction) -> str:
     if not prediction.saturated:
         return ""
     return (
-        f"The probability is saturated ({percent_text(prediction.label_probability)}): percentage points "
+        f"The probability is saturated ({percent_text(prediction.called_probability)}): percentage points "
         "can't tell the tiles apart; log-odds can."
     )
 
 
 def evidence_notes(prediction: SlidePrediction) -> tuple[str, ...]:
-    """What must be known beside evidence: that it is saturated, that it isn't to be relied on."""
+    """What must be known beside evidence: that it isn't to be used, that it is saturated, that it isn't to be relied on."""
     unreliable = _MATTER_LESS[0].upper() + _MATTER_LESS[1:] + "." if _misleading(prediction.deletion) else ""
-    return tuple(filter(None, (saturated_text(prediction), unreliable)))
+    unlike = "" if prediction.label is not None else NOT_TO_BE_USED
+    return tuple(filter(None, (unlike, saturated_text(prediction), unreliable)))
 
 
 _MATTER_LESS = "these tiles matter less than tiles by chance: don't rely on the heatmap"

@@ -45,7 +45,8 @@ def write_list(out: Path, texts: dict[str, str]) -> None:
         "fitted to 30 generated slides where it has none; `real_slide.png` by `scripts/screenshot.py`.",
         "",
         *(f"- [{name}.png]({name}.png): {text}" for name, text in texts.items()),
-        "- [real_slide.png](real_slide.png): a real slide with the demonstration model, whose result means nothing there",
+        "- [real_slide.png](real_slide.png): a real slide (CMU-1-Small-Region of the OpenSlide test data, CC0), of which the",
+        "  demonstration model says that it is unlike its training",
         "",
     ]
     (out / "README.md").write_text("\n".join(lines), encoding="utf-8")

@@ -58,7 +58,7 @@ def take_screenshot(
     mpp: float | None = None,
     theme: str = "dark",
 ) -> str:
-    """Classify, draw and save; return the label.
+    """Classify, draw and save; return the answer.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def take_screenshot(
         dock_widget(viewer).window().grab().save(str(out_path))
     finally:
         viewer.close()
-    return prediction.label
+    return prediction.answer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         print_error(f"no such slide: {options.slide}")
         return 1
     try:
-        label = take_screenshot(
+        answer = take_screenshot(
             options.slide,
             options.out,
             bundle=options.bundle,
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     except LRMILError as error:
         print_error(error)
         return 1
-    print(f"{options.slide.name}: {label}; window saved to {options.out}")
+    print(f"{options.slide.name}: {answer}; window saved to {options.out}")
     return 0
 
 

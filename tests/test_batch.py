@@ -191,7 +191,7 @@ def test_errors_stay_with_their_slide(
     ]  # fmt: skip
     errors = [event.error for event in events if event.error]
     assert "s0.tif is not a slide" in errors[0]
-    assert errors[1:] == ["RuntimeError: out of memory", f"no such slide: {folder / 'absent.svs'}"]
+    assert errors[1:] == ["out of memory", f"no such slide: {folder / 'absent.svs'}"]
     monkeypatch.undo()
     # Next time only they are tried again.
     again = [event for event in run(folder, bundle, cache) if event.kind is Kind.STARTED]
@@ -227,7 +227,7 @@ def test_whatever_a_slide_raises_is_its_own_failure(
     assert all(
         error.startswith(name) for error, name in zip(errors[:2], ("a_null.zarr", "b_deep.zarr"), strict=True)
     )
-    assert errors[2:] == ["it is nested too deeply", "the memory ran out", "KeyError: 7"]
+    assert errors[2:] == ["it is nested too deeply", "the memory ran out", "it has no 7"]
 
 
 def test_a_slide_that_is_removed_meanwhile_fails_alone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -230,7 +231,32 @@ def test_summary_tells_the_same_without_arrays(cache: ResultCache, prediction: S
     summary = cache.summary(told.slide_fingerprint, told.bundle_sha256, "k" * 64)
     assert summary == summarise(told)
     assert summary is not None
-    assert (summary.label, summary.unsure, summary.out_of_distribution) == (told.label, True, True)
+    assert (summary.called, summary.unsure, summary.out_of_distribution) == (told.called, True, True)
+    assert (summary.answer, summary.label) == ("unlike training", None)
+
+
+@pytest.mark.parametrize(("ood_score", "answer"), [(1.0, None), (9.0, "unlike training")])
+def test_a_result_kept_with_a_label_by_an_earlier_version_is_none_on_an_unlike_slide(
+    tmp_path: Path, prediction: SlidePrediction, ood_score: float, answer: str | None
+) -> None:
+    told = dataclasses.replace(prediction, ood_score=ood_score, ood_threshold=2.0)
+    cache = ResultCache(tmp_path)
+    cache.put(told, "k" * 64)
+    (path,) = cache.root.rglob("prediction.json")
+    document = json.loads(path.read_text())
+    document["summary"]["label"] = document["summary"].pop("called")  # as it was written
+    body = {name: part for name, part in document.items() if name not in ("format", "format_version")}
+    del body["body_sha256"]
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    document["body_sha256"] = hashlib.sha256(canonical).hexdigest()
+    path.write_text(json.dumps(document))
+    where = (told.slide_fingerprint, told.bundle_sha256, "k" * 64)
+    summary, kept = cache.summary(*where), cache.get(*where)
+    assert summary is not None
+    assert kept is not None
+    label = None if answer else told.called
+    assert (summary.answer, summary.label) == (kept.answer, kept.label) == (answer or told.called, label)
+    assert summary == summarise(told)
 
 
 def test_least_recently_used_leave_first(tmp_path: Path, prediction: SlidePrediction) -> None:

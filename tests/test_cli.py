@@ -800,6 +800,8 @@ def test_an_output_that_is_full_costs_no_slide(
         assert ended.returncode == 1
         assert "Traceback" not in ended.stderr
         assert "error: not all that was to be told could be written (No space left on device)" in ended.stderr
+    helped = CliRunner().invoke(app, ["predict", "--help"], env={"COLUMNS": "200"}).output
+    assert "1 some failed, or not all that was printed could be written" in " ".join(helped.split())
 
 
 @pytest.mark.parametrize("mpp", ["nan", "0", "-1", "353"])
@@ -846,8 +848,9 @@ def test_status_stands_beside_the_label_wherever_it_is_told(tmp_path: Path) -> N
     assert told["status"][-3:] == ["unlike training", "other stain", "demonstration"]
     assert told["tiles"]["brown_share"] > 0.9
     (row,) = read_csv(out / "predictions.csv")
-    assert (row["label"], row["status"]) == (told["label"], ";".join(told["status"]))
-    marks = ", ".join(told["status"][:-1])
+    assert (row["answer"], row["label"], row["status"]) == ("unlike training", "", ";".join(told["status"]))
+    assert (told["answer"], told["label"]) == ("unlike training", None)
+    marks = "unlike training (other stain)"
     assert marks in " ".join(result.output.split()) + message(result)
     again = lrmil("predict", tmp_path / "brown.tiff", "--bundle", "demo", "--out", out, "--device", "cpu")
     assert again.exit_code == 0

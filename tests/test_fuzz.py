@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz import bundles, exchange_files, kept_files, run_configs
+from benchmarks.fuzz import bundles, exchange_files, kept_files, run_configs, run_files
 from benchmarks.fuzz.attack import Target, attack
 
 TARGETS = {
@@ -34,3 +34,12 @@ def test_what_is_broken_is_right_or_refused(
     assert (tally.counts["refused"] > 0) == (name not in NEVER_REFUSED)
     if name not in SELDOM_RIGHT:
         assert (tally.counts["right"] > 0) == (name not in NEVER_RIGHT)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("target", run_files.targets(), ids=lambda target: target.name)
+def test_a_run_whose_files_are_broken_ends_as_undisturbed_or_says_why(target: Target, tmp_path: Path) -> None:
+    tally = attack(target, tmp_path, seed=1, count=15)
+    assert tally.faults == []
+    assert tally.counts["right"] > 0

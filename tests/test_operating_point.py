@@ -88,11 +88,11 @@ def test_the_label_is_the_called_class_and_the_numbers_stay(
     plain, called, _ = turned
     np.testing.assert_array_equal(plain.class_probabilities, called.class_probabilities)
     assert plain.label != called.label
-    assert called.label_probability == pytest.approx(1 - plain.label_probability)
-    assert called.label_probability < 0.5
+    assert called.called_probability == pytest.approx(1 - plain.called_probability)
+    assert called.called_probability < 0.5
     # The deletion curve is of the label, too.
     assert called.class_names[called.deletion.class_index] == called.label
-    assert called.deletion.by_evidence[0] == pytest.approx(called.label_probability)
+    assert called.deletion.by_evidence[0] == pytest.approx(called.called_probability)
 
 
 def test_a_label_that_the_set_of_classes_rules_out_is_unsure(
@@ -109,16 +109,16 @@ def test_json_table_window_and_report_say_the_same_label(
     turned: tuple[SlidePrediction, SlidePrediction, Path], generated_slide: Path, tmp_path: Path
 ) -> None:
     _, called, bundle = turned
-    share = f"{100 * called.label_probability:.0f} %"
+    share = f"{100 * called.called_probability:.0f} %"
     json_path, _ = write_prediction(called, tmp_path / "out", stem="one")
     document = json.loads(json_path.read_text())
     assert document["label"] == called.label == read_prediction(json_path).label
     assert document["thresholds"] == dict(zip(called.class_names, called.thresholds or (), strict=True))
     assert document["deletion_curve"]["class_name"] == called.label
     summary = summarise(called)
-    assert (summary.label, summary.probability) == (called.label, called.label_probability)
+    assert (summary.label, summary.probability) == (called.label, called.called_probability)
     panel = result_panel(called)
-    assert (panel.label, panel.headline, panel.classes[0][0]) == (called.label,) * 3
+    assert (panel.headline, panel.classes[0][0]) == (called.label,) * 2
     assert operating_text(called) in panel.details
     assert overlay_text(called).splitlines()[0] == f"{called.label}  {share}"
     assert f"{called.label} {share}" in earlier_text(called)
@@ -127,7 +127,7 @@ def test_json_table_window_and_report_say_the_same_label(
             write_slide_report(called, slide, load_bundle(bundle).info, html=tmp_path / "page.html")
         )
     text = " ".join(page.read_text(encoding="utf-8").split())
-    assert f"{called.label}, {100 * called.label_probability:.1f} %" in text
+    assert f"{called.label}, {100 * called.called_probability:.1f} %" in text
     assert operating_text(called) in text
     # A label that doesn't follow from the thresholds beside it is a damaged file.
     for change in ({"thresholds": None}, {"thresholds": {"benign": 0.5}}):

@@ -58,10 +58,25 @@ def test_it_can_be_corrected_and_forgotten(generated_slide: Path) -> None:
         assert slide.mpp_xy == (0.5, 0.5)
 
 
+def test_what_was_typed_before_values_were_sealed_is_not_asked_for_again(
+    generated_slide: Path, own_data: Path
+) -> None:
+    fingerprint = fingerprint_of(generated_slide)
+    keep_typed_mpp(fingerprint, 0.4)
+    (file,) = (own_data / "pixel-sizes").iterdir()
+    file.write_text('{"mpp": 0.25}\n')
+    with open_slide(generated_slide) as slide:
+        assert slide.mpp_xy == (0.25, 0.25)
+    keep_typed_mpp(fingerprint, 0.4)
+    assert typed_mpp(fingerprint) == 0.4
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
+        '{"mpp": 900}',
+        '{"mpp": 0.5, "sha256": "x"}',
         "{",
         "[]",
         "{}",

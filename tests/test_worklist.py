@@ -67,7 +67,7 @@ def summary(
     fingerprint: str = FINGERPRINT,
 ) -> ResultSummary:
     return ResultSummary(
-        label=label,
+        called=label,
         probability=probability,
         class_names=("benign", "lesion"),
         class_probabilities=(1 - probability, probability),
@@ -308,7 +308,7 @@ def test_doubt_comes_first_and_verdicts_move_nothing(tmp_path: Path) -> None:
     for name, result in results.items():
         worklist.set_result(tmp_path / f"{name}.svs", result)
     worklist.set_status(tmp_path / "broken.svs", Status.FAILED, error="torn file")
-    wanted = ["both.svs", "unsure.svs", "strange.svs", "torn.svs", "sure.svs", "broken.svs", "new.svs"]
+    wanted = ["unsure.svs", "both.svs", "strange.svs", "torn.svs", "sure.svs", "broken.svs", "new.svs"]
     assert names(worklist.ordered()) == wanted
     judge(worklist, tmp_path / "unsure.svs", "agree")
     assert names(worklist.ordered()) == wanted
@@ -340,7 +340,7 @@ def test_status_follows_result_and_verdict(folder: Path) -> None:
     done = worklist.set_result(path, summary("lesion", 0.8))
     assert (done.status, done.label, done.probability, done.note) == (Status.DONE, "lesion", 0.8, "looks odd")
     judged = judge(worklist, path, "agree")
-    assert (judged.status, judged.note, judged.judged_label) == (Status.REVIEWED, "looks odd", "lesion")
+    assert (judged.status, judged.note, judged.judged_answer) == (Status.REVIEWED, "looks odd", "lesion")
     assert worklist.set_result(path, summary("lesion", 0.7)).status is Status.REVIEWED
     # Another bundle says otherwise: the reviewer agreed with something else.
     changed = worklist.set_result(path, summary("benign", 0.7))
@@ -367,7 +367,7 @@ def test_reopening_brings_everything_back(folder: Path) -> None:
     judge(worklist, folder / "s10.svs", None)
     again = Worklist.open(folder)
     one, two, ten = again
-    assert (one.verdict, one.note, one.judged_label) == (
+    assert (one.verdict, one.note, one.judged_answer) == (
         "disagree", "Entzündung, kein Tumor\n2. Zeile", "lesion"
     )  # fmt: skip
     assert (two.verdict, two.note, two.status) == ("unsure", "second look", Status.REVIEWED)
@@ -379,7 +379,8 @@ def test_reopening_brings_everything_back(folder: Path) -> None:
         "format": "lrmil-review", "version": 1, "slide": "s1.svs", "verdict": "disagree",
         "note": "Entzündung, kein Tumor\n2. Zeile", "label_shown": "lesion", "bundle_sha256": "c" * 64,
         "fingerprint": FINGERPRINT, "reviewer": "R1",
-        "set_shown": None, "unsure_shown": False, "unlike_training_shown": False,
+        "set_shown": None, "unsure_shown": False, "unlike_training_shown": False, "answer_shown": "lesion",
+        "revealed_label": None,
     }  # fmt: skip
 
 

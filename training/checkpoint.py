@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from torch import nn
 
-from training.files import load_numbers, load_tensors, save_tensors
+from training.files import load_state, save_state
 
 
 @dataclass(frozen=True)
@@ -107,19 +107,26 @@ class FitState:
             schedule=self.schedule.last_epoch,
             precision=self.fabric.strategy.precision.state_dict(),
         )
-        save_tensors(files.checkpoint, tensors, numbers.model_dump())
+        save_state(files.checkpoint, tensors, numbers.model_dump())
 
-    def load(self, files: Files) -> None:
-        """Go on from a checkpoint of the same inputs; a damaged or foreign one is passed over."""
+    def load(self, files: Files) -> bool:
+        """Go on from a checkpoint of the same inputs; a damaged or foreign one is passed over.
+
+        Returns
+        -------
+        bool
+            False where there is one that is damaged.
+        """
         path = files.checkpoint
         if path is None or not path.exists():
-            return
+            return True
         try:
-            tensors, saved = load_tensors(path), _Numbers.model_validate(load_numbers(path))
+            tensors, numbers = load_state(path)
+            saved = _Numbers.model_validate(numbers)
         except (SafetensorError, OSError, ValueError):  # also the numbers of another format
-            return
+            return False
         if saved.key != files.key:
-            return
+            return True
         device = self.fabric.device
         parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
         for name, value in tensors.items():
@@ -142,3 +149,4 @@ class FitState:
             self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
         ):
             group["lr"] = base * factor(self.schedule.last_epoch)
+        return True

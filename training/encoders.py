@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +18,6 @@ from napari_lrmil.model.encoder import (
     load_weights,
     with_preset,
 )
-from training.files import load_tensors
 from training.section import Section
 
 
@@ -137,8 +137,10 @@ def new_student(section: StudentSection, teacher: Encoder, *, seed: int, device:
     return student.to(device).train()
 
 
-def load_student(path: Path, spec: EncoderSpec, *, device: torch.device) -> Encoder:
+def trained_student(
+    weights: Mapping[str, torch.Tensor], spec: EncoderSpec, *, device: torch.device
+) -> Encoder:
     """Return f' after stage 1, frozen, in eval mode."""
     encoder = Encoder(spec)
-    encoder.vit.load_state_dict(load_tensors(path))
+    encoder.vit.load_state_dict(weights)
     return encoder.requires_grad_(False).to(device).eval()

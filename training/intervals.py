@@ -142,19 +142,25 @@ def resample_class_aucs(
 
 
 def resample_dealt_anew(
-    methods: Mapping[str, Sequence[Sequence[FoldScores]]], *, n_resamples: int, seed: int
+    methods: Mapping[str, Sequence[Sequence[FoldScores]]],
+    *,
+    n_resamples: int,
+    seed: int,
+    shares_encoder: bool = False,
 ) -> dict[str, Resampled]:
     """Return the AUC of every method where each seed has dealt the slides into folds of its own.
 
     A patient is in other folds for other seeds, so that patients are drawn over all folds together: a drawn one comes
-    with what all seeds say of its slides. Seeds are drawn as well.
+    with what all seeds say of its slides. Seeds are drawn as well, and in each the encoders and heads that it has.
 
     Parameters
     ----------
     methods : mapping
-        Method -> the folds of each seed, with one encoder and one head.
+        Method -> the folds of each seed, the same folds for each method.
     n_resamples : int
     seed : int
+    shares_encoder : bool
+        Whether an encoder serves all folds of a seed: its draw is common to them then.
 
     Raises
     ------
@@ -166,13 +172,19 @@ def resample_dealt_anew(
     rng = np.random.default_rng(seed)
     patients = _weights(len(names), n_resamples, rng) * len(names)
     seeds = _weights(len(first), n_resamples, rng)
-    one = {1: np.ones((n_resamples, 1))}
+    trainings = [
+        _draw({name: by_seed[place] for name, by_seed in methods.items()}, n_resamples, rng, shares_encoder)
+        for place in range(len(first))
+    ]
     found = {}
     for method, by_seed in methods.items():
         all_folds = [fold for folds in by_seed for fold in folds]
         sums: list[tuple[Array, Array]] = []
         for place, folds in enumerate(by_seed):
-            draws = [_Draws(patients[:, np.searchsorted(names, fold.patients)], one, one) for fold in folds]
+            draws = [
+                drawn._replace(slides=patients[:, np.searchsorted(names, fold.patients)])
+                for fold, drawn in zip(folds, trainings[place], strict=True)
+            ]
             in_order, pairs = _pairs_of_all(folds, draws)
             sums.append((seeds[:, place] * in_order, seeds[:, place] * pairs))
         in_order, pairs = (np.sum(parts, axis=0) for parts in zip(*sums, strict=True))

@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
+from rich.markup import escape
 from torch import Tensor, nn
 
 from napari_lrmil.atomic import write_text
@@ -157,7 +158,10 @@ def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> Fi
         lambda step: _warm_cosine(step, total_steps) if recipe.warmup else _rising(step, rising),
     )
     state = FitState(model, optimizer, schedule, fabric)
-    state.load(files)
+    if not state.load(files):
+        session.reporter.say(
+            f"[yellow]Note:[/] {escape(session.name)}: {escape(str(files.checkpoint))} is damaged; this training starts anew"
+        )
     trainer = _Trainer(task, state, session, wrapped, wrapped_optimizer, recipe.clip)
     saved_at = time.monotonic()
     total = recipe.epochs * task.steps_per_epoch

@@ -26,8 +26,10 @@ class Embedding:
 
 
 CROSS_ENTROPY = ("ce",)
-DISTILLATION = ("ce", "bag", "soft", "hard")
-"""The terms of L2, weighted in ``[stage2]``: the names that `SlideDistillation` gives them, and the cross-entropy."""
+TEACHER_TERMS = ("bag", "soft", "hard")
+"""What the teacher adds in stage 2: the names that `SlideDistillation` gives the weighted terms, in its order."""
+DISTILLATION = (*CROSS_ENTROPY, *TEACHER_TERMS)
+"""The terms of L2, weighted in ``[stage2]``: the cross-entropy, and those that the teacher adds."""
 
 
 @dataclass(frozen=True)

@@ -92,15 +92,15 @@ def _use_bundle(folder: Path) -> None:
     if (
         not np.isfinite(values).all()
         or abs(values.sum() - 1) > 1e-6
-        or prediction.label not in info.class_names
+        or prediction.called not in info.class_names
     ):
         raise WrongValue(f"probabilities {values.tolist()}")
     if not np.isfinite(prediction.ood_score or 0.0) or not np.isfinite(prediction.ood_threshold or 0.0):
         raise WrongValue(f"distance {prediction.ood_score}, limit {prediction.ood_threshold}")
     write_prediction(prediction, out)
     again = read_prediction(out / f"{prediction.slide_name}.json")
-    if again.label != prediction.label:
-        raise WrongValue(f"{prediction.label} is read back as {again.label}")
+    if (again.answer, again.called) != (prediction.answer, prediction.called):
+        raise WrongValue(f"{prediction.answer} is read back as {again.answer}")
     write_folder_table(out / "predictions.csv", [FolderRow("slide", summarise(prediction))])
     cache = ResultCache(folder / "cache")
     key = result_key(info, mpp_xy=prediction.mpp_xy)

@@ -74,7 +74,7 @@ def _made() -> _Made:
     other = replace(
         right, class_probabilities=right.class_probabilities[::-1].copy(), mpp_xy=(_OTHER_MPP, _OTHER_MPP)
     )
-    assert other.label != right.label
+    assert other.called != right.called
     return _Made(bundle.info, right, other)
 
 
@@ -181,7 +181,7 @@ def _use_cache(folder: Path) -> None:
         if found is not None and result_document(found) != result_document(right):
             raise WrongValue("another result")
     for summary in (cache.summary(fingerprint, sha, key), cache.known_summary(slide, sha, keys, mpp=None)):
-        if summary is not None and (summary.label, summary.n_tiles) != (right.label, len(right.tiles)):
+        if summary is not None and (summary.answer, summary.n_tiles) != (right.answer, len(right.tiles)):
             raise WrongValue("another summary")
     if typed_mpp(fingerprint) not in (None, MPP):
         raise WrongValue(f"typed {typed_mpp(fingerprint)} µm/px")
@@ -355,10 +355,10 @@ def _spoil_result_table(folder: Path, rng: Random) -> str:
 
 def _use_result(folder: Path) -> None:
     right, found = _made().right, read_prediction(folder / "result.json")
-    if found.label != right.label or not np.allclose(
+    if found.called != right.called or not np.allclose(
         found.class_probabilities, right.class_probabilities, atol=1e-3
     ):
-        raise WrongValue(f"{found.label} {found.class_probabilities.tolist()}")
+        raise WrongValue(f"{found.called} {found.class_probabilities.tolist()}")
     if not np.array_equal(found.attention_scores, right.attention_scores):
         raise WrongValue("other attention")
     if result_document(found).contributions != result_document(right).contributions:

@@ -633,6 +633,9 @@ def main() -> None:
     parser.add_argument("--verdicts", type=int, default=400, help="kills of processes that write verdicts")
     parser.add_argument("--folder", type=Path, help="where it works, and goes on if it was stopped")
     options = parser.parse_args()
+    # Started with nohup, or behind a shell, this process ignores them, and so would all that it starts.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -121,6 +121,8 @@ class Controller:
         self._ended: dict[Slide, State] = {}
         self._replaced: set[Slide] = set()
         self._look = HeatmapLook()
+        self._revealed: SlidePrediction | None = None
+        """The current slide's, whose withheld label is shown all the same; another slide begins with its own hidden."""
         self._loading: _Loading | None = None
         self._run: _Run | None = None
         self._error = ""
@@ -224,6 +226,18 @@ class Controller:
             return None
         kept = self._results.get(self._slide, [])
         return kept[-1].prediction if kept else None
+
+    @property
+    def label_revealed(self) -> bool:
+        """Whether the label of a slide that is unlike those of training is shown, which is not to be used."""
+        return self._revealed is not None and self._revealed is self.result
+
+    @property
+    def evidence_shown(self) -> bool:
+        """Whether heatmap and tiles of the current slide's result are: they hang on a label, and where there is none they
+        come with the one that is withheld.
+        """
+        return self.result is not None and self._evidence_shown(self.result)
 
     @property
     def slide_visible(self) -> bool:
@@ -388,7 +402,7 @@ class Controller:
         for slide in self._canvas.slides():
             self._canvas.place_slide(slide, student_mpp=self._student_mpp)
             if slide in results:
-                self._canvas.show_heatmap(slide, results[slide], self._look_for(results[slide]))
+                self._show_heatmap(slide, results[slide])
             else:  # of another model
                 self._canvas.remove_heatmap(slide)
         self._tell()
@@ -455,7 +469,7 @@ class Controller:
             self._results[slide] = [*kept, _Kept(info, prediction)]
             self._ended.pop(slide, None)
             self._slide_errors.pop(slide, None)
-            self._canvas.show_heatmap(slide, prediction, self._look_for(prediction))
+            self._show_heatmap(slide, prediction)
 
     def _is_replaced(self, slide: Slide) -> bool:
         """Look whether a slide's file is another one by now, and note it."""
@@ -507,6 +521,36 @@ class Controller:
 
     # ---- heatmaps
 
+    def reveal_label(self, shown: bool) -> None:
+        """Show what the model would say of the current slide, which is unlike those of training, or hide it again.
+
+        It is hidden again, too, as soon as another slide or result is shown.
+        """
+        slide, result = self._slide, self.result
+        if slide is not None and result is not None and result.label is None:
+            self._revealed = result if shown else None
+            self._show_heatmap(slide, result)
+        self._tell()
+
+    def _show_heatmap(self, slide: Slide, prediction: SlidePrediction) -> None:
+        if self._evidence_shown(prediction):
+            self._canvas.show_heatmap(slide, prediction, self._look_for(prediction))
+        else:
+            self._canvas.remove_heatmap(slide)
+
+    def _evidence_shown(self, prediction: SlidePrediction) -> bool:
+        return prediction.label is not None or prediction is self._revealed
+
+    def _hide_what_was_revealed(self) -> None:
+        """Put the withheld label away once its slide is not the current one any more, or has another result."""
+        before = self._revealed
+        if before is None or before is self.result:
+            return
+        self._revealed = None
+        for slide, result in self.results.items():
+            if result is before:
+                self._canvas.remove_heatmap(slide)
+
     def choose_look(self, look: HeatmapLook) -> None:
         """Change what the heatmaps of all slides show; a slide whose model lacks its class shows attention."""
         self._look = look
@@ -519,7 +563,7 @@ class Controller:
         """Show, hide or fade the current slide's heatmap."""
         if self._slide is not None and self.result is not None:
             if visible and not self._canvas.has_heatmap(self._slide):  # its layer was deleted
-                self._canvas.show_heatmap(self._slide, self.result, self._look_for(self.result))
+                self._show_heatmap(self._slide, self.result)
             self._canvas.set_heatmap(self._slide, visible=visible, opacity=opacity)
         self._tell()
 
@@ -552,6 +596,7 @@ class Controller:
         """Say what has changed since the last time."""
         if self._shut_down:
             return
+        self._hide_what_was_revealed()
         before, self._told = self._told, self._snapshot()
         change = Change.NOTHING
         for kind, value in self._told.items():
@@ -574,7 +619,7 @@ class Controller:
             Change.PIXELS: () if slide is None else (slide.mpp_override, slide.has_mpp, slide.icc),
             Change.MODEL: (id(self._bundle), self._device, self._devices),
             Change.RESULTS: tuple((each, id(result)) for each, result in self.results.items()),
-            Change.RESULT: (id(self.result), id(self.earlier_result)),
+            Change.RESULT: (id(self.result), id(self.earlier_result), self.label_revealed),
             Change.LOOK: look,
             Change.RUN: (
                 self.state,

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from napari_lrmil.cache.codec import JSONValue
 from napari_lrmil.cache.seal import read_sealed, write_sealed
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.outside import parse_json, read_file
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.files import user_folder
 from napari_lrmil.slide.pixel_size import MAX_MPP, MIN_MPP
 
+_MOST_UNSEALED_BYTES = 100
+
 
 def typed_mpp(fingerprint: str) -> float | None:
     """Return the µm/px that was typed for a slide; None where none was, or it can't be read."""
+    path = _file(fingerprint)
     try:
-        mpp = read_sealed(_file(fingerprint), subject=fingerprint)
+        mpp = read_sealed(path, subject=fingerprint)
     except (OSError, ValueError, LookupError, TypeError):
-        return None
+        mpp = _unsealed(path)
     return float(mpp) if isinstance(mpp, int | float) and MIN_MPP <= mpp <= MAX_MPP else None
 
 
@@ -54,6 +59,15 @@ def open_slide(path: str | Path, *, mpp: float | None = None) -> Slide:
         if typed is not None:
             slide.use_remembered_mpp(typed)
     return slide
+
+
+def _unsealed(path: Path) -> JSONValue:
+    """What a version before the seal kept; None where the file is no such one."""
+    try:
+        said = parse_json(read_file(path, most_bytes=_MOST_UNSEALED_BYTES))
+    except (OSError, ValueError):
+        return None
+    return said["mpp"] if isinstance(said, dict) and set(said) == {"mpp"} else None
 
 
 def _file(fingerprint: str) -> Path:

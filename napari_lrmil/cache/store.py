@@ -202,7 +202,7 @@ class ResultCache:
         entry = self._entry(fingerprint, bundle_sha256, tiles_key)
         try:
             document = self._document(entry, fingerprint, bundle_sha256, tiles_key)
-            result = restore(ResultSummary, document["summary"], {})
+            result = restore(ResultSummary, _as_now(document["summary"]), {})
         except (OSError, ValueError, LookupError, TypeError):
             return None
         assert isinstance(result, ResultSummary)
@@ -406,6 +406,13 @@ class ResultCache:
             raise ValueError("the result of something else")
         checked: dict[str, JSONValue] = document
         return checked
+
+
+def _as_now(summary: JSONValue) -> JSONValue:
+    """A summary with the names of today: earlier versions kept the called class as the label, whatever the slide."""
+    if isinstance(summary, dict) and "label" in summary:
+        return {("called" if name == "label" else name): value for name, value in summary.items()}
+    return summary
 
 
 def _key(fingerprint: str, bundle_sha256: str, tiles_key: str) -> dict[str, JSONValue]:

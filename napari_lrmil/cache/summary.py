@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from napari_lrmil.model.calibration import UNLIKE_TRAINING, answer_of
 from napari_lrmil.wording import status_of
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ class ResultSummary:
 
     Attributes
     ----------
-    label : str
-        The class that is called.
+    called : str
+        The class that is called; where it isn't the `answer`, it is not to be used.
     probability : float
         Of that class.
     class_names, class_probabilities : tuples of length C
@@ -31,14 +32,14 @@ class ResultSummary:
         That the prediction took when it was made.
     fingerprint, bundle_name, bundle_sha256 : str
     status : tuple of str
-        What must be read beside the label, see `napari_lrmil.wording.Status`; empty in summaries that an earlier version
+        What must be read beside the answer, see `napari_lrmil.wording.Status`; empty in summaries that an earlier version
         kept, as are the following.
     coverage, ood_threshold : float or None
     version : str
         Of the program that made the result.
     """
 
-    label: str
+    called: str
     probability: float
     class_names: tuple[str, ...]
     class_probabilities: tuple[float, ...]
@@ -56,12 +57,22 @@ class ResultSummary:
     ood_threshold: float | None = None
     version: str = ""
 
+    @property
+    def answer(self) -> str:
+        """See `SlidePrediction.answer`."""
+        return answer_of(self.called, out_of_distribution=self.out_of_distribution)
+
+    @property
+    def label(self) -> str | None:
+        """See `SlidePrediction.label`."""
+        return None if self.answer == UNLIKE_TRAINING else self.called
+
 
 def summarise(prediction: SlidePrediction) -> ResultSummary:
     """The summary of a prediction."""
     return ResultSummary(
-        label=prediction.label,
-        probability=prediction.label_probability,
+        called=prediction.called,
+        probability=prediction.called_probability,
         class_names=prediction.class_names,
         class_probabilities=tuple(prediction.class_probabilities.tolist()),
         prediction_set=prediction.prediction_set,

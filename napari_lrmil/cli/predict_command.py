@@ -106,14 +106,16 @@ def predict(
 ) -> None:
     """Label, probabilities and evidence of each slide, for the window and as files.
 
+    A slide that is unlike those that the model was trained on has no label: the answer is then "unlike training".
+
     Results are kept: a slide is computed once for each bundle, and the window then shows it at once. With
     --out, OUT/<slide>.json and OUT/<slide>.csv (its tiles) are written, and predictions.csv for all.
 
     A slide that can't be read doesn't stop the others: errors are listed at the end and in errors.csv. Tables are
     written slide by slide. Stop with Ctrl-C whenever you like; the same command goes on from there.
 
-    Exit status: 0 all slides have a result, 1 some failed, 2 nothing could be done, 130 stopped by Ctrl-C, 143 by
-    SIGTERM, 129 by SIGHUP.
+    Exit status: 0 all slides have a result, 1 some failed, or not all that was printed could be written, 2 nothing could
+    be done, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
     """
     status = 0
     outcome: Outcome | None = None
@@ -282,6 +284,8 @@ def _show(outcome: Outcome) -> None:
         console.out.print(outcome.slides_table())
     if len(outcome.stems) > 1:
         console.out.print(outcome.counts_table())
+        if outcome.done:
+            console.out.print(outcome.answers_text(), highlight=False, markup=False, soft_wrap=True)
     if outcome.done and out is not None:
         console.out.print(
             f"Results: {out} (all slides: {PREDICTIONS_NAME})", highlight=False, markup=False, soft_wrap=True

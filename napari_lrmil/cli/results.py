@@ -24,7 +24,7 @@ from napari_lrmil.export.tables import (
     folder_table,
 )
 from napari_lrmil.table import as_it_was, spreadsheet_safe
-from napari_lrmil.wording import Status
+from napari_lrmil.wording import Status, counts_text
 
 if TYPE_CHECKING:
     from napari_lrmil.batch import BatchEvent
@@ -83,7 +83,7 @@ class Outcome:
         if event.prediction is not None:
             if self.out is None:
                 # What the cache doesn't keep is nowhere.
-                error = event.note and f"its result ({event.prediction.label}) isn't kept: {event.note}"
+                error = event.note and f"its result ({event.prediction.answer}) isn't kept: {event.note}"
             else:
                 try:
                     self._write_result(event.prediction, event.path)
@@ -109,8 +109,8 @@ class Outcome:
         if not self.overwrite and there.exists():
             old, new = read_document(there), result_document(prediction)
             same = all(
-                abs(old.class_probabilities.get(name, 2.0) - value) < _SAME_PROBABILITY
-                for name, value in new.class_probabilities.items()
+                abs(old.probabilities.get(name, 2.0) - value) < _SAME_PROBABILITY
+                for name, value in new.probabilities.items()
             )
             if not same or old.slide_fingerprint != new.slide_fingerprint:
                 raise ExportError(
@@ -193,17 +193,16 @@ class Outcome:
 
     def slides_table(self) -> RenderableType:
         """A row for each slide that is done."""
-        table = Table("slide", "label", *map(escape, self.class_names), "tiles", "seconds")
+        table = Table("slide", "answer", *map(escape, self.class_names), "tiles", "seconds")
         for path, stem in self.stems.items():
             if path not in self.done:
                 continue
             result = self.done[path]
-            # That the model is a demonstration is said once, above the table.
-            marks = [mark for mark in result.status if mark not in (Status.OK, Status.DEMONSTRATION)]
+            marks = _marks(result)
             table.add_row(
                 escape(stem),
-                escape(result.label) + (f" [yellow]({', '.join(marks)})[/]" if marks else ""),
-                *(f"{value:.3f}" for value in result.class_probabilities),
+                escape(result.answer) + (f" [yellow]({', '.join(marks)})[/]" if marks else ""),
+                *("-" if result.label is None else f"{value:.3f}" for value in result.class_probabilities),
                 str(result.n_tiles),
                 "cached" if path in self.cached else f"{result.seconds:.1f}",
             )
@@ -215,10 +214,20 @@ class Outcome:
         if path in self.failed:
             return readable(f"{number}: failed: {self.failed[path]}")
         result = self.done[path]
-        marks = [mark for mark in result.status if mark not in (Status.OK, Status.DEMONSTRATION)]
         time = "from cache" if path in self.cached else f"{result.seconds:.1f} s"
-        told = ", ".join([f"{result.label} {result.probability:.3f}", *marks, time])
+        answer = result.answer if result.label is None else f"{result.label} {result.probability:.3f}"
+        told = ", ".join([answer, *_marks(result), time])
         return readable(f"{number}: {told}")
+
+    def answers_text(self) -> str:
+        """How many slides have which answer; empty where none has one."""
+        if not self.done:
+            return ""
+        told = [counts_text(result.answer for result in self.done.values())]
+        told += [f"{len(self.failed):,} failed"] if self.failed else []
+        left = len(self.stems) - len(self.done) - len(self.failed)
+        told += [f"{left:,} left"] if left else []
+        return readable(f"{len(self.stems):,} slides: {', '.join(told)}")
 
     def counts_table(self) -> RenderableType:
         """How many slides went which way."""
@@ -233,6 +242,13 @@ class Outcome:
             str(len(self.stems) - len(self.done) - len(self.failed)),
         )
         return table
+
+
+def _marks(result: ResultSummary) -> list[str]:
+    """What stands beside an answer on the screen; that the model is a demonstration is said once, above."""
+    said = {Status.OK, Status.DEMONSTRATION}
+    said |= {Status.UNLIKE_TRAINING, Status.UNSURE} if result.label is None else set()
+    return [mark for mark in result.status if mark not in said]
 
 
 def unique_stems(slides: Iterable[tuple[Path, str]]) -> dict[Path, str]:

@@ -16,15 +16,16 @@ from napari_lrmil.export.tables import shown_name
 from napari_lrmil.heatmap import ATTENTION, speaking_tiles
 from napari_lrmil.wording import (
     ATTENTION_NOTE,
+    answer_text,
     curve_text,
     distance_text,
     evidence_notes,
     operating_text,
-    percent_text,
     set_text,
     slide_warnings,
     time_taken_text,
     use_note,
+    withheld_text,
 )
 
 if TYPE_CHECKING:  # both load torch
@@ -56,7 +57,7 @@ class Verdict(NamedTuple):
     decision: Literal["agree", "disagree", "unsure"] | None = None
     note: str = ""
     when: datetime | str | None = None
-    label: str | None = None
+    answer: str | None = None
     """That the verdict was given on; empty where none was shown, None where that isn't known."""
 
 
@@ -73,15 +74,23 @@ class ReportTile(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportContent:
-    """All that a report shows; pictures are encoded already."""
+    """All that a report shows; pictures are encoded already.
+
+    Of a slide unlike those of training `withheld_line` is what the model would say of it, which is not to be used; so are
+    then `classes`, `label_trust`, and all evidence, which is for the class that is `called`.
+    """
 
     name: str
-    label: str
+    called: str
     result_line: str
+    withheld_line: str
     warnings: tuple[str, ...]
     note: str
     classes: tuple[tuple[str, float], ...]
+    label_trust: tuple[str, ...]
+    """What is said quietly of the label."""
     trust: tuple[str, ...]
+    """The same of the slide."""
     plain_jpeg: bytes
     overlay_jpeg: bytes
     picture_px: tuple[int, int]
@@ -122,9 +131,9 @@ def gather(
         scale,
         area_l0_xywh=(left, top, width, height),
     ).convert("RGB")
-    predicted = prediction.label_index
+    predicted = prediction.called_index
     contributions = prediction.class_contributions[:, predicted]
-    order = speaking_tiles(prediction, prediction.label)[:n_tiles]
+    order = speaking_tiles(prediction, prediction.called)[:n_tiles]
     _mark(marked, prediction, order, (left, top), plain.width / width)
     tiles = []
     for number, index in enumerate(order):
@@ -136,15 +145,17 @@ def gather(
             for values in (prediction.log_odds_contributions, prediction.log_odds_alone)
         )
         tiles.append(ReportTile(jpeg, mpp, attention, float(contributions[index]), in_log_odds, alone))
-    warnings, trust = _warnings_and_trust(prediction)
+    warnings, label_trust, trust = _warnings_and_trust(prediction)
     verdict = verdict or Verdict()
     return ReportContent(
         name=shown_name(prediction, show_identifiers=show_identifiers),
-        label=prediction.label,
-        result_line=f"{prediction.label}, {percent_text(float(prediction.class_probabilities[predicted]), decimals=1)}",
+        called=prediction.called,
+        result_line=answer_text(prediction, decimals=1, between=", "),
+        withheld_line=withheld_text(prediction, decimals=1),
         warnings=warnings,
         note=use_note(demonstration=prediction.demonstration),
         classes=tuple(zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True)),
+        label_trust=label_trust,
         trust=trust,
         plain_jpeg=_jpeg(plain),
         overlay_jpeg=_jpeg(marked),
@@ -158,7 +169,7 @@ def gather(
         deletion=prediction.deletion,
         curve_line=f"{curve_text(prediction.deletion)} {ATTENTION_NOTE}",
         verdict=verdict,
-        verdict_text=_verdict_text(verdict, prediction.label),
+        verdict_text=_verdict_text(verdict, prediction.answer),
         model_facts=_model_facts(prediction, info),
         slide_facts=_slide_facts(prediction, slide, written),
     )
@@ -204,20 +215,20 @@ def _jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _warnings_and_trust(prediction: SlidePrediction) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What is set off beside the label, and what is said quietly below; in the words of the window."""
-    warnings: list[str] = []
-    trust: list[str] = []
-    (warnings if prediction.unsure else trust).append(set_text(prediction))
-    trust += filter(None, [operating_text(prediction)])
-    warnings[:0] = slide_warnings(prediction)
-    if not prediction.out_of_distribution:
-        trust.append(distance_text(prediction))
-    return tuple(warnings), tuple(trust)
+def _warnings_and_trust(
+    prediction: SlidePrediction,
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """What is set off beside the answer, and what is said quietly of label and slide; in the words of the window."""
+    warnings = list(slide_warnings(prediction))
+    of_label: list[str] = []
+    labelled = prediction.label is not None
+    (warnings if prediction.unsure and labelled else of_label).append(set_text(prediction))
+    of_label += filter(None, [operating_text(prediction)])
+    return tuple(warnings), tuple(of_label), (distance_text(prediction),) if labelled else ()
 
 
-def _verdict_text(verdict: Verdict, label: str) -> str:
-    """What the reviewer said, and that it was of another label than this report's, where it was."""
+def _verdict_text(verdict: Verdict, answer: str) -> str:
+    """What the reviewer said, and that it was of another answer than this report's, where it was."""
     if verdict.decision is None and not verdict.note:
         return "Not reviewed."
     said = {
@@ -226,8 +237,8 @@ def _verdict_text(verdict: Verdict, label: str) -> str:
         "unsure": "The reviewer is unsure.",
         None: "No verdict.",
     }
-    if verdict.label not in (None, label):
-        then = f"when the label was {verdict.label}" if verdict.label else "when there was no label"
+    if verdict.answer not in (None, answer):
+        then = f"when the answer was {verdict.answer}" if verdict.answer else "when there was no label"
         said |= {
             "agree": f"Agreed, {then}.",
             "disagree": f"Disagreed, {then}.",

@@ -8,9 +8,38 @@ import numpy as np
 
 from napari_lrmil.export.painting import Scale, length_text, nice_length
 from napari_lrmil.export.report_content import ReportContent
-from napari_lrmil.wording import percent_text
+from napari_lrmil.wording import NOT_TO_BE_USED, percent_text
 
-_TEMPLATE = """<!doctype html>
+_TEMPLATE = """{% macro overlay_figure() %}<figure><div class="whole"><img src="{{ overlay }}" alt="Overview with attention">
+<div class="ramp" style="background: linear-gradient(to right, {{ ramp }})"></div>
+<figcaption><div class="ends"><span>1</span><span>{{ "%.2g"|format(c.scale.high) }}</span></div>
+{{ c.scale.label }}; clear: no tile read; numbers: tiles below</figcaption></div></figure>{% endmacro -%}
+{% macro of_label() %}<div class="bars">{% for name, p in c.classes %}
+<span>{{ name }}</span>
+<div class="bar"><div style="width: {{ "%.2f"|format(p * 100) }}%"></div></div><span>{{ percent(p) }}</span>
+{% endfor %}</div>
+{% for text in c.label_trust %}<p class="trust">{{ text }}</p>{% endfor %}{% endmacro -%}
+{% macro tiles() %}<h2>{{ tiles_title }}</h2>
+<section class="tiles">{% for tile in c.tiles %}
+<figure><img src="{{ pictures[loop.index0] }}" alt="Tile {{ loop.index }}">
+<figcaption>{{ loop.index }}. p {{ "%+.4f"|format(tile.contribution) }}<br>
+log-odds {{ "%+.3g"|format(tile.log_odds) }}, alone {{ "%+.2g"|format(tile.log_odds_alone) }}<br>
+attention {{ "%.2g"|format(tile.attention) }}×</figcaption></figure>
+{% endfor %}</section>
+<p style="font-size: 90%">{{ tiles_line }}</p>{% endmacro -%}
+{% macro curve() %}<div><h2>Do these tiles matter?</h2>
+<svg viewBox="0 0 300 132" width="100%" role="img" aria-label="Deletion curve" font-size="9" fill="#333">
+<rect x="30" y="6" width="260" height="100" fill="none" stroke="#999"/>
+<polygon points="{{ range_points }}" fill="#d9d9d9"/>
+<polyline points="{{ random_points }}" fill="none" stroke="#666" stroke-width="1.4" stroke-dasharray="4 3"/>
+<polyline points="{{ evidence_points }}" fill="none" stroke="#0072b2" stroke-width="2.2"/>
+<text x="26" y="12" text-anchor="end">1</text><text x="26" y="106" text-anchor="end">0</text>
+<text x="30" y="117">0%</text><text x="290" y="117" text-anchor="end">100% of the tiles removed</text>
+<text x="10" y="56" text-anchor="middle" transform="rotate(-90 10 56)">p({{ short_label }})</text>
+<line x1="30" x2="48" y1="126" y2="126" stroke="#0072b2" stroke-width="2.2"/><text x="52" y="129">strongest tiles first</text>
+<line x1="150" x2="168" y1="126" y2="126" stroke="#666" stroke-dasharray="4 3"/><text x="172" y="129">random order, 5–95%</text>
+</svg><p>{{ c.curve_line }}</p></div>{% endmacro -%}
+<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -44,6 +73,8 @@ header { display: flex; justify-content: space-between; align-items: baseline; g
 dl { display: grid; grid-template-columns: 88px 1fr; gap: 2px 8px; margin: 0; font-size: 10.5px; }
 dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 .ramp { height: 9px; margin-top: 4px; } .ends { display: flex; justify-content: space-between; }
+.withheld { border: 2px solid #b35900; padding: 3px 8px; margin: 10px 0; }
+summary { cursor: pointer; } summary, .would { font-weight: bold; }
 .scalebar { border-top: 3px solid #000; }
 @media (max-width: 640px) { .top, .half { grid-template-columns: 1fr; } .tiles { grid-template-columns: repeat(3, 1fr); } }
 @media print {
@@ -70,44 +101,22 @@ dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 <figure><div class="whole"><img src="{{ plain }}" alt="Overview of the slide">
 <div class="scalebar" style="width: {{ scalebar_percent }}%; margin-top: 4px"></div>
 <figcaption>{{ scalebar_text }}</figcaption></div></figure>
-<figure><div class="whole"><img src="{{ overlay }}" alt="Overview with attention">
-<div class="ramp" style="background: linear-gradient(to right, {{ ramp }})"></div>
-<figcaption><div class="ends"><span>1</span><span>{{ "%.2g"|format(c.scale.high) }}</span></div>
-{{ c.scale.label }}; clear: no tile read; numbers: tiles below</figcaption></div></figure>
-<div>
+{% if not c.withheld_line %}{{ overlay_figure() }}{% endif %}<div{% if c.withheld_line %} style="grid-column: span 2"{% endif %}>
 <div class="result">{{ c.result_line }}</div>
 {% for text in c.warnings %}<div class="warn">⚠ {{ text }}</div>{% endfor %}
-<div class="bars">{% for name, p in c.classes %}
-<span>{{ name }}</span>
-<div class="bar"><div style="width: {{ "%.2f"|format(p * 100) }}%"></div></div><span>{{ percent(p) }}</span>
-{% endfor %}</div>
+{% if not c.withheld_line %}{{ of_label() }}{% endif %}
 {% for text in c.trust %}<p class="trust">{{ text }}</p>{% endfor %}
 <h2>Reviewer</h2>
 <p>{{ c.verdict_text }}</p>
 {% if c.verdict.note %}<p class="text">{{ c.verdict.note }}</p>{% endif %}
 </div>
 </section>
-<h2>{{ tiles_title }}</h2>
-<section class="tiles">{% for tile in c.tiles %}
-<figure><img src="{{ pictures[loop.index0] }}" alt="Tile {{ loop.index }}">
-<figcaption>{{ loop.index }}. p {{ "%+.4f"|format(tile.contribution) }}<br>
-log-odds {{ "%+.3g"|format(tile.log_odds) }}, alone {{ "%+.2g"|format(tile.log_odds_alone) }}<br>
-attention {{ "%.2g"|format(tile.attention) }}×</figcaption></figure>
-{% endfor %}</section>
-<p style="font-size: 90%">{{ tiles_line }}</p>
+{% if c.withheld_line %}<details class="withheld"><summary>What the model would say: not to be used</summary>
+<div class="warn">⚠ {{ not_to_be_used }}</div>
+<div class="half"><div><p class="would">{{ c.withheld_line }}</p>{{ of_label() }}{{ curve() }}</div>{{ overlay_figure() }}</div>
+{{ tiles() }}</details>{% else %}{{ tiles() }}{% endif %}
 <section class="half">
-<div><h2>Do these tiles matter?</h2>
-<svg viewBox="0 0 300 132" width="100%" role="img" aria-label="Deletion curve" font-size="9" fill="#333">
-<rect x="30" y="6" width="260" height="100" fill="none" stroke="#999"/>
-<polygon points="{{ range_points }}" fill="#d9d9d9"/>
-<polyline points="{{ random_points }}" fill="none" stroke="#666" stroke-width="1.4" stroke-dasharray="4 3"/>
-<polyline points="{{ evidence_points }}" fill="none" stroke="#0072b2" stroke-width="2.2"/>
-<text x="26" y="12" text-anchor="end">1</text><text x="26" y="106" text-anchor="end">0</text>
-<text x="30" y="117">0%</text><text x="290" y="117" text-anchor="end">100% of the tiles removed</text>
-<text x="10" y="56" text-anchor="middle" transform="rotate(-90 10 56)">p({{ short_label }})</text>
-<line x1="30" x2="48" y1="126" y2="126" stroke="#0072b2" stroke-width="2.2"/><text x="52" y="129">strongest tiles first</text>
-<line x1="150" x2="168" y1="126" y2="126" stroke="#666" stroke-dasharray="4 3"/><text x="172" y="129">random order, 5–95%</text>
-</svg><p>{{ c.curve_line }}</p></div>
+{% if not c.withheld_line %}{{ curve() }}{% endif %}
 <div><h2>Slide</h2><dl>{% for key, value in c.slide_facts %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}</dl></div>
 </section>
 <h2>Model card</h2>
@@ -122,11 +131,11 @@ def tiles_title(content: ReportContent) -> str:
     """What stands above the tiles."""
     n = len(content.tiles)
     if not n:
-        return f"No tile speaks for {content.label}"
+        return f"No tile speaks for {content.called}"
     return (
-        f"The {n} tiles that speak most for {content.label}"
+        f"The {n} tiles that speak most for {content.called}"
         if n > 1
-        else f"The tile that speaks for {content.label}"
+        else f"The tile that speaks for {content.called}"
     )
 
 
@@ -135,13 +144,13 @@ def tiles_line(content: ReportContent) -> str:
     notes = "".join(f" {note}" for note in content.evidence_notes)
     if not content.tiles:
         return (
-            f"Left out one by one, no tile lowers the probability of {content.label}: "
+            f"Left out one by one, no tile lowers the probability of {content.called}: "
             f"none can be named as what the result rests on.{notes}"
         )
     mpp = content.tiles[0].mpp
     return (
         f"Tiles of {content.tile_um:.0f} µm, shown at {mpp:.2g} µm/px; the model read {content.read_mpp:g} µm/px. "
-        f"p and log-odds: of {content.label} with the tile minus without it, exact; alone: log-odds of the tile by itself. "
+        f"p and log-odds: of {content.called} with the tile minus without it, exact; alone: log-odds of the tile by itself. "
         f"Attention: times the average tile.{notes}"
     )
 
@@ -179,10 +188,11 @@ def render_html(content: ReportContent, *, page: str) -> str:
         ramp=_gradient(content.scale),
         scalebar_text=length_text(bar_um),
         scalebar_percent=round(100 * bar_um / width_um, 2),
+        not_to_be_used=NOT_TO_BE_USED,
         tiles_title=tiles_title(content),
         tiles_line=tiles_line(content),
         percent=lambda probability: percent_text(probability, decimals=1),
-        short_label=content.label if len(content.label) <= 18 else f"{content.label[:16]}…",
+        short_label=content.called if len(content.called) <= 18 else f"{content.called[:16]}…",
         evidence_points=points(*line(curve.by_evidence.tolist())),
         random_points=points(*line(curve.random_mean.tolist())),
         range_points=points(*high, *reversed(low)),

@@ -22,7 +22,7 @@ from reportlab.platypus import Paragraph
 from napari_lrmil.export.painting import font_path, length_text, nice_length
 from napari_lrmil.export.report_content import ReportContent
 from napari_lrmil.export.report_html import tiles_line, tiles_title
-from napari_lrmil.wording import percent_text
+from napari_lrmil.wording import NOT_TO_BE_USED, percent_text
 
 FONT, BOLD = "LRMILSans", "LRMILSans-Bold"
 MISSING = "▯"
@@ -64,8 +64,12 @@ class _Sheet:
     def draw(self) -> None:
         self._head()
         self._overview()
-        self._tiles()
-        self._curve_and_slide()
+        if self.content.withheld_line:
+            self._withheld()
+            self._slide(_MARGIN, self.y, self.width)
+        else:
+            self._tiles()
+            self._curve_and_slide()
         self._card()
 
     def text(
@@ -142,6 +146,15 @@ class _Sheet:
         canvas.rect(_MARGIN, self.y - used - 7, bar, 2.2, fill=1, stroke=0)
         self.text(length_text(bar_um), _MARGIN, self.y - used - 9, column, 10, size=7)
         x = _MARGIN + column + _GAP
+        if not content.withheld_line:
+            used = max(used, self._overlay(x, column, height))
+            x += column + _GAP
+        result = self._result(x, self.y, _MARGIN + self.width - x, height + 34)
+        self.y = min(result, self.y - used - 38) - _GAP
+
+    def _overlay(self, x: float, column: float, height: float) -> float:
+        """Draw the heatmap at `x`. Returns the picture's height."""
+        content, canvas = self.content, self.canvas
         width, used = self.picture(content.overlay_jpeg, x, self.y, column, height)
         colours = content.scale.colours(np.linspace(content.scale.low, content.scale.high, 64), thin=False)
         for number, (r, g, b, _) in enumerate(colours.tolist()):
@@ -159,9 +172,7 @@ class _Sheet:
             18,
             size=7,
         )
-        x += column + _GAP
-        result = self._result(x, self.y, _MARGIN + self.width - x, height + 34)
-        self.y = min(result, self.y - used - 38) - _GAP
+        return used
 
     def _result(self, x: float, top: float, width: float, height: float) -> float:
         content, canvas, floor = self.content, self.canvas, top - height
@@ -171,6 +182,33 @@ class _Sheet:
             canvas.setFillColor(_AMBER)
             canvas.rect(x, bottom - 1, 2.5, y - bottom, fill=1, stroke=0)
             y = bottom - 4
+        if not content.withheld_line:
+            y = self._classes(x, y, width)
+        for line in (*(() if content.withheld_line else content.label_trust), *content.trust):
+            y = self.text(line, x, y, width, max(9.0, min(27.0, y - floor - 50)), size=7.5) - 2
+        y = self.text("Reviewer", x, y - 2, width, 12, size=9, bold=True) - 1
+        y = self.text(content.verdict_text, x, y, width, 11, size=7.5) - 1
+        if content.verdict.note:
+            y = self.text(content.verdict.note, x, y, width, y - floor, size=7.5)
+        return y
+
+    def _withheld(self) -> None:
+        """Set what the model would say into a box that says that it is not to be used; pictures are left to the HTML."""
+        content, top = self.content, self.y
+        x, width = _MARGIN + 6, self.width - 12
+        y = self.text(f"⚠ {NOT_TO_BE_USED}", x, top - 4, width, 24, size=8, bold=True, color=_AMBER) - 2
+        y = self.text(content.withheld_line, x, y, width, 24, size=8, color=_GREY) - 2
+        y = self._classes(x, y, width / 2)
+        for line in content.label_trust:
+            y = self.text(line, x, y, width, 20, size=7, color=_GREY) - 1
+        self.canvas.setStrokeColor(_AMBER)
+        self.canvas.setLineWidth(1.2)
+        self.canvas.rect(_MARGIN, y - 4, self.width, top - y + 4, fill=0)
+        self.y = y - 4 - _GAP
+
+    def _classes(self, x: float, y: float, width: float) -> float:
+        """Draw a bar a class. Returns where the next thing may begin."""
+        content, canvas = self.content, self.canvas
         ranked = sorted(content.classes, key=lambda pair: -pair[1])
         shown = content.classes if len(content.classes) <= 6 else tuple(ranked[:5])
         for name, probability in shown:
@@ -187,14 +225,7 @@ class _Sheet:
         if len(shown) < len(content.classes):
             rest = f"and {len(content.classes) - len(shown)} less probable classes"
             y = self.text(rest, x, y, width, 10, size=7)
-        y -= 3
-        for line in content.trust:
-            y = self.text(line, x, y, width, max(9.0, min(27.0, y - floor - 50)), size=7.5) - 2
-        y = self.text("Reviewer", x, y - 2, width, 12, size=9, bold=True) - 1
-        y = self.text(content.verdict_text, x, y, width, 11, size=7.5) - 1
-        if content.verdict.note:
-            y = self.text(content.verdict.note, x, y, width, y - floor, size=7.5)
-        return y
+        return y - 3
 
     def _heading(self, text: str, x: float, width: float, y: float) -> float:
         return self.text(text, x, y, width, 13, size=9, bold=True) - 4
@@ -232,8 +263,12 @@ class _Sheet:
         self._curve(_MARGIN + 22, below - 82, half - 24, 80)
         bottom = self.text(self.content.curve_line, _MARGIN, below - 106, half, 34, size=7)
         x = _MARGIN + half + _GAP * 1.5
-        facts = self._facts(self.content.slide_facts, x, self._heading("Slide", x, half, top), half, 130)
-        self.y = min(bottom, facts) - _GAP / 2
+        self._slide(x, top, half)
+        self.y = min(bottom - _GAP / 2, self.y)
+
+    def _slide(self, x: float, top: float, width: float) -> None:
+        facts = self._facts(self.content.slide_facts, x, self._heading("Slide", x, width, top), width, 130)
+        self.y = facts - _GAP / 2
 
     def _curve(self, x: float, y: float, width: float, height: float) -> None:
         canvas, curve = self.canvas, self.content.deletion
@@ -275,7 +310,7 @@ class _Sheet:
         canvas.saveState()
         canvas.translate(x - 12, y + height / 2)
         canvas.rotate(90)
-        canvas.drawCentredString(0, 0, one_line(printable(f"p({self.content.label})"), 6.5, height))
+        canvas.drawCentredString(0, 0, one_line(printable(f"p({self.content.called})"), 6.5, height))
         canvas.restoreState()
 
     def _card(self) -> None:

@@ -19,19 +19,21 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from napari_lrmil.atomic import write_text
+from napari_lrmil.errors import reason_of
 from napari_lrmil.evidence import DeletionCurve
 from napari_lrmil.export.errors import ExportError, ResultFileError
 from napari_lrmil.export.tables import csv_text
 from napari_lrmil.heatmap import speaking_tiles
+from napari_lrmil.model.calibration import answer_of
 from napari_lrmil.outside import parse_json, read_file
 from napari_lrmil.slide import TileGrid, TileSet, TileSpec
 from napari_lrmil.table import spreadsheet_safe
-from napari_lrmil.wording import Status, curve_text, evidence_notes, status_of, use_note
+from napari_lrmil.wording import NOT_TO_BE_USED, Status, curve_text, evidence_notes, status_of, use_note
 
 if TYPE_CHECKING:  # predict loads torch
     from napari_lrmil.predict import SlidePrediction
 
-FORMAT, FORMAT_VERSION = "lrmil-prediction", 2
+FORMAT, FORMAT_VERSION = "lrmil-prediction", 3
 _MOST_BYTES = 2**28
 _MOST_PLACES = 10**8
 """Of a grid of tiles."""
@@ -132,24 +134,43 @@ class DeletionOfResult(_Part):
     """The same in words."""
 
 
+class WithheldLabel(_Part):
+    """What the model says of a slide that is unlike those of training; not to be used."""
+
+    label: str
+    """The class that would be called."""
+    class_probabilities: dict[str, Share]
+    prediction_set: tuple[str, ...] | None
+    """Classes that could not be ruled out at `coverage`; null where the model states none."""
+    note: str
+    """That it is not to be used, and why."""
+
+
 class ResultDocument(_Part):
     """The result of one slide.
 
-    Whoever shows `label` shows `status` beside it: only ``["ok"]`` means that there is nothing to warn of.
+    Whoever shows `answer` shows `status` beside it: only ``["ok"]`` means that there is nothing to warn of. There is either
+    a `label`, which is the answer, or `withheld`: then the answer is ``unlike training``.
     """
 
     format: Literal["lrmil-prediction"]
-    format_version: Literal[2]
+    format_version: Literal[3]
     slide: str
     """Name of the slide, or a neutral one by its fingerprint."""
-    label: str
-    """The class that is called: the one whose probability is the largest multiple of its threshold."""
+    answer: str
+    """The label; ``unlike training`` where the slide is farther from those of training than the model's limit."""
+    label: str | None
+    """The class that is called: the one whose probability is the largest multiple of its threshold. null where the slide is
+    unlike those of training."""
+    withheld: WithheldLabel | None
+    """What would be said of a slide that is unlike those of training, and is not to be used; null where there is a label."""
     status: Annotated[tuple[Status, ...], Field(min_length=1)]
     """``ok`` alone, or all of these that hold. ``unsure``: several classes remain possible, or none is probable enough.
     ``unlike training``: the slide is farther from those of training than the limit. ``other stain``: it looks
     immunostained, and the model is made for H&E. ``damaged tiles``: some can't be decoded.
     ``demonstration``: the model is made to show the program, not for diagnosis."""
-    class_probabilities: dict[str, Share]
+    class_probabilities: dict[str, Share] | None
+    """null where there is no label."""
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     """The classes in the model's order."""
     thresholds: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = None
@@ -159,7 +180,7 @@ class ResultDocument(_Part):
     note: str
     """What the result may be used for."""
     prediction_set: tuple[str, ...] | None
-    """Classes that can't be ruled out at `coverage`; null where the model states none."""
+    """Classes that can't be ruled out at `coverage`; null where the model states none, or there is no label."""
     coverage: Share | None
     """Least share of slides whose set holds the true class."""
     ood_score: Number | Literal["nan", "inf", "-inf"] | None
@@ -191,6 +212,17 @@ class ResultDocument(_Part):
     device: str
     version: str
     """Of the program that made the result, which may be older than the one that wrote the file."""
+
+    @property
+    def called(self) -> str:
+        """The label, or the one that is withheld."""
+        return self.withheld.label if self.withheld is not None else self.label or ""
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Of all classes, withheld or not."""
+        held = self.class_probabilities if self.withheld is None else self.withheld.class_probabilities
+        return held or {}
 
 
 def result_schema() -> str:
@@ -238,6 +270,8 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
         Where the prediction holds numbers that aren't finite.
     """
     tiles, curve, score = prediction.tiles, prediction.deletion, prediction.ood_score
+    probabilities = dict(zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True))
+    withheld = prediction.label is None
     left_out = tiles.tissue_fraction.copy()
     left_out[tiles.rows, tiles.cols] = 0
     ood_score = score if score is None or np.isfinite(score) else str(float(score))
@@ -247,18 +281,25 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
                 "slide": prediction.slide_name,
+                "answer": prediction.answer,
                 "label": prediction.label,
+                "withheld": {
+                    "label": prediction.called,
+                    "class_probabilities": probabilities,
+                    "prediction_set": prediction.prediction_set,
+                    "note": NOT_TO_BE_USED,
+                }
+                if withheld
+                else None,
                 "status": status_of(prediction),
-                "class_probabilities": dict(
-                    zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True)
-                ),
+                "class_probabilities": None if withheld else probabilities,
                 "class_names": prediction.class_names,
                 "thresholds": None
                 if prediction.thresholds is None
                 else dict(zip(prediction.class_names, prediction.thresholds, strict=True)),
                 "demonstration": prediction.demonstration,
                 "note": use_note(demonstration=prediction.demonstration),
-                "prediction_set": prediction.prediction_set,
+                "prediction_set": None if withheld else prediction.prediction_set,
                 "coverage": prediction.coverage,
                 "ood_score": ood_score,
                 "ood_threshold": prediction.ood_threshold,
@@ -314,7 +355,7 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
         )
     except ValidationError as error:
         raise ExportError(
-            f"the result of {prediction.slide_name} can't be written: {_first_of(error)}. Check the model, and "
+            f"the result of {prediction.slide_name} can't be written: {reason_of(error)}. Check the model, and "
             "classify again."
         ) from error
 
@@ -395,9 +436,11 @@ def read_document(path: str | Path) -> ResultDocument:
             f"lrmil predict ... --out {path.parent} --overwrite"
         )
     try:
+        if version == 2:
+            text = json.dumps(_as_now(raw))
         document = ResultDocument.model_validate_json(text)
     except ValidationError as error:
-        raise ResultFileError(f"{path.name} is damaged: {_first_of(error)}. {cure}") from error
+        raise ResultFileError(f"{path.name} is damaged: {reason_of(error)}. {cure}") from error
     wrong = _contradictions(document)
     if wrong:
         raise ResultFileError(f"{path.name} is damaged: {wrong}. {cure}")
@@ -445,7 +488,7 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
     prediction = SlidePrediction(
         slide_name=document.slide,
         class_names=document.class_names,
-        class_probabilities=np.array([document.class_probabilities[name] for name in document.class_names]),
+        class_probabilities=np.array([document.probabilities[name] for name in document.class_names]),
         attention_scores=scores,
         attention_logits=logits,
         class_contributions=contributions,
@@ -471,7 +514,9 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
         device=document.device,
         slide_fingerprint=document.slide_fingerprint,
         version=document.version,
-        prediction_set=document.prediction_set,
+        prediction_set=document.prediction_set
+        if document.withheld is None
+        else document.withheld.prediction_set,
         coverage=document.coverage,
         ood_score=None if document.ood_score is None else float(document.ood_score),
         ood_threshold=document.ood_threshold,
@@ -480,11 +525,27 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
         if document.thresholds is None
         else tuple(document.thresholds[name] for name in document.class_names),
     )
-    if (prediction.label, status_of(prediction)) != (document.label, document.status):
+    if (prediction.answer, prediction.called, status_of(prediction)) != (
+        document.answer,
+        document.called,
+        document.status,
+    ):
         raise ResultFileError(
-            f"{path.name} is damaged: label and status don't follow from its numbers. Export it again."
+            f"{path.name} is damaged: answer and status don't follow from its numbers. Export it again."
         )
     return prediction
+
+
+def _as_now(raw: dict[str, object]) -> dict[str, object]:
+    """A document of version 2, which had a label whatever the slide was like."""
+    status = raw.get("status")
+    unlike = isinstance(status, list) and Status.UNLIKE_TRAINING in status
+    now = raw | {"format_version": FORMAT_VERSION, "answer": raw.get("label"), "withheld": None}
+    if unlike:
+        names = ("label", "class_probabilities", "prediction_set")
+        withheld = {name: raw[name] for name in names if name in raw} | {"note": NOT_TO_BE_USED}
+        now |= {"answer": Status.UNLIKE_TRAINING, "withheld": withheld} | dict.fromkeys(names)
+    return now
 
 
 def _read_tiles(path: Path, document: ResultDocument, json_name: str) -> NDArray[np.float64]:
@@ -511,17 +572,25 @@ def _read_tiles(path: Path, document: ResultDocument, json_name: str) -> NDArray
 
 def _contradictions(document: ResultDocument) -> str:
     """What of a document can't be true, in words; empty for one that is sound."""
-    names, curve = document.class_names, document.deletion_curve
+    names, curve, withheld = document.class_names, document.deletion_curve, document.withheld
+    unlike = Status.UNLIKE_TRAINING in document.status
+    if unlike != (withheld is not None) or unlike != (document.label is None):
+        return "it has a label and withholds one, or neither"
+    if unlike and (document.class_probabilities is not None or document.prediction_set is not None):
+        return "it withholds a label and gives its probability"
+    left = document.prediction_set if withheld is None else withheld.prediction_set
     n_rows, n_cols = document.tiles.grid_shape_yx
     steps = (curve.fractions, curve.by_evidence, curve.random_mean, curve.random_low, curve.random_high)
-    if len(set(names)) != len(names) or set(document.class_probabilities) != set(names):
+    if len(set(names)) != len(names) or set(document.probabilities) != set(names):
         return "class_names and class_probabilities name different classes"
     if document.thresholds is not None and set(document.thresholds) != set(names):
         return "class_names and thresholds name different classes"
     if set(document.contributions) != set(names):
         return "class_names and contributions name different classes"
-    if not {document.label, curve.class_name, *(document.prediction_set or ())} <= set(names):
+    if not {document.called, curve.class_name, *(left or ())} <= set(names):
         return "it names a class that the model doesn't have"
+    if document.answer != answer_of(document.called, out_of_distribution=unlike):
+        return "answer doesn't follow from label and status"
     if len({len(step) for step in steps}) != 1:
         return "the parts of its deletion_curve differ in length"
     if n_rows < 1 or n_cols < 1 or n_rows * n_cols > _MOST_PLACES:
@@ -532,11 +601,11 @@ def _contradictions(document: ResultDocument) -> str:
     sizes = (tiles.tile_px, tiles.mpp, *tiles.tile_l0_xy, *document.slide_mpp_xy, document.read_level_mpp)
     if min(sizes) <= 0 or min(document.read_level, document.damaged_tiles, document.seconds) < 0:
         return "a size, level or count is negative or 0"
-    if abs(sum(document.class_probabilities.values()) - 1) > _SAME:
+    if abs(sum(document.probabilities.values()) - 1) > _SAME:
         return "class_probabilities don't sum to 1"
     if not curve.fractions or (
         curve.fractions[0] == 0
-        and abs(curve.by_evidence[0] - document.class_probabilities[curve.class_name]) > _SAME_IN_CURVE
+        and abs(curve.by_evidence[0] - document.probabilities[curve.class_name]) > _SAME_IN_CURVE
     ):
         return "its deletion_curve doesn't begin with the probability of the class"
     return ""
@@ -584,9 +653,3 @@ def _read_text(path: Path) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _first_of(error: ValidationError) -> str:
-    """Where the first fault lies, and what it is."""
-    fault = error.errors()[0]
-    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

@@ -19,7 +19,7 @@ PREDICTIONS_NAME = "predictions.csv"
 FAILED = "failed"
 """Stands in the place of a status, and of an error where errors, which can name a file, stay out."""
 
-_BEFORE_CLASSES = ("slide", "label", "status")
+_BEFORE_CLASSES = ("slide", "answer", "label", "status")
 _RESULT_COLUMNS = (
     "unsure",
     "prediction_set",
@@ -28,6 +28,7 @@ _RESULT_COLUMNS = (
     "ood_score",
     "ood_threshold",
 )
+_WITHHELD_COLUMNS = ("label_not_to_be_used", "probabilities_not_to_be_used")
 _RUN_COLUMNS = ("tiles", "seconds")
 _REVIEW_COLUMNS = ("verdict", "note", "error")
 _SOURCE_COLUMNS = ("fingerprint", "bundle", "bundle_sha256", "version")
@@ -60,6 +61,7 @@ def folder_columns(class_names: Iterable[str]) -> list[str]:
         *_BEFORE_CLASSES,
         *(spreadsheet_safe(f"p_{name}") for name in class_names),
         *_RESULT_COLUMNS,
+        *_WITHHELD_COLUMNS,
         *_RUN_COLUMNS,
         *_REVIEW_COLUMNS,
         *_SOURCE_COLUMNS,
@@ -76,7 +78,8 @@ def write_folder_table(
     """``predictions.csv`` of a folder, a row a slide in the order given, whole or not at all.
 
     The window and the command line write the same columns; docs/exports.md says what is in them. What isn't known is
-    empty. A text that a spreadsheet would run as a formula gets an apostrophe in front.
+    empty. A slide that is unlike those of training has no label, no probabilities of classes and no set of them, but in the
+    columns that say that they are not to be used. A text that a spreadsheet would run as a formula gets an apostrophe in front.
 
     Parameters
     ----------
@@ -114,19 +117,27 @@ def _cells(row: FolderRow, number: int, classes: Sequence[str], *, show_identifi
     name = spreadsheet_safe(name)
     review = [spreadsheet_safe(text) for text in (row.verdict, row.note, error)]
     if result is None:
-        empty = [""] * (len(classes) + len(_RESULT_COLUMNS) + len(_RUN_COLUMNS))
-        return [name, "", FAILED if row.error else "", *empty, *review, *[""] * len(_SOURCE_COLUMNS)]
+        empty = [""] * (len(classes) + len(_RESULT_COLUMNS) + len(_WITHHELD_COLUMNS) + len(_RUN_COLUMNS))
+        return [name, "", "", FAILED if row.error else "", *empty, *review, *[""] * len(_SOURCE_COLUMNS)]
     by_class = dict(zip(result.class_names, result.class_probabilities, strict=True))
+    withheld = result.label is None
     stated = result.prediction_set is not None
     measured = result.ood_score is not None and result.ood_threshold is not None
     return [
-        *(name, spreadsheet_safe(result.label), ";".join(result.status)),
-        *(_number(by_class.get(one)) for one in classes),
+        *(
+            name,
+            spreadsheet_safe(result.answer),
+            spreadsheet_safe(result.label or ""),
+            ";".join(result.status),
+        ),
+        *("" if withheld else _number(by_class.get(one)) for one in classes),
         _truth(result.unsure) if stated else "",
-        spreadsheet_safe(";".join(result.prediction_set or ())),
+        "" if withheld else spreadsheet_safe(";".join(result.prediction_set or ())),
         _number(result.coverage),
         _truth(result.out_of_distribution) if measured else "",
         *(_number(result.ood_score), _number(result.ood_threshold)),
+        spreadsheet_safe(result.called) if withheld else "",
+        spreadsheet_safe(";".join(f"{one}={p:.6g}" for one, p in by_class.items())) if withheld else "",
         *(str(result.n_tiles), f"{result.seconds:.3f}"),
         *review,
         result.fingerprint,

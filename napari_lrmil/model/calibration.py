@@ -1,6 +1,7 @@
 """From bag logits to a label: scaled logits, probabilities, and the thresholds at which a class is called. No torch.
 
-All three come from validation slides. `called_class` is the one rule by which a label is decided, in training and serving.
+All three come from validation slides. `called_class` is the one rule by which a class is called, in training and serving;
+`answer_of` is the one that says whether that class is the answer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Array = NDArray[np.float64]
+
+UNLIKE_TRAINING = "unlike training"
+"""The answer where there is no label: the slide is farther from those of training than the model's limit."""
 
 
 class VectorScaling(BaseModel):
@@ -81,3 +85,15 @@ def called_class(class_probabilities: Array, thresholds: Sequence[float] | None)
     """
     multiples = class_probabilities if thresholds is None else class_probabilities / np.asarray(thresholds)
     return np.asarray(multiples.argmax(axis=-1), np.int64)
+
+
+def answer_of(called: str, *, out_of_distribution: bool) -> str:
+    """Return what is answered: the class that is called, or `UNLIKE_TRAINING` in its place.
+
+    Parameters
+    ----------
+    called : str
+    out_of_distribution : bool
+        Whether the slide is farther from those of training than the model's limit; False where it has none.
+    """
+    return UNLIKE_TRAINING if out_of_distribution else called

@@ -51,12 +51,14 @@ class WorklistItem:
     path : Path
     slide_id : str
     status : Status
+    answer : str or None
+        The label, or that the slide is unlike those of training; None without a result.
     label, probability : str, float or None
-        The predicted class and its probability; None without a result.
+        The predicted class and its probability; None without a label.
     unsure, ood : bool
-        More than one class is left, and out of the training's distribution.
+        More than one class is left; out of the training's distribution, so that there is no label.
     prediction_set : tuple of str, or None
-        The classes that are left; None without a result, or where the bundle states no level.
+        The classes that are left; None without a label, or where the bundle states no level.
     verdict : 'agree', 'disagree', 'unsure' or None
     saved : Saved
         Whether verdict and note are on the disk.
@@ -67,8 +69,8 @@ class WorklistItem:
         µm per level-0 pixel where a table gives it.
     known_label : str or None
         The table's.
-    judged_label, judged_fingerprint : str or None
-        The label that the verdict is about, and the slide that verdict and note are about, where known.
+    judged_answer, judged_fingerprint : str or None
+        The answer that the verdict is about, and the slide that verdict and note are about, where known.
     fingerprint, bundle_sha256 : str or None
         Of the slide and of the bundle's weights, where known.
     replaced : bool
@@ -78,6 +80,7 @@ class WorklistItem:
     path: Path
     slide_id: str
     status: Status = Status.NEW
+    answer: str | None = None
     label: str | None = None
     probability: float | None = None
     unsure: bool = False
@@ -90,7 +93,7 @@ class WorklistItem:
     needs_mpp: bool = False
     mpp: float | None = None
     known_label: str | None = None
-    judged_label: str | None = None
+    judged_answer: str | None = None
     judged_fingerprint: str | None = None
     fingerprint: str | None = None
     bundle_sha256: str | None = None
@@ -98,8 +101,8 @@ class WorklistItem:
 
     @property
     def verdict_outdated(self) -> bool:
-        """Whether the verdict is about another label than the one predicted now."""
-        return self.verdict is not None and self.label is not None and self.judged_label != self.label
+        """Whether the verdict is about another answer than the one given now."""
+        return self.verdict is not None and self.answer is not None and self.judged_answer != self.answer
 
 
 class Worklist:
@@ -165,8 +168,8 @@ class Worklist:
     def ordered(self, order: Order = Order.UNSURE_FIRST) -> list[WorklistItem]:
         """The items sorted.
 
-        Unsure first: slides that the model is unsure of, then those unlike its training, then the rest, in
-        each part the least probable label first; those without a result come last. A verdict moves no
+        Unsure first: slides that the model is unsure of, then those unlike its training, by name, then the rest, in
+        the others the least probable label first; those without a result come last. A verdict moves no
         slide, so that the list stays still under the reviewer's hands.
         """
         keys: dict[Order, Callable[[WorklistItem], tuple[float, ...]]] = {
@@ -220,13 +223,15 @@ class Worklist:
 
     def set_result(self, path: Path, result: ResultSummary) -> WorklistItem:
         """Take in a result."""
+        labelled = result.label is not None
         item = replace(
             self[path],
+            answer=result.answer,
             label=result.label,
-            probability=result.probability,
-            unsure=result.unsure,
+            probability=result.probability if labelled else None,
+            unsure=result.unsure and labelled,
             ood=result.out_of_distribution,
-            prediction_set=result.prediction_set,
+            prediction_set=result.prediction_set if labelled else None,
             error="",
             needs_mpp=False,
             fingerprint=result.fingerprint,
@@ -255,11 +260,11 @@ class Worklist:
             Whether something of another file was put away.
         """
         item = self[path]
-        before = (item.label, item.verdict, item.note)
+        before = (item.answer, item.verdict, item.note)
         if _differ(item.fingerprint, fingerprint):
             item = _without_result(item)
         item = self._with_review(replace(item, fingerprint=fingerprint))
-        put_away = before != (item.label, item.verdict, item.note)
+        put_away = before != (item.answer, item.verdict, item.note)
         item = replace(item, replaced=item.replaced or put_away)
         self._keep(item if item.status in (Status.QUEUED, Status.RUNNING) else _settled(item))
         return put_away
@@ -276,6 +281,7 @@ class Worklist:
         note: str | None = None,
         *,
         reviewer: str = "",
+        revealed: ResultSummary | None = None,
         check: Check | None = None,
     ) -> WorklistItem:
         """Take in what the reviewer says of a slide, in memory, at once.
@@ -291,6 +297,8 @@ class Worklist:
         note : str, optional
             None leaves the note as it is.
         reviewer : str
+        revealed : ResultSummary, optional
+            Of a slide unlike those of training, where the screen shows what the model would say of it.
         check : callable, optional
             Has the last word before it is written, see `ReviewFile.add`.
 
@@ -309,9 +317,11 @@ class Worklist:
             bundle_sha256=item.bundle_sha256,
             fingerprint=item.fingerprint,
             reviewer=reviewer,
-            set_shown=item.prediction_set,
-            unsure_shown=None if item.label is None else item.unsure,
-            unlike_training_shown=None if item.label is None else item.ood,
+            set_shown=item.prediction_set if revealed is None else revealed.prediction_set,
+            unsure_shown=revealed.unsure if revealed else None if item.label is None else item.unsure,
+            unlike_training_shown=None if item.answer is None else item.ood,
+            answer_shown=item.answer,
+            revealed_label=None if revealed is None else revealed.called,
         )
         self.reviews.add(review, check)
         return self._keep(self._reviewed(item))
@@ -358,13 +368,13 @@ class Worklist:
         review = self.reviews.latest(item.path)
         if review is None or _differ(review.fingerprint, item.fingerprint):
             return replace(
-                item, verdict=None, note="", judged_label=None, judged_fingerprint=None, saved=saved
+                item, verdict=None, note="", judged_answer=None, judged_fingerprint=None, saved=saved
             )
         return replace(
             item,
             verdict=review.verdict,
             note=review.note,
-            judged_label=review.label_shown,
+            judged_answer=review.answer_shown,
             judged_fingerprint=review.fingerprint,
             saved=saved,
         )
@@ -377,6 +387,7 @@ class Worklist:
 def _without_result(item: WorklistItem) -> WorklistItem:
     return replace(
         item,
+        answer=None,
         label=None,
         probability=None,
         unsure=False,
@@ -388,21 +399,21 @@ def _without_result(item: WorklistItem) -> WorklistItem:
 
 
 def _settled(item: WorklistItem) -> WorklistItem:
-    """With the status that result, error and verdict give. A verdict on another label isn't one on this."""
+    """With the status that result, error and verdict give. A verdict on another answer isn't one on this."""
     if item.verdict is not None and not item.verdict_outdated:
         status = Status.REVIEWED
     elif item.error:
         status = Status.FAILED
     else:
-        status = Status.NEW if item.label is None else Status.DONE
+        status = Status.NEW if item.answer is None else Status.DONE
     return replace(item, status=status)
 
 
 def _doubt_of(item: WorklistItem) -> tuple[float, ...]:
     """Sorts what most needs a human first."""
-    if item.probability is None:
+    if item.answer is None:
         return (3, 0.0)
-    return (0 if item.unsure else 1 if item.ood else 2, item.probability)
+    return (0 if item.unsure else 1 if item.ood else 2, item.probability or 0.0)
 
 
 def _differ(known: str | None, now: str | None) -> bool:

@@ -59,7 +59,7 @@ class Review:
         None takes an earlier verdict back.
     note : str
     label_shown : str or None
-        The predicted label that the verdict is about.
+        The predicted label that the verdict is about; None without one, as of a slide unlike those of training.
     bundle_sha256, fingerprint : str or None
         Of the bundle's weights and of the slide, where they are known.
     reviewer : str
@@ -68,7 +68,13 @@ class Review:
     set_shown : tuple of str, or None
         The classes that the screen said are left; None without a label, or where the model states no set.
     unsure_shown, unlike_training_shown : bool or None
-        What else the screen said of the label; None without one, and in lines of earlier versions.
+        What else the screen said; None where there was no result, and in lines of earlier versions. `unsure_shown` is
+        None, too, where the label was hidden.
+    answer_shown : str or None
+        What the verdict is about: the label, or that the slide is unlike those of training. None where there was no
+        result; in lines of earlier versions `label_shown`.
+    revealed_label : str or None
+        The label that is not to be used, where the reviewer had it shown.
     """
 
     slide: str
@@ -82,6 +88,8 @@ class Review:
     set_shown: tuple[str, ...] | None = None
     unsure_shown: bool | None = None
     unlike_training_shown: bool | None = None
+    answer_shown: str | None = None
+    revealed_label: str | None = None
 
 
 Check = Callable[[Review], Review]
@@ -396,6 +404,8 @@ def _parsed(raw: bytes) -> Review:
         set_shown=_texts_or_none(line.get("set_shown")),
         unsure_shown=_bool_or_none(line.get("unsure_shown")),
         unlike_training_shown=_bool_or_none(line.get("unlike_training_shown")),
+        answer_shown=_text_or_none(line.get("answer_shown", line.get("label_shown"))),
+        revealed_label=_text_or_none(line.get("revealed_label")),
     )
 
 

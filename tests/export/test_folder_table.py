@@ -13,8 +13,9 @@ from napari_lrmil.export.tables import FolderRow, folder_columns, write_folder_t
 from napari_lrmil.predict import SlidePrediction
 
 COLUMNS = [
-    *("slide", "label", "status", "p_benign", "p_lesion", "unsure", "prediction_set", "coverage"),
-    *("out_of_distribution", "ood_score", "ood_threshold", "tiles", "seconds", "verdict", "note", "error"),
+    *("slide", "answer", "label", "status", "p_benign", "p_lesion", "unsure", "prediction_set", "coverage"),
+    *("out_of_distribution", "ood_score", "ood_threshold"),
+    *("label_not_to_be_used", "probabilities_not_to_be_used", "tiles", "seconds", "verdict", "note", "error"),
     *("fingerprint", "bundle", "bundle_sha256", "version"),
 ]
 
@@ -45,11 +46,17 @@ def test_folder_table(leica_prediction: SlidePrediction, tmp_path: Path) -> None
     assert plain["slide"] == leica_prediction.slide_name
     assert (plain["label"], plain["status"]) == ("benign", "demonstration")
     assert float(plain["p_benign"]) == pytest.approx(leica_prediction.class_probabilities[0], rel=1e-5)
-    assert {plain[name] for name in COLUMNS[5:11]} == {""}
+    assert {plain[name] for name in COLUMNS[6:14]} == {""}
     assert plain["note"] == "sieht gut aus; µ ≥ –"
     assert plain["fingerprint"] == leica_prediction.slide_fingerprint
     assert plain["tiles"] == str(len(leica_prediction.tiles))
-    assert (strange["unsure"], strange["prediction_set"]) == ("true", "benign;lesion")
+    assert (plain["answer"], strange["answer"], strange["label"]) == ("benign", "unlike training", "")
+    assert (strange["p_benign"], strange["p_lesion"], strange["prediction_set"]) == ("", "", "")
+    assert strange["label_not_to_be_used"] == "benign"
+    given = dict(part.split("=") for part in strange["probabilities_not_to_be_used"].split(";"))
+    assert [float(p) for p in given.values()] == pytest.approx(certain.class_probabilities, rel=1e-5)
+    assert list(given) == ["benign", "lesion"]
+    assert strange["unsure"] == "true"
     assert (strange["out_of_distribution"], strange["ood_score"], strange["ood_threshold"]) == (
         *("true", "3.5", "2"),
     )
@@ -60,7 +67,7 @@ def test_folder_table(leica_prediction: SlidePrediction, tmp_path: Path) -> None
     assert broken["slide"] == "broken"
     assert broken["error"] == "broken.svs can't be read"
     assert broken["status"] == "failed"
-    assert {broken[name] for name in (COLUMNS[1], *COLUMNS[3:15], *COLUMNS[16:])} == {""}
+    assert {broken[name] for name in (*COLUMNS[1:3], *COLUMNS[4:18], *COLUMNS[19:])} == {""}
 
 
 def test_identifiers_stay_out_by_default(leica_prediction: SlidePrediction, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_only_tiles_that_speak_for_a_class_are_named_as_such(leica_prediction: S
 
 def test_label_and_status_stand_together(leica_prediction: SlidePrediction) -> None:
     text = result_document(trusted(leica_prediction)).model_dump(mode="json")
-    assert list(text)[3:6] == ["label", "status", "class_probabilities"]
+    assert list(text)[3:8] == ["answer", "label", "withheld", "status", "class_probabilities"]
     assert text["status"] == ["unsure", "unlike training", "demonstration"]
     sure = trusted(leica_prediction, prediction_set=("benign",), ood_score=1.0, demonstration=False)
     assert result_document(sure).status == ("ok",)
@@ -195,14 +195,14 @@ def test_label_and_status_stand_together(leica_prediction: SlidePrediction) -> N
 def test_the_document_has_what_the_result_panel_shows(
     leica_prediction: SlidePrediction, tmp_path: Path
 ) -> None:
-    prediction = trusted(leica_prediction, version="0.0.9")
+    prediction = trusted(leica_prediction, version="0.0.9", ood_score=1.25)
     told = raw_of(write_prediction(prediction, tmp_path)[0])
     assert told["version"] == "0.0.9"  # that made it, whichever writes it
     assert told["class_probabilities"] == dict(
         zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True)
     )
     assert (told["prediction_set"], told["coverage"]) == (["benign", "lesion"], 0.9)
-    assert (told["ood_score"], told["ood_threshold"]) == (4.25, 2.5)
+    assert (told["ood_score"], told["ood_threshold"]) == (1.25, 2.5)
     curve = told["deletion_curve"]
     assert curve["area_gain"] == prediction.deletion.area_gain
     assert curve["meaning"] == curve_text(prediction.deletion)
@@ -220,6 +220,44 @@ def test_the_document_has_what_the_result_panel_shows(
     assert (told["read_level"], told["read_level_mpp"]) == (prediction.level, prediction.level_mpp)
     assert told["seconds"] == prediction.seconds
     assert told["slide_fingerprint"] == prediction.slide_fingerprint
+
+
+def test_a_slide_unlike_those_of_training_has_an_answer_and_no_label(
+    leica_prediction: SlidePrediction, tmp_path: Path
+) -> None:
+    prediction = trusted(leica_prediction)
+    path = write_prediction(prediction, tmp_path)[0]
+    told = raw_of(path)
+    assert told["answer"] == "unlike training"
+    assert told["label"] is told["class_probabilities"] is told["prediction_set"] is None
+    withheld = told["withheld"]
+    assert withheld["label"] == prediction.called == "benign"
+    assert list(withheld["class_probabilities"].values()) == prediction.class_probabilities.tolist()
+    assert withheld["prediction_set"] == ["benign", "lesion"]
+    assert withheld["note"].startswith("Not to be used")
+    assert told["evidence_notes"][0] == withheld["note"]
+    for change in ({"class_probabilities": withheld["class_probabilities"]}, {"prediction_set": ["benign"]}):
+        path.write_text(json.dumps(told | change))
+        with pytest.raises(ResultFileError, match="withholds a label and gives its probability"):
+            read_document(path)
+
+
+@pytest.mark.parametrize("ood_score", [1.25, 4.25])
+def test_a_file_of_version_2_is_read_and_gives_no_label_to_an_unlike_slide(
+    leica_prediction: SlidePrediction, tmp_path: Path, ood_score: float
+) -> None:
+    prediction = trusted(leica_prediction, ood_score=ood_score)
+    path = write_prediction(prediction, tmp_path)[0]
+    told = raw_of(path)
+    said = told.pop("withheld") or told
+    before = {name: said[name] for name in ("label", "class_probabilities", "prediction_set")}
+    told.pop("answer")
+    path.write_text(json.dumps(told | before | {"format_version": 2}))
+    document = read_document(path)
+    assert (document.answer, document.label, document.called) == (
+        ("benign", "benign", "benign") if ood_score < 2.5 else ("unlike training", None, "benign")
+    )
+    assert_same(read_prediction(path), prediction)
 
 
 def test_the_table_has_every_value_of_every_tile(leica_prediction: SlidePrediction, tmp_path: Path) -> None:
@@ -281,8 +319,8 @@ def test_numbers_that_are_none_are_not_written(leica_prediction: SlidePrediction
             "was written before results could be read back",
         ),
         (
-            lambda raw: json.dumps(raw | {"format_version": 3}),
-            r"has format version 3; this program reads up to 2\. Update",
+            lambda raw: json.dumps(raw | {"format_version": 4}),
+            r"has format version 4; this program reads up to 3\. Update",
         ),
         (
             lambda raw: json.dumps(raw | {"format_version": 1}),
@@ -318,8 +356,18 @@ def test_numbers_that_are_none_are_not_written(leica_prediction: SlidePrediction
             ),
             "doesn't begin with the probability",
         ),
-        (lambda raw: json.dumps(raw | {"status": ["ok"]}), "label and status don't follow"),
-        (lambda raw: json.dumps(raw | {"label": "lesion"}), "label and status don't follow"),
+        (lambda raw: json.dumps(raw | {"status": ["ok"]}), "answer and status don't follow"),
+        (
+            lambda raw: json.dumps(raw | {"answer": "lesion", "label": "lesion"}),
+            "answer and status don't follow",
+        ),
+        (lambda raw: json.dumps(raw | {"label": "lesion"}), "answer doesn't follow"),
+        (lambda raw: json.dumps(raw | {"answer": "unlike training"}), "answer doesn't follow"),
+        (
+            lambda raw: json.dumps(raw | {"status": ["unlike training"]}),
+            "has a label and withholds one, or neither",
+        ),
+        (lambda raw: json.dumps(raw | {"label": None}), "has a label and withholds one, or neither"),
         (lambda raw: json.dumps(raw | {"label": "other"}), "a class that the model doesn't have"),
         (lambda raw: json.dumps(raw | {"class_names": ["benign", "x"]}), "name different classes"),
         (lambda raw: json.dumps(raw | {"contributions": {}}), "contributions name different classes"),

@@ -26,7 +26,9 @@ from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide
 from napari_lrmil.wording import (
     ATTENTION_NOTE,
+    NOT_TO_BE_USED,
     curve_text,
+    distance_text,
     percent_text,
     set_text,
     unlike_training_text,
@@ -75,19 +77,24 @@ def trusted(leica_prediction: SlidePrediction) -> SlidePrediction:
         leica_prediction,
         prediction_set=("benign", "lesion"),
         coverage=0.9,
-        ood_score=4.25,
+        ood_score=1.25,
         ood_threshold=2.5,
         slide_name="MUSTERMANN_Erika",
     )
 
 
+@pytest.fixture(scope="module")
+def unlike(trusted: SlidePrediction) -> SlidePrediction:
+    return replace(trusted, ood_score=4.25)
+
+
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [
-        (Verdict("agree", label="benign"), "Agrees with the model."),
-        (Verdict("agree", label="lesion"), "Agreed, when the label was lesion."),
-        (Verdict("disagree", label="lesion"), "Disagreed, when the label was lesion."),
-        (Verdict("unsure", label=""), "The reviewer was unsure, when there was no label."),
+        (Verdict("agree", answer="benign"), "Agrees with the model."),
+        (Verdict("agree", answer="lesion"), "Agreed, when the answer was lesion."),
+        (Verdict("disagree", answer="lesion"), "Disagreed, when the answer was lesion."),
+        (Verdict("unsure", answer=""), "The reviewer was unsure, when there was no label."),
     ],
 )
 def test_a_verdict_on_another_label_is_not_one_on_this(
@@ -137,8 +144,8 @@ def test_both_say_the_same(
         f"benign, {percent_text(float(trusted.class_probabilities[0]), decimals=1)}",
         set_text(trusted),
         "Unsure: benign or lesion at 90 %",
-        unlike_training_text(trusted),
-        "4.25 (warning above 2.5).",
+        distance_text(trusted),
+        "1.25 (warning above 2.5)",
         "Disagrees with the model. (2026-03-04 15:00)",
         f"<b>{GERMAN}</b> & so",
         "The 6 tiles that speak most for benign",
@@ -161,6 +168,39 @@ def test_both_say_the_same(
         packed = text.replace(" ", "").replace("\u00ad", "")
         assert trusted.slide_fingerprint in packed
         assert trusted.bundle_sha256 in packed
+
+
+def test_a_slide_unlike_those_of_training_gets_its_answer_and_the_label_apart(
+    unlike: SlidePrediction, leica: Slide, demo_bundle: ModelBundle, tmp_path: Path
+) -> None:
+    html, pdf = tmp_path / "r.html", tmp_path / "r.pdf"
+    verdict = Verdict("agree", answer="benign")
+    run_to_end(write_slide_report(unlike, leica, demo_bundle.info, html=html, pdf=pdf, verdict=verdict))
+    page = re.sub(r"\s+", " ", html.read_text(encoding="utf-8"))
+    assert '<div class="result">unlike training</div>' in page
+    fold = re.search(r"<details class=\"withheld\"><summary>(.*?)</summary>(.*?)</details>", page)
+    assert fold is not None  # folded: no 'open'
+    assert fold[1] == "What the model would say: not to be used"
+    share = percent_text(float(unlike.class_probabilities[0]), decimals=1)
+    inside = Words()
+    inside.feed(fold[2])
+    assert NOT_TO_BE_USED in inside.text
+    assert f"It would say: benign {share}" in inside.text
+    assert "tiles that speak most for benign" in inside.text
+    outside = Words()
+    outside.feed(page.replace(fold[0], "").partition("<body>")[2])
+    told, _, card = re.sub(r"\s+", " ", outside.text).partition("Model card")
+    assert card
+    assert unlike_training_text(unlike) in told
+    assert "Agreed, when the answer was benign." in told  # the only place that names a class
+    assert not re.search("benign|lesion", told.replace("when the answer was benign", ""))
+    count, _, text, _ = pdf_of(pdf)
+    assert count == 1
+    assert "unlike training" in text
+    before, mark, after = text.partition(NOT_TO_BE_USED)
+    assert mark
+    assert not re.search("benign|lesion", before.replace("when the answer was benign", ""))
+    assert after.strip().startswith(f"It would say: benign {share}")
 
 
 def test_no_identifiers_unless_wanted(

@@ -286,6 +286,21 @@ def test_chunks_of_no_size_are_refused(tmp_path: Path) -> None:
         Slide(path)
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("value", [300, -1, 10**30])
+def test_a_fill_value_that_no_pixel_has_is_refused_in_words(
+    tmp_path: Path, value: int, zarr_format: int
+) -> None:
+    path = write(tmp_path / "a.zarr", np.full((64, 64, 3), 120, np.uint8), zarr_format=zarr_format)
+    described = path / "0" / ("zarr.json" if zarr_format == 3 else ".zarray")
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"fill_value": value}))
+    with pytest.raises(SlideError) as told:
+        Slide(path)
+    assert str(told.value) == (
+        "a.zarr can't be read (a number in it is too large, or below what may stand there)"
+    )
+
+
 @pytest.mark.parametrize("shards", [None, 64])
 def test_a_folder_that_goes_away_and_comes_back_is_no_damage_and_no_glass(
     tmp_path: Path, tissue: NDArray[np.uint8], shards: int | None

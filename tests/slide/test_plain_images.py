@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +127,19 @@ def test_a_picture_of_absurd_shape_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (1, 2**20)).save(tmp_path / "thin.png")
     with pytest.raises(SlideError, match=r"^thin\.png measures 1 x 1048576 px, but an image"):
         Slide(tmp_path / "thin.png")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 2**26), (2**26, 1)])
+def test_a_png_of_one_row_or_column_is_refused_before_its_pixels(
+    tmp_path: Path, width: int, height: int
+) -> None:
+    """The header alone is there: whoever asked for the pixels would say something else."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path = tmp_path / "line.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+        + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    )  # fmt: skip
+    said = rf"^line\.png measures {width} x {height} px, but an image without tiles may have 65536 px an edge"
+    with pytest.raises(SlideError, match=said):
+        Slide(path, mpp=0.5)

@@ -34,6 +34,7 @@ def front_of(folder: Path) -> Front:
 
 def said_on_validation(folder: Path, positive_scores: dict[str, float], n: int = 600) -> None:
     """Give each row validation slides of so many patients; the teacher ranks them all, a row those above its share."""
+    run_dir = RunDir(folder / "run")
     rng = np.random.default_rng(0)
     labels = np.arange(n) % 2
     for method, known in positive_scores.items():
@@ -52,6 +53,11 @@ def said_on_validation(folder: Path, positive_scores: dict[str, float], n: int =
                 for place, (label, value) in enumerate(zip(labels.tolist(), p.tolist(), strict=True))
             ],
         )
+        step = run_dir.fold(0).test_step(method)
+        marker = run_dir.markers.find(step)
+        assert marker is not None
+        assert marker.files is not None
+        run_dir.markers.write(step, marker.key, [run_dir.root / name for name in marker.files])
 
 
 def test_too_few_patients_show_nothing_and_the_teacher_is_exported(finished: Path) -> None:

@@ -25,7 +25,8 @@ from training.loop import FitResult, Recipe, Session, Task, fit
 from training.metrics import auc
 from training.progress import Reporter
 from training.report.stats import best_epoch
-from training.run.layout import RunDir, RunDirError
+from training.run.layout import RunDir
+from training.run.markers import RunDirError
 from training.runtime import Runtime
 from training.stages.distill_slides import SlideDistillation, Stage2Section, TeacherOutput
 from training.stages.evaluate import compare_methods, is_unfitted, unfitted_trainings

@@ -19,8 +19,8 @@ from training.config import load_config
 from training.data.predictions import (
     Predictions,
     SlideAttention,
+    parse_predictions,
     pool,
-    read_predictions,
     write_predictions,
 )
 from training.data.splits import make_splits, splits_key
@@ -38,6 +38,7 @@ from training.methods import (
 from training.progress import Reporter
 from training.run import prepare as prepare_module
 from training.run.layout import RunDir
+from training.run.markers import RunDirError
 from training.run.prepare import prepare, splits_of
 from training.stages.distill_slides import TeacherOutput
 
@@ -81,7 +82,7 @@ def test_tables_of_earlier_versions_called_the_most_probable_class(tmp_path: Pat
     (tmp_path / "old.csv").write_text(
         "slide_id,patient_id,label,p_a,p_b,temperature\ns,p,a,0.4,0.6,1.5\nt,q,b,0.7,0.3,1.5\n"
     )
-    assert read_predictions(tmp_path / "old.csv").called.tolist() == [1, 0]
+    assert parse_predictions((tmp_path / "old.csv").read_bytes()).called.tolist() == [1, 0]
 
 
 def test_no_name_in_predictions_runs_as_a_formula(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_no_name_in_predictions_runs_as_a_formula(tmp_path: Path) -> None:
     with (tmp_path / "predictions.csv").open(newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
-    back = read_predictions(tmp_path / "predictions.csv")
+    back = parse_predictions((tmp_path / "predictions.csv").read_bytes())
     assert back[:3] == odd[:3]
     np.testing.assert_array_equal(back.labels, odd.labels)
 
@@ -182,9 +183,27 @@ def test_what_splits_are_dealt_from_decides_their_key() -> None:
 def test_damaged_splits_are_dealt_again(tmp_path: Path, text: str) -> None:
     run_dir, data = RunDir(tmp_path), DataSection(slides=Path("slides.csv"), n_folds=3)
     run_dir.splits_json.write_text(text)
-    assert run_dir.read_splits() is None
-    assert splits_of(run_dir, rows(), data, seed=0, writes=True) == make_splits(rows(), n_folds=3, seed=0)
+    with pytest.raises(RunDirError, match=r"splits\.json can't be read as splits"):
+        run_dir.read_splits()
+    said: list[str] = []
+    dealt = make_splits(rows(), n_folds=3, seed=0)
+    assert splits_of(run_dir, rows(), data, seed=0, writes=True, tell=said.append) == dealt
+    assert said == ["splits.json isn't as it was written; the splits are dealt anew"]
     assert run_dir.read_splits() is not None
+    assert splits_of(run_dir, rows(), data, seed=0, writes=True, tell=said.append) == dealt
+    assert len(said) == 1
+
+
+def test_splits_that_were_changed_are_dealt_again(tmp_path: Path) -> None:
+    """A test slide in the training part is a leak that no result shows."""
+    run_dir, data = RunDir(tmp_path), DataSection(slides=Path("slides.csv"), n_folds=3)
+    dealt = splits_of(run_dir, rows(), data, seed=0, writes=True)
+    document = json.loads(run_dir.splits_json.read_text())
+    document["folds"][0]["train"].append(document["folds"][0]["test"][0])
+    run_dir.splits_json.write_text(json.dumps(document))
+    with pytest.raises(RunDirError, match=r"splits\.json isn't as this run wrote it"):
+        run_dir.read_splits()
+    assert splits_of(run_dir, rows(), data, seed=0, writes=True) == dealt
 
 
 @pytest.mark.slow
@@ -233,12 +252,19 @@ def test_the_table_of_methods() -> None:
 
 
 def test_a_marker_that_is_damaged_marks_nothing(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path)
-    run_dir.mark_done("fold0/test", "key")
-    assert run_dir.is_done("fold0/test", "key")
-    marker = run_dir.marker("fold0/test")
-    marker.write_bytes(b"\xff\xfe")
-    assert not run_dir.is_done("fold0/test", "key")
+    markers = RunDir(tmp_path).markers
+    markers.write("fold0/test", "key")
+    assert markers.is_done("fold0/test", "key")
+    marker = markers.path("fold0/test")
+    for text in (
+        b"\xff\xfe",
+        b"{}",
+        b"[]",
+        b'{"key": "key"}',
+        b'{"key": "key", "files": {"a": {"size": "1"}}}',
+    ):
+        marker.write_bytes(text)
+        assert not markers.is_done("fold0/test", "key")
     marker.unlink()
     marker.mkdir()
-    assert not run_dir.is_done("fold0/test", "key")
+    assert not markers.is_done("fold0/test", "key")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file as load_tensors
 from torch import Tensor, nn
 
 from napari_lrmil.atomic import replacing
@@ -21,7 +22,7 @@ from training.checkpoint import Files
 from training.data.bags import Bag, Bags
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
-from training.files import load_tensors, write_json
+from training.files import write_json
 from training.loop import FitResult, Recipe, Session, Task, TrainingDiverged, fit
 from training.progress import Reporter
 from training.run.layout import RunDir
@@ -298,14 +299,15 @@ def test_a_head_that_breaks_names_the_slide(tmp_path: Path) -> None:
 def test_stamps(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "run")
     run_dir.prepare()
-    assert not run_dir.is_done("fold0/stage1", "key")
-    run_dir.mark_done("fold0/stage1", "key")
-    assert run_dir.is_done("fold0/stage1", "key")
-    assert not run_dir.is_done("fold0/stage1", "other")
-    assert not run_dir.is_done("fold1/stage1", "key")
-    run_dir.forget("fold0/stage1")
-    run_dir.forget("fold0/stage1")
-    assert not run_dir.is_done("fold0/stage1", "key")
+    markers = run_dir.markers
+    assert not markers.is_done("fold0/stage1", "key")
+    markers.write("fold0/stage1", "key")
+    assert markers.is_done("fold0/stage1", "key")
+    assert not markers.is_done("fold0/stage1", "other")
+    assert not markers.is_done("fold1/stage1", "key")
+    markers.forget("fold0/stage1")
+    markers.forget("fold0/stage1")
+    assert not markers.is_done("fold0/stage1", "key")
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_helpers import python, read_rows, write_config
-
-from training.files import load_tensors
+from safetensors.torch import load_file as load_tensors
 
 pytestmark = pytest.mark.slow
 

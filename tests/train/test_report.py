@@ -16,11 +16,13 @@ from run_helpers import absolute_rows, read_rows, write_rows
 from typer.testing import CliRunner
 
 from napari_lrmil.errors import LRMILError
+from training.config import RunConfig
 from training.metrics import auc
 from training.report.__main__ import app
 from training.report.build import build_report
 from training.report.data import read_run
 from training.report.examples import choose
+from training.run.layout import RunDir
 
 DATE = datetime(2030, 1, 2, 3, 4, tzinfo=UTC)
 FIVE = ("teacher_hr", "lr_scratch", "stage1_only", "stage2_only", "lrmil")
@@ -156,7 +158,7 @@ def test_missing_slide_gets_a_note(copied: Callable[..., Path], cohort: Path, tm
     )
     config = json.loads((folder / "run" / "config.json").read_text())
     config["data"]["slides"] = str(table)
-    (folder / "run" / "config.json").write_text(json.dumps(config))
+    RunDir(folder / "run").write_config(RunConfig.model_validate(config))
     page = page_of(folder / "run", tmp_path / "report.html", n_examples=2)
     assert page.text.count("No picture: the slide file is missing or can't be read.") == 1
     assert len([value for value in page.values("src") if "jpeg" in value]) == 2 * (len(shown) - 1)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from napari_lrmil.errors import ConfigError
+from training.intervals import FoldScores, resample_aucs
 from training.metrics import auc
 from training.studies.attention import localisation_rows
 from training.studies.results import app, auc_interval, fold_aucs, render
@@ -29,14 +30,15 @@ def write_run(
     *,
     n_folds: int = 2,
     slides: dict[str, tuple[str, str]] = SLIDES,
+    training: str = "",
 ) -> Path:
-    """Method -> slide -> probability of the lesion; patients are dealt into folds in turn."""
-    (folder / "done").mkdir(parents=True)
+    """Method -> slide -> probability of the lesion; patients are dealt into folds in turn. `training`: of another seed."""
+    (folder / "done").mkdir(parents=True, exist_ok=True)
     config = {"run": {"seed": seed}, "tiles": {"tile_px": 64, "mpp_lr": 2.0, "ratio": 4}}
     (folder / "config.json").write_text(json.dumps(config))
     for method, by_slide in scores.items():
         for fold in range(n_folds):
-            path = folder / f"fold{fold}" / "predictions" / f"{method}.csv"
+            path = folder / f"fold{fold}" / training / "predictions" / f"{method}.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w", newline="") as file:
                 writer = csv.writer(file)
@@ -80,10 +82,10 @@ def test_seeds_and_folds_are_put_together_by_slide(runs: list[Path]) -> None:
     assert found.class_names == ("benign", "lesion")
     assert set(found.slide_ids) == set(SLIDES)
     assert list(found.probabilities) == ["lr_scratch", "lrmil", "rgb"]  # the order of the table
-    assert found.probabilities["lrmil"].shape == (3, 12, 2)
+    assert found.probabilities["lrmil"].shape == (3, 1, 1, 12, 2)
     for place, name in enumerate(found.slide_ids):
         assert (found.patients[place], found.class_names[found.labels[place]]) == SLIDES[name]
-        assert found.probabilities["lr_scratch"][1, place, 1] == pytest.approx(noisy(2)[name])
+        assert found.probabilities["lr_scratch"][1, 0, 0, place, 1] == pytest.approx(noisy(2)[name])
 
 
 def test_two_runs_of_one_seed_are_its_parts(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_auc_is_the_mean_over_seeds_and_chance_is_half(runs: list[Path]) -> None
     by_hand = np.mean(
         [
             auc(found.labels[folds == fold], one[folds == fold])  # folds have as many pairs each
-            for folds, one in zip(found.folds, found.probabilities["lr_scratch"], strict=True)
+            for folds, one in zip(found.folds, found.probabilities["lr_scratch"][:, 0, 0], strict=True)
             for fold in sorted(set(folds.tolist()))
         ]
     )
@@ -179,6 +181,67 @@ def test_the_spread_between_seeds_is_in_the_interval(tmp_path: Path) -> None:
     assert auc_interval(read_experiment(folders[:1]), "lrmil", n_resamples=100) == (1, 1, 1)
 
 
+def several_trainings(folder: Path, seed: int = 0) -> Path:
+    """LRMIL of two encoders with two heads each, LR from scratch of two heads, a baseline of which there is one."""
+    wrong = {name: 1 - value for name, value in perfect().items()}
+    write_run(folder, seed, {"lrmil": perfect(), "lr_scratch": perfect(), "rgb": noisy(3)})
+    write_run(folder, seed, {"lrmil": perfect(), "lr_scratch": wrong}, training="seed10")
+    write_run(folder, seed, {"lrmil": noisy(5)}, training="encoder7")
+    return write_run(folder, seed, {"lrmil": noisy(6)}, training="encoder7/seed10")
+
+
+def test_all_seeds_of_a_run_are_read(tmp_path: Path) -> None:
+    """Not its first one alone; and which training is drawn is part of the interval."""
+    found = read_experiment([several_trainings(tmp_path / "run")])
+    shapes = {method: one.shape[:3] for method, one in found.probabilities.items()}
+    assert shapes == {"lr_scratch": (1, 1, 2), "lrmil": (1, 2, 2), "rgb": (1, 1, 1)}
+    lesions = [found.slide_ids.index(name) for name in ("s1", "s3")]
+    scores = [perfect(), perfect(), noisy(5), noisy(6)]
+    np.testing.assert_allclose(
+        found.probabilities["lrmil"][0, ..., lesions, 1].reshape(2, 4).T,
+        [[one["s1"], one["s3"]] for one in scores],
+    )
+    scratch = auc_interval(found, "lr_scratch", n_resamples=400)
+    assert scratch.value == 0.5  # heads: one right about every slide, one wrong
+    assert (scratch.low, scratch.high) == (0, 1)
+    ours = auc_interval(found, "lrmil", n_resamples=200)
+    assert ours.value == pytest.approx(np.mean(fold_aucs(found, "lrmil")))
+    assert len(fold_aucs(found, "lrmil")) == 8
+    text = render(found, [], title="T", notes=[], n_resamples=100)
+    assert "seed 0, in each 2 heads a method and 2 encoders f'." in text
+    assert "| 1.000, 0.000 |" in text
+
+
+def test_many_trainings_are_summed_up(tmp_path: Path) -> None:
+    for seed in range(9):
+        write_run(tmp_path / "run", 0, {"lrmil": noisy(seed)}, training="" if seed == 0 else f"seed{seed}")
+    found = read_experiment([tmp_path / "run"])
+    values = np.asarray(fold_aucs(found, "lrmil")).reshape(9, 2).mean(axis=1)
+    text = render(found, [], title="T", notes=[], n_resamples=100)
+    assert f"| {values.min():.3f} to {values.max():.3f} (9) |" in text
+
+
+def test_runs_of_unlike_seeds_are_refused(tmp_path: Path) -> None:
+    several = several_trainings(tmp_path / "several")
+    with pytest.raises(ConfigError, match="different numbers of encoders and heads"):
+        read_experiment([several, write_run(tmp_path / "one", 1, {"lrmil": perfect()})])
+    for path in several.glob("fold*/encoder7/predictions/lrmil.csv"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="no predictions of encoder7"):
+        read_experiment([several])
+
+
+def test_the_interval_of_one_run_is_that_of_its_own_table(tmp_path: Path) -> None:
+    """A run's table draws patients fold by fold; with one fold both draw the same kind of thing."""
+    run = tmp_path / "run"
+    for training, seed in (("", 1), ("seed2", 2), ("seed3", 3)):
+        write_run(run, 0, {"lrmil": noisy(seed)}, n_folds=1, training=training)
+    found = read_experiment([run])
+    fold = FoldScores(found.labels, found.patients, found.probabilities["lrmil"][0])
+    own = resample_aucs({"lrmil": [fold]}, n_resamples=4000, seed=1)["lrmil"].interval()
+    np.testing.assert_allclose(auc_interval(found, "lrmil", n_resamples=4000), own, atol=0.02)
+
+
 def test_fold_aucs_by_hand(tmp_path: Path) -> None:
     """Fold 0 perfect, fold 1 reversed: pooled 0.5, folds 1 and 0."""
     scores = {
@@ -200,7 +263,7 @@ def test_one_class_alone_is_a_clear_error(tmp_path: Path) -> None:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-def write_attention(run: Path, masks: Path) -> None:
+def write_attention(run: Path, masks: Path, training: str = "") -> None:
     """Slides of 2 x 2 LR tiles, 128 µm each: 32 x 32 px of a mask of 8 µm. The lesion is tile (1, 1) of s1 and s3."""
     masks.mkdir(exist_ok=True)
     lr = np.argwhere(np.ones((2, 2), bool)).astype(np.int64)
@@ -210,7 +273,7 @@ def write_attention(run: Path, masks: Path) -> None:
         if name in ("s1", "s3"):
             mask[16:, 16:] = 255
         Image.fromarray(mask).save(masks / f"{name}.png")
-        folder = run / f"fold{int(patient[1:]) % 2}" / "test_attention"
+        folder = run / f"fold{int(patient[1:]) % 2}" / training / "test_attention"
         folder.mkdir(exist_ok=True)
         # LRMIL finds it in s1, and ranks it third in s3; the teacher looks at one child of it, or at another tile.
         student = np.asarray([0.1, 0.1, 0.1, 0.7] if name == "s1" else [0.4, 0.3, 0.1, 0.2], np.float32)
@@ -245,6 +308,27 @@ def test_attention_against_masks_by_hand(runs: list[Path], tmp_path: Path) -> No
     none = 16 / 64
     assert found["teacher_hr", "HR tiles"].auprc.value == pytest.approx((one + none) / 2)
     assert found["teacher_hr", "HR tiles"].prevalence == 0.25
+
+
+def test_attention_of_all_seeds_of_a_run_counts(tmp_path: Path) -> None:
+    """A second head looks at nothing but the lesion: the mean is half way up to 1."""
+    run, masks = tmp_path / "run", tmp_path / "masks"
+    for training in ("", "seed4"):
+        write_run(run, 0, {"lrmil": perfect(), "teacher_hr": perfect()}, training=training)
+        write_attention(run, masks, training)
+    for path in run.glob("fold*/seed4/test_attention/lrmil.safetensors"):
+        tensors = load_file(path)
+        for name in ("s1", "s3"):
+            if f"{name}/attention_scores" in tensors:
+                tensors[f"{name}/attention_scores"] = np.asarray([0, 0, 0, 1], np.float32)
+        save_file(tensors, path)
+    rows = localisation_rows(read_experiment([run]), masks, n_resamples=100)
+    student = next(row.localisation for row in rows if row.method == "lrmil")
+    assert student.auprc.value == pytest.approx(((1 + 1 / 3) / 2 + 1) / 2)
+    for path in run.glob("fold*/seed4/test_attention/lrmil.safetensors"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="not every seed"):
+        localisation_rows(read_experiment([run]), masks, n_resamples=100)
 
 
 def test_attention_that_isnt_there_is_said(runs: list[Path], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ KILLS = [
     ("training.checkpoint", "FitState.save:teacher_hr", 1, "after"),
     ("training.run.layout", "Folder.write_teacher_outputs", 1, "before"),
     ("training.checkpoint", "FitState.save:stage1", 1, "after"),
-    ("training.run.layout", "RunDir.mark_done:fold0/stage1", 1, "before"),
+    ("training.run.markers", "Markers.write:fold0/stage1", 1, "before"),
     ("training.stages.embed_tiles", "embed_slide", 4, "before"),  # student embeddings
     ("training.checkpoint", "FitState.save:stage2_only", 2, "after"),
     ("training.checkpoint", "FitState.save:lrmil", 1, "before"),

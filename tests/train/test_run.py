@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from run_helpers import (
     write_config,
     write_rows,
 )
+from safetensors.torch import load_file as load_tensors
 from typer.testing import CliRunner
 
 from napari_lrmil.cli.main import app as lrmil
@@ -35,12 +36,13 @@ from napari_lrmil.predict import embed_tiles, predict_slide, run_to_end, student
 from napari_lrmil.slide import Slide
 from training.config import load_config
 from training.data.store import EmbeddingStore
-from training.files import load_tensors, save_tensors
+from training.files import save_tensors
 from training.intervals import FoldScores
 from training.metrics import slide_metrics
 from training.progress import Reporter
 from training.run.cli import app
 from training.run.layout import RunDir
+from training.run.markers import Markers
 from training.run.prepare import Prepared, prepare
 from training.run.results import compare
 from training.stages.distill_tiles import pair_loader
@@ -502,15 +504,15 @@ def test_a_step_that_was_cut_off_under_another_config_does_not_pass_for_the_old_
 ) -> None:
     """Its weights may be half replaced: going back to the first config must train them again."""
     folder = copied()
-    mark_done = RunDir.mark_done
+    mark_done = Markers.write
 
-    def cut_off(self: RunDir, step: str, key: str) -> None:
+    def cut_off(self: Markers, step: str, key: str, files: Iterable[Path] = ()) -> None:
         if step == "fold0/lr_scratch":
             raise KeyboardInterrupt  # after the files, before the marker
-        mark_done(self, step, key)
+        mark_done(self, step, key, files)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunDir, "mark_done", cut_off)
+        patch.setattr(Markers, "write", cut_off)
         with pytest.raises(KeyboardInterrupt):
             rerun(folder, "--mil.learning_rate", "1e-2")
     rerun(folder)

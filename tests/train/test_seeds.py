@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from run_helpers import python, rerun, write_config
 from typer.testing import CliRunner
 
@@ -17,8 +19,11 @@ from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import Encoder
 from training.config import load_config
 from training.data.predictions import Predictions
+from training.methods import BY_KEY, METHODS
+from training.run import results
 from training.run.cli import app
-from training.stages.evaluate import fold_scores
+from training.run.results import results_table
+from training.stages.evaluate import MethodResult, fold_scores
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,7 @@ def test_a_run_of_seeds_that_was_killed_ends_as_if_it_had_not_been(cohort: Path,
             "killed",
             [
                 ("training.checkpoint", "FitState.save:seed6/checkpoints/lrmil", "2", "after"),
-                ("training.run.layout", "RunDir.mark_done:fold0/seed6/test_lrmil", "1", "before"),
+                ("training.run.markers", "Markers.write:fold0/seed6/test_lrmil", "1", "before"),
             ],
         ),
     ):
@@ -181,3 +186,31 @@ def test_a_dry_run_measures_encoders_at_the_precision_of_the_run(
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output
         assert set(seen) == kinds
+
+
+@pytest.mark.parametrize("longer", ["", ", mean of the children of an LR tile"])
+def test_run_tables_keep_to_80_columns(monkeypatch: pytest.MonkeyPatch, longer: str) -> None:
+    """All rows, several seeds, widest numbers, all marks: nothing is cut off, and a long name goes on in the next line."""
+    monkeypatch.setattr(results, "method_name", lambda key: BY_KEY[key].name + longer)
+    widest: MethodResult = {
+        "train_auc": 0.123,
+        "n_unfitted": 30,
+        "auc_interval": [0.123, 0.123, 0.123],
+        "lrmil_minus_this": [-0.123, -0.123, -0.123],
+        "brier": 0.123,
+    }
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(results_table({method.key: widest for method in METHODS}, mark_student="*"))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    numbers = "0.123 [0.123, 0.123] -0.123 [-0.123, -0.123] 0.123"
+    rows = [line for line in lines if numbers in " ".join(line.split())]
+    assert len(rows) == len(METHODS)
+    assert sum("0.123! " in line for line in rows) == sum(method.head == "abmil" for method in METHODS)
+    wide = rows[0].index("0.123")
+    first_column = " ".join(line[:wide].strip() for line in lines)
+    for method in METHODS:
+        assert f"{method.name}{longer}{'*' if method.is_of_student else ''} " in first_column
+    if not longer:
+        assert len(lines) <= len(METHODS) + 5  # a row a method

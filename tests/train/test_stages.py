@@ -14,13 +14,13 @@ import pytest
 import torch
 from rich.console import Console
 from run_helpers import absolute_rows, read_rows, write_config, write_rows
+from safetensors.torch import load_file as load_tensors
 
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import MILOutput
 from training.config import load_config
 from training.data.pairs import PairBatch
-from training.files import load_tensors
 from training.loop import Recipe, Session, Task
 from training.methods import BY_KEY, OURS, TEACHER
 from training.progress import Reporter
@@ -184,7 +184,7 @@ def test_stage1_trains_every_weight_of_the_student_and_none_of_the_teacher(
     before = copy.deepcopy(teacher.state_dict())
     plan = steps.stage1_plan(split)
     train_encoder(context, plan, steps, teacher)
-    student = context.student_encoder(steps.student_file(plan))
+    student = context.student_encoder(context.run_dir.folder(plan.folder))
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     same = [name for name, value in student.named_parameters() if torch.equal(value, before[name])]
     assert same == []

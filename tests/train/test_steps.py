@@ -10,9 +10,11 @@ from rich.console import Console
 
 from napari_lrmil.atomic import write_text
 from training.config import RunConfig
+from training.hashing import content_hash
 from training.progress import Reporter
 from training.run.context import Context
 from training.run.layout import RunDir
+from training.run.markers import RunDirError
 from training.run.steps import Step, each_once, is_done, once
 from training.runtime import Runtime
 
@@ -42,7 +44,7 @@ def said(context: Context) -> str:
 def test_a_step_is_done_once(context: Context, tmp_path: Path) -> None:
     made, checkpoint = tmp_path / "made.txt", tmp_path / "checkpoint"
     checkpoint.touch()
-    step = Step("fold0/lrmil", "key", (made,), checkpoint)
+    step = Step("fold0/lrmil", "key", (made,), checkpoint=checkpoint)
     times: list[str] = []
 
     def make() -> None:
@@ -82,16 +84,76 @@ def test_a_step_that_is_cut_off_is_not_done_whatever_it_was_before(context: Cont
     assert not is_done(context.run_dir, second)
 
 
-def test_a_step_whose_key_holds_what_it_makes(context: Context, tmp_path: Path) -> None:
+def test_a_step_is_done_anew_where_a_file_isnt_as_it_was(context: Context, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
+    step = Step("report", "key", (page,))
+    times: list[str] = []
 
-    def step() -> Step:
-        return Step("report", page.read_text() if page.is_file() else "", (page,))
+    def draw() -> None:
+        times.append("drawn")
+        write_text(page, "drawn")
 
-    once(context, step(), lambda: write_text(page, "drawn"), afterwards=step)
-    assert is_done(context.run_dir, step())
-    page.write_text("damaged")
-    assert not is_done(context.run_dir, step())
+    once(context, step, draw)
+    assert is_done(context.run_dir, step)
+    page.write_text("drowm")  # of the same length
+    assert not is_done(context.run_dir, step)
+    once(context, step, draw)
+    assert times == ["drawn"] * 2
+    assert "report is done anew: page.html isn't as it was" in said(context)
+    page.unlink()
+    once(context, step, draw)
+    assert times == ["drawn"] * 3
+    assert "report is done anew: page.html is missing" in said(context)
+
+
+def test_a_step_is_done_anew_where_what_it_read_has_become_another(context: Context, tmp_path: Path) -> None:
+    head, table = tmp_path / "head", tmp_path / "table"
+    training = Step("fold0/lrmil", "key", (head,))
+    testing = Step("fold0/test_lrmil", "key", (table,), reads=(head,))
+    for weights, again in (("one", True), ("one", False), ("two", True)):
+        head.unlink(missing_ok=True)
+        once(context, training, lambda text=weights: write_text(head, text))
+        assert is_done(context.run_dir, testing) == (not again)
+        once(context, testing, lambda text=weights: write_text(table, text))
+        assert table.read_text() == weights
+
+
+def test_a_step_isnt_done_again_for_what_only_the_report_shows(context: Context, tmp_path: Path) -> None:
+    made, curve = tmp_path / "made", tmp_path / "curve.csv"
+    step = Step("fold0/lrmil", "key", (made,), shows=(curve,))
+    once(context, step, lambda: (made.touch(), write_text(curve, "epoch\n0\n")))
+    curve.write_text("epoch\n1\n")
+    assert is_done(context.run_dir, step)
+    with pytest.raises(RunDirError, match=r"curve\.csv isn't as this run wrote it"):
+        context.run_dir.markers.read(curve, "fold0/lrmil")
+
+
+def test_steps_of_earlier_versions_are_done_and_their_files_are_read(
+    context: Context, tmp_path: Path
+) -> None:
+    made, key = tmp_path / "made", content_hash("inputs")
+    made.write_text("before")
+    step = Step("fold0/lrmil", key, (made,), reads=(tmp_path / "not looked at",))
+    write_text(context.run_dir.markers.path(step.name), key)  # all that their markers held
+    once(context, step, lambda: pytest.fail("it is done"))
+    assert said(context) == "fold0/lrmil: done before, by a version that kept no hashes of its files\n"
+    assert context.run_dir.markers.read(made, step.name) == b"before"
+    made.unlink()
+    assert not is_done(context.run_dir, step)
+
+
+def test_a_file_of_no_finished_step_is_refused(context: Context, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.write_text("half")
+    markers = context.run_dir.markers
+    assert (
+        markers.read(made, "fold0/lrmil") == b"half"
+    )  # a run of before all this: it has no markers that tell
+    context.run_dir.write_config(context.config)
+    with pytest.raises(RunDirError, match="made belongs to no finished step of this run"):
+        markers.read(made, "fold0/lrmil")
+    with pytest.raises(FileNotFoundError):
+        markers.read(tmp_path / "absent", "fold0/lrmil")
 
 
 def test_steps_are_dealt_out_and_each_is_done(context: Context, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -168,3 +170,54 @@ def test_a_short_job_waits_for_no_long_ones(background: QtBackground, qtbot: Any
     qtbot.waitUntil(lambda: done == ["written"], timeout=20_000)
     assert not go_on.is_set()
     go_on.set()
+
+
+ENDING = """
+import atexit
+import sys
+import time
+
+from qtpy.QtCore import QCoreApplication, QTimer
+
+from napari_lrmil._viewer.qt import background
+
+def run(worker):
+    tell(worker)
+    time.sleep(0.2)  # as on a busy machine: the job is over, its thread has yet to go
+    print("left", flush=True)
+
+
+tell = background._Worker.run
+background._Worker.run = run
+
+
+def steps():
+    print("begun", flush=True)
+    while True:
+        yield
+        time.sleep(0.01)
+
+
+app = QCoreApplication([])
+atexit.register(lambda: print(background.thread_pool().activeThreadCount(), flush=True))  # the first is called last
+jobs = background.QtBackground()
+jobs.start("job", steps())
+if sys.argv[1] == "shut down":
+    app.aboutToQuit.connect(jobs.shutdown)
+if sys.argv[1] == "no loop":
+    time.sleep(0.3)
+else:
+    QTimer.singleShot(300, app.quit)
+    app.exec_() if hasattr(app, "exec_") else app.exec()
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("way", ["shut down", "left running", "no loop"])
+def test_threads_end_before_the_interpreter(way: str) -> None:
+    """One that is still at its end while Python is taken down would crash the program."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, way], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.split() == ["begun", "ended", "left", "0"], done.stderr
+    assert done.returncode == 0

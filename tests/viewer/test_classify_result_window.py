@@ -57,12 +57,18 @@ def test_unsure_and_strange_are_told(
     bundle = bundle_with_trust(bundle_dir, tmp_path / "trust", quantile=None, threshold=0.0)
     open_slide_with_result(viewer, small_slide, bundle)
     section = dock_widget(viewer).result_section
-    assert section.label.text() == "Unsure"
-    assert section.set.text() == "Unsure: benign or lesion at 90 %"
+    assert section.label.text() == "unlike training"
+    assert not section.set.isVisible()
     assert section.strange.isVisible()
     assert "unlike the training slides" in section.strange.text.text()
+    assert viewer.canvas.overlays.text.text.splitlines()[0] == "unlike training"
+    unsure = bundle_with_trust(bundle_dir, tmp_path / "unsure", quantile=None, threshold=1e9)
+    dock_widget(viewer).controller.load_bundle(str(unsure))
+    open_slide_with_result(viewer, small_slide, unsure)
+    assert section.label.text() == "Unsure"
+    assert section.set.text() == "Unsure: benign or lesion at 90 %"
+    assert not section.strange.isVisible()
     assert "unsure" in viewer.canvas.overlays.text.text
-    assert "unlike the training slides" in viewer.canvas.overlays.text.text
 
 
 def test_a_familiar_slide_gets_its_set_and_no_warning(

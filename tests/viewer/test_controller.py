@@ -142,7 +142,7 @@ def test_classify_shows_progress_and_result(ready: Stage, monkeypatch: pytest.Mo
     panel = ready.panel
     assert panel.state is State.DONE
     assert panel.result is not None
-    assert panel.result.label == "lesion"
+    assert panel.result.headline == "lesion"
     assert panel.result.classes == (("lesion", 0.8), ("benign", pytest.approx(0.2)))
     assert "40 tiles in 1.3 s on cpu" in panel.result.details
     assert ready.canvas.heatmaps == {ready.canvas.opened[0]: prediction}
@@ -380,11 +380,68 @@ def test_a_strange_slide_is_warned_of(ready: Stage, score: float) -> None:
     assert result is not None
     assert "unlike the training slides" in result.strange_text
     assert "warning above 2.5" in result.strange_text
-    assert "unlike the training slides" in ready.text
+    assert ready.text.splitlines()[0] == "unlike training"
     ready.running().finish(fake_prediction(ood_score=2.5, ood_threshold=2.5))
     assert ready.panel.result is not None
     assert ready.panel.result.strange_text == ""
     assert "unlike" not in ready.text
+
+
+def test_what_a_strange_slide_would_be_called_is_shown_on_request_and_for_that_slide_alone(
+    ready: Stage,
+) -> None:
+    first = ready.controller.slide
+    ready.running().finish(fake_prediction(0.93, ood_score=9.0, ood_threshold=2.5))
+    assert first not in ready.canvas.heatmaps
+    result = ready.panel.result
+    assert result is not None
+    assert (result.headline, result.classes, result.set_text, result.withheld) == (
+        "unlike training",
+        (),
+        "",
+        True,
+    )
+    assert ready.panel.evidence is None
+    ready.canvas.hovered.emit(10.0, 10.0)
+    assert ready.hover == ""
+    ready.controller.set_heatmap(visible=True)
+    assert first not in ready.canvas.heatmaps  # the switch doesn't bring it either
+    ready.controller.reveal_label(True)
+    assert first in ready.canvas.heatmaps
+    result = ready.panel.result
+    assert result is not None
+    assert (result.headline, result.revealed, len(result.classes)) == ("unlike training", True, 2)
+    assert result.withheld_text.startswith("It would say: lesion 93 %. Not to be used")
+    assert ready.panel.evidence is not None
+    assert "Not to be used" in ready.panel.evidence.notes
+    assert ready.text.splitlines()[:2] == ["unlike training", "heatmap not to be used"]
+    assert "lesion" not in ready.text
+    ready.canvas.hovered.emit(10.0, 10.0)
+    assert "lesion" in ready.hover
+
+    ready.with_slide("b")
+    ready.running().finish(fake_prediction(0.93, ood_score=9.0, ood_threshold=2.5))
+    result = ready.panel.result
+    assert result is not None
+    assert (result.withheld, result.revealed) == (True, False)
+    assert ready.canvas.heatmaps == {}
+    ready.controller.choose_slide(0)
+    assert ready.controller.slide is first
+    assert ready.panel.result is not None
+    assert not ready.panel.result.revealed
+    assert ready.canvas.heatmaps == {}
+
+    ready.controller.reveal_label(True)
+    ready.running().finish(fake_prediction(0.93, ood_score=9.0, ood_threshold=2.5))  # another result
+    assert not ready.controller.label_revealed
+    assert ready.canvas.heatmaps == {}
+    ready.controller.reveal_label(True)
+    ready.controller.reveal_label(False)
+    assert ready.canvas.heatmaps == {}
+    ready.running().finish(fake_prediction(0.93, ood_score=2.5, ood_threshold=2.5))
+    ready.controller.reveal_label(True)  # nothing is withheld
+    assert not ready.controller.label_revealed
+    assert first in ready.canvas.heatmaps
 
 
 def test_details_name_tiles_level_model_and_version(ready: Stage) -> None:

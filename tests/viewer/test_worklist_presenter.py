@@ -46,7 +46,7 @@ def bundle(sha: str = SHA) -> Any:
 
 def summary(label: str = "lesion", probability: float = 0.9, **options: Any) -> ResultSummary:
     values: dict[str, Any] = {
-        "label": label,
+        "called": label,
         "probability": probability,
         "class_names": ("benign", "lesion"),
         "class_probabilities": (1 - probability, probability),
@@ -84,6 +84,7 @@ def controller_with(model: Any) -> Any:
     controller.slides, controller.slide, controller.results = (), None, {}
     controller.bundle, controller.device, controller.error = model, "auto", ""
     controller.result = controller.running_slide = None
+    controller.label_revealed = False
 
     def replace_slide(path: Path, old: Any, *, mpp: float | None = None) -> Any:
         if path.stem.startswith("bad") and path.stat().st_size == 0:
@@ -391,7 +392,13 @@ def test_filters_leave_the_frozen_order(stage: Stage) -> None:
     assert stage.names() == ["s3", "s10"]
 
 
-def test_a_verdict_keeps_what_the_screen_said(stage: Stage) -> None:
+SHOWN = (
+    *("answer_shown", "label_shown", "revealed_label", "set_shown", "unsure_shown", "unlike_training_shown"),
+)
+
+
+@pytest.mark.parametrize("revealed", [False, True])
+def test_a_verdict_on_a_slide_unlike_training_is_on_that_answer(stage: Stage, revealed: bool) -> None:
     stage.presenter.open_slide(stage.path("s1"))
     stage.controller.result = make_prediction(
         0.6,
@@ -400,18 +407,61 @@ def test_a_verdict_keeps_what_the_screen_said(stage: Stage) -> None:
         coverage=0.9,
         ood_score=3.0,
         ood_threshold=1.0,
+    )
+    stage.controller.label_revealed = revealed
+    stage.presenter.judge("agree")
+    run_all(stage.background)
+    (line,) = map(json.loads, (stage.folder / "lrmil-review.jsonl").read_text().splitlines())
+    assert {name: line[name] for name in SHOWN} == {
+        "answer_shown": "unlike training",
+        "label_shown": None,
+        "revealed_label": "lesion" if revealed else None,
+        "set_shown": ["benign", "lesion"] if revealed else None,
+        "unsure_shown": True if revealed else None,
+        "unlike_training_shown": True,
+    }
+    again = Worklist.open(stage.folder)
+    path = stage.path("s1")
+    assert again.set_result(path, summary(out_of_distribution=True)).status is Status.REVIEWED
+    outdated = again.set_result(path, summary())  # by a model that knows such slides
+    assert (outdated.status, outdated.verdict_outdated) == (Status.DONE, True)
+    assert "with unlike training" in cells(outdated)[1]
+
+
+def test_a_verdict_on_the_label_of_a_strange_slide_by_an_earlier_version_is_outdated(stage: Stage) -> None:
+    line = {
+        "format": "lrmil-review", "version": 1, "slide": "s1.svs", "verdict": "agree", "label_shown": "lesion",
+        "set_shown": None, "unsure_shown": False, "unlike_training_shown": True,
+    }  # fmt: skip
+    (stage.folder / "lrmil-review.jsonl").write_text(json.dumps(line) + "\n")
+    worklist = Worklist.open(stage.folder)
+    item = worklist.set_result(stage.path("s1"), summary(out_of_distribution=True))
+    assert (item.status, item.verdict_outdated, item.judged_answer) == (Status.DONE, True, "lesion")
+    assert judged_note(item) == "This verdict was given on lesion; now unlike training is shown."
+    item = worklist.set_result(stage.path("s1"), summary())
+    assert item.status is Status.REVIEWED
+
+
+def test_a_verdict_keeps_what_the_screen_said(stage: Stage) -> None:
+    stage.presenter.open_slide(stage.path("s1"))
+    stage.controller.result = make_prediction(
+        0.6,
+        bundle_sha256=SHA,
+        prediction_set=("benign", "lesion"),
+        coverage=0.9,
+        ood_score=0.5,
+        ood_threshold=1.0,
     )  # on the screen, and not in the list yet
     stage.presenter.judge("agree")
     run_all(stage.background)
     (line,) = map(json.loads, (stage.folder / "lrmil-review.jsonl").read_text().splitlines())
-    told = {
-        name: line[name] for name in ("label_shown", "set_shown", "unsure_shown", "unlike_training_shown")
-    }
-    assert told == {
+    assert {name: line[name] for name in SHOWN} == {
+        "answer_shown": "lesion",
         "label_shown": "lesion",
+        "revealed_label": None,
         "set_shown": ["benign", "lesion"],
         "unsure_shown": True,
-        "unlike_training_shown": True,
+        "unlike_training_shown": False,
     }
     assert line["bundle_sha256"] == SHA
     again = Worklist.open(stage.folder)
@@ -661,7 +711,7 @@ def test_batch(stage: Stage) -> None:
     assert stage.panel.batch.text == "2 of 3 classified, 1 failed, 10 s left"
     assert "no tissue" in tool_tip(stage.presenter.worklist[stage.path("s3")])
     stage.job("classify").finish()
-    assert stage.panel.batch.text == "Done: 1 of 3 classified; 1 failed: point at them to see why."
+    assert stage.panel.batch.text == "Done: 1 of 3 classified: 1 lesion; 1 failed: point at them to see why."
     assert stage.presenter.worklist[stage.path("s10")].status is Status.NEW
 
 
@@ -764,19 +814,26 @@ def test_dropped(stage: Stage, tmp_path: Path) -> None:
 def test_pace() -> None:
     pace = Pace(4, 100.0)
     assert pace.seconds_left(110.0) is None
-    pace.slide_over(failed=False)
+    pace.slide_over("lesion")
     assert pace.seconds_left(110.0) == 30.0
     pace.slide_share(0.5)
     assert pace.seconds_left(115.0) == 25.0  # 1.5 slides in 15 s; 2.5 are left
+    for answer in ("unlike training", "lesion", None):
+        pace.slide_over(answer)
+    assert pace.end_text(cancelled=False) == (
+        "Done: 3 of 4 classified: 2 lesion, 1 unlike training; 1 failed: point at them to see why."
+    )
 
 
 def test_marks_differ_in_shape_and_text() -> None:
     item = WorklistItem(
-        Path("a.svs"), "a", Status.DONE, label="lesion", probability=0.5, unsure=True, ood=True
+        Path("a.svs"), "a", Status.DONE, answer="lesion", label="lesion", probability=0.5, unsure=True
     )
-    assert cells(item)[0] == "a\nlesion  50 %\n◆ unsure  ▲ unlike training"
+    assert cells(item)[0] == "a\nlesion  50 %\n◆ unsure"
     assert "more than one class" in tool_tip(item)
-    assert "Unlike the training slides" in tool_tip(item)
+    strange = WorklistItem(Path("a.svs"), "a", Status.DONE, answer="unlike training", ood=True)
+    assert cells(strange)[0] == "a\n▲ unlike training\nclassified"
+    assert "Unlike the training slides" in tool_tip(strange)
 
 
 @pytest.mark.parametrize(

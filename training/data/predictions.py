@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from napari_lrmil.atomic import write_csv
 from napari_lrmil.errors import shortened
@@ -58,7 +59,7 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a CSV file with a row a slide: slide_id, patient_id, label, p_<class> for each class, called.
 
-    Names that a spreadsheet would run as a formula get an apostrophe in front, which `read_predictions` takes away.
+    Names that a spreadsheet would run as a formula get an apostrophe in front, which `parse_predictions` takes away.
     """
     names = predictions.class_names
     rows = zip(
@@ -84,24 +85,21 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     )
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Read what `write_predictions` wrote.
+def parse_predictions(content: bytes) -> Predictions:
+    """Return what `write_predictions` wrote.
 
     Raises
     ------
-    OSError
-        Where the file is missing or can't be read.
     ValueError
         Where it is no table of predictions; the text says what is wrong.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            records = [
-                {name: as_it_was(cell) if isinstance(cell, str) else cell for name, cell in record.items()}
-                for record in reader
-            ]
+        reader = csv.DictReader(io.StringIO(content.decode(), newline=""))
+        columns = list(reader.fieldnames or [])
+        records = [
+            {name: as_it_was(cell) if isinstance(cell, str) else cell for name, cell in record.items()}
+            for record in reader
+        ]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"it is no CSV file ({error})") from error
     names = tuple(name.removeprefix("p_") for name in columns[3:] if name.startswith("p_"))
@@ -140,16 +138,16 @@ def write_attention(path: Path, slides: Mapping[str, SlideAttention]) -> None:
     save_tensors(path, tensors)
 
 
-def read_attention(path: Path) -> dict[str, SlideAttention]:
-    """Read what `write_attention` wrote, by slide.
+def parse_attention(content: bytes) -> dict[str, SlideAttention]:
+    """Return what `write_attention` wrote, by slide.
 
     Raises
     ------
     ValueError
-        Where it can't be read.
+        Where it is something else.
     """
     try:
-        tensors = load_file(path)
+        tensors = load(content)
         names = [
             key.removesuffix("/attention_scores") for key in tensors if key.endswith("/attention_scores")
         ]
@@ -160,5 +158,7 @@ def read_attention(path: Path) -> dict[str, SlideAttention]:
             )
             for name in names
         }
-    except (OSError, SafetensorError, KeyError) as error:
+    except KeyError as error:
+        raise ValueError(f"it has no {error.args[0]}") from error
+    except SafetensorError as error:
         raise ValueError(str(error)) from error

@@ -1,8 +1,8 @@
 """Embeddings on disk: one sharded zarr store, one group a slide, written whole, read in part.
 
 A store belongs to one encoder and one tile spec: its folder's name carries the hash of both, so that embeddings of
-two encoders never mix. A slide's group holds a manifest with the sizes of its files: what a full disk or a lost
-machine left in half is seen, and embedded anew.
+two encoders never mix. A slide's group holds a manifest with the sizes and hashes of its files: what a full disk or a
+lost machine left in half is seen, and embedded anew.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from zarr.codecs import Crc32cCodec
 
 from napari_lrmil.atomic import fitting_name, remove_stale_scratch, replacing_folder, write_text
 from napari_lrmil.errors import LRMILError
-from napari_lrmil.outside import parse_json
+from napari_lrmil.outside import parse_json, read_file
+from training.hashing import file_hash
 
 CHUNK_TILES = 1024
 """Tiles that are read at once: 1.5 MB of 768 dimensions."""
@@ -60,10 +61,18 @@ class EmbeddingStore:
         """
         place = self._place(slide_id)
         try:
-            manifest = parse_json((place / "manifest.json").read_bytes())
+            manifest = parse_json(read_file(place / "manifest.json"))
             whole = all((place / name).stat().st_size == size for name, size in manifest["files"].items())
             # The arrays hold checksums of their own; what describes them doesn't, and a wrong shape reads as zeros.
-            whole &= all(
+            described = manifest.get("sha256")
+            if described is not None:
+                whole &= described.keys() == manifest["files"].keys()
+                whole &= all(
+                    file_hash(place / name) == value
+                    for name, value in described.items()
+                    if name.endswith(".json")
+                )
+            whole &= all(  # of earlier versions
                 zlib.crc32((place / name).read_bytes()) == value
                 for name, value in manifest.get("checksums", {}).items()
             )
@@ -112,10 +121,8 @@ class EmbeddingStore:
                 for path in sorted(scratch.rglob("*"))
                 if path.is_file()
             }
-            checksums = {
-                name: zlib.crc32((scratch / name).read_bytes()) for name in files if name.endswith(".json")
-            }
-            manifest = {"stamp": stamp, "files": files, "checksums": checksums}
+            hashes = {name: file_hash(scratch / name) for name in files}
+            manifest = {"stamp": stamp, "files": files, "sha256": hashes}
             write_text(scratch / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
     @overload
@@ -141,6 +148,7 @@ class EmbeddingStore:
         try:
             if not self.has(slide_id):
                 raise ValueError("files are missing or not as they were written")
+            _check_arrays(self._place(slide_id))
             array = zarr.open_group(self._place(slide_id), mode="r")[name]
             halves = np.asarray(array[...], np.float16)
             return halves if dtype is np.float16 else halves.astype(np.float32)
@@ -165,6 +173,29 @@ class EmbeddingStore:
 
     def _place(self, slide_id: str) -> Path:
         return self.root / f"{fitting_name(slide_id)}.zarr"
+
+
+def _check_arrays(place: Path) -> None:
+    """Check the hashes of a slide's arrays, once a process: the checksums of a chunk are right in another one's place.
+
+    Raises
+    ------
+    ValueError
+    """
+    hashes = parse_json((place / "manifest.json").read_bytes()).get("sha256", {})
+    for name, value in hashes.items():
+        path = place / name
+        state = path.stat()
+        seen = (str(path), state.st_ino, state.st_size, state.st_mtime_ns)
+        if name.endswith(".json") or seen in _checked:
+            continue
+        if file_hash(path) != value:
+            raise ValueError("files are not as they were written")
+        _checked.add(seen)
+
+
+_checked: set[tuple[str, int, int, int]] = set()
+"""Files of arrays that were found as they were written, and their state then."""
 
 
 class ArrayWriter:

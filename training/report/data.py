@@ -12,7 +12,8 @@ from training.data.predictions import Predictions, pool
 from training.data.splits import Split
 from training.data.table import SlideRow, read_table
 from training.methods import OURS, in_table_order
-from training.run.layout import Curve, Folder, RunDir, RunDirError
+from training.run.layout import Curve, Folder, RunDir
+from training.run.markers import RunDirError
 from training.stages.front import Front
 
 
@@ -124,6 +125,14 @@ def read_run(run_dir: Path) -> RunData:
             f"{run_dir}: results.json speaks of {results[OURS.key]['n_test']} test slides, the folds' predictions of "
             f"{n_test}. Run python -m training.run with its config again: it goes on where it stopped."
         )
+    lost = [
+        f"{fold.name}, {stage}"
+        for fold in (*folds, run.shared)
+        for stage in ("stage1", *results)
+        if fold.lost_curve(stage)
+    ]
+    if lost:
+        notes.append(f"The curves of these trainings are gone: {'; '.join(lost)}.")
     tested = {number: of_fold[OURS.key].slide_ids for number, of_fold in predictions.items()}
     splits = _recorded_splits(run, tested, notes)
     infos = {fold.number: info for fold in folds if (info := fold.read_bundle_info()) is not None}

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from napari_lrmil.errors import LRMILError
+from napari_lrmil.errors import LRMILError, reason_of
 from napari_lrmil.memory import give_large_blocks_back
 from napari_lrmil.terminal import INTERRUPTED, Commands, exit_with, print_error
 from training.config import RunConfig, load_config
@@ -100,16 +100,23 @@ def _report(context: Context, steps: Steps) -> None:
 
         build_report(context.run_dir.root, device=context.config.run.device, reporter=context.reporter)
 
-    once(context, steps.report(), build, quiet=True, afterwards=steps.report)
+    once(context, steps.report(), build, quiet=True)
 
 
-def _full_disk(error: OSError, out_dir: Path) -> LRMILError | None:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+def _of_the_disk(error: OSError, out_dir: Path) -> LRMILError | None:
+    """Return what the run says where a file or the disk is in its way; None of what has to do with neither."""
+    place = error.filename2 or error.filename  # of a file that was to be moved, where to
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = f" while writing {error.filename}" if error.filename else ""
+        return LRMILError(
+            f"the disk is full{where}. What was finished is kept in {out_dir}: free some space and run again. "
+            "--dry-run tells how much is still needed."
+        )
+    if place is None:
         return None
-    where = f" while writing {error.filename}" if error.filename else ""
     return LRMILError(
-        f"the disk is full{where}. What was finished is kept in {out_dir}: free some space and run again. "
-        "--dry-run tells how much is still needed."
+        f"{place} can't be read or written ({reason_of(error)}). What was finished is kept in {out_dir}: put that right, or "
+        "take the file away, and run again."
     )
 
 
@@ -173,10 +180,10 @@ def main(
     except LRMILError as error:
         exit_with(error)
     except OSError as error:
-        full = _full_disk(error, out_dir)
-        if full is None:
+        told = _of_the_disk(error, out_dir)
+        if told is None:
             raise
-        exit_with(full)
+        exit_with(told)
     except RuntimeError as error:
         if not lost_a_peer(error):
             raise

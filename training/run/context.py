@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from training.data.bags import Bags
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles, TileGeometry
-from training.encoders import load_student, new_student, random_encoder, teacher_encoder
+from training.encoders import new_student, random_encoder, teacher_encoder, trained_student
 from training.hashing import content_hash, file_hash
 from training.progress import Reporter
 from training.run.layout import Folder, RunDir
@@ -173,9 +172,9 @@ class Context:
         """Return f' before stage 1, in train mode, always made anew."""
         return new_student(self.config.student, teacher, seed=seed, device=self.device)
 
-    def student_encoder(self, path: Path) -> Encoder:
-        """Return f' after stage 1, in eval mode."""
-        return load_student(path, self.student_spec, device=self.device)
+    def student_encoder(self, folder: Folder) -> Encoder:
+        """Return the f' of a folder after stage 1, in eval mode."""
+        return trained_student(folder.read_student(), self.student_spec, device=self.device)
 
     @property
     def student_spec(self) -> EncoderSpec:

@@ -3,7 +3,7 @@
 ::
 
     config.json  splits.json  results.json  report.html
-    done/                    a marker a finished step: the hash of what it was made from
+    done/                    a marker a finished step: the hash of what it was made from, and those of its files
     tile_index/<slide>.json  shortcuts/<slide>.json  reads/<slide>.json
     embeddings.zarr/         unless run.embeddings is elsewhere
     tensorboard/<folder>/<stage>/
@@ -14,12 +14,14 @@
         bundle/  cheapest/ (where another row than LRMIL was chosen)
         seedS/               the same of heads of another seed, encoderS/ and encoderS/seedS/ of encoders of another seed
 
-Steps meet only through files here.
+Steps meet only through files here; all are read through the markers (`training.run.markers`), which know how they were.
 """
 
 from __future__ import annotations
 
 import csv
+import io
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from napari_lrmil.atomic import fitting_name, write_text
-from napari_lrmil.errors import BundleError, ConfigError
+from napari_lrmil.errors import BundleError, ConfigError, reason_of
 from napari_lrmil.model.bundle import JSON_NAME, BundleInfo, load_info
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
 from napari_lrmil.outside import parse_json
@@ -41,13 +45,16 @@ from training.config import RunConfig
 from training.data.predictions import (
     Predictions,
     SlideAttention,
-    read_attention,
-    read_predictions,
+    parse_attention,
+    parse_predictions,
     write_attention,
     write_predictions,
 )
 from training.data.splits import KeptSplits, Split
-from training.files import load_tensors, save_tensors, write_json
+from training.files import parse_tensors, save_tensors, write_json
+from training.hashing import content_hash
+from training.methods import TEACHER
+from training.run.markers import CONFIG, CURE, RESULTS, SPLITS, Markers, RunDirError, unreadable
 from training.stages.calibrate import Calibration
 from training.stages.distill_slides import TeacherOutput
 from training.stages.front import Front
@@ -55,12 +62,6 @@ from training.stages.heads import Fit, FittedHead
 
 Curve = dict[str, NDArray[np.float64]]
 """Column of a metrics file -> one value an epoch; "epoch" is one of them."""
-
-_CURE = "Run python -m training.run with its config again: it goes on where it stopped."
-
-
-class RunDirError(ConfigError):
-    """A run directory lacks a part, or one is damaged."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,45 @@ class Folder:
     def number(self) -> int:
         """Of a fold."""
         return int(self.name.partition("/")[0].removeprefix("fold"))
+
+    def trainings(self) -> dict[tuple[str, str], Folder]:
+        """Return a fold's folders by the seeds in their names, (encoder, head), in order: ``("encoder1", "seed3")``.
+
+        Those of the first ones are empty, as they have none in their folder's name.
+        """
+        paths = (self.root, *(path for how in ("*", "*/*") for path in self.root.glob(how) if path.is_dir()))
+        found = {}
+        for path in paths:
+            inside = path.relative_to(self.root).as_posix().removeprefix(".")
+            if match := re.fullmatch(r"(encoder\d+)?/?(seed\d+)?", inside):
+                place = f"{self.name}/{inside}" if inside else self.name
+                found[match[1] or "", match[2] or ""] = Folder(self.run_root, place)
+        return {key: found[key] for key in sorted(found, key=lambda key: [(len(one), one) for one in key])}
+
+    @property
+    def markers(self) -> Markers:
+        """Of the steps of the run."""
+        return Markers(self.run_root)
+
+    # --- steps
+
+    @property
+    def stage1_step(self) -> str:
+        """Name of the step that trains f'."""
+        return f"{self.name}/stage1"
+
+    @property
+    def export_step(self) -> str:
+        """Name of the step that exports the bundle."""
+        return f"{self.name}/export"
+
+    def training_step(self, method: str) -> str:
+        """Return the name of the step that trains a method's head."""
+        return f"{self.name}/{'teacher_mil' if method == TEACHER.key else method}"
+
+    def test_step(self, method: str) -> str:
+        """Return the name of the step that asks a method about the test slides."""
+        return f"{self.name}/test_{method}"
 
     # --- training
 
@@ -108,10 +148,34 @@ class Folder:
         RunDirError
             Where they are damaged.
         """
-        curve = _read_curve(self.metrics(stage))
+        curve = self._read_curve(self.metrics(stage), stage)
         if curve is None and stage == "stage1":  # where the first versions put it
-            curve = _read_curve(self.root / "student_encoder.csv")
+            curve = self._read_curve(self.root / "student_encoder.csv", stage)
         return curve
+
+    def lost_curve(self, stage: str) -> bool:
+        """Whether a stage or head had metrics when it was finished, and they aren't there any more."""
+        path = self.metrics(stage)
+        return not path.exists() and self.markers.has_written(path, self._curve_step(stage))
+
+    def _curve_step(self, stage: str) -> str:
+        return self.stage1_step if stage == "stage1" else self.training_step(stage)
+
+    def _read_curve(self, path: Path, stage: str) -> Curve | None:
+        step = self._curve_step(stage)
+        try:
+            text = self.markers.read(path, step).decode()
+            records = list(csv.DictReader(io.StringIO(text, newline="")))
+            curve = {
+                name: np.array([float(record[name]) for record in records], np.float64) for name in records[0]
+            }
+        except FileNotFoundError:
+            return None
+        except RunDirError as error:
+            raise RunDirError(f"{error} Or delete it: the report does without that curve.") from error
+        except (OSError, ValueError, TypeError, IndexError, csv.Error) as error:
+            raise unreadable(path, error, " as the curve of a training") from error
+        return curve if "epoch" in curve else None
 
     # --- weights
 
@@ -124,6 +188,22 @@ class Folder:
     def random_encoder(self) -> Path:
         """Weights of an f that was not pretrained, for the workers of a cluster."""
         return self.root / "random_encoder.safetensors"
+
+    def read_student(self) -> dict[str, torch.Tensor]:
+        """Return the weights of f'.
+
+        Raises
+        ------
+        RunDirError
+            Where they are missing or damaged.
+        """
+        return self._read_tensors(self.student_encoder, self.stage1_step)
+
+    def _read_tensors(self, path: Path, step: str) -> dict[str, torch.Tensor]:
+        try:
+            return parse_tensors(self.markers.read(path, step))
+        except (OSError, SafetensorError) as error:
+            raise unreadable(path, error) from error
 
     def head(self, method: str) -> Path:
         """Return the file of a method's MIL head."""
@@ -145,10 +225,13 @@ class Folder:
         RunDirError
             Where that is missing or damaged.
         """
+        path = self.fit(method)
         try:
-            return Fit.model_validate_json(self.fit(method).read_bytes())
+            return Fit.model_validate_json(
+                self.markers.read(path, self.training_step(method), self.test_step(method))
+            )
         except (OSError, ValidationError) as error:
-            raise RunDirError(f"{self.fit(method)} can't be read: {error}. {_CURE}") from error
+            raise unreadable(path, error) from error
 
     def write_head(self, method: str, head: FittedHead) -> None:
         """Keep a method's MIL head, and how well it fits."""
@@ -156,9 +239,18 @@ class Folder:
         self.write_fit(method, head.fit)
 
     def read_head(self, method: str, spec: MILSpec) -> MILModel:
-        """Return a method's MIL head, in eval mode."""
-        model = build_mil(spec)
-        model.load_state_dict(load_tensors(self.head(method)))
+        """Return a method's MIL head, in eval mode.
+
+        Raises
+        ------
+        RunDirError
+            Where it is missing or damaged.
+        """
+        model, path = build_mil(spec), self.head(method)
+        try:
+            model.load_state_dict(self._read_tensors(path, self.training_step(method)))
+        except RuntimeError as error:
+            raise unreadable(path, error, " as that head") from error
         return model.eval()
 
     @property
@@ -176,13 +268,22 @@ class Folder:
         save_tensors(self.teacher_outputs, tensors)
 
     def read_teacher_outputs(self) -> dict[str, TeacherOutput]:
-        """Return what the teacher says, by slide."""
-        tensors = load_tensors(self.teacher_outputs)
+        """Return what the teacher says, by slide.
+
+        Raises
+        ------
+        RunDirError
+            Where that is missing or damaged.
+        """
+        tensors = self._read_tensors(self.teacher_outputs, self.training_step(TEACHER.key))
         names = dict.fromkeys(key.rpartition("/")[0] for key in tensors)
-        return {
-            name: TeacherOutput(*(tensors[f"{name}/{field}"] for field in TeacherOutput._fields))
-            for name in names
-        }
+        try:
+            return {
+                name: TeacherOutput(*(tensors[f"{name}/{field}"] for field in TeacherOutput._fields))
+                for name in names
+            }
+        except KeyError as error:
+            raise unreadable(self.teacher_outputs, error) from error
 
     # --- test slides
 
@@ -208,12 +309,12 @@ class Folder:
         """
         path = self.predictions(method)
         try:
-            return read_predictions(path)
+            return parse_predictions(self.markers.read(path, self.test_step(method)))
         except FileNotFoundError as error:
             place = path.relative_to(self.run_root)
-            raise RunDirError(f"{self.run_root} is not a finished run: it has no {place}. {_CURE}") from error
+            raise RunDirError(f"{self.run_root} is not a finished run: it has no {place}. {CURE}") from error
         except (OSError, ValueError) as error:
-            raise RunDirError(f"{path} can't be read as predictions: {error}. {_CURE}") from error
+            raise unreadable(path, error, " as predictions") from error
 
     def val_predictions(self, method: str) -> Path:
         """Return the table of what a method says of the validation slides, on which it was chosen."""
@@ -233,9 +334,9 @@ class Folder:
         """
         path = self.val_predictions(method)
         try:
-            return read_predictions(path)
+            return parse_predictions(self.markers.read(path, self.test_step(method)))
         except (OSError, ValueError) as error:
-            raise RunDirError(f"{path} can't be read as predictions: {error}. {_CURE}") from error
+            raise unreadable(path, error, " as predictions") from error
 
     def calibration(self, method: str) -> Path:
         """Return the file of how a method's numbers become a label."""
@@ -255,9 +356,9 @@ class Folder:
         """
         path = self.calibration(method)
         try:
-            return Calibration.model_validate_json(path.read_bytes())
+            return Calibration.model_validate_json(self.markers.read(path, self.test_step(method)))
         except (OSError, ValidationError) as error:
-            raise RunDirError(f"{path} is missing or damaged. {_CURE}") from error
+            raise RunDirError(f"{path} is missing or damaged. {CURE}") from error
 
     def attention(self, method: str) -> Path:
         """Return the file of a method's attention on the test slides."""
@@ -277,14 +378,13 @@ class Folder:
         Raises
         ------
         RunDirError
-            Where it is damaged.
+            Where it is missing or damaged.
         """
+        path = self.attention(method)
         try:
-            return read_attention(self.attention(method))
-        except ValueError as error:
-            raise RunDirError(
-                f"{self.attention(method)} can't be read as attention of test slides: {error}"
-            ) from error
+            return parse_attention(self.markers.read(path, self.test_step(method)))
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error, " as attention of test slides") from error
 
     @property
     def bundle(self) -> Path:
@@ -297,10 +397,17 @@ class Folder:
         return self.root / "cheapest"
 
     def read_bundle_info(self) -> BundleInfo | None:
-        """Return what the fold's bundle says of itself; None where it can't be read."""
+        """Return what the fold's bundle says of itself; None where it can't be read.
+
+        Raises
+        ------
+        RunDirError
+            Where that is something else than was exported.
+        """
         try:
+            self.markers.read(self.bundle / JSON_NAME, self.export_step)
             return load_info(self.bundle)
-        except BundleError:
+        except (OSError, BundleError):
             return None
 
 
@@ -385,7 +492,10 @@ class RunDir:
 
     def write_config(self, config: RunConfig) -> None:
         """Keep the resolved config."""
-        write_text(self.config_json, config.model_dump_json(indent=2) + "\n")
+        key = content_hash(config)
+        if not self.markers.is_done(CONFIG, key, [self.config_json]):
+            write_text(self.config_json, config.model_dump_json(indent=2) + "\n")
+            self.markers.write(CONFIG, key, [self.config_json])
 
     def read_config(self) -> RunConfig:
         """Return the config of the run.
@@ -398,7 +508,9 @@ class RunDir:
         try:
             return RunConfig.model_validate(self.read_config_values())
         except ValidationError as error:
-            raise RunDirError(f"{self.config_json} isn't a config of this version: {error}") from error
+            raise RunDirError(
+                f"{self.config_json} isn't a config of this version: {reason_of(error)}"
+            ) from error
 
     def read_config_values(self) -> dict[str, Any]:  # a config of any version: its values have any type
         """Return the config as it stands in the file, also one of another version.
@@ -408,20 +520,30 @@ class RunDir:
         RunDirError
             Where it is missing or damaged.
         """
-        return self._read_json(self.config_json)
+        return self._read_json(self.config_json, CONFIG)
 
     def write_splits(self, splits: Sequence[Split], key: str) -> None:
         """Keep the splits, unless they are there already."""
         text = KeptSplits.of(splits, key).model_dump_json(indent=1) + "\n"
-        if not self.splits_json.is_file() or self.splits_json.read_text(encoding="utf-8") != text:
+        made_from = content_hash(text)
+        if not self.markers.is_done(SPLITS, made_from, [self.splits_json]):
             write_text(self.splits_json, text)
+            self.markers.write(SPLITS, made_from, [self.splits_json])
 
     def read_splits(self) -> KeptSplits | None:
-        """Return the splits of the run; None where there are none, as in runs of earlier versions."""
+        """Return the splits of the run; None where there are none, as in runs of earlier versions.
+
+        Raises
+        ------
+        RunDirError
+            Where they are damaged.
+        """
         try:
-            return KeptSplits.model_validate_json(self.splits_json.read_bytes())
-        except (OSError, ValidationError):
+            return KeptSplits.model_validate_json(self.markers.read(self.splits_json, SPLITS))
+        except FileNotFoundError:
             return None
+        except (OSError, ValidationError) as error:
+            raise unreadable(self.splits_json, error, " as splits") from error
 
     def reads(self, slide_id: str) -> Path:
         """Return the file of how much of a slide each resolution reads."""
@@ -449,8 +571,18 @@ class RunDir:
         write_json(self.kept_results_json, results)
 
     def write_results(self, results: Mapping[str, Mapping[str, object]]) -> None:
-        """Keep the metrics of all methods."""
+        """Keep the metrics of all methods, byte by byte as they are kept for the next run."""
         write_json(self.results_json, results)
+
+    def read_kept_results(self) -> dict[str, dict[str, Any]]:
+        """Return the metrics of all methods as they are kept for the next run.
+
+        Raises
+        ------
+        RunDirError
+            Where they are missing or damaged.
+        """
+        return self._read_json(self.kept_results_json, RESULTS)
 
     def read_results(self) -> dict[str, dict[str, Any]]:  # numbers, counts and intervals by name
         """Return the metrics of all methods.
@@ -460,19 +592,19 @@ class RunDir:
         RunDirError
             Where they are missing or damaged.
         """
-        return self._read_json(self.results_json)
+        return self._read_json(self.results_json, RESULTS, kept_as=self.kept_results_json)
 
-    def _read_json(self, path: Path) -> dict[str, Any]:
+    def _read_json(self, path: Path, step: str, *, kept_as: Path | None = None) -> dict[str, Any]:
         try:
-            value = parse_json(path.read_bytes())
+            value = parse_json(self.markers.read(path, step, kept_as=kept_as))
         except FileNotFoundError as error:
             raise RunDirError(
-                f"{self.root} is no run directory, or not a finished run: it has no {path.name}. {_CURE}"
+                f"{self.root} is no run directory, or not a finished run: it has no {path.name}. {CURE}"
             ) from error
         except (OSError, ValueError) as error:
-            raise RunDirError(f"{path} can't be read as JSON ({error}). {_CURE}") from error
+            raise unreadable(path, error, " as JSON") from error
         if not isinstance(value, dict):
-            raise RunDirError(f"{path} is damaged. {_CURE}")
+            raise RunDirError(f"{path} is damaged. {CURE}")
         return value
 
     # --- the directory itself
@@ -513,26 +645,10 @@ class RunDir:
         finally:
             lock.release()
 
-    # --- markers of finished steps, see `training.run.steps`
-
-    def marker(self, step: str) -> Path:
-        """Return the marker of a step that is named ``<folder>/<what>``, or alone."""
-        return self.root / "done" / step.replace("/", "-")
-
-    def is_done(self, step: str, key: str) -> bool:
-        """Whether `step` was finished with inputs of this hash."""
-        try:
-            return self.marker(step).read_bytes() == key.encode()
-        except OSError:  # absent, or something else in its place
-            return False
-
-    def forget(self, step: str) -> None:
-        """Take a step's marker away, before its files are about to match none."""
-        self.marker(step).unlink(missing_ok=True)
-
-    def mark_done(self, step: str, key: str) -> None:
-        """Say that all files of `step` are written."""
-        write_text(self.marker(step), key)
+    @property
+    def markers(self) -> Markers:
+        """Of finished steps."""
+        return Markers(self.root)
 
     def keep_only(self, made: Collection[tuple[str, str]]) -> None:
         """Remove what earlier configs left of test slides: it would pass for this run's.
@@ -549,17 +665,3 @@ class RunDir:
         ):
             if (path.parents[1].relative_to(self.root).as_posix(), path.stem) not in made:
                 path.unlink()
-
-
-def _read_curve(path: Path) -> Curve | None:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            records = list(csv.DictReader(file))
-        curve = {
-            name: np.array([float(record[name]) for record in records], np.float64) for name in records[0]
-        }
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, IndexError, csv.Error) as error:
-        raise RunDirError(f"{path} is damaged ({error}). {_CURE}") from error
-    return curve if "epoch" in curve else None

@@ -148,7 +148,7 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
             if plan.folder not in students:
                 train_encoder(context, plan, steps, teacher)
                 students[plan.folder] = Embedded(
-                    context.student_encoder(steps.student_file(plan)), steps.student_store(plan)
+                    context.student_encoder(context.run_dir.folder(plan.folder)), steps.student_store(plan)
                 )
             student = students[plan.folder]
             embed(context, split.labelled, student, steps.student_file(plan), hr=False)
@@ -621,5 +621,5 @@ def _export(context: Context, steps: Steps, head: Head, bundle: Path, choice: st
         )
 
     tested = steps.test(split, method, head.step(steps), folder)
-    once(context, steps.export(split, tested, bundle, choice, hr=is_hr), export)
+    once(context, steps.export(split, method, tested, bundle, choice, hr=is_hr), export)
     return bundle

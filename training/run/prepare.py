@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from rich.markup import escape
@@ -14,6 +15,7 @@ from training.data.tile_index import index_slides
 from training.progress import Reporter
 from training.run.context import Context
 from training.run.layout import RunDir
+from training.run.markers import RunDirError
 from training.run.steps import Steps
 from training.runtime import Runtime
 
@@ -76,7 +78,12 @@ def prepare(
             )
             rows = [item.row for item in tiles]
             all_splits = splits_of(
-                run_dir, rows, config.data, config.run.seed, writes=writes and runtime.is_main
+                run_dir,
+                rows,
+                config.data,
+                config.run.seed,
+                writes=writes and runtime.is_main,
+                tell=lambda text: reporter.say(f"[yellow]Note:[/] {escape(text)}"),
             )
         runtime.wait()
     names = class_names(rows)
@@ -95,9 +102,18 @@ def prepare(
 
 
 def splits_of(
-    run_dir: RunDir, rows: list[SlideRow], data: DataSection, seed: int, *, writes: bool
+    run_dir: RunDir,
+    rows: list[SlideRow],
+    data: DataSection,
+    seed: int,
+    *,
+    writes: bool,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> list[Split]:
     """Return the splits of a run: those that it keeps, or where it has none of these slides, new ones.
+
+    Where those that it keeps are damaged, they are dealt anew, from the same table and seed: a step whose slides would
+    be others by that is done anew, as with another table.
 
     Parameters
     ----------
@@ -108,6 +124,8 @@ def splits_of(
     seed : int
     writes : bool
         Whether to keep them.
+    tell : callable
+        Gets a sentence where those that were kept are damaged.
     """
     key = splits_key(
         rows,
@@ -116,8 +134,15 @@ def splits_of(
         preserved_sites=data.preserved_sites,
         calibration=data.calibration,
     )
-    kept = run_dir.read_splits()
-    splits = kept.splits(rows) if kept is not None and kept.key == key else _deal(rows, data, seed)
+    splits = None
+    try:
+        kept = run_dir.read_splits()
+        if kept is not None and kept.key == key:
+            splits = kept.splits(rows)
+    except (RunDirError, KeyError):
+        tell(f"{run_dir.splits_json.name} isn't as it was written; the splits are dealt anew")
+    if splits is None:
+        splits = _deal(rows, data, seed)
     if writes:
         run_dir.write_splits(splits, key)
     return splits

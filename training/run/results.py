@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -55,7 +54,6 @@ def compare(
         See `compare_methods`.
     """
     config = context.config
-    kept = context.run_dir.kept_results_json
     bundles = [fold.read_bundle_info() for fold in map(context.run_dir.fold, folds)]
     trusts = [one.trust for one in bundles if one is not None and one.trust is not None]
     quantiles = [trust.conformal.quantile for trust in trusts] if len(trusts) == len(folds) else None
@@ -78,7 +76,7 @@ def compare(
         context.run_dir.write_kept_results(results)
 
     once(context, steps.results(tested, quantiles or (), fits, front), measure, quiet=True)
-    results: dict[str, MethodResult] = json.loads(kept.read_text(encoding="utf-8"))
+    results: dict[str, MethodResult] = context.run_dir.read_kept_results()
     context.run_dir.write_results(results)
     labels = np.concatenate([fold.labels for fold in tested[OURS.key]])
     counts = [int((labels == index).sum()) for index in range(len(context.class_names))]
@@ -88,7 +86,7 @@ def compare(
         f"{_trainings(context)} ({config.evaluate.bootstrap} resamples)."
     )
     transductive = config.stage1.is_transductive
-    context.reporter.console.print(_table(results, mark_student="*" if transductive else ""))
+    context.reporter.console.print(results_table(results, mark_student="*" if transductive else ""))
     if transductive:
         context.reporter.say(f"* {TRANSDUCTIVE_NOTE}")
     if any(is_unfitted(method, metrics) for method, metrics in results.items()):
@@ -110,9 +108,19 @@ def _trainings(context: Context) -> str:
     return f" and trainings ({n_heads} heads on {encoders})"
 
 
-def _table(results: Mapping[str, MethodResult], *, mark_student: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # within 80 columns
-    for name in ("method", "train", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
+def results_table(results: Mapping[str, MethodResult], *, mark_student: str) -> Table:
+    """Return what a run prints: a row a method, within 80 columns.
+
+    Parameters
+    ----------
+    results : mapping
+        Method -> its metrics, see `compare_methods`.
+    mark_student : str
+        Put behind the names of methods that read tiles by f'.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("method", overflow="fold")  # a long name goes on in the next line
+    for name in ("train", "AUC [95 % CI]", "LRMIL minus this", "Brier"):
         table.add_column(name, no_wrap=True)
     for method, metrics in results.items():
         table.add_row(

@@ -1,20 +1,23 @@
 """The steps of a run: what each is called, what it is made from, which files it leaves; and how one is done once.
 
-A step is finished when its marker holds the hash of its inputs and its files are there: a second run with the same
-config skips it, one with another config does it again.
+A step is finished when its marker holds the hash of its inputs, and the files that it read and wrote are as the marker
+says: a second run with the same config skips it, one with another config, or with a damaged file, does it again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from rich.markup import escape
 
 from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME
 from napari_lrmil.model.encoder import weights_file
+from napari_lrmil.outside import read_file
 from napari_lrmil.slide.identity import stamp_of
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
@@ -24,6 +27,7 @@ from training.intervals import FoldScores
 from training.methods import TEACHER, Method
 from training.run.context import Context
 from training.run.layout import Folder, RunDir
+from training.run.markers import RESULTS, unreadable
 from training.stages.front import Front
 from training.stages.heads import Fit
 
@@ -39,13 +43,17 @@ class Step(NamedTuple):
     """Hash of all that it is made from."""
     makes: tuple[Path, ...]
     """The files that are there once it is finished."""
+    reads: tuple[Path, ...] = ()
+    """Files of earlier steps: where one is made anew and has become another, so is this step."""
+    shows: tuple[Path, ...] = ()
+    """Files that it writes for the report alone: it isn't done again for them."""
     checkpoint: Path | None = None
     """Where it goes on after it was killed; of no use any more once it is finished."""
 
 
 def is_done(run_dir: RunDir, step: Step) -> bool:
-    """Whether a step was finished with the same inputs, and its files are still there."""
-    return run_dir.is_done(step.name, step.key) and all(path.is_file() for path in step.makes)
+    """Whether a step was finished with the same inputs, and its files are as they were."""
+    return run_dir.markers.is_done(step.name, step.key, step.makes, step.reads)
 
 
 def once(
@@ -55,7 +63,6 @@ def once(
     *,
     together: bool = False,
     quiet: bool = False,
-    afterwards: Callable[[], Step] | None = None,
 ) -> None:
     """Do a step unless it is done.
 
@@ -69,18 +76,25 @@ def once(
         Whether all processes do it, each a part, and the main one writes; else this process does it alone.
     quiet : bool
         Don't say so where it was done before.
-    afterwards : callable, optional
-        The step as it is once it is made, where its key holds what was made.
     """
-    run_dir = context.run_dir
-    if is_done(run_dir, step):
-        if not quiet:
-            context.reporter.say(f"[dim]{step.name}: done before[/]")
-        return
-    run_dir.forget(step.name)
+    markers = context.run_dir.markers
+    marker = markers.find(step.name)
+    if marker is not None and marker.key == step.key:
+        changed = markers.first_changed(marker, step.makes, step.reads)
+        if changed is None:
+            if not quiet:
+                before = "" if marker.files is not None else ", by a version that kept no hashes of its files"
+                context.reporter.say(f"[dim]{step.name}: done before{before}[/]")
+            return
+        what = "isn't as it was" if changed.exists() else "is missing"
+        context.reporter.say(
+            f"[yellow]Note:[/] {step.name} is done anew: {escape(str(changed.relative_to(markers.root)))} {what}"
+        )
+    markers.forget(step.name)
     make()
     if context.runtime.is_main or not together:
-        run_dir.mark_done(step.name, (afterwards() if afterwards is not None else step).key)
+        shown = [path for path in step.shows if path.is_file()]
+        markers.write(step.name, step.key, [*step.reads, *step.makes, *shown])
         if step.checkpoint is not None:
             step.checkpoint.unlink(missing_ok=True)
     if together:
@@ -154,10 +168,11 @@ class Steps:
         )
         folder = self._context.folder_of(f"fold{split.fold}", seed=seed)
         return Step(
-            f"{folder.name}/teacher_mil",
+            folder.training_step(TEACHER.key),
             key,
             (folder.head(TEACHER.key), folder.fit(TEACHER.key), folder.teacher_outputs),
-            folder.checkpoint(TEACHER.key),
+            shows=(folder.metrics(TEACHER.key),),
+            checkpoint=folder.checkpoint(TEACHER.key),
         )
 
     def stage1_plan(self, split: Split, seed: int | None = None) -> Stage1Plan:
@@ -202,7 +217,15 @@ class Steps:
             (self.teacher(plan.split).key, "validated by attention") if plan.split is not None else None,
         )
         folder = self._context.run_dir.folder(plan.folder)
-        return Step(f"{plan.folder}/stage1", key, (folder.student_encoder,), folder.checkpoint("stage1"))
+        teacher = None if plan.split is None else self._context.run_dir.fold(plan.split.fold)
+        return Step(
+            folder.stage1_step,
+            key,
+            (folder.student_encoder,),
+            reads=() if teacher is None else (teacher.head(TEACHER.key), teacher.teacher_outputs),
+            shows=(folder.metrics("stage1"),),
+            checkpoint=folder.checkpoint("stage1"),
+        )
 
     def student_file(self, plan: Stage1Plan) -> Path:
         """Return where the weights of f' are."""
@@ -235,11 +258,14 @@ class Steps:
             (self.teacher(split, seed).key, config.stage2.model_dump_json()) if method.is_distilled else None,
         )
         folder = self._context.folder_of(f"fold{split.fold}", encoder_seed=encoder_seed, seed=seed)
+        teacher = self._context.folder_of(f"fold{split.fold}", seed=seed)
         return Step(
-            f"{folder.name}/{method.key}",
+            folder.training_step(method.key),
             key,
             (folder.head(method.key), folder.fit(method.key)),
-            folder.checkpoint(method.key),
+            reads=(teacher.teacher_outputs,) if method.is_distilled else (),
+            shows=(folder.metrics(method.key),),
+            checkpoint=folder.checkpoint(method.key),
         )
 
     # --- test slides
@@ -259,7 +285,7 @@ class Steps:
             folder.attention(method.key),
             folder.calibration(method.key),
         )
-        return Step(f"{folder.name}/test_{method.key}", key, makes)
+        return Step(folder.test_step(method.key), key, makes, reads=(folder.head(method.key),))
 
     def test_shortcut(self, split: Split, method: Method) -> Step:
         """Return the step that asks a baseline without an encoder about a fold's test slides."""
@@ -274,14 +300,17 @@ class Steps:
         )
         folder = self._context.run_dir.fold(split.fold)
         makes = (folder.predictions(method.key), folder.fit(method.key))
-        return Step(f"{folder.name}/test_{method.key}", key, makes)
+        return Step(folder.test_step(method.key), key, makes)
 
-    def export(self, split: Split, test: Step, bundle: Path, choice: str, *, hr: bool) -> Step:
+    def export(
+        self, split: Split, method: Method, test: Step, bundle: Path, choice: str, *, hr: bool
+    ) -> Step:
         """Return the step that exports a bundle of a fold, which names its config.
 
         Parameters
         ----------
         split : Split
+        method : Method
         test : Step
             That made its test predictions.
         bundle : Path
@@ -296,8 +325,10 @@ class Steps:
         key = content_hash(
             test.key, held_out, [row.patient_id for row in split.calibration], self._context.config, choice
         )
-        name = "export" if bundle == folder.bundle else f"export_{bundle.name}"
-        return Step(f"{folder.name}/{name}", key, (bundle / JSON_NAME, bundle / WEIGHTS_NAME))
+        name = folder.export_step if bundle == folder.bundle else f"{folder.export_step}_{bundle.name}"
+        makes = (bundle / JSON_NAME, bundle / WEIGHTS_NAME)
+        reads = (folder.head(method.key), folder.calibration(method.key), folder.predictions(method.key))
+        return Step(name, key, makes, reads=reads)
 
     def results(
         self,
@@ -329,18 +360,16 @@ class Steps:
             front,
         )
         # Not results.json itself: that one is absent while a run is at work.
-        return Step("results", key, (self._context.run_dir.kept_results_json,))
+        return Step(RESULTS, key, (self._context.run_dir.kept_results_json,))
 
     def report(self) -> Step:
         """Return the step that writes the report, from all that it shows and the code that draws it."""
         run_dir = self._context.run_dir
         code = sorted(path for kind in ("py", "j2", "css") for path in _REPORT_CODE.rglob(f"*.{kind}"))
         shown = [*run_dir.reported_files(), self._context.config.data.slides, *code]
-        page = file_hash(run_dir.report_html) if run_dir.report_html.is_file() else None
         key = content_hash(
-            [(path.name, file_hash(path)) for path in shown],
+            [(path.name, _hash_of(path)) for path in shown],
             [stamp_of(item.row.path) for item in self._context.tiles.values()],
-            page,
         )
         return Step("report", key, (run_dir.report_html,))
 
@@ -356,3 +385,11 @@ class Steps:
         for row, job in zip(new, self._context.jobs(new, self._context.hr_store(), hr=hr), strict=True):
             known[row.slide_id] = f"{row.slide_id} {job.stamp}"
         return [known[row.slide_id] for row in rows]
+
+
+def _hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file that the report shows."""
+    try:
+        return hashlib.sha256(read_file(path)).hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error

@@ -23,6 +23,7 @@ from training.losses import (
     hard_attention_loss,
     hard_instance_loss,
 )
+from training.methods import TEACHER_TERMS
 from training.section import Section
 
 
@@ -102,15 +103,16 @@ class SlideDistillation:
             self._guided[name] = (guided.to(device), has_children.to(device))
 
     def __call__(self, bag: Bag, output: MILOutput) -> dict[str, Tensor]:
-        """Return the weighted terms of one bag."""
+        """Return the weighted terms of one bag, by `TEACHER_TERMS`."""
         section = self._section
         guided, has_children = self._guided[bag.name]
-        return {
-            "bag": section.l_bag * bag_kl(output.bag_logits, self._logits[bag.name], section.temperature_bag),
-            "soft": section.l_soft
+        terms = (
+            section.l_bag * bag_kl(output.bag_logits, self._logits[bag.name], section.temperature_bag),
+            section.l_soft
             * attention_kl(output.attention_logits, guided, has_children, section.temperature_attention),
-            "hard": section.l_hard * self._hard(output, guided, has_children),
-        }
+            section.l_hard * self._hard(output, guided, has_children),
+        )
+        return dict(zip(TEACHER_TERMS, terms, strict=True))
 
     def _hard(self, output: MILOutput, guided: Tensor, has_children: Tensor) -> Tensor:
         hard, k = self._section.hard, self._section.k

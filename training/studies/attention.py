@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ from training.cohort.localisation import (
     tile_lesion_fractions,
 )
 from training.data.predictions import SlideAttention
-from training.run.layout import RunDir
+from training.run.layout import Folder, RunDir
 from training.studies.runs import Experiment, Tiles
 
 MASK_MPP = MASK_DOWNSAMPLE * MPP_L0
@@ -31,7 +33,7 @@ MASK_MPP = MASK_DOWNSAMPLE * MPP_L0
 TEACHER = methods.TEACHER.key
 
 LocalisedSlides = dict[str, SlideLocalisation]
-"""Slide -> how well one method's attention finds its lesions, in one seed."""
+"""Slide -> how well one method's attention finds its lesions, in one training."""
 
 
 class AttentionRow(NamedTuple):
@@ -72,9 +74,9 @@ def localisation_rows(
     lesions = {name: mask for name, mask in lesions.items() if mask.any()}
     found: dict[tuple[str, str], list[LocalisedSlides]] = {}
     for seed in experiment.seeds:
-        kept = _read_attention(experiment.run_dirs[seed])
-        for key, localised in _localise_methods(kept, lesions, experiment.tiles, mask_mpp).items():
-            found.setdefault(key, []).append(localised)
+        for kept in _read_attention(experiment.run_dirs[seed]):
+            for key, localised in _localise_methods(kept, lesions, experiment.tiles, mask_mpp).items():
+                found.setdefault(key, []).append(localised)
     if not found:
         raise ConfigError(
             "the runs kept no attention of test slides (foldN/test_attention): leave --masks out"
@@ -92,7 +94,7 @@ def _localise_methods(
     tiles: Tiles,
     mask_mpp: float,
 ) -> dict[tuple[str, str], LocalisedSlides]:
-    """Localise each method's attention in one seed; keys are (method, grid)."""
+    """Localise the attention of one training of each method; keys are (method, grid)."""
     found = {}
     for method, slides in kept.items():
         is_teacher = method == TEACHER
@@ -115,9 +117,11 @@ def _localise_methods(
 def _over_seeds(
     experiment: Experiment, method: str, by_seed: list[LocalisedSlides], n_resamples: int
 ) -> Localisation:
-    """Average the seeds slide by slide, then the slides."""
+    """Average the trainings slide by slide, then the slides."""
     names = sorted(by_seed[0])
-    if len(by_seed) != len(experiment.seeds) or any(sorted(one) != names for one in by_seed):
+    tested = experiment.probabilities.get(method)
+    n_trainings = len(experiment.seeds) if tested is None else math.prod(tested.shape[:3])
+    if len(by_seed) != n_trainings or any(sorted(one) != names for one in by_seed):
         raise ConfigError(f"{method}: not every seed kept its attention of the same slides")
     if not names:
         raise ConfigError(f"{method}: no test slide has a tile that is lesion by {MIN_LESION:.0%} or more")
@@ -163,11 +167,16 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         raise ConfigError(f"the mask {path} can't be read: {error}") from error
 
 
-def _read_attention(run_dirs: tuple[Path, ...]) -> dict[str, dict[str, SlideAttention]]:
-    """Read method -> slide -> attention, over all folds."""
-    found: dict[str, dict[str, SlideAttention]] = {}
+def _read_attention(run_dirs: tuple[Path, ...]) -> Iterator[dict[str, dict[str, SlideAttention]]]:
+    """Read method -> slide -> attention, over all folds; of one training after the other."""
+    folders: dict[tuple[str, str], list[Folder]] = {}
     for run_dir in map(RunDir, run_dirs):
         for fold in run_dir.folds():
-            for method in fold.attended_methods():
-                found.setdefault(method, {}).update(fold.read_attention(method))
-    return found
+            for key, folder in fold.trainings().items():
+                folders.setdefault(key, []).append(folder)
+    for of_training in folders.values():
+        found: dict[str, dict[str, SlideAttention]] = {}
+        for folder in of_training:
+            for method in folder.attended_methods():
+                found.setdefault(method, {}).update(folder.read_attention(method))
+        yield found

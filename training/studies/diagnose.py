@@ -271,8 +271,8 @@ def diagnose(prepared: Prepared, *, masks: Path | None = None, mask_mpp: float =
             raise ConfigError(
                 f"{context.run_dir.root} is not finished: fold {split.fold} has no student encoder"
             )
+        student_dim = context.student_encoder(context.run_dir.folder(plan.folder)).embed_dim
         lr_student = steps.student_store(plan)
-        student_dim = context.student_encoder(steps.student_file(plan)).embed_dim
         for name, store in (("f on LR", lr_teacher), ("f' on LR", lr_student)):
             train, test = (view_of(context, rows, store, positive_of) for rows in (split.train, split.test))
             explained.setdefault(name, []).append(measure_explained(train, test))

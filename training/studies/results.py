@@ -1,9 +1,9 @@
 """python -m training.studies.results OUT --run DIR --run DIR ...: several seeds of an experiment as one table.
 
-Each seed tests every slide once. The AUC of a method is the share of pairs of slides in order, of those that one model
-has scored both of: within a fold of a seed. Its 95 % interval draws patients and seeds anew: a drawn patient comes with
-all slides and with the predictions of all drawn seeds together, so seeds aren't counted as further patients. Differences
-to LRMIL are paired: the same drawn patients and seeds for both.
+Each run tests every slide once with each of its encoders and heads. The AUC of a method is the share of pairs of slides
+in order, of those that one model has scored both of: within a fold and a training. Its 95 % interval draws patients, runs,
+encoders and heads anew: a drawn patient comes with all slides and with the predictions of all drawn trainings together, so
+these aren't counted as further patients. Differences to LRMIL are paired: the same draws for both.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from training.studies.attention import MASK_MPP, AttentionRow, localisation_rows
 from training.studies.runs import Experiment, read_experiment
 
 OURS = methods.OURS.key
+_MOST_SHOWN = 6
+"""Trainings whose AUCs are all written."""
 
 app = Commands(add_completion=False, pretty_exceptions_enable=False)
 
@@ -33,14 +35,14 @@ app = Commands(add_completion=False, pretty_exceptions_enable=False)
 def auc_interval(
     experiment: Experiment, method: str, minus: str | None = None, *, n_resamples: int
 ) -> Interval:
-    """Return the AUC over seeds with its interval; with `minus`, the paired difference to that method.
+    """Return the AUC over all trainings with its interval; with `minus`, the paired difference to that method.
 
     Parameters
     ----------
     experiment : Experiment
     method, minus : str
     n_resamples : int
-        The patients and seeds drawn are the same in every call.
+        The patients and seeds drawn are the same for every method of a call.
 
     Raises
     ------
@@ -49,7 +51,9 @@ def auc_interval(
     """
     wanted = {name: _folds_of_seeds(experiment, name) for name in (method, minus) if name is not None}
     try:
-        found = resample_dealt_anew(wanted, n_resamples=n_resamples, seed=0)
+        found = resample_dealt_anew(
+            wanted, n_resamples=n_resamples, seed=0, shares_encoder=experiment.shares_encoder
+        )
         return (found[method] if minus is None else found[method].minus(found[minus])).interval()
     except ValueError as error:
         raise ConfigError(f"{method}: {error}") from error
@@ -60,7 +64,7 @@ def _folds_of_seeds(experiment: Experiment, method: str) -> list[list[FoldScores
     return [
         [
             FoldScores(
-                experiment.labels[inside], tuple(patients[inside].tolist()), probabilities[None, None, inside]
+                experiment.labels[inside], tuple(patients[inside].tolist()), probabilities[:, :, inside]
             )
             for inside in (folds == fold for fold in sorted(set(folds.tolist())))
         ]
@@ -69,16 +73,30 @@ def _folds_of_seeds(experiment: Experiment, method: str) -> list[list[FoldScores
 
 
 def fold_aucs(experiment: Experiment, method: str) -> list[float]:
-    """Return the AUC of every fold of every seed, where both classes are in it."""
+    """Return the AUC of every fold of every training, where both classes are in it."""
     values = []
-    for folds, probabilities in zip(experiment.folds, experiment.probabilities[method], strict=True):
-        for fold in sorted(set(folds.tolist())):
-            inside = folds == fold
-            try:
-                values.append(auc(experiment.labels[inside], probabilities[inside]))
-            except ValueError:
-                continue
+    for folds, of_seed in zip(experiment.folds, experiment.probabilities[method], strict=True):
+        for probabilities in of_seed.reshape(-1, *of_seed.shape[2:]):
+            for fold in sorted(set(folds.tolist())):
+                inside = folds == fold
+                try:
+                    values.append(auc(experiment.labels[inside], probabilities[inside]))
+                except ValueError:
+                    continue
     return values
+
+
+def _training_aucs(experiment: Experiment, method: str) -> str:
+    """Write the AUC of each training; of more than six, the least, the largest and how many there are."""
+    values = [
+        within_fold_auc([fold._replace(probabilities=fold.probabilities[e, None, h, None]) for fold in folds])
+        for folds in _folds_of_seeds(experiment, method)
+        for e in range(folds[0].probabilities.shape[0])
+        for h in range(folds[0].probabilities.shape[1])
+    ]
+    if len(values) > _MOST_SHOWN:
+        return f"{min(values):.3f} to {max(values):.3f} ({len(values)})"
+    return ", ".join(f"{value:.3f}" for value in values)
 
 
 def render(
@@ -101,23 +119,32 @@ def _what(experiment: Experiment) -> str:
     return (
         f"{len(experiment.slide_ids)} test slides ({slides}) of {len(set(experiment.patients))} patients or groups; "
         f"{n_folds} {'fold' if n_folds == '1' else 'folds'}, each slide tested once a seed; "
-        f"{'seed' if len(experiment.seeds) == 1 else 'seeds'} {', '.join(map(str, experiment.seeds))}."
+        f"{'seed' if len(experiment.seeds) == 1 else 'seeds'} {', '.join(map(str, experiment.seeds))}"
+        f"{_trainings(experiment)}."
     )
+
+
+def _trainings(experiment: Experiment) -> str:
+    n_encoders, n_heads = (
+        max(one.shape[axis] for one in experiment.probabilities.values()) for axis in (1, 2)
+    )
+    if n_encoders == n_heads == 1:
+        return ""
+    heads = f"{n_heads} {'head' if n_heads == 1 else 'heads'} a method"
+    return f", in each {heads}" + (f" and {n_encoders} encoders f'" if n_encoders > 1 else "")
 
 
 def _method_table(experiment: Experiment, n_resamples: int) -> list[str]:
     lines = [
-        "| method | AUC [95 % CI] | LRMIL minus this [95 % CI] | AUC of each seed | mean of fold AUCs "
+        "| method | AUC [95 % CI] | LRMIL minus this [95 % CI] | AUC of each training | mean of fold AUCs "
         "| balanced accuracy | Brier | ECE |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for method, probabilities in experiment.probabilities.items():
-        called = experiment.called[method]
-        per_seed = [
-            call_metrics(experiment.labels, *pair) for pair in zip(probabilities, called, strict=True)
-        ]
-        aucs = [within_fold_auc(folds) for folds in _folds_of_seeds(experiment, method)]
-        mean = {name: float(np.mean([metrics[name] for metrics in per_seed])) for name in per_seed[0]}
+        trainings = probabilities.reshape(-1, *probabilities.shape[3:])
+        called = experiment.called[method].reshape(len(trainings), -1)
+        each = [call_metrics(experiment.labels, *pair) for pair in zip(trainings, called, strict=True)]
+        mean = {name: float(np.mean([metrics[name] for metrics in each])) for name in each[0]}
         difference = ""
         if method != OURS and OURS in experiment.probabilities:
             difference = _signed(auc_interval(experiment, OURS, method, n_resamples=n_resamples))
@@ -127,17 +154,17 @@ def _method_table(experiment: Experiment, n_resamples: int) -> list[str]:
             f"**{name}**" if method == OURS else name,
             _plain(auc_interval(experiment, method, n_resamples=n_resamples)),
             difference,
-            ", ".join(f"{value:.3f}" for value in aucs),
+            _training_aucs(experiment, method),
             f"{np.mean(folds):.3f}" if folds else "",
             *(f"{mean[key]:.3f}" for key in ("balanced_accuracy", "brier", "ece")),
         )
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "AUC: share of pairs of slides in order, within a fold and a seed. Intervals: bootstrap over patients and seeds "
-        f"({n_resamples} resamples); the predictions of all drawn seeds for a drawn patient enter together. Differences "
-        "are paired. "
-        "Balanced accuracy, Brier and ECE: mean over seeds. An AUC of 1 has an interval without width: it says that "
+        "AUC: share of pairs of slides in order, within a fold and a training. Intervals: bootstrap over patients and "
+        f"seeds of runs, encoders and heads ({n_resamples} resamples); the predictions of all drawn trainings for a drawn "
+        "patient enter together. Differences are paired. "
+        "Balanced accuracy, Brier and ECE: mean over trainings. An AUC of 1 has an interval without width: it says that "
         "these slides hold no error, not that there is none.",
     ]
     if experiment.left_out:
@@ -161,7 +188,7 @@ def _attention_table(rows: list[AttentionRow]) -> list[str]:
     lines += [
         "",
         f"A tile is positive where {MIN_LESION:.0%} of it or more is lesion. AUPRC: of a slide's attention scores against "
-        "its positive tiles. Pointing game: whether the most attended tile is positive. Both are means over seeds and "
+        "its positive tiles. Pointing game: whether the most attended tile is positive. Both are means over trainings and "
         "over positive test slides that have such a tile; intervals by bootstrap over patients. HR and LR tiles have "
         "other prevalences: compare teacher and student on the LR tiles.",
     ]

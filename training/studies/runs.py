@@ -1,4 +1,8 @@
-"""Finished runs of one experiment, several seeds of it, read into one set of predictions."""
+"""Finished runs of one experiment, several seeds of it, read into one set of predictions.
+
+A run's own seed (``run.seed``) deals the slides into folds; in each run there may be encoders and heads of several seeds
+(``stage1.seeds``, ``run.seeds``).
+"""
 
 from __future__ import annotations
 
@@ -47,25 +51,28 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Experiment:
-    """S seeds of one experiment on the same N slides of C classes.
+    """S seeds of one experiment on the same N slides of C classes, in each E encoders with H heads.
 
     Attributes
     ----------
     seeds : tuple of int
+        Of the runs.
     class_names : tuple of str
     slide_ids, patients : tuples of str
     labels : (N,) int array
     folds : (S, N) array of str
         Which fold tested a slide.
     probabilities : dict
-        Method -> (S, N, C) array.
+        Method -> (S, E, H, N, C) array. E is 1 for a method without f', H for one without a head.
     called : dict
-        Method -> (S, N) array of the classes that are called.
+        Method -> (S, E, H, N) array of the classes that are called.
     left_out : tuple of str
         Methods that only some of the runs have.
     tiles : Tiles
     run_dirs : dict
         Seed -> its run directories.
+    shares_encoder : bool
+        Whether one f' serves all folds of a run.
     """
 
     seeds: tuple[int, ...]
@@ -79,6 +86,11 @@ class Experiment:
     left_out: tuple[str, ...]
     tiles: Tiles
     run_dirs: dict[int, tuple[Path, ...]]
+    shares_encoder: bool
+
+
+Key = tuple[str, str]
+"""Of a training: its encoder's and its head's seed as `Folder.trainings` names them."""
 
 
 def read_experiment(run_dirs: Sequence[Path]) -> Experiment:
@@ -105,16 +117,18 @@ def read_experiment(run_dirs: Sequence[Path]) -> Experiment:
         seed = int(config["run"]["seed"])
         dirs[seed] = (*dirs.get(seed, ()), folder)
     seeds = tuple(sorted(dirs))
-    found: dict[str, dict[int, dict[str, TestedSlide]]] = {}
+    found: dict[str, dict[int, dict[Key, dict[str, TestedSlide]]]] = {}
     class_names: set[tuple[str, ...]] = set()
     for seed in seeds:
-        for method, predictions, fold in _read_folds(dirs[seed]):
+        for method, key, predictions, fold in _read_folds(dirs[seed]):
             class_names.add(predictions.class_names)
             slides = _by_slide(predictions, f"{fold.run_root.name}/{fold.name}")
-            known = found.setdefault(method, {}).setdefault(seed, {})
+            known = found.setdefault(method, {}).setdefault(seed, {}).setdefault(key, {})
             twice = sorted(known.keys() & slides.keys())
             if twice:
-                raise ConfigError(f"{fold.predictions(method)}: {twice[0]} was tested by seed {seed} before")
+                raise ConfigError(
+                    f"{fold.trainings()[key].predictions(method)}: {twice[0]} was tested by seed {seed} before"
+                )
             known |= slides
     if len(class_names) > 1:
         raise ConfigError(f"the runs have different classes: {sorted(class_names)}")
@@ -123,43 +137,77 @@ def read_experiment(run_dirs: Sequence[Path]) -> Experiment:
     if not order:
         raise ConfigError("no method is in all of the runs")
     names = class_names.pop()
-    first = complete[order[0]][seeds[0]]
+    grids = {method: _grid(method, complete[method]) for method in order}
+    first = next(iter(complete[order[0]][seeds[0]].values()))
     for method in order:
         for seed in seeds:
-            _check_same(method, seed, first, complete[method][seed])
+            for slides in complete[method][seed].values():
+                _check_same(method, seed, first, slides)
     ids = tuple(sorted(first))
+
+    def gathered(method: str, field: str) -> NDArray[np.generic]:
+        """(S, E, H, N) and what the field has."""
+        values = np.asarray(
+            [
+                [[getattr(slides[name], field) for name in ids] for slides in complete[method][seed].values()]
+                for seed in seeds
+            ]
+        )
+        return values.reshape(len(seeds), *grids[method], *values.shape[2:])
+
     return Experiment(
         seeds=seeds,
         class_names=names,
         slide_ids=ids,
         patients=tuple(first[name].patient for name in ids),
         labels=np.asarray([names.index(first[name].label) for name in ids], np.int64),
-        folds=np.asarray([[complete[order[0]][seed][name].fold for name in ids] for seed in seeds]),
-        probabilities={
-            method: np.asarray(
-                [[complete[method][seed][name].probabilities for name in ids] for seed in seeds], np.float64
-            )
-            for method in order
-        },
-        called={
-            method: np.asarray([[complete[method][seed][name].called for name in ids] for seed in seeds])
-            for method in order
-        },
+        folds=gathered(order[0], "fold")[:, 0, 0].astype(np.str_),
+        probabilities={method: gathered(method, "probabilities").astype(np.float64) for method in order},
+        called={method: gathered(method, "called").astype(np.int64) for method in order},
         left_out=tuple(sorted(found.keys() - complete.keys())),
         tiles=next(iter(tiles.values())),
         run_dirs=dirs,
+        shares_encoder=all(RunDir(folder).shared.student_encoder.is_file() for folder in configs),
     )
 
 
-def _read_folds(run_dirs: Sequence[Path]) -> Iterator[tuple[str, Predictions, Folder]]:
-    """Read each method's predictions of each fold."""
+def _grid(method: str, by_seed: dict[int, dict[Key, dict[str, TestedSlide]]]) -> tuple[int, int]:
+    """Return the numbers of encoders and of heads on each, E and H, which all runs must have.
+
+    The trainings of each seed are put in order, encoder by encoder.
+    """
+    grids = set()
+    for seed, trainings in by_seed.items():
+        encoders, heads = (
+            sorted(set(names), key=lambda one: (len(one), one)) for names in zip(*trainings, strict=True)
+        )
+        keys = [(encoder, head) for encoder in encoders for head in heads]
+        if set(keys) != set(trainings):
+            odd = next(key for key in keys if key not in trainings)
+            raise ConfigError(
+                f"{method}: a run of seed {seed} has no predictions of {'/'.join(filter(None, odd)) or 'its first seeds'}. "
+                "Let it finish."
+            )
+        by_seed[seed] = {key: trainings[key] for key in keys}
+        grids.add((len(encoders), len(heads)))
+    if len(grids) > 1:
+        raise ConfigError(
+            f"{method}: the runs have different numbers of encoders and heads, {sorted(grids)}. Give all of them the same "
+            "number of run.seeds and of stage1.seeds."
+        )
+    return grids.pop()
+
+
+def _read_folds(run_dirs: Sequence[Path]) -> Iterator[tuple[str, Key, Predictions, Folder]]:
+    """Read each method's predictions of each fold, by each of its trainings."""
     for run_dir in map(RunDir, run_dirs):
         folds = run_dir.tested_folds()
         if not folds:
             raise ConfigError(f"{run_dir.root} holds no fold*/predictions: let the run finish first")
         for fold in folds:
-            for method in fold.predicted_methods():
-                yield method, fold.read_predictions(method), fold
+            for key, folder in fold.trainings().items():
+                for method in folder.predicted_methods():
+                    yield method, key, folder.read_predictions(method), fold
 
 
 def _config(folder: Path) -> dict[str, dict[str, float]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import Any, ClassVar
 
 from qtpy.QtCore import QThreadPool
 from superqt.utils import GeneratorWorker
@@ -14,6 +16,7 @@ from superqt.utils import GeneratorWorker
 from napari_lrmil._viewer.background import Background, P, R, Steps, error_text, ignore, is_foreseen
 
 _MAX_THREADS = 64
+_LAST_WAIT_MS = 30_000
 _pool: QThreadPool | None = None
 
 
@@ -22,12 +25,24 @@ def thread_pool() -> QThreadPool:
 
     Qt's own pool has as many threads as the computer has cores: a slide and a folder that are classified would take
     both of two, and a verdict would wait for hours to be written.
+
+    However the program ends, its threads end before the interpreter: one that still tells of the end of its job when
+    Python is being taken down would be a segmentation fault.
     """
     global _pool
     if _pool is None:
         _pool = QThreadPool()
         _pool.setMaxThreadCount(_MAX_THREADS)
+        atexit.register(_end_threads, _pool)
     return _pool
+
+
+def _end_threads(pool: QThreadPool) -> None:
+    for background in list(QtBackground.all):
+        background.shutdown(wait_s=0)
+    pool.waitForDone(
+        _LAST_WAIT_MS
+    )  # a job that is over isn't enough: its thread still tells so, with the GIL
 
 
 class _Worker(GeneratorWorker[Any, Any, None]):
@@ -58,9 +73,18 @@ class _Worker(GeneratorWorker[Any, Any, None]):
 
 
 class QtBackground(Background):
-    """Jobs of one dock; `shutdown` ends them with it."""
+    """Jobs of one dock; `shutdown` ends them with it, and the end of the program those that are left.
+
+    Attributes
+    ----------
+    all : WeakSet of QtBackground
+        Those of all docks.
+    """
+
+    all: ClassVar[weakref.WeakSet[QtBackground]] = weakref.WeakSet()
 
     def __init__(self) -> None:
+        self.all.add(self)
         self._current: dict[str, _Worker] = {}
         self._alive: set[_Worker] = set()
         self._closed = False

@@ -14,6 +14,8 @@ from napari_lrmil.errors import readable
 from napari_lrmil.slide import Slide
 from napari_lrmil.wording import (
     NOT_FOR_DIAGNOSIS,
+    NOT_TO_BE_USED,
+    answer_text,
     distance_text,
     duration_text,
     operating_text,
@@ -21,6 +23,7 @@ from napari_lrmil.wording import (
     set_text,
     slide_warnings,
     time_taken_text,
+    withheld_text,
 )
 
 if TYPE_CHECKING:
@@ -33,13 +36,14 @@ DEMO_BUNDLE_NAME = "Demonstration model"
 
 @dataclass(frozen=True)
 class ResultPanel:
-    """One prediction in words: label, (class, probability) from most to least probable, and how it was made.
+    """One prediction in words: (class, probability) from most to least probable, and how it was made.
 
-    `headline` is the label, or that there is none; `set_text` says which classes are left at the bundle's
-    coverage; `strange_text` says why the slide itself makes the result doubtful, empty where nothing does.
+    `headline` is the answer, or that it is unsure, and `headline_tip` what it means; `set_text` says which classes are left
+    at the bundle's coverage; `strange_text` says why the slide itself makes the result doubtful, empty where nothing does.
+    Of a slide unlike those of training, where the label is `withheld`, classes and set are empty until it is `revealed`:
+    then `withheld_text` is what the model would say, and that it is not to be used.
     """
 
-    label: str
     classes: tuple[tuple[str, float], ...]
     details: str
     demonstration: bool
@@ -48,6 +52,10 @@ class ResultPanel:
     set_text: str
     strange_text: str
     distance_text: str
+    headline_tip: str
+    withheld: bool = False
+    revealed: bool = False
+    withheld_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,9 +168,8 @@ def model_text(name: str, sha256: str) -> str:
 
 def earlier_text(prediction: SlidePrediction) -> str:
     """What another model said of the slide, which isn't what is shown."""
-    words = [f"{prediction.label} {percent_text(prediction.label_probability)}"]
-    words += ["unsure"] if prediction.unsure else []
-    words += ["unlike the training slides"] if prediction.out_of_distribution else []
+    words = [answer_text(prediction)]
+    words += ["unsure"] if prediction.unsure and prediction.label is not None else []
     model = model_text(prediction.bundle_name, prediction.bundle_sha256)
     return f"Earlier, by {model}: {', '.join(words)}"
 
@@ -186,13 +193,20 @@ def progress_text(slide_name: str, progress: PredictProgress | None) -> str:
     return text if left is None else f"{text}, {duration_text(left)} left"
 
 
-def result_panel(prediction: SlidePrediction) -> ResultPanel:
-    """A prediction in words."""
+def result_panel(prediction: SlidePrediction, *, revealed: bool = False) -> ResultPanel:
+    """A prediction in words; `revealed` shows what is withheld of a slide unlike those of training."""
+    withheld = prediction.label is None
+    hidden, unsure = withheld and not revealed, prediction.unsure and not withheld
     classes = sorted(
         zip(prediction.class_names, prediction.class_probabilities.tolist(), strict=True),
-        key=lambda pair: (pair[0] != prediction.label, -pair[1]),
+        key=lambda pair: (pair[0] != prediction.called, -pair[1]),
     )
-    called = operating_text(prediction)
+    called = "" if hidden else operating_text(prediction)
+    tip = "The class that is called"
+    if withheld:
+        tip = "The slide is farther from those of training than the model's limit: there is no label"
+    elif unsure:
+        tip = f"The class that is called is {prediction.called}, but others can't be ruled out"
     details = (f"{called}\n" if called else "") + (
         f"{len(prediction.tiles):,} tiles in {time_taken_text(prediction.seconds)} on {prediction.device}\n"
         f"Level {prediction.level} at {prediction.level_mpp:.3g} µm/px\n"
@@ -200,15 +214,18 @@ def result_panel(prediction: SlidePrediction) -> ResultPanel:
         f"LRMIL {prediction.version}"
     )
     return ResultPanel(
-        label=prediction.label,
-        classes=tuple(classes),
+        classes=() if hidden else tuple(classes),
         details=details,
         demonstration=prediction.demonstration,
-        headline="Unsure" if prediction.unsure else prediction.label,
-        unsure=prediction.unsure,
-        set_text=set_text(prediction),
+        headline="Unsure" if unsure else prediction.answer,
+        unsure=unsure,
+        set_text="" if hidden else set_text(prediction),
         strange_text="\n".join(slide_warnings(prediction)),
         distance_text=distance_text(prediction),
+        headline_tip=tip,
+        withheld=withheld,
+        revealed=withheld and revealed,
+        withheld_text=f"{withheld_text(prediction)}. {NOT_TO_BE_USED}" if withheld and revealed else "",
     )
 
 
@@ -220,16 +237,19 @@ def card_markdown(info: BundleInfo) -> str:
     return card.split("---\n", 2)[2].lstrip() if card.startswith("---\n") else card
 
 
-def overlay_text(prediction: SlidePrediction) -> str:
-    """What stands on the slide itself: class probabilities, the label first."""
+def overlay_text(prediction: SlidePrediction, *, revealed: bool = False) -> str:
+    """What stands on the slide itself: class probabilities, the label first; of a slide without one, the answer.
+
+    A withheld label never stands there: of a picture of the slide nobody would know that it isn't the answer.
+    """
     result = result_panel(prediction)
     lines = [f"{name}  {percent_text(probability)}" for name, probability in result.classes]
+    if result.withheld:
+        lines = [result.headline] + (["heatmap not to be used"] if revealed else [])
     if result.unsure:
         lines.append("unsure")
     if prediction.tiles.immunostained:
         lines.append("not H&E")
-    if prediction.out_of_distribution:
-        lines.append("unlike the training slides")
     if result.demonstration:
         lines += NOT_FOR_DIAGNOSIS.lower().split(" – ")  # two lines: the canvas may be narrow
     return "\n".join(lines)

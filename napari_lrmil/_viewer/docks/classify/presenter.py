@@ -40,7 +40,7 @@ class ClassifyView(Protocol):
 class ClassifyPresenter:
     """Shows the controller's state in the dock and, in short, on the canvas and in the window's title.
 
-    The label stands on the canvas only while the slide that it is about is seen.
+    The answer stands on the canvas only while the slide that it is about is seen.
 
     Parameters
     ----------
@@ -65,7 +65,10 @@ class ClassifyPresenter:
         """Show what is so now; the dock shows something of every kind of change."""
         result = self._controller.result
         shown = result is not None and self._controller.slide_visible
-        self._canvas.show_text(overlay_text(result) if result is not None and shown else "")
+        text = ""
+        if result is not None and shown:
+            text = overlay_text(result, revealed=self._controller.label_revealed)
+        self._canvas.show_text(text)
         slide = self._controller.slide
         self._canvas.show_title(title_text(slide) if slide is not None else "")
         self._view.show_panel(self._panel())
@@ -74,6 +77,9 @@ class ClassifyPresenter:
         """The mouse is at this place in level-0 µm."""
         result = self._controller.result
         if result is None:
+            return
+        if not self._controller.evidence_shown:
+            self._view.show_hover("")
             return
         if self._finder is None or self._finder[0] is not result:
             self._finder = (result, TileFinder(result))
@@ -141,8 +147,10 @@ class ClassifyPresenter:
             error=controller.error,
             earlier=earlier_text(earlier) if earlier is not None else "",
             can_reopen=controller.slide_replaced,
-            result=result_panel(result) if result is not None else None,
-            evidence=evidence_panel(result, look) if result is not None and look is not None else None,
+            result=result_panel(result, revealed=controller.label_revealed) if result is not None else None,
+            evidence=evidence_panel(result, look)
+            if result is not None and look is not None and controller.evidence_shown
+            else None,
             heatmap_visible=slide is not None and shown and self._canvas.heatmap_visible(slide),
             heatmap_opacity=self._canvas.heatmap_opacity(slide) if slide is not None and shown else 0.0,
         )

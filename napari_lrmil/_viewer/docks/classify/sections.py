@@ -240,14 +240,27 @@ class RunSection(Section):
         self.reopen.setVisible(panel.can_reopen)
 
 
+_REVEAL, _HIDE = "Show what it would say", "Hide what it would say"
+
+
 class ResultSection(Section):
-    """Shows a `ResultPanel`, or hides."""
+    """Shows a `ResultPanel`, or hides; `reveal_clicked` says whether a withheld label is wanted."""
+
+    reveal_clicked = Signal(bool)
 
     def __init__(self) -> None:
         super().__init__()
         self.strange = parts.Notice(style=parts.BANNER_STYLE)
         self.strange.setAccessibleName("Warning: slide unlike the training slides, or of another stain")
         self.label = parts.wrapped_label(style="QLabel { font-size: 22px; font-weight: bold; }")
+        self.reveal = QPushButton(_REVEAL)
+        self.reveal.setCheckable(True)
+        self.reveal.setToolTip(
+            "Label, probabilities and heatmap of a slide unlike those of training; they are not to be used. Hidden again "
+            "with the next slide"
+        )
+        self.withheld = parts.Notice(style=parts.BANNER_STYLE)
+        self.withheld.setAccessibleName("Not to be used: what the model would say")
         self.set = parts.wrapped_label()
         self.set.setToolTip(_SET_TIP)
         self.bars = parts.ClassBars()
@@ -262,6 +275,8 @@ class ResultSection(Section):
         for widget in (
             self.strange,
             self.label,
+            self.reveal,
+            self.withheld,
             self.set,
             self.bars,
             self.warning,
@@ -269,6 +284,7 @@ class ResultSection(Section):
             self.distance,
         ):
             self.column.addWidget(widget)
+        self.reveal.clicked.connect(self.reveal_clicked)
 
     def show_panel(self, panel: ClassifyPanel) -> None:
         """Show a result, or nothing."""
@@ -278,14 +294,15 @@ class ResultSection(Section):
             return
         self.strange.show_text(result.strange_text)
         self.label.setText(result.headline)
-        self.label.setToolTip(
-            f"The class that is called is {result.label}, but others can't be ruled out"
-            if result.unsure
-            else "The class that is called"
-        )
-        self.set.setText(result.set_text)
+        self.label.setToolTip(result.headline_tip)
+        self.reveal.setVisible(result.withheld)
+        self.reveal.setChecked(result.revealed)
+        self.reveal.setText(_HIDE if result.revealed else _REVEAL)
+        self.withheld.show_text(result.withheld_text)
+        parts.show_text(self.set, result.set_text)
         self.set.setStyleSheet(parts.HINT_STYLE if result.unsure else "")
         self.bars.show_classes(result.classes)
+        self.bars.setVisible(bool(result.classes))
         self.details.setText(result.details)
         parts.show_text(
             self.distance, "" if result.distance_text in result.strange_text else result.distance_text

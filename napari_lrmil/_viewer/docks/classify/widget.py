@@ -141,6 +141,7 @@ class ClassifyWidget(Dock):
         self.run_section.cancel_clicked.connect(controller.cancel)
         self.run_section.reopen_clicked.connect(controller.reopen_slide)
         self.model_section.card_clicked.connect(self._show_card)
+        self.result_section.reveal_clicked.connect(controller.reveal_label)
         evidence = self.evidence_section
         evidence.heatmap_toggled.connect(lambda shown: controller.set_heatmap(visible=shown))
         evidence.opacity_moved.connect(lambda value: controller.set_heatmap(opacity=value))

@@ -153,7 +153,7 @@ def verdict_of(slide_path: Path, fingerprint: str) -> Verdict | None:
         except WorklistError:
             continue
         if review is not None and (review.fingerprint is None or same_slide(review.fingerprint, fingerprint)):
-            return Verdict(review.verdict, review.note, review.time or None, review.label_shown or "")
+            return Verdict(review.verdict, review.note, review.time or None, review.answer_shown or "")
     return None
 
 

@@ -35,6 +35,11 @@ NO_RESULT = (
     "Classify this slide (panel “LRMIL: classify slide”): its tiles that count most and least appear here."
 )
 
+WITHHELD = (
+    "This slide is unlike those that the model was trained on, so no tile speaks for an answer. “Show what it would say” in "
+    "the panel “LRMIL: classify slide” shows them."
+)
+
 
 @dataclass(frozen=True)
 class TileEntry:
@@ -90,7 +95,12 @@ def tiles_panel(
         top=entries(top),
         bottom_title="Least attention" if attention else f"Least for {channel}, or against it",
         bottom=entries(bottom),
-        note=" ".join((_close_up_text(slide, result), *(() if attention else evidence_notes(result)))),
+        note=" ".join(
+            (
+                _close_up_text(slide, result),
+                *(() if attention and result.label is not None else evidence_notes(result)),
+            )
+        ),
     )
 
 

@@ -15,6 +15,7 @@ from napari_lrmil._viewer.docks.tiles.panel import (
     MAX_K,
     NO_RESULT,
     NO_SLIDE,
+    WITHHELD,
     TilesPanel,
     tiles_panel,
 )
@@ -141,7 +142,9 @@ class TilesPresenter:
     def _new_panel(self, slide: Slide | None, result: SlidePrediction | None) -> TilesPanel:
         if slide is None or result is None:
             return TilesPanel(hint=NO_SLIDE if slide is None else NO_RESULT, k=self._k)
-        channel = self._channel if self._channel in channels_of(result) else result.label
+        if not self._controller.evidence_shown:
+            return TilesPanel(hint=WITHHELD, k=self._k)
+        channel = self._channel if self._channel in channels_of(result) else result.called
         look = self._controller.look
         return tiles_panel(slide, result, channel, self._k, look.unit if look is not None else None)
 

@@ -97,7 +97,7 @@ class FolderClassification:
         if event.progress is not None and event.progress.tiles_total:
             pace.slide_share(event.progress.tiles_done / event.progress.tiles_total)
         if event.kind in (Kind.FINISHED, Kind.FAILED):
-            pace.slide_over(failed=event.kind is Kind.FAILED)
+            pace.slide_over(event.prediction.answer if event.prediction is not None else None)
             self._note = event.note or self._note
         follow(self._list, event)
         if event.prediction is not None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from napari_lrmil.wording import duration_text, percent_text
+from napari_lrmil.model.calibration import UNLIKE_TRAINING
+from napari_lrmil.wording import counts_text, duration_text, percent_text
 from napari_lrmil.worklist import Order, Saved, Status, Verdict, WorklistItem
 
 HEADINGS = ("Slide: name, prediction, status", "Verdict")
@@ -26,7 +27,7 @@ SAVED_TEXT = {Saved.YES: "", Saved.SAVING: "saving …", Saved.NO: "not saved"}
 _TOOL_TIP_CHARACTERS = 80
 NEEDS_MPP = "needs µm/px"
 REPLACED = "another file by now: classify it anew"
-UNSURE, STRANGE = "◆ unsure", "▲ unlike training"
+UNSURE, STRANGE = "◆ unsure", f"▲ {UNLIKE_TRAINING}"
 """Marks differ in shape and say what they mean, so that no colour is needed."""
 
 
@@ -124,15 +125,17 @@ class Pace:
         self.total, self.done, self.failed = total, 0, 0
         self._started_s = started_s
         self._share = 0.0
+        self._answers: list[str] = []
 
     def slide_share(self, share: float) -> None:
         """How much of the slide under way is done, 0 to 1."""
         self._share = share
 
-    def slide_over(self, *, failed: bool) -> None:
-        """A slide is finished, or has failed."""
+    def slide_over(self, answer: str | None) -> None:
+        """A slide is finished with this answer, or has failed: None."""
         self.done += 1
-        self.failed += failed
+        self.failed += answer is None
+        self._answers += [answer] if answer is not None else []
         self._share = 0.0
 
     def seconds_left(self, now_s: float) -> float | None:
@@ -154,6 +157,8 @@ class Pace:
         """What came of it."""
         good = self.done - self.failed
         text = f"{good:,} of {self.total:,} classified"
+        if self._answers:
+            text += f": {counts_text(self._answers)}"
         if self.failed:
             text += f"; {self.failed:,} failed: point at them to see why"
         return f"Stopped: {text}. Classify again to go on." if cancelled else f"Done: {text}."
@@ -165,7 +170,7 @@ def is_shown(item: WorklistItem, which: Show, text: str) -> bool:
         return False
     if which is Show.DOUBTFUL and not (item.unsure or item.ood):
         return False
-    if which is Show.NOT_CLASSIFIED and item.label is not None:
+    if which is Show.NOT_CLASSIFIED and item.answer is not None:
         return False
     if which is Show.FAILED and item.status is not Status.FAILED:
         return False
@@ -197,19 +202,21 @@ def status_text(item: WorklistItem) -> str:
 
 
 def _marks(item: WorklistItem) -> str:
-    """On a line of their own: behind a long class name they would be cut."""
-    return "  ".join(mark for mark, holds in ((UNSURE, item.unsure), (STRANGE, item.ood)) if holds)
+    """On a line of its own: behind a long class name it would be cut. An answer without a label is its own mark."""
+    return UNSURE if item.unsure else ""
 
 
 def prediction_text(item: WorklistItem) -> str:
-    """Label and probability, where there are any."""
-    if item.label is None or item.probability is None:
+    """The answer, a label with its probability."""
+    if item.answer is None:
         return ""
+    if item.label is None or item.probability is None:
+        return STRANGE
     return f"{item.label}  {percent_text(item.probability)}"
 
 
 def verdict_text(item: WorklistItem) -> str:
-    """The verdict, and that it was on another label than the row has."""
+    """The verdict, and that it was on another answer than the row has."""
     judged = _judged_text(item)
     return f"{_verdict_word(item)} ({judged})" if judged else _verdict_word(item)
 
@@ -219,29 +226,29 @@ def _verdict_word(item: WorklistItem) -> str:
 
 
 def _judged_text(item: WorklistItem) -> str:
-    """What the verdict is about where that isn't the label of the row, which may have none by now."""
+    """What the verdict is about where that isn't the answer of the row, which may have none by now."""
     if item.verdict_outdated:
-        return f"with {item.judged_label or 'no label'}"
-    return f"with {item.judged_label}" if item.verdict and item.label is None and item.judged_label else ""
+        return f"with {item.judged_answer or 'no label'}"
+    return f"with {item.judged_answer}" if item.verdict and item.answer is None and item.judged_answer else ""
 
 
 def judged_note(item: WorklistItem) -> str:
     """Beside the verdict's buttons: that it isn't about what is shown."""
     if item.verdict is None or not _judged_text(item):
         return ""
-    shown = "no result of the chosen model is shown" if item.label is None else f"now {item.label} is shown"
-    return f"This verdict was given on {item.judged_label or 'no label'}; {shown}."
+    shown = "no result of the chosen model is shown" if item.answer is None else f"now {item.answer} is shown"
+    return f"This verdict was given on {item.judged_answer or 'no label'}; {shown}."
 
 
 def tool_tip(item: WorklistItem) -> str:
     """All of a row, for those who can't see it whole."""
     lines = [item.slide_id, status_text(item)]
-    if item.label is not None:
+    if item.answer is not None:
         lines.append(f"Prediction: {prediction_text(item)}")
     if item.unsure:
         lines.append("The model is unsure: more than one class is left, or none.")
     if item.ood:
-        lines.append("Unlike the training slides: take the prediction with care.")
+        lines.append("Unlike the training slides: the model has no answer for it.")
     if item.known_label:
         lines.append(f"In the table: {item.known_label}")
     if item.verdict is not None:

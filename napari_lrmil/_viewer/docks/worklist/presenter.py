@@ -251,7 +251,7 @@ class WorklistPresenter:
             return
         if controller.result is not None:  # what the screen says is what the verdict is about
             self._take_result(path, controller.result)
-        if verdict in ("agree", "disagree") and worklist[path].label is None:
+        if verdict in ("agree", "disagree") and worklist[path].answer is None:
             self._hint = (
                 f"{worklist[path].slide_id} has no result to {verdict} with: classify it first. "
                 "A note, or Unsure, can be kept without one."
@@ -259,7 +259,14 @@ class WorklistPresenter:
             self.changed.emit()
             return
         self._hint = ""
-        worklist.note_verdict(path, verdict, reviewer=self._reviewer(), check=self._check_of(path))
+        revealed = (
+            summarise(controller.result)
+            if controller.result is not None and controller.label_revealed
+            else None
+        )
+        worklist.note_verdict(
+            path, verdict, reviewer=self._reviewer(), check=self._check_of(path), revealed=revealed
+        )
         self._verdicts.write(worklist.reviews)
         self._list_changed()
 
@@ -336,7 +343,7 @@ class WorklistPresenter:
         controller = self._controller
         if self._list is None or controller is None or controller.bundle is None:
             return
-        wanted = [item for item in self._list.ordered(self._rows.order) if item.label is None]
+        wanted = [item for item in self._list.ordered(self._rows.order) if item.answer is None]
         self._hint = "" if wanted else "Every slide of the list is classified."
         if wanted:
             self._rows.freeze()

@@ -187,8 +187,12 @@ class VerdictSection(QWidget):
         self.about.setStyleSheet(parts.HEADING_STYLE)
         self.previous = button("◀", keys.hint("Open the previous slide", keys.PREVIOUS), "Previous slide")
         self.next = button("▶", keys.hint("Open the next slide", keys.NEXT), "Next slide")
-        self.agree = button("✓ Agree", keys.hint("The prediction is right", keys.AGREE), "Agree")
-        self.disagree = button("✗ Disagree", keys.hint("The prediction is wrong", keys.DISAGREE), "Disagree")
+        self.agree = button(
+            "✓ Agree",
+            keys.hint("The answer is right: the label, or that the slide is unlike training", keys.AGREE),
+            "Agree",
+        )
+        self.disagree = button("✗ Disagree", keys.hint("The answer is wrong", keys.DISAGREE), "Disagree")
         self.unsure = button("? Unsure", keys.hint("It can't be told from this slide", keys.UNSURE), "Unsure")
         self.clear = button("Clear", keys.hint("Take the verdict back", keys.CLEAR), "Clear the verdict")
         self.verdicts = {"agree": self.agree, "disagree": self.disagree, "unsure": self.unsure}

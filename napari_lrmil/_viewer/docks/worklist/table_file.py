@@ -176,6 +176,6 @@ def _row_of(item: WorklistItem, result: ResultSummary | None, now: str | None) -
             item.slide_id, result, "", "", item.error
         )  # verdict and note are on a file that was there before
     verdict: str = item.verdict or ""
-    if item.verdict_outdated:  # it isn't one on the label in this row
-        verdict += f" (with {item.judged_label or 'no label'})"
+    if item.verdict_outdated:  # it isn't one on the answer in this row
+        verdict += f" (with {item.judged_answer or 'no label'})"
     return FolderRow(item.slide_id, result, verdict, item.note, item.error)
