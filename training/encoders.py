@@ -143,6 +143,29 @@ def new_student(section: StudentSection, teacher: Encoder, *, seed: int, device:
     return student.to(device).train()
 
 
+def train_last_blocks(encoder: Encoder, blocks: int) -> int:
+    """Freeze an encoder but for its last blocks and the norm after them; what is below needs no graph.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Changed in place.
+    blocks : int
+        All of them where there are fewer.
+
+    Returns
+    -------
+    int
+        How many blocks are frozen.
+    """
+    blocks = min(blocks, encoder.depth)
+    encoder.requires_grad_(False)
+    for block in list(encoder.vit.blocks)[-blocks:]:
+        block.requires_grad_(True)
+    encoder.vit.norm.requires_grad_(True)
+    return encoder.depth - blocks
+
+
 def trained_student(
     weights: Mapping[str, torch.Tensor], spec: EncoderSpec, *, device: torch.device
 ) -> Encoder:

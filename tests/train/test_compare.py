@@ -20,7 +20,7 @@ from training.config import RunConfig, load_config
 from training.data.derived import ChildrenMean, Ridged, Subset, fit_ridge, write_shuffled
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
-from training.data.tile_index import SlideTiles
+from training.data.tile_index import Reading, SlideTiles
 from training.methods import EMBEDDINGS, OURS
 from training.progress import Reporter
 from training.run import pipeline
@@ -366,6 +366,24 @@ def test_a_run_of_all_rows_does_shared_work_once(
     assert (embedded, encoders, heads) == ([], [], [])
     for name, content in before.items():
         assert (tmp_path / name).read_bytes() == content, name
+
+
+@pytest.mark.parametrize(
+    ("embedding", "unlabelled_too"), [("lr_enlarged_4", False), ("student_enlarged", True)]
+)
+def test_unlabelled_slides_are_embedded_only_where_an_encoder_learns_from_them(
+    cohort: Path, tmp_path: Path, embedding: str, *, unlabelled_too: bool
+) -> None:
+    path = write_config(tmp_path, cohort)
+    path.write_text(path.read_text() + f'\n[[compare]]\nkey = "own"\nembedding = "{embedding}"\n')
+    context = prepare(
+        load_config(path), skip_bad=False, reporter=Reporter(Console(file=io.StringIO()))
+    ).context
+    assert len(context.rows) > len(context.labelled)
+    rows = pipeline.rows_read(context, Reading(context.geometry.ratio, enlarged=True))
+    assert rows == (context.rows if unlabelled_too else context.labelled)
+    assert pipeline.rows_read(context, context.hr_tiles) == context.rows
+    assert pipeline.rows_read(context, context.lr_tiles) == context.labelled
 
 
 def rerun_plan(folder: Path) -> str:

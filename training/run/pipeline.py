@@ -150,9 +150,7 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
     weights = context.config.encoder.weights
     read = {reading: Embedded(teacher, context.read_store(reading)) for reading in readings(context)}
     for reading, embedded in read.items():
-        # f' may learn from unlabelled slides, too; heads don't.
-        rows = context.rows if reading.factor == context.geometry.ratio else context.labelled
-        embed(context, rows, embedded, weights, reading=reading)
+        embed(context, rows_read(context, reading), embedded, weights, reading=reading)
     hr = read[context.hr_tiles]
     _embed_turned_rows(context, steps, teacher)
     teachers = [Head(split, TEACHER, hr, seed) for split in splits for seed in seeds]
@@ -208,6 +206,16 @@ def readings(context: Context) -> list[Reading]:
         elif method.embedding.encoder == "student_enlarged":
             found[Reading(ratio, enlarged=True)] = None
     return list(found)
+
+
+def rows_read(context: Context, reading: Reading) -> list[SlideRow]:
+    """Return the slides of which f embeds some tiles: unlabelled ones too where an f' learns from what f says there."""
+    targets = {context.hr_tiles} | {
+        Reading(context.geometry.ratio, enlarged=True)
+        for method in trained_methods(context)
+        if method.embedding is not None and method.embedding.encoder == "student_enlarged"
+    }
+    return context.rows if reading in targets else context.labelled
 
 
 def bags_of(

@@ -23,7 +23,15 @@ from training.data.table import SlideRow
 from training.data.tile_index import Reading
 from training.methods import RANDOM, TEACHER, Embedding, Method
 from training.run.context import Context
-from training.run.pipeline import Embedded, bags_of, check_tokens, reading_name, readings, trained_methods
+from training.run.pipeline import (
+    Embedded,
+    bags_of,
+    check_tokens,
+    reading_name,
+    readings,
+    rows_read,
+    trained_methods,
+)
 from training.run.steps import Stage1Plan, Step, Steps, is_done
 from training.runtime import Precision, autocast
 from training.stages.distill_tiles import Distiller, student_layers
@@ -100,12 +108,11 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     ratio = context.geometry.ratio
     planned = []
     for reading in readings(context):
-        hr_sized = reading.factor == ratio
         name = "LR, undistilled" if reading == context.lr_tiles else reading_name(reading, ratio)
         step = _embedding(
             context,
             f"embed {name}",
-            context.rows if hr_sized else labelled,
+            rows_read(context, reading),
             context.read_store(reading),
             teacher,
             hr_rate if reading == context.hr_tiles else rate,
@@ -160,7 +167,8 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
                 for name in (f"{stage1.folder}/stage1", f"embed LR, fold {split.fold}, {stage1.folder}"):
                     if name in embedded:
                         place = embedded[name]
-                        planned[place] = planned[place]._replace(rows=(*planned[place].rows, method.key))
+                        rows = dict.fromkeys((*planned[place].rows, method.key))  # not once a fold
+                        planned[place] = planned[place]._replace(rows=tuple(rows))
                         continue
                     if name.endswith("/stage1"):
                         seconds = 0.0 if trained else a_pair(spec_json)
@@ -364,10 +372,11 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
         config.student.layers, config.stage1.layers, depth=student.depth, teacher_depth=teacher.depth
     )
     model = Distiller(
-        copy.deepcopy(student).requires_grad_(True),
+        copy.deepcopy(student),
         teacher_dim=teacher.embed_dim,
         layers=layers,
         ratio=context.geometry.ratio,
+        blocks=config.stage1.blocks,
     ).to(context.device)
     optimizer = torch.optim.AdamW(model.parameters())
     tiles = _random_tiles(context, config.stage1.batch_size)

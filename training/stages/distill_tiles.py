@@ -17,6 +17,7 @@ from napari_lrmil.model.encoder import Encoder, child_means
 from training.data.pairs import PairBatch, PairLoader, SlidePairs
 from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles, TileGeometry
+from training.encoders import train_last_blocks
 from training.loop import Recipe, Session, Task, fit
 from training.losses import (
     child_attention_loss,
@@ -71,6 +72,12 @@ class Stage1Section(Section):
     )
     seeds: Seeds | None = Field(
         default=None, description="of encoders f', as run.seeds are of heads: each is trained once with each"
+    )
+    blocks: int | None = Field(
+        default=None,
+        ge=1,
+        description="of f' that are trained: the last so many and the norm after them, those below stay as in f and need no "
+        "graph; default all, and the stem",
     )
     epochs: int = Field(default=5, ge=1, description="the one with the least validation loss is kept")
     pairs_per_epoch: int | None = Field(default=None, ge=1, description="sampled; default every pair")
@@ -159,10 +166,23 @@ class Distiller(nn.Module):
         The student's blocks to match.
     ratio : int
         Children along the edge of a tile.
+    blocks : int, optional
+        Of the student, the last ones, that are trained; all of it by default.
     """
 
-    def __init__(self, student: Encoder, *, teacher_dim: int, layers: tuple[int, ...], ratio: int) -> None:
+    def __init__(
+        self,
+        student: Encoder,
+        *,
+        teacher_dim: int,
+        layers: tuple[int, ...],
+        ratio: int,
+        blocks: int | None = None,
+    ) -> None:
         super().__init__()
+        student.requires_grad_(True)
+        if blocks is not None:
+            train_last_blocks(student, blocks)
         self.student, self._layers, self._ratio = student, layers, ratio
         same = student.embed_dim == teacher_dim
 
@@ -317,7 +337,9 @@ def distill_encoder(
     """
     fabric = session.fabric
     device = fabric.device
-    model = Distiller(student, teacher_dim=teacher_dim, layers=layers, ratio=ratio).to(device)
+    model = Distiller(student, teacher_dim=teacher_dim, layers=layers, ratio=ratio, blocks=section.blocks).to(
+        device
+    )
     if section.checkpointing:
         student.set_grad_checkpointing(True)
     spread = Spread(*(value.to(device) for value in spread))

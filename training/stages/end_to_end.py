@@ -19,6 +19,7 @@ from napari_lrmil.model.mil import MILModel, MILOutput, build_mil
 from napari_lrmil.slide import choose_level, iter_tiles
 from training.data.bags import read_ahead
 from training.data.tile_index import SlideTiles, TileGeometry
+from training.encoders import train_last_blocks
 from training.loop import Recipe, Session, Task, fit
 from training.metrics import auc
 from training.section import Section
@@ -220,16 +221,14 @@ class EndToEnd(nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
         self._chunk_tiles, self._checkpointing = section.chunk_tiles, section.checkpointing
-        vit = encoder.vit
-        blocks = min(section.blocks, encoder.depth)
-        encoder.requires_grad_(section.train == "all")
-        if section.train == "last_blocks":
-            for block in list(vit.blocks)[-blocks:]:
-                block.requires_grad_(True)
-            vit.norm.requires_grad_(True)
-        elif section.train == "lora":
-            add_adapters(encoder, blocks=blocks, rank=section.lora_rank)
-        self._n_frozen = 0 if section.train == "all" else encoder.depth - blocks
+        self._n_frozen = 0
+        if section.train == "all":
+            encoder.requires_grad_(True)
+        else:
+            self._n_frozen = train_last_blocks(encoder, section.blocks)
+        if section.train == "lora":
+            encoder.requires_grad_(False)
+            add_adapters(encoder, blocks=section.blocks, rank=section.lora_rank)
 
     def forward(self, tiles: Tensor) -> MILOutput:
         """Return what the head says of a bag of (N, T, T, 3) uint8 tiles, which may lie on another device."""
