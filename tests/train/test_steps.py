@@ -11,9 +11,9 @@ from rich.console import Console
 
 from napari_lrmil.atomic import write_text
 from training.config import RunConfig
+from training.data.splits import Split
 from training.hashing import content_hash
 from training.progress import Reporter
-from training.data.splits import Split
 from training.run.context import Context
 from training.run.layout import RunDir
 from training.run.markers import RunDirError
