@@ -646,3 +646,24 @@ def test_without_a_colour_profile_there_is_nothing_to_toggle(
 ) -> None:
     widget.controller.open_slide(small_slide)
     assert not widget.slide_section.icc.isVisible()
+
+
+def test_a_bundle_that_reads_20x_runs_like_any_other(
+    hidden_viewer: Any, small_slide: Path, tmp_path: Path
+) -> None:
+    """Same encoder, tiles of a quarter of the edge: 4 x 4 heatmap pixels in place of each."""
+    spec = EncoderSpec(options={"image_px": 64})
+    lr, hr = (
+        write_bundle(tmp_path / name, spec, tile_px=64, mpp=mpp, within=within)
+        for name, mpp, within in (("lr", 2.0, 1), ("hr", 0.5, 4))
+    )
+    coarse = open_slide_with_result(hidden_viewer, small_slide, lr)
+    shape = heatmaps(hidden_viewer)[0].data.shape
+    fine = open_slide_with_result(hidden_viewer, small_slide, hr)
+    (heatmap,) = heatmaps(hidden_viewer)
+    assert heatmap.data.shape == (4 * shape[0], 4 * shape[1])
+    assert fine.tiles.grid == coarse.tiles.grid.subdivide(4)
+    assert fine.level_mpp <= 0.5 * 1.02
+    assert int(np.isfinite(heatmap.data).sum()) == len(fine.tiles) > len(coarse.tiles)
+    widget = dock_widget(hidden_viewer)
+    assert "Reads 0.5 µm/px in 64 px tiles" in widget.model_section.facts.text()
