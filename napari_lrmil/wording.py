@@ -70,8 +70,19 @@ def withheld_text(prediction: SlidePrediction, *, decimals: int = 0) -> str:
     return f"It would say: {prediction.called} {share}"
 
 
+def counted_answer(answer: str, label: str | None, *, unsure: bool) -> str:
+    """An answer among others that are counted: a label that is unsure isn't counted with those that are not."""
+    return f"{answer} ({Status.UNSURE})" if unsure and label is not None else answer
+
+
 def counts_text(answers: Iterable[str]) -> str:
-    """How many slides have which answer, as ``7 lesion, 3 benign, 2 unlike training``; the most frequent label first."""
+    """How many slides have which answer, as ``7 lesion, 3 benign, 2 unlike training``; the most frequent label first.
+
+    Parameters
+    ----------
+    answers : iterable of str
+        See `counted_answer`.
+    """
     counts = Counter(answers)
     ranked = sorted(counts, key=lambda answer: (answer == _UNLIKE, -counts[answer], answer))
     return ", ".join(f"{counts[answer]:,} {answer}" for answer in ranked)

@@ -27,7 +27,7 @@ from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.model.calibration import UNLIKE_TRAINING, answer_of
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide
-from napari_lrmil.wording import answer_text, counts_text
+from napari_lrmil.wording import answer_text, counted_answer, counts_text
 from napari_lrmil.worklist import Worklist
 
 REAL = "slides_real/CMU-1-Small-Region.svs"
@@ -42,6 +42,9 @@ def test_counts() -> None:
     answers = ["benign"] * 3 + ["unlike training"] * 9 + ["lesion"] * 7
     assert counts_text(answers) == "7 lesion, 3 benign, 9 unlike training"
     assert counts_text([]) == ""
+    told = [("lesion", "lesion", True), ("lesion", "lesion", False), ("unlike training", None, True)]
+    counted = [counted_answer(answer, label, unsure=unsure) for answer, label, unsure in told]
+    assert counts_text(counted) == "1 lesion, 1 lesion (unsure), 1 unlike training"
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from napari_lrmil.export.tables import (
     folder_table,
 )
 from napari_lrmil.table import as_it_was, spreadsheet_safe
-from napari_lrmil.wording import Status, counts_text
+from napari_lrmil.wording import Status, counted_answer, counts_text
 
 if TYPE_CHECKING:
     from napari_lrmil.batch import BatchEvent
@@ -223,7 +223,11 @@ class Outcome:
         """How many slides have which answer; empty where none has one."""
         if not self.done:
             return ""
-        told = [counts_text(result.answer for result in self.done.values())]
+        told = [
+            counts_text(
+                counted_answer(one.answer, one.label, unsure=one.unsure) for one in self.done.values()
+            )
+        ]
         told += [f"{len(self.failed):,} failed"] if self.failed else []
         left = len(self.stems) - len(self.done) - len(self.failed)
         told += [f"{left:,} left"] if left else []

@@ -142,6 +142,8 @@ class WithheldLabel(_Part):
     class_probabilities: dict[str, Share]
     prediction_set: tuple[str, ...] | None
     """Classes that could not be ruled out at `coverage`; null where the model states none."""
+    deletion_curve: DeletionOfResult
+    """It names that class, and begins with its probability."""
     note: str
     """That it is not to be used, and why."""
 
@@ -193,7 +195,8 @@ class ResultDocument(_Part):
     """Whether the probability is so high that it hardly moves when a tile is left out."""
     evidence_notes: tuple[str, ...]
     """What must be known beside contributions and heatmaps, as the window and reports say it; empty where nothing must."""
-    deletion_curve: DeletionOfResult
+    deletion_curve: DeletionOfResult | None
+    """null where there is no label."""
     bundle: BundleOfResult
     slide_fingerprint: str
     """The same for a renamed copy of the slide."""
@@ -223,6 +226,11 @@ class ResultDocument(_Part):
         """Of all classes, withheld or not."""
         held = self.class_probabilities if self.withheld is None else self.withheld.class_probabilities
         return held or {}
+
+    @property
+    def curve(self) -> DeletionOfResult | None:
+        """Of the class that is called, withheld or not; a sound document has one."""
+        return self.deletion_curve if self.withheld is None else self.withheld.deletion_curve
 
 
 def result_schema() -> str:
@@ -275,6 +283,16 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
     left_out = tiles.tissue_fraction.copy()
     left_out[tiles.rows, tiles.cols] = 0
     ood_score = score if score is None or np.isfinite(score) else str(float(score))
+    curve_of_class = {
+        "class_name": prediction.class_names[curve.class_index],
+        "fractions": tuple(curve.fractions.tolist()),
+        "by_evidence": tuple(curve.by_evidence.tolist()),
+        "random_mean": tuple(curve.random_mean.tolist()),
+        "random_low": tuple(curve.random_low.tolist()),
+        "random_high": tuple(curve.random_high.tolist()),
+        "area_gain": curve.area_gain,
+        "meaning": curve_text(curve),
+    }
     try:
         return ResultDocument.model_validate(
             {
@@ -287,6 +305,7 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                     "label": prediction.called,
                     "class_probabilities": probabilities,
                     "prediction_set": prediction.prediction_set,
+                    "deletion_curve": curve_of_class,
                     "note": NOT_TO_BE_USED,
                 }
                 if withheld
@@ -314,16 +333,7 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                 },
                 "saturated": prediction.saturated,
                 "evidence_notes": evidence_notes(prediction),
-                "deletion_curve": {
-                    "class_name": prediction.class_names[curve.class_index],
-                    "fractions": tuple(curve.fractions.tolist()),
-                    "by_evidence": tuple(curve.by_evidence.tolist()),
-                    "random_mean": tuple(curve.random_mean.tolist()),
-                    "random_low": tuple(curve.random_low.tolist()),
-                    "random_high": tuple(curve.random_high.tolist()),
-                    "area_gain": curve.area_gain,
-                    "meaning": curve_text(curve),
-                },
+                "deletion_curve": None if withheld else curve_of_class,
                 "bundle": {
                     "name": prediction.bundle_name,
                     "weights_sha256": prediction.weights_sha256,
@@ -436,9 +446,7 @@ def read_document(path: str | Path) -> ResultDocument:
             f"lrmil predict ... --out {path.parent} --overwrite"
         )
     try:
-        if version == 2:
-            text = json.dumps(_as_now(raw))
-        document = ResultDocument.model_validate_json(text)
+        document = ResultDocument.model_validate_json(json.dumps(_as_now(raw)))
     except ValidationError as error:
         raise ResultFileError(f"{path.name} is damaged: {reason_of(error)}. {cure}") from error
     wrong = _contradictions(document)
@@ -484,7 +492,8 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
     tissue_fraction[rows, cols] = tissue
     for tile in document.tiles.left_out:
         tissue_fraction[tile.row, tile.col] = tile.tissue_fraction
-    curve = document.deletion_curve
+    curve = document.curve
+    assert curve is not None  # see `_contradictions`
     prediction = SlidePrediction(
         slide_name=document.slide,
         class_names=document.class_names,
@@ -536,16 +545,28 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
     return prediction
 
 
+_OF_LABEL = ("label", "class_probabilities", "prediction_set", "deletion_curve")
+"""Fields that a slide unlike those of training has in `withheld` alone."""
+
+
 def _as_now(raw: dict[str, object]) -> dict[str, object]:
-    """A document of version 2, which had a label whatever the slide was like."""
-    status = raw.get("status")
-    unlike = isinstance(status, list) and Status.UNLIKE_TRAINING in status
-    now = raw | {"format_version": FORMAT_VERSION, "answer": raw.get("label"), "withheld": None}
-    if unlike:
-        names = ("label", "class_probabilities", "prediction_set")
-        withheld = {name: raw[name] for name in names if name in raw} | {"note": NOT_TO_BE_USED}
-        now |= {"answer": Status.UNLIKE_TRAINING, "withheld": withheld} | dict.fromkeys(names)
-    return now
+    """A document as it is written now: version 2 had a label whatever the slide was like, the first of version 3 left the
+    curve of a label that was withheld beside it."""
+    withheld = raw.get("withheld")
+    if raw.get("format_version") == 2:
+        status = raw.get("status")
+        unlike = isinstance(status, list) and Status.UNLIKE_TRAINING in status
+        now = raw | {"format_version": FORMAT_VERSION, "answer": raw.get("label"), "withheld": None}
+        if unlike:
+            held = {name: raw[name] for name in _OF_LABEL if name in raw} | {"note": NOT_TO_BE_USED}
+            now |= {"answer": Status.UNLIKE_TRAINING, "withheld": held} | dict.fromkeys(_OF_LABEL)
+        return now
+    if isinstance(withheld, dict) and "deletion_curve" not in withheld and "deletion_curve" in raw:
+        return raw | {
+            "withheld": withheld | {"deletion_curve": raw["deletion_curve"]},
+            "deletion_curve": None,
+        }
+    return raw
 
 
 def _read_tiles(path: Path, document: ResultDocument, json_name: str) -> NDArray[np.float64]:
@@ -572,12 +593,15 @@ def _read_tiles(path: Path, document: ResultDocument, json_name: str) -> NDArray
 
 def _contradictions(document: ResultDocument) -> str:
     """What of a document can't be true, in words; empty for one that is sound."""
-    names, curve, withheld = document.class_names, document.deletion_curve, document.withheld
+    names, curve, withheld = document.class_names, document.curve, document.withheld
     unlike = Status.UNLIKE_TRAINING in document.status
     if unlike != (withheld is not None) or unlike != (document.label is None):
         return "it has a label and withholds one, or neither"
-    if unlike and (document.class_probabilities is not None or document.prediction_set is not None):
+    given = (document.class_probabilities, document.prediction_set, document.deletion_curve)
+    if unlike and given != (None, None, None):
         return "it withholds a label and gives its probability"
+    if curve is None:
+        return "it has a label and no deletion_curve"
     left = document.prediction_set if withheld is None else withheld.prediction_set
     n_rows, n_cols = document.tiles.grid_shape_yx
     steps = (curve.fractions, curve.by_evidence, curve.random_mean, curve.random_low, curve.random_high)

@@ -229,17 +229,40 @@ def test_a_slide_unlike_those_of_training_has_an_answer_and_no_label(
     path = write_prediction(prediction, tmp_path)[0]
     told = raw_of(path)
     assert told["answer"] == "unlike training"
-    assert told["label"] is told["class_probabilities"] is told["prediction_set"] is None
+    assert (
+        told["label"]
+        is told["class_probabilities"]
+        is told["prediction_set"]
+        is told["deletion_curve"]
+        is None
+    )
     withheld = told["withheld"]
+    assert withheld["deletion_curve"]["class_name"] == "benign"
+    rest = json.dumps({name: part for name, part in told.items() if name != "withheld"})
+    assert str(withheld["class_probabilities"]["benign"]) not in rest
     assert withheld["label"] == prediction.called == "benign"
     assert list(withheld["class_probabilities"].values()) == prediction.class_probabilities.tolist()
     assert withheld["prediction_set"] == ["benign", "lesion"]
     assert withheld["note"].startswith("Not to be used")
     assert told["evidence_notes"][0] == withheld["note"]
-    for change in ({"class_probabilities": withheld["class_probabilities"]}, {"prediction_set": ["benign"]}):
+    for change in (
+        {"class_probabilities": withheld["class_probabilities"]},
+        {"prediction_set": ["benign"]},
+        {"deletion_curve": withheld["deletion_curve"]},
+    ):
         path.write_text(json.dumps(told | change))
         with pytest.raises(ResultFileError, match="withholds a label and gives its probability"):
             read_document(path)
+
+
+def test_the_first_files_of_version_3_are_read(leica_prediction: SlidePrediction, tmp_path: Path) -> None:
+    prediction = trusted(leica_prediction)
+    path = write_prediction(prediction, tmp_path)[0]
+    told = raw_of(path)
+    curve = told["withheld"].pop("deletion_curve")
+    path.write_text(json.dumps(told | {"deletion_curve": curve}))
+    assert read_document(path) == result_document(prediction)
+    assert_same(read_prediction(path), prediction)
 
 
 @pytest.mark.parametrize("ood_score", [1.25, 4.25])
@@ -250,7 +273,9 @@ def test_a_file_of_version_2_is_read_and_gives_no_label_to_an_unlike_slide(
     path = write_prediction(prediction, tmp_path)[0]
     told = raw_of(path)
     said = told.pop("withheld") or told
-    before = {name: said[name] for name in ("label", "class_probabilities", "prediction_set")}
+    before = {
+        name: said[name] for name in ("label", "class_probabilities", "prediction_set", "deletion_curve")
+    }
     told.pop("answer")
     path.write_text(json.dumps(told | before | {"format_version": 2}))
     document = read_document(path)

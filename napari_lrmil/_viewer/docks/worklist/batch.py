@@ -14,6 +14,7 @@ from napari_lrmil._viewer.docks.worklist.panel import BatchPanel, Pace
 from napari_lrmil._viewer.models import import_models
 from napari_lrmil.batch import BatchEvent, Kind, classify, follow
 from napari_lrmil.cache import ResultCache
+from napari_lrmil.wording import counted_answer
 from napari_lrmil.worklist import Status, Worklist, WorklistItem
 
 if TYPE_CHECKING:
@@ -97,7 +98,10 @@ class FolderClassification:
         if event.progress is not None and event.progress.tiles_total:
             pace.slide_share(event.progress.tiles_done / event.progress.tiles_total)
         if event.kind in (Kind.FINISHED, Kind.FAILED):
-            pace.slide_over(event.prediction.answer if event.prediction is not None else None)
+            found = event.prediction
+            pace.slide_over(
+                None if found is None else counted_answer(found.answer, found.label, unsure=found.unsure)
+            )
             self._note = event.note or self._note
         follow(self._list, event)
         if event.prediction is not None:
