@@ -11,7 +11,7 @@ _SAID_OF_SLIDES = (UNLIKE_TRAINING, "unsure")
 
 
 def is_said_of_slides(name: str) -> bool:
-    """Return whether the program itself says this of slides, so that no class may be called so: nobody could tell which is meant."""
+    """Return whether the program itself says this of slides, so that no class may be called so."""
     return " ".join(name.split()).casefold() in _SAID_OF_SLIDES
 
 

@@ -311,9 +311,9 @@ def test_a_table_may_name_its_calibration_slides() -> None:
 
 @pytest.mark.parametrize("label", ["unsure", "Unlike  Training"])
 def test_a_class_called_as_what_the_program_says_itself_is_refused(label: str) -> None:
-    rows = [row("a", "benign"), row("b", label)]
+    rows = [row("a", label="benign"), row("b", label=label)]
     with pytest.raises(
         ConfigError, match=rf"^the label '{label}' can't be the name of a class: the program itself"
     ):
         class_names(rows)
-    assert class_names([row("a", "benign"), row("b", "unsure lesion")]) == ("benign", "unsure lesion")
+    assert class_names([row("a", label="benign"), row("b", label="unsure lesion")]) == ("benign", "unsure lesion")
