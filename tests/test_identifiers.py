@@ -20,7 +20,14 @@ import zarr
 from PIL import Image, PngImagePlugin
 
 from benchmarks.formats import FORMATS
-from benchmarks.fuzz.identifiers import attack_meaning, attack_metadata, planted_word, search, words_in
+from benchmarks.fuzz.identifiers import (
+    attack_meaning,
+    attack_metadata,
+    attack_training,
+    planted_word,
+    search,
+    words_in,
+)
 
 WORD = planted_word("a field")
 TEXT = f"before {WORD} after, and more than a few letters".encode()
@@ -81,6 +88,15 @@ def test_no_identifier_is_in_anything_that_is_made(
     found = attack_metadata(tmp_path, formats=formats, bundle=str(tiny_bundle), side_px=512)
     assert found.leaks == []
     assert found.files > 10 * len(formats)
+
+
+@pytest.mark.slow
+def test_no_identifier_is_in_what_training_makes_but_where_the_documentation_says(tmp_path: Path) -> None:
+    """No metadata of a slide anywhere; of the table's ids none in bundle, model card, report, results and logs."""
+    formats = ("aperio", "jpeg", "ome-zarr", "dicom", "ome-tiff", "philips")
+    found = attack_training(tmp_path, formats=formats, side_px=512)
+    assert found.leaks == []
+    assert found.files > 50
 
 
 def test_what_stands_where_a_value_is_meant_is_not_repeated(tmp_path: Path) -> None:

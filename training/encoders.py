@@ -105,6 +105,12 @@ class StudentSection(_ViTSection):
         return spec if self.token_px is None else spec.with_token_px(self.token_px)
 
 
+def encoder_depth(spec: EncoderSpec) -> int:
+    """Return how many blocks an encoder has, without making its weights."""
+    with torch.device("meta"):
+        return Encoder(spec).depth
+
+
 def random_encoder(spec: EncoderSpec, *, seed: int, device: torch.device) -> Encoder:
     """Return an encoder with fresh weights, frozen, in eval mode."""
     torch.manual_seed(seed)
@@ -135,6 +141,29 @@ def new_student(section: StudentSection, teacher: Encoder, *, seed: int, device:
     else:
         student.load_state_dict(teacher.state_dict())
     return student.to(device).train()
+
+
+def train_last_blocks(encoder: Encoder, blocks: int) -> int:
+    """Freeze an encoder but for its last blocks and the norm after them; what is below needs no graph.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Changed in place.
+    blocks : int
+        All of them where there are fewer.
+
+    Returns
+    -------
+    int
+        How many blocks are frozen.
+    """
+    blocks = min(blocks, encoder.depth)
+    encoder.requires_grad_(False)
+    for block in list(encoder.vit.blocks)[-blocks:]:
+        block.requires_grad_(True)
+    encoder.vit.norm.requires_grad_(True)
+    return encoder.depth - blocks
 
 
 def trained_student(

@@ -8,11 +8,11 @@ import itertools
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -56,6 +56,8 @@ class Recipe:
         training breaks off before. Patience counts from there.
     rising_epochs : float
         Epochs over which a constant rate rises from near 0.
+    learning_rates : mapping
+        Beginning of parameters' names -> their rate, where it isn't `learning_rate`.
     clip : float
         A gradient that is longer is shortened to it; inf: never. An epoch's metrics say how long gradients were and which
         share of them was.
@@ -70,6 +72,7 @@ class Recipe:
     warmup: bool = False
     min_epochs: int = 1
     rising_epochs: float = 0.0
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
     clip: float = 5.0
 
 
@@ -144,7 +147,7 @@ def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> Fi
     """
     fabric, files = session.fabric, session.files
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        _by_learning_rate(model, recipe),
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         # A head's step on a CPU takes half the time. Elsewhere a gradient scaler must see gradients first.
@@ -210,6 +213,15 @@ def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> Fi
     if fabric.global_rank == 0:
         write_history(files.metrics_csv, result)
     return result
+
+
+def _by_learning_rate(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the parameters in groups of one learning rate, as an optimizer takes them."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        own = [rate for start, rate in recipe.learning_rates.items() if name.startswith(start)]
+        groups.setdefault(own[0] if own else recipe.learning_rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 
 class _Trainer(Generic[T]):

@@ -68,6 +68,8 @@ class Runtime:
         self.device = self.fabric.device
         # MIL heads train on one process each, in full precision: they are small, and a bag is one step.
         self.head_fabric = self._single(self.device, "32-true")
+        # An encoder that learns together with a head does so on one process too, at the run's precision.
+        self.end_to_end_fabric = self._single(self.device, precision)
 
     @staticmethod
     def _single(device: torch.device, precision: Precision) -> Fabric:

@@ -5,7 +5,10 @@ read them in a process whose logs are kept at debug level; reports, heatmaps, ta
 file, every line of output and every log is searched, unpacked from whatever it is packed in. The names of the slides
 are planted, too, and may be found only where docs/reliability.md says.
 
-A second part writes planted words into fields that mean something (a pixel size, an axis, an image type), one a slide, and
+Then a model is trained on such slides, whose table has planted slide ids, patients and sites: the run's folder, its reports, its
+model card and bundle, the shared store and the verdicts are searched, too.
+
+A last part writes planted words into fields that mean something (a pixel size, an axis, an image type), one a slide, and
 searches what is then said.
 """
 
@@ -17,6 +20,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,11 +36,27 @@ import imagecodecs
 import torch
 
 from benchmarks.formats import FORMATS, MPP, WITHOUT_MPP, stained
+from benchmarks.fuzz.kills import TINY_RUN
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.worklist import REVIEW_NAME, Review, ReviewFile
 
 SIDE_PX = 1024
 DATES = ("1953-12-17", "1953:12:17", "19531217", "17.12.1953")
 FILE_NAME, FOLDER_NAME = "name of the file:", "name of its folder:"
+SLIDE_ID, PATIENT, SITE = "the table's slide id:", "the table's patient:", "the table's site:"
+_OF_THE_TABLE = (FILE_NAME, FOLDER_NAME, SLIDE_ID, PATIENT, SITE)
+HOLDS = {
+    "splits.json": _OF_THE_TABLE,
+    "predictions": (SLIDE_ID, PATIENT),
+    "test_attention": (SLIDE_ID,),
+    "teacher_outputs.safetensors": (SLIDE_ID,),
+    "tile_index": (SLIDE_ID,),
+    "shortcuts": (SLIDE_ID,),
+    "store": (SLIDE_ID,),
+    "shown": (SLIDE_ID,),
+    "verdicts": (FILE_NAME,),
+}
+"""Where names of the table's may stand in what a training makes, and must be found there: docs/reliability.md says the same."""
 QUOTED_IN_ERRORS = frozenset(
     {"DICOM PhotometricInterpretation", "MIRAX IMAGE_FORMAT", "MIRAX INDEXFILE", "MIRAX FILE_0"}
 )
@@ -322,6 +342,64 @@ def attack_metadata(
     return found
 
 
+def attack_training(folder: Path, *, formats: Iterable[str] = FORMATS, side_px: int = SIDE_PX) -> Found:
+    """Train on planted slides, of which the table has planted ids, patients and sites; judge them; and search it all.
+
+    Parameters
+    ----------
+    folder : Path
+    formats : iterable of str
+        Six or more.
+    side_px : int
+
+    Returns
+    -------
+    Found
+        Of the table's own columns, only what stands elsewhere than `HOLDS` says.
+    """
+    planted, made = Planted(), folder / "made"
+    slides = write_slides(folder / "planted", formats, planted, side_px=side_px)
+    made.mkdir()
+    (folder / "table").mkdir()
+    (made / "shown").mkdir()
+    rows = ["slide_id,path,patient_id,label,fold,site,mpp"]
+    for number, (name, path) in enumerate(slides.items()):
+        fold = ("train", "val", "test")[number // 2] if number < 6 else "train"
+        own = [planted(f"{column} {name}") for column in (SLIDE_ID, PATIENT, SITE)]
+        label = ("benign", "lesion")[number % 2]
+        rows.append(f"{own[0]},{path},{own[1]},{label},{fold},{own[2]},{mpp_of(name) or ''}")
+    table, config = folder / "table" / "slides.csv", folder / "table" / "config.toml"
+    table.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    config.write_text(TINY_RUN.format(slides=table), encoding="utf-8")
+    words = [str(config), "--run.out_dir", str(made / "run"), "--run.embeddings", str(made / "store")]
+    status = run_logged(made, "train", words, module="training.run.cli")
+    assert status == 0, f"the run ended with {status}: see {made}"
+    asked = ["--show-identifiers", "--out", str(made / "shown" / "report.html")]
+    for name, options in (("report", []), ("report-shown", asked)):
+        status = run_logged(made, name, [str(made / "run"), *options], module="training.report.__main__")
+        assert status == 0, f"{name} ended with {status}: see {made}"
+    for name, path in slides.items():
+        reviews = ReviewFile(path.parent)
+        reviews.add(Review(path.name, "agree", "", name))
+        reviews.write_waiting()
+        (made / "verdicts").mkdir(exist_ok=True)
+        shutil.copy(path.parent / REVIEW_NAME, made / "verdicts" / f"{name}.jsonl")
+    secrets = planted.fields | {date: f"date {date}" for date in DATES}
+    found = search(made, secrets)
+    held = {
+        (part, kind): {
+            leak for leak in found.leaks if part in Path(leak.place).parts and leak.field.startswith(kind)
+        }
+        for part, kinds in HOLDS.items()
+        for kind in kinds
+    }
+    unfound = [place for place, leaks in held.items() if not leaks]
+    assert not unfound, f"the search is blind, or the documentation says too much: {unfound}"
+    known = set().union(*held.values())
+    found.leaks = [leak for leak in found.leaks if leak not in known]
+    return found
+
+
 def attack_meaning(
     folder: Path, *, formats: Iterable[str] = FORMATS, side_px: int = 512
 ) -> tuple[Found, int]:
@@ -400,9 +478,11 @@ def main() -> None:
         os.environ["LRMIL_CACHE_DIR"] = os.environ["LRMIL_DATA_DIR"] = str(folder / "own")
         found = attack_metadata(folder / "metadata", bundle=options.bundle)
         _say(f"{len(FORMATS)} formats, a word in every field", found)
+        trained = attack_training(folder / "training")
+        _say(f"a training run on {len(FORMATS)} formats", trained)
         meant, n_slides = attack_meaning(folder / "meaning")
         _say(f"{n_slides} slides with a word where a value is meant", meant)
-    sys.exit(bool(found.leaks or meant.leaks))
+    sys.exit(bool(found.leaks or trained.leaks or meant.leaks))
 
 
 def _say(what: str, found: Found) -> None:

@@ -19,7 +19,7 @@ from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import Encoder
 from training.config import load_config
 from training.data.predictions import Predictions
-from training.methods import BY_KEY, METHODS
+from training.methods import BY_KEY, KNOWN, METHODS, Method
 from training.run import results
 from training.run.cli import app
 from training.run.results import results_table
@@ -188,10 +188,14 @@ def test_a_dry_run_measures_encoders_at_the_precision_of_the_run(
         assert set(seen) == kinds
 
 
-@pytest.mark.parametrize("longer", ["", ", mean of the children of an LR tile"])
-def test_run_tables_keep_to_80_columns(monkeypatch: pytest.MonkeyPatch, longer: str) -> None:
+@pytest.mark.parametrize(
+    ("compared", "longer"), [(METHODS, ""), (METHODS, ", mean of the children of an LR tile"), (KNOWN, "")]
+)
+def test_run_tables_keep_to_80_columns(
+    monkeypatch: pytest.MonkeyPatch, compared: tuple[Method, ...], longer: str
+) -> None:
     """All rows, several seeds, widest numbers, all marks: nothing is cut off, and a long name goes on in the next line."""
-    monkeypatch.setattr(results, "method_name", lambda key: BY_KEY[key].name + longer)
+    monkeypatch.setattr(results, "method_name", lambda key, result=None: BY_KEY[key].name + longer)
     widest: MethodResult = {
         "train_auc": 0.123,
         "n_unfitted": 30,
@@ -200,17 +204,19 @@ def test_run_tables_keep_to_80_columns(monkeypatch: pytest.MonkeyPatch, longer: 
         "brier": 0.123,
     }
     console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(results_table({method.key: widest for method in METHODS}, mark_student="*"))
+    of_student = [method.key for method in compared if method.is_of_student]
+    all_widest = {method.key: widest for method in compared}
+    console.print(results_table(all_widest, mark_student="*", of_student=of_student))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
     numbers = "0.123 [0.123, 0.123] -0.123 [-0.123, -0.123] 0.123"
     rows = [line for line in lines if numbers in " ".join(line.split())]
-    assert len(rows) == len(METHODS)
-    assert sum("0.123! " in line for line in rows) == sum(method.head == "abmil" for method in METHODS)
+    assert len(rows) == len(compared)
+    assert sum("0.123! " in line for line in rows) == sum(method.head == "abmil" for method in compared)
     wide = rows[0].index("0.123")
     first_column = " ".join(line[:wide].strip() for line in lines)
-    for method in METHODS:
+    for method in compared:
         assert f"{method.name}{longer}{'*' if method.is_of_student else ''} " in first_column
-    if not longer:
-        assert len(lines) <= len(METHODS) + 5  # a row a method
+    if compared == METHODS and not longer:
+        assert len(lines) <= len(compared) + 5  # a row a method

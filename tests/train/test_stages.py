@@ -17,6 +17,7 @@ from run_helpers import absolute_rows, read_rows, write_config, write_rows
 from safetensors.torch import load_file as load_tensors
 
 from napari_lrmil.errors import ConfigError
+from napari_lrmil.model.bundle import stored_weights
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import MILOutput
 from training.config import load_config
@@ -184,7 +185,7 @@ def test_stage1_trains_every_weight_of_the_student_and_none_of_the_teacher(
     before = copy.deepcopy(teacher.state_dict())
     plan = steps.stage1_plan(split)
     train_encoder(context, plan, steps, teacher)
-    student = context.student_encoder(context.run_dir.folder(plan.folder))
+    student = context.student_encoder(context.run_dir.folder(plan.folder).read_student())
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     same = [name for name, value in student.named_parameters() if torch.equal(value, before[name])]
     assert same == []
@@ -194,6 +195,26 @@ def test_stage1_trains_every_weight_of_the_student_and_none_of_the_teacher(
         assert float(row[f"train_gradient_{name}"]) > 0
     assert float(row["train_gradient"]) > 0
     assert 0 <= float(row["train_clipped"]) <= 1
+
+
+def test_stage1_of_the_last_blocks_leaves_those_below_as_in_the_teacher(
+    prepared: Callable[..., Prepared],
+) -> None:
+    context, (split,), steps = prepared("--stage1.epochs", "1", "--stage1.blocks", "1")
+    teacher = context.teacher_encoder()
+    plan = steps.stage1_plan(split)
+    train_encoder(context, plan, steps, teacher)
+    student = context.student_encoder(context.run_dir.folder(plan.folder).read_student())
+    before = stored_weights(teacher.vit.state_dict())
+    changed = {
+        name.removeprefix("vit.")
+        for name, value in student.named_parameters()
+        if not torch.equal(value, before[name.removeprefix("vit.")])
+    }
+    last = f"blocks.{teacher.depth - 1}."
+    assert changed
+    assert all(name.startswith((last, "norm.")) for name in changed)
+    assert {name for name in before if name.startswith(last)} <= changed
 
 
 @pytest.mark.parametrize(("n_steps", "n_measured"), [(1, 1), (20, 1), (21, 2)])
@@ -240,7 +261,7 @@ def test_a_smaller_student_learns_through_projections_that_are_not_kept(
         embed_slides(jobs, context.teacher_encoder(), context.runtime, context.reporter, "Embedding")
     train_encoder(context, plan, steps, context.teacher_encoder())
     out, metrics = steps.student_file(plan), context.run_dir.fold(0).metrics("stage1")
-    student = context.student_encoder(context.run_dir.folder(plan.folder))
+    student = context.student_encoder(context.run_dir.folder(plan.folder).read_student())
     assert (student.embed_dim, student.depth) == (16, 2)
     assert load_tensors(out).keys() == Encoder(student.spec).vit.state_dict().keys()
     losses = [float(row["train_loss"]) for row in read_rows(metrics)]

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from training.config.compare import CompareRow
 from training.config.run_config import RunConfig
 
 
@@ -15,7 +16,7 @@ def config_table() -> Table:
     """Return a table with a row a key."""
     table = Table("key", "default", "meaning", box=SIMPLE_HEAD, pad_edge=False)
     for section, of_section in RunConfig.model_fields.items():
-        model = of_section.annotation
+        model = CompareRow if section == "compare" else of_section.annotation
         assert isinstance(model, type)
         assert issubclass(model, BaseModel)
         for name, field in model.model_fields.items():

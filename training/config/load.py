@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from napari_lrmil.errors import ConfigError, readable, reason_of, refuse_pipe, shortened
 from training.config.run_config import RunConfig
+from training.section import explained
 
 _MOST_FAULTS = 10
 """That one message lists: a long list may be wrong in each of its items."""
@@ -63,7 +63,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             return load_config(path, [*overrides, *quoted])
         faults = error.errors()
         more = f"; and {len(faults) - _MOST_FAULTS:,} more" if len(faults) > _MOST_FAULTS else ""
-        told = "; ".join(_explain(item) for item in faults[:_MOST_FAULTS])
+        told = "; ".join(explained(item, RunConfig) for item in faults[:_MOST_FAULTS])
         raise ConfigError(f"{path.name}: {told}{more}") from error
 
 
@@ -91,17 +91,3 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, object, str]]:
             value = text
         pairs.append((key, value, text))
     return pairs
-
-
-def _explain(item: ErrorDetails) -> str:
-    place = [str(part) for part in item["loc"]]
-    if item["type"] != "extra_forbidden":
-        return shortened(f"{'.'.join(place) or 'the whole'}: {item['msg'].removeprefix('Value error, ')}")
-    model: type[BaseModel] = RunConfig
-    for part in place[:-1]:
-        section = model.model_fields[part].annotation
-        assert isinstance(section, type)
-        assert issubclass(section, BaseModel)
-        model = section
-    near = difflib.get_close_matches(place[-1], model.model_fields, n=1, cutoff=0.0)
-    return f"unknown key {shortened('.'.join(place))!r}; did you mean {'.'.join([*place[:-1], near[0]])!r}?"

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from napari_lrmil.errors import EncoderError
+from training.config.compare import CompareRow
 from training.data.table import DataSection
 from training.data.tile_index import TilesSection
-from training.encoders import EncoderSection, StudentSection
+from training.encoders import EncoderSection, StudentSection, encoder_depth
+from training.methods import BY_KEY, DECISIVE, OURS, Method, rows_of_set
 from training.runtime import Precision
-from training.section import Section
+from training.section import Section, explained
 from training.seeds import Seeds
 from training.stages.calibrate import CalibrateSection
 from training.stages.distill_slides import Stage2Section
 from training.stages.distill_tiles import Stage1Section
+from training.stages.end_to_end import EndToEndSection
 from training.stages.evaluate import EvaluateSection
 from training.stages.export import ExportSection
 from training.stages.heads import MILSection
@@ -60,12 +63,81 @@ class RunConfig(Section):
     mil: MILSection = MILSection()
     stage1: Stage1Section = Stage1Section()
     stage2: Stage2Section = Stage2Section()
+    end_to_end: EndToEndSection = EndToEndSection()
     calibrate: CalibrateSection = CalibrateSection()
     evaluate: EvaluateSection = EvaluateSection()
     export: ExportSection = ExportSection()
+    compare: tuple[CompareRow, ...] = Field(
+        default=(), max_length=200, description="rows of the table; none: set decisive (docs/comparison.md)"
+    )
+
+    @property
+    def rows(self) -> tuple[Method, ...]:
+        """What is compared, in the order of the config, shortcut baselines after the rest; `OURS` always among it."""
+        shortcuts = tuple(BY_KEY[key] for key in self.evaluate.shortcuts)
+        rows: tuple[Method, ...] = ()
+        if not self.compare:
+            methods = self.evaluate.methods
+            rows = DECISIVE if methods is None else tuple(BY_KEY[key] for key in methods)
+        ratio = self.tiles.ratio
+        for one in self.compare:
+            if one.set is None:
+                rows += (one.row(ratio),)
+            else:
+                depth = encoder_depth(self.encoder.spec) if one.set in ("paper", "all") else None
+                rows += rows_of_set(one.set, ratio=ratio, depth=depth)
+        return tuple({row.key: row for row in (*rows, *shortcuts, OURS)}.values())
+
+    @property
+    def layers_of_rows(self) -> tuple[int, ...]:
+        """Blocks of f that stage 1 of any row matches."""
+        students = [self, *(self.of_row(row) for row in self.rows if row.is_of_student)]
+        return tuple(sorted({layer for config in students for layer in config.stage1.layers}))
+
+    def of_row(self, row: Method) -> RunConfig:
+        """Return the config of a row, with its options.
+
+        Raises
+        ------
+        ValueError
+            Where one of them is wrong.
+        """
+        if not row.options:
+            return self
+        sections: dict[str, Section] = {}
+        for name, values in row.options.items():
+            section: Section = getattr(self, name)
+            try:
+                sections[name] = type(section).model_validate(
+                    section.model_dump(exclude_unset=True) | dict(values)
+                )
+            except ValidationError as error:
+                told = explained(error.errors()[0], type(section))
+                raise ValueError(f"compare row {row.key!r}, {name}: {told}") from error
+        config = self.model_copy(update=sections)
+        try:
+            config._check_stage1()
+        except ValueError as error:
+            raise ValueError(f"compare row {row.key!r}: {error}") from error
+        return config
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
+        self._check_stage1()
+        if self.compare and self.evaluate.methods is not None:
+            raise ValueError(
+                "evaluate.methods and [[compare]] both say what is compared: leave out evaluate.methods"
+            )
+        keys = [one.key for one in self.compare if one.set is None]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"compare: two rows have the key {key!r}; give each its own")
+        for row in self.rows:
+            self.of_row(row)
+        return self
+
+    def _check_stage1(self) -> None:
+        self._check_tokens()
         if (
             list(self.stage1.layers) != sorted(set(self.stage1.layers))
             or min(self.stage1.layers, default=0) < 0
@@ -78,7 +150,6 @@ class RunConfig(Section):
             or min(layers, default=0) < 0
         ):
             raise ValueError("student.layers must ascend and name one block for each of stage1.layers")
-        self._check_tokens()
         self._check_stage1_slides()
         stage1 = self.stage1
         if not (stage1.lambda_attn or stage1.lambda_last or (stage1.layers and stage1.lambda_layer)):
@@ -86,7 +157,6 @@ class RunConfig(Section):
                 "of stage1.lambda_attn, stage1.lambda_last and, with stage1.layers, stage1.lambda_layer, one must be "
                 "above 0: there is nothing to learn from"
             )
-        return self
 
     def _check_tokens(self) -> None:
         token_px, tiles = self.student.token_px, self.tiles

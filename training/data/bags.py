@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar, overload
+from typing import NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+class Instances(Protocol):
+    """Where bags come from: stored embeddings, or what is derived of them."""
+
+    @property
+    def key(self) -> str:
+        """Changes with what they are made from, but for the slides themselves."""
+
+    def instances(self, slide_id: str) -> NDArray[np.float16]:
+        """Return the bag of a slide, (N, D)."""
 
 
 class Bag(NamedTuple):
@@ -35,7 +45,7 @@ class Bags(Sequence[Bag]):
 
     Parameters
     ----------
-    store : EmbeddingStore
+    store : Instances
     rows : iterable of SlideRow
         Their order is that of the bags.
     class_names : tuple of str
@@ -44,7 +54,7 @@ class Bags(Sequence[Bag]):
 
     def __init__(
         self,
-        store: EmbeddingStore,
+        store: Instances,
         rows: Iterable[SlideRow],
         class_names: tuple[str, ...],
         *,
@@ -76,7 +86,7 @@ class Bags(Sequence[Bag]):
             return [self[place] for place in range(*index.indices(len(self)))]
         values = self._kept.get(index)
         if values is None:
-            values = self._store.read(self._names[index], dtype=np.float16)
+            values = self._store.instances(self._names[index])
             if values.nbytes <= self._left:
                 self._left -= values.nbytes
                 self._kept[index] = values

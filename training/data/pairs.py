@@ -114,6 +114,8 @@ class PairLoader:
         The store's array that holds the children's final class tokens.
     layer_tokens : str, optional
         That of their class tokens after some layers; None for no layers.
+    layer_places : tuple of int, optional
+        Which of the store's layers; None for all.
     batch_size, threads : int
         `batch_size` pairs over all processes.
     window_bytes : float
@@ -133,6 +135,7 @@ class PairLoader:
         scores: Callable[[str], NDArray[np.float32]] | None,
         embeddings: str = "embedding",
         layer_tokens: str | None = "layer_class_tokens",
+        layer_places: tuple[int, ...] | None = None,
         batch_size: int,
         threads: int,
         window_bytes: float = 2**30,
@@ -142,7 +145,7 @@ class PairLoader:
     ) -> None:
         self._pairs = [item for item in pairs if len(item)]
         self._geometry, self._store, self._scores = geometry, store, scores
-        self._arrays = embeddings, layer_tokens
+        self._arrays = embeddings, layer_tokens, layer_places
         self._batch_size, self._threads = batch_size, threads
         self._rank, self._world = rank, world
         held = sum(len(item.tiles.hr_places) for item in self._pairs) * bytes_per_tile
@@ -213,6 +216,7 @@ class _WindowData:
         scores: Callable[[str], NDArray[np.float32]] | None,
         embeddings: str,
         layer_tokens: str | None,
+        layer_places: tuple[int, ...] | None,
     ) -> None:
         self._slides, self._ratio = slides, geometry.ratio
         self._grids = [geometry.lr_grid(slide) for slide in slides]
@@ -223,7 +227,9 @@ class _WindowData:
         self._layers = [
             np.empty((0, *of_slide.shape), np.float16)
             if layer_tokens is None
-            else store.read(name, layer_tokens, dtype=np.float16)
+            else store.read(name, layer_tokens, dtype=np.float16)[
+                slice(None) if layer_places is None else list(layer_places)
+            ]
             for name, of_slide in zip(ids, self._embeddings, strict=True)
         ]
         self._ids = ids

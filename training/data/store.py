@@ -158,6 +158,15 @@ class EmbeddingStore:
                 f"the stored embeddings of {slide_id} are damaged ({error}). Run again: that slide will be embedded anew."
             ) from error
 
+    @property
+    def key(self) -> str:
+        """What its name says: encoder and tiles, as a hash."""
+        return self.root.name
+
+    def instances(self, slide_id: str) -> NDArray[np.float16]:
+        """Return the bag of a slide, (N, D)."""
+        return self.read(slide_id, dtype=np.float16)
+
     def n_tiles(self, slide_id: str) -> int:
         """Return the number of tiles of a slide."""
         array = zarr.open_group(self._place(slide_id), mode="r")["embedding"]

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,19 @@ class TilesSection(Section):
         )
 
 
+MID_FACTOR = 2
+"""Tiles along the edge of an LR tile at the resolution between LR and HR: 10x between 5x and 20x."""
+
+
+class Reading(NamedTuple):
+    """Which tiles an encoder reads, and of which pixels."""
+
+    factor: int
+    """Tiles along the edge of an LR tile: 1 for LR tiles, ratio for HR tiles."""
+    enlarged: bool = False
+    """Of the LR tile's pixels, enlarged `factor` times, instead of finer ones."""
+
+
 @dataclass(frozen=True)
 class SlideTiles:
     """The tiles with tissue of one slide in both nested grids.
@@ -60,6 +74,27 @@ class SlideTiles:
     lr_shape_yx: tuple[int, int]
     lr_places: NDArray[np.int64]
     hr_places: NDArray[np.int64]
+
+    def places(self, factor: int, ratio: int) -> NDArray[np.int64]:
+        """Return the tiles with tissue of the grid that has `factor` tiles along an LR tile's edge, (N, 2), row by row.
+
+        Of a grid that is neither LR nor HR, these are the tiles that hold a part of an HR tile with tissue.
+
+        Parameters
+        ----------
+        factor : int
+        ratio : int
+            mpp_lr / mpp_hr
+        """
+        if factor in (1, ratio):
+            return self.lr_places if factor == 1 else self.hr_places
+        first = self.hr_places * factor // ratio
+        last = ((self.hr_places + 1) * factor - 1) // ratio
+        held = np.zeros((self.lr_shape_yx[0] * factor, self.lr_shape_yx[1] * factor), np.bool_)
+        for place in np.ndindex(-(-factor // ratio) + 1, -(-factor // ratio) + 1):
+            rows, cols = np.minimum(first + place, last).T
+            held[rows, cols] = True
+        return np.asarray(np.argwhere(held), np.int64)
 
 
 @dataclass(frozen=True)

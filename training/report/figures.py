@@ -64,7 +64,7 @@ def roc_groups(data: RunData) -> list[Group]:
             mean = "; mean over classes" if many else ""
             caption = f"{'With LRMIL. ' if OURS.key not in members else ''}Mean over folds{mean}."
             together.append(Panel(roc_panel(name, lines), title, caption))
-    keys = [Key(series[method], method_name(method)) for method in known]
+    keys = [Key(series[method], method_name(method, data.results[method])) for method in known]
     groups = [Group("All methods", together, keys, large=True)]
     panels = []
     for place, (method, curve) in enumerate(known.items()):
@@ -85,7 +85,12 @@ def roc_groups(data: RunData) -> list[Group]:
             caption = f"AUC {curve.area:.3f}, mean over folds."
         lines.append((curve, series[OURS.key], True))
         panels.append(
-            Panel(roc_panel(f"roc-{place}", lines), method_name(method), caption, ours=method == OURS.key)
+            Panel(
+                roc_panel(f"roc-{place}", lines),
+                method_name(method, data.results[method]),
+                caption,
+                ours=method == OURS.key,
+            )
         )
     if many:
         keys = [Key(Series(1 + index), name) for index, name in enumerate(data.class_names)]
@@ -141,7 +146,7 @@ def calibration_group(data: RunData) -> tuple[Group, list[Bin]]:
                 calibration_panel(
                     f"calibration-{place}", bins, series[method], n_classes=len(data.class_names)
                 ),
-                method_name(method),
+                method_name(method, data.results[method]),
                 f"ECE {ece:.3f}, Brier {score:.3f}; {len(one.labels)} slides.",
                 ours=method == OURS.key,
             )
@@ -162,7 +167,7 @@ def curve_groups(data: RunData) -> list[Group]:
     for place, method in enumerate(data.methods):
         curves = {fold.fold: fold.heads[method] for fold in data.folds if method in fold.heads}
         if curves:
-            title = f"Head: {method_name(method)}"
+            title = f"Head: {method_name(method, data.results[method])}"
             groups.append(_curve_group(f"head-{place}", title, curves, _fold_series(data), "fold"))
     return groups
 

@@ -119,7 +119,8 @@ def comparison(data: RunData) -> list[MethodRow]:
         rows.append(
             MethodRow(
                 method=method,
-                name=method_name(method) + (", transductive" if _is_transductive(data, method) else ""),
+                name=method_name(method, result)
+                + (", transductive" if _is_transductive(data, method) else ""),
                 ours=method == OURS.key,
                 shortcut=method in SHORTCUT_KEYS,
                 series=series[method],
@@ -140,7 +141,7 @@ def class_rows(data: RunData) -> list[ClassRow]:
         return []
     return [
         ClassRow(
-            method_name(method),
+            method_name(method, result),
             method == OURS.key,
             _number(result.get("auc")),
             [_number(result["auc_by_class"].get(name)) for name in data.class_names],
@@ -151,7 +152,7 @@ def class_rows(data: RunData) -> list[ClassRow]:
 
 
 def _is_transductive(data: RunData, method: str) -> bool:
-    return data.is_transductive and method in BY_KEY and BY_KEY[method].is_of_student
+    return data.is_transductive and method in BY_KEY and BY_KEY[method].is_after_stage1
 
 
 def largest_difference(rows: list[MethodRow]) -> float:
@@ -170,7 +171,13 @@ def fold_blocks(data: RunData) -> list[FoldBlock]:
         ]
         summary = [mean_sd([row.metrics[place] for row in rows]) for place in range(len(FOLD_METRICS))]
         blocks.append(
-            FoldBlock(method_name(method), method == OURS.key, method in SHORTCUT_KEYS, rows, summary)
+            FoldBlock(
+                method_name(method, data.results[method]),
+                method == OURS.key,
+                method in SHORTCUT_KEYS,
+                rows,
+                summary,
+            )
         )
     return blocks
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,15 +14,16 @@ from numpy.typing import NDArray
 from napari_lrmil.model.encoder import Encoder, EncoderSpec, weights_file
 from napari_lrmil.model.mil import MILSpec
 from training.config import RunConfig
-from training.data.bags import Bags
+from training.data.bags import Bags, Instances
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
-from training.data.tile_index import SlideTiles, TileGeometry
+from training.data.tile_index import Reading, SlideTiles, TileGeometry
 from training.encoders import new_student, random_encoder, teacher_encoder, trained_student
 from training.hashing import content_hash, file_hash
+from training.methods import Method
 from training.progress import Reporter
 from training.run.layout import Folder, RunDir
-from training.runtime import Runtime
+from training.runtime import Precision, Runtime
 from training.stages.embed_tiles import EmbedJob
 
 _RANDOM_SEED_OFFSET = 7919
@@ -40,6 +42,15 @@ class Context:
     reporter: Reporter
     cluster: str | None = None
     """Address of a dask.distributed scheduler whose workers embed the slides."""
+    layers_of_run: tuple[int, ...] | None = None
+    """Blocks of f that any row of the run matches; None where that is for this config to say."""
+
+    def of_row(self, row: Method) -> Context:
+        """Return the run as a row sees it, whose options are its config's."""
+        config = self.config.of_row(row)
+        if config == self.config:
+            return self
+        return replace(self, config=config, layers_of_run=self.stored_layers)
 
     @property
     def device(self) -> torch.device:
@@ -105,13 +116,34 @@ class Context:
         weights = f"seed {self.config.run.seed}" if source is None else file_hash(weights_file(source))
         return content_hash(self.config.encoder.spec, weights)
 
-    def hr_store(self) -> EmbeddingStore:
-        """Return the teacher's embeddings of HR tiles, with the class token after each of ``stage1.layers``."""
-        return self._store("hr", self.encoder_hash, layers=self.config.stage1.layers)
+    @property
+    def lr_tiles(self) -> Reading:
+        """The student's tiles."""
+        return Reading(1)
+
+    @property
+    def hr_tiles(self) -> Reading:
+        """The teacher's."""
+        return Reading(self.geometry.ratio)
+
+    @property
+    def stored_layers(self) -> tuple[int, ...]:
+        """Blocks of f whose class tokens are stored of HR tiles: once, for all rows of the run."""
+        return self.config.layers_of_rows if self.layers_of_run is None else self.layers_of_run
+
+    def hr_store(self, layers: tuple[int, ...] | None = None) -> EmbeddingStore:
+        """Return the teacher's embeddings of HR tiles, with the class token after each of `stored_layers`, or `layers`."""
+        return self._store(self.hr_tiles, self.encoder_hash, self.stored_layers if layers is None else layers)
 
     def lr_store(self, encoder_hash: str) -> EmbeddingStore:
         """Return the embeddings of LR tiles by some encoder."""
-        return self._store("lr", encoder_hash, layers=())
+        return self._store(self.lr_tiles, encoder_hash)
+
+    def read_store(self, reading: Reading) -> EmbeddingStore:
+        """Return the teacher's embeddings of some tiles."""
+        if reading == self.hr_tiles:
+            return self.hr_store()
+        return self._store(reading, self.encoder_hash, self._layers(reading))
 
     def random_lr_encoder(self) -> tuple[Encoder, EmbeddingStore]:
         """Return the baseline of random weights, which aren't those that a run without weights starts from."""
@@ -119,45 +151,84 @@ class Context:
         store = self.lr_store(f"random {seed} {self.config.encoder.spec.model_dump_json()}")
         return random_encoder(self.config.encoder.spec, seed=seed, device=self.device), store
 
-    def _store(self, kind: str, encoder_hash: str, *, layers: tuple[int, ...]) -> EmbeddingStore:
+    def _layers(self, reading: Reading) -> tuple[int, ...]:
+        """Return the blocks that stage 1 may match: those of HR tiles, and of LR tiles enlarged to as many."""
+        return self.stored_layers if reading.factor == self.geometry.ratio else ()
+
+    def _turned(self, reading: Reading) -> bool:
+        return reading.factor == self.geometry.ratio and self.config.stage1.turned
+
+    def _store(self, reading: Reading, encoder_hash: str, layers: tuple[int, ...] = ()) -> EmbeddingStore:
         tiles = self.config.tiles
-        mpp = tiles.mpp_lr if kind == "lr" else tiles.mpp_lr / tiles.ratio
+        kind = {self.lr_tiles: "lr", self.hr_tiles: "hr"}.get(
+            reading, "enlarged" if reading.enlarged else "mid"
+        )
         spec = {
             "kind": kind,
             "encoder": encoder_hash,
             "tile_px": tiles.tile_px,
-            "mpp": mpp,
+            "mpp": tiles.mpp_lr / reading.factor,
             "ratio": tiles.ratio,
             "min_tissue": tiles.min_tissue,
             "apply_icc": tiles.apply_icc,
             "layers": list(layers),
-            # LR tiles are embedded at 32 bits whatever the run's precision, as they will be at inference.
-            "precision": self.config.run.precision if kind == "hr" else "32-true",
+            "precision": self._precision(reading),
         }
-        if kind == "hr" and self.config.stage1.turned:
+        if self._turned(reading):
             spec["turned"] = True  # the targets are other ones; others' names stay as they were
-        root = self.config.run.embeddings or self.run_dir.embeddings
-        return EmbeddingStore(root / f"{kind}-{content_hash(sorted(spec.items()))[:16]}", spec)
+        return EmbeddingStore(self._embeddings / f"{kind}-{content_hash(sorted(spec.items()))[:16]}", spec)
 
-    def jobs(self, rows: Iterable[SlideRow], store: EmbeddingStore, *, hr: bool) -> list[EmbedJob]:
-        """Return what is to be embedded of some slides, done or not."""
+    def shuffled_store(self, source: EmbeddingStore, key: str) -> EmbeddingStore:
+        """Return where the HR embeddings of some slides lie in random order; `key` says of which slides."""
+        spec = {**source.spec, "kind": "shuffled", "of": source.key, "key": key}
+        return EmbeddingStore(self._embeddings / f"shuffled-{content_hash(sorted(spec.items()))[:16]}", spec)
+
+    @property
+    def _embeddings(self) -> Path:
+        return self.config.run.embeddings or self.run_dir.embeddings
+
+    def _precision(self, reading: Reading) -> Precision:
+        # LR tiles are embedded at 32 bits whatever the run's precision, as they will be at inference; so is what is
+        # compared with them.
+        return self.config.run.precision if reading == self.hr_tiles else "32-true"
+
+    def jobs(
+        self,
+        rows: Iterable[SlideRow],
+        store: EmbeddingStore,
+        *,
+        hr: bool = False,
+        reading: Reading | None = None,
+    ) -> list[EmbedJob]:
+        """Return what is to be embedded of some slides, done or not.
+
+        Parameters
+        ----------
+        rows : iterable of SlideRow
+        store : EmbeddingStore
+        hr : bool
+            HR tiles, or LR tiles ...
+        reading : Reading, optional
+            ... unless others are named.
+        """
         config = self.config
+        reading = reading or (self.hr_tiles if hr else self.lr_tiles)
         return [
             EmbedJob(
                 tiles,
                 self.geometry,
                 store,
-                hr=hr,
-                layers=config.stage1.layers if hr else (),
-                turned=hr and config.stage1.turned,
+                reading=reading,
+                layers=self._layers(reading),
+                turned=self._turned(reading),
                 batch_size=config.encoder.batch_size,
                 threads=config.run.threads,
-                precision=config.run.precision,
+                precision=self._precision(reading),
             )
             for tiles in self.tiles_of(rows)
         ]
 
-    def bags(self, store: EmbeddingStore, rows: Sequence[SlideRow], *, share: float = 1.0) -> Bags:
+    def bags(self, store: Instances, rows: Sequence[SlideRow], *, share: float = 1.0) -> Bags:
         """Return the bags of some slides, of which a share of ``data.cache_gib`` stays in memory."""
         cache_bytes = share * self.config.data.cache_gib * 2**30
         return Bags(store, rows, self.class_names, cache_bytes=cache_bytes)
@@ -172,9 +243,9 @@ class Context:
         """Return f' before stage 1, in train mode, always made anew."""
         return new_student(self.config.student, teacher, seed=seed, device=self.device)
 
-    def student_encoder(self, folder: Folder) -> Encoder:
-        """Return the f' of a folder after stage 1, in eval mode."""
-        return trained_student(folder.read_student(), self.student_spec, device=self.device)
+    def student_encoder(self, weights: Mapping[str, torch.Tensor]) -> Encoder:
+        """Return an f' that was trained, in eval mode."""
+        return trained_student(weights, self.student_spec, device=self.device)
 
     @property
     def student_spec(self) -> EncoderSpec:

@@ -10,8 +10,11 @@
     foldN/                   of the first seed; and shared/, of what serves all folds
         metrics/<stage>.csv  checkpoints/<stage>.safetensors
         mil/<method>.safetensors  fits/<method>.json  teacher_outputs.safetensors  student_encoder.safetensors
+        encoders/<method>.safetensors of encoders that were trained together with their heads
         predictions/<method>.csv  test_attention/<method>.safetensors  calibration/<method>.json
         bundle/
+        student_shuffled/ student_enlarged/ stage1-HASH/   f' of rows of the comparison that train another one
+        ridge_fit.safetensors
         seedS/               the same of heads of another seed, encoderS/ and encoderS/seedS/ of encoders of another seed
 
 Steps meet only through files here; all are read through the markers (`training.run.markers`), which know how they were.
@@ -42,6 +45,7 @@ from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
 from napari_lrmil.outside import parse_json
 from training.checkpoint import Files
 from training.config import RunConfig
+from training.data.derived import RidgeFit
 from training.data.predictions import (
     Predictions,
     SlideAttention,
@@ -110,6 +114,11 @@ class Folder:
     def export_step(self) -> str:
         """Name of the step that exports the bundle."""
         return f"{self.name}/export"
+
+    @property
+    def ridge_step(self) -> str:
+        """Name of the step that fits the ridge regression."""
+        return f"{self.name}/ridge_fit"
 
     def training_step(self, method: str) -> str:
         """Return the name of the step that trains a method's head."""
@@ -206,9 +215,43 @@ class Folder:
         except (OSError, SafetensorError) as error:
             raise unreadable(path, error) from error
 
+    @property
+    def ridge_fit(self) -> Path:
+        """The regression of f(LR) onto HR of the fold's training slides."""
+        return self.root / "ridge_fit.safetensors"
+
+    def write_ridge(self, fit: RidgeFit) -> None:
+        """Keep that regression."""
+        save_tensors(self.ridge_fit, {name: torch.tensor(value) for name, value in fit._asdict().items()})
+
+    def read_ridge(self) -> RidgeFit:
+        """Return it.
+
+        Raises
+        ------
+        RunDirError
+            Where it is missing or damaged.
+        """
+        kept = self._read_tensors(self.ridge_fit, self.ridge_step)
+        return RidgeFit(kept["coefficients"].numpy(), kept["intercept"].numpy(), float(kept["strength"]))
+
     def head(self, method: str) -> Path:
         """Return the file of a method's MIL head."""
         return self.root / "mil" / f"{method}.safetensors"
+
+    def encoder(self, method: str) -> Path:
+        """Return the file of the encoder that was trained together with a method's head."""
+        return self.root / "encoders" / f"{method}.safetensors"
+
+    def read_encoder(self, method: str) -> dict[str, torch.Tensor]:
+        """Return the weights of that encoder.
+
+        Raises
+        ------
+        RunDirError
+            Where they are missing or damaged.
+        """
+        return self._read_tensors(self.encoder(method), self.training_step(method))
 
     def fit(self, method: str) -> Path:
         """Return the file of how well a method learned its own training slides."""

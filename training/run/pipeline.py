@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,15 +15,18 @@ from napari_lrmil.errors import EncoderError
 from napari_lrmil.model.encoder import Encoder, weights_file
 from napari_lrmil.model.mil import MILModel
 from napari_lrmil.slide.identity import stamp_of
+from training.data.bags import Instances
+from training.data.derived import ChildrenMean, Ridged, Subset, fit_ridge, write_shuffled
 from training.data.predictions import Predictions
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
+from training.data.tile_index import Reading
 from training.files import Json, remembered, save_tensors
-from training.hashing import content_hash
+from training.hashing import content_hash, file_hash
 from training.intervals import FoldScores
 from training.loop import Session
-from training.methods import METHODS, OURS, TEACHER, Embedding, Method, wanted_methods
+from training.methods import OURS, RANDOM, TEACHER, Embedding, Method, in_table_order
 from training.metrics import slide_metrics
 from training.run.context import Context
 from training.run.layout import Folder
@@ -36,9 +39,11 @@ from training.stages.distill_tiles import (
     pair_loader,
     spread_of_targets,
     student_layers,
+    target_array,
 )
 from training.stages.embed_on_cluster import embed_on_cluster
 from training.stages.embed_tiles import EncoderSource, embed_slides
+from training.stages.end_to_end import SlidePixels, fit_end_to_end
 from training.stages.evaluate import (
     called_metrics,
     fold_scores,
@@ -57,15 +62,29 @@ _TRAIN_SHARE, _VAL_SHARE = 0.75, 0.25
 
 @dataclass(frozen=True)
 class Embedded:
-    """An encoder, and the store of its embeddings of one of the two grids."""
+    """An encoder, the store of what it says of some tiles, and the bags that are made of that.
+
+    Attributes
+    ----------
+    encoder : Encoder
+    store : EmbeddingStore
+    derived : Instances, optional
+        The bags, where they aren't what is stored.
+    """
 
     encoder: Encoder
     store: EmbeddingStore
+    derived: Instances | None = None
+
+    @property
+    def bags(self) -> Instances:
+        """Where the bags come from."""
+        return self.derived or self.store
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head to train: a method on a fold, on the bags of a store.
+    """A head to train: a method on a fold, on some bags.
 
     Attributes
     ----------
@@ -89,11 +108,13 @@ class Head:
         return context.folder_of(f"fold{self.split.fold}", encoder_seed=self.encoder_seed, seed=self.seed)
 
     def step(self, steps: Steps) -> Step:
-        """Return the step that trains it."""
+        """Return the step that trains it; `steps` are the run's."""
         if self.method == TEACHER:
             return steps.teacher(self.split, self.seed)
-        return steps.head(
-            self.split, self.method, self.embedded.store, seed=self.seed, encoder_seed=self.encoder_seed
+        if self.method.is_end_to_end:
+            return steps.of(self.method).end_to_end(self.split, self.method, self.seed)
+        return steps.of(self.method).head(
+            self.split, self.method, self.embedded.bags, seed=self.seed, encoder_seed=self.encoder_seed
         )
 
 
@@ -113,10 +134,11 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
     teacher, seeds = context.teacher_encoder(), context.head_seeds
     check_tokens(context, teacher)
     weights = context.config.encoder.weights
-    hr = Embedded(teacher, context.hr_store())
-    lr = Embedded(teacher, context.lr_store(context.encoder_hash))
-    embed(context, context.rows, hr, weights, hr=True)
-    embed(context, context.labelled, lr, weights, hr=False)
+    read = {reading: Embedded(teacher, context.read_store(reading)) for reading in readings(context)}
+    for reading, embedded in read.items():
+        embed(context, rows_read(context, reading), embedded, weights, reading=reading)
+    hr = read[context.hr_tiles]
+    _embed_turned_rows(context, steps, teacher)
     teachers = [Head(split, TEACHER, hr, seed) for split in splits for seed in seeds]
     each_once(
         context, [(head.step(steps), partial(train_teacher, context, head, steps)) for head in teachers]
@@ -125,31 +147,112 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
     students: dict[str, Embedded] = {}
     for split in splits:
         for method in trained_methods(context):
-            if method.embedding == Embedding("teacher", "lr"):
-                heads += [Head(split, method, lr, seed) for seed in seeds]
-        for encoder_seed in context.encoder_seeds:
-            plan = steps.stage1_plan(split, encoder_seed)
-            if plan.folder not in students:
-                train_encoder(context, plan, steps, teacher)
-                students[plan.folder] = Embedded(
-                    context.student_encoder(context.run_dir.folder(plan.folder)), steps.student_store(plan)
-                )
-            student = students[plan.folder]
-            embed(context, split.labelled, student, steps.student_file(plan), hr=False)
-            for method in trained_methods(context):
-                if method.is_of_student:
-                    heads += [Head(split, method, student, seed, encoder_seed) for seed in seeds]
+            assert method.embedding is not None
+            if method.embedding.encoder == "teacher":
+                embedded = bags_of(context, method.embedding, split, read, steps)
+                heads += [Head(split, method, embedded, seed) for seed in seeds]
+        for method in trained_methods(context):
+            assert method.embedding is not None
+            if not method.embedding.is_of_student:
+                continue
+            mine = steps.of(method)
+            for encoder_seed in mine.context.encoder_seeds:
+                plan = mine.stage1_plan(split, encoder_seed, method.embedding.encoder)
+                if plan.folder not in students:
+                    train_encoder(mine.context, plan, mine, teacher)
+                    students[plan.folder] = Embedded(
+                        mine.context.student_encoder(mine.context.run_dir.folder(plan.folder).read_student()),
+                        mine.student_store(plan),
+                    )
+                student = students[plan.folder]
+                embed(mine.context, split.labelled, student, mine.student_file(plan))
+                heads += [Head(split, method, student, seed, encoder_seed) for seed in seeds]
     heads += _random_heads(context, splits)
     each_once(context, [(head.step(steps), partial(train_head, context, head, steps)) for head in heads])
+    heads += train_end_to_end(context, splits, steps, teacher)
     if not context.runtime.is_main:
         return Tested({}, {}, [])
     return _evaluate(context, splits, steps, [*heads, *teachers])
 
 
 def trained_methods(context: Context) -> list[Method]:
-    """Return the wanted methods that have a head on LR tiles, in the order of the table."""
-    wanted = wanted_methods(context.config.evaluate.methods, context.config.evaluate.shortcuts)
-    return [method for method in METHODS if method in wanted and method.embedding and method != TEACHER]
+    """Return the wanted methods that have a head but the teacher, in the order of the table."""
+    wanted = {row.key: row for row in context.config.rows if row.embedding and row != TEACHER}
+    return [wanted[key] for key in in_table_order(list(wanted))]
+
+
+def readings(context: Context) -> list[Reading]:
+    """Return the tiles that f embeds, each once for all methods: HR and LR in every run."""
+    ratio = context.geometry.ratio
+    found = dict.fromkeys([context.hr_tiles, context.lr_tiles])
+    for method in trained_methods(context):
+        assert method.embedding is not None
+        if method.embedding.encoder == "teacher":
+            found[method.embedding.reading(ratio)] = None
+        elif method.embedding.encoder == "student_enlarged":
+            found[Reading(ratio, enlarged=True)] = None
+    return list(found)
+
+
+def rows_read(context: Context, reading: Reading) -> list[SlideRow]:
+    """Return the slides of which f embeds some tiles: unlabelled ones too where an f' learns from what f says there."""
+    targets = {context.hr_tiles} | {
+        Reading(context.geometry.ratio, enlarged=True)
+        for method in trained_methods(context)
+        if method.embedding is not None and method.embedding.encoder == "student_enlarged"
+    }
+    return context.rows if reading in targets else context.labelled
+
+
+def bags_of(
+    context: Context,
+    embedding: Embedding,
+    split: Split,
+    read: Mapping[Reading, Embedded],
+    steps: Steps,
+) -> Embedded:
+    """Return the bags of an embedding by f; what is derived of stored embeddings is so slide by slide, when it is read.
+
+    Parameters
+    ----------
+    context : Context
+    embedding : Embedding
+    split : Split
+        Whose training slides a regression is fitted on.
+    read : mapping
+        See `readings`; embedded.
+    steps : Steps
+    """
+    ratio, seed = context.geometry.ratio, context.config.run.seed
+    embedded = read[embedding.reading(ratio)]
+    derived: Instances | None = None
+    if embedding.derived == "subset":
+        derived = Subset(embedded.store, context.tiles, ratio, seed)
+    elif embedding.derived == "children_mean":
+        derived = ChildrenMean(embedded.store, context.tiles, ratio)
+    elif embedding.derived == "ridge":
+        hr = read[context.hr_tiles].store
+        step, folder = steps.ridge_fit(split, embedded.store, hr), context.run_dir.fold(split.fold)
+
+        def fit() -> None:
+            targets = ChildrenMean(hr, context.tiles, ratio)
+            folder.write_ridge(fit_ridge(embedded.store, targets, [row.slide_id for row in split.train]))
+
+        each_once(context, [(step, fit)])
+        derived = Ridged(embedded.store, folder.read_ridge(), step.key)
+    return replace(embedded, derived=derived)
+
+
+def places_of(context: Context, head: Head, rows: Sequence[SlideRow]) -> list[NDArray[np.int64]]:
+    """Return the places (N, 2) of the instances of a head's bags, in the grid of its tiles."""
+    embedding, ratio = head.method.embedding, context.geometry.ratio
+    assert embedding is not None
+    factor = 1 if embedding.on_lr_tiles else embedding.reading(ratio).factor
+    found = [tiles.places(factor, ratio) for tiles in context.tiles_of(rows)]
+    if isinstance(head.embedded.derived, Subset):
+        chosen = [head.embedded.derived.chosen(row.slide_id) for row in rows]
+        found = [places[index] for places, index in zip(found, chosen, strict=True)]
+    return found
 
 
 def check_tokens(context: Context, teacher: Encoder) -> None:
@@ -178,7 +281,13 @@ def check_tokens(context: Context, teacher: Encoder) -> None:
 
 
 def embed(
-    context: Context, rows: Sequence[SlideRow], embedded: Embedded, weights: Path | str | None, *, hr: bool
+    context: Context,
+    rows: Sequence[SlideRow],
+    embedded: Embedded,
+    weights: Path | str | None,
+    *,
+    hr: bool = False,
+    reading: Reading | None = None,
 ) -> None:
     """Embed (steps 1 and 4) in these processes, or on the cluster, what isn't done.
 
@@ -190,11 +299,14 @@ def embed(
     weights : Path or str, optional
         Where the encoder's weights come from; None where they are random.
     hr : bool
-        Which of the two grids.
+        HR tiles, or LR tiles ...
+    reading : Reading, optional
+        ... unless others are named.
     """
     encoder, store = embedded.encoder, embedded.store
-    jobs = context.jobs(rows, store, hr=hr)
-    description = f"Embedding {'HR' if hr else 'LR'} tiles"
+    reading = reading or (context.hr_tiles if hr else context.lr_tiles)
+    jobs = context.jobs(rows, store, reading=reading)
+    description = f"Embedding {reading_name(reading, context.geometry.ratio)} tiles"
     if context.cluster is None:
         embed_slides(jobs, encoder, context.runtime, context.reporter, description)
         return
@@ -210,8 +322,31 @@ def embed(
     context.runtime.wait()
 
 
+def reading_name(reading: Reading, ratio: int) -> str:
+    """Return what some tiles are called: LR, HR, enlarged LR, or by their edge in HR tiles."""
+    if reading.enlarged:
+        return f"LR x {reading.factor}"
+    return {1: "LR", ratio: "HR"}.get(reading.factor, f"LR / {reading.factor}")
+
+
+def _embed_turned_rows(context: Context, steps: Steps, teacher: Encoder) -> None:
+    """Embed the HR tiles of rows whose targets are means over turned tiles where the run's aren't, or the reverse."""
+    done = {context.hr_store().key}
+    for method in trained_methods(context):
+        mine = steps.of(method).context
+        assert method.embedding is not None
+        if not method.embedding.is_of_student or mine.config.stage1.turned == context.config.stage1.turned:
+            continue
+        enlarged = method.embedding.encoder == "student_enlarged"
+        reading = Reading(context.geometry.ratio, enlarged=enlarged)
+        embedded = Embedded(teacher, mine.read_store(reading))
+        if embedded.store.key not in done:
+            done.add(embedded.store.key)
+            embed(mine, context.rows, embedded, mine.config.encoder.weights, reading=reading)
+
+
 def _random_heads(context: Context, splits: Sequence[Split]) -> list[Head]:
-    methods = [method for method in trained_methods(context) if method.embedding == Embedding("random", "lr")]
+    methods = [method for method in trained_methods(context) if method.embedding == RANDOM]
     if not methods:
         return []
     embedded = Embedded(*context.random_lr_encoder())
@@ -231,7 +366,7 @@ def _random_heads(context: Context, splits: Sequence[Split]) -> list[Head]:
 
 def train_teacher(context: Context, head: Head, steps: Steps) -> None:
     """Train (step 2) the teacher's head on a fold's HR bags, and keep what it says of every training slide."""
-    split, store = head.split, head.embedded.store
+    split, store = head.split, head.embedded.bags
     train = context.bags(store, split.train, share=_TRAIN_SHARE)
     fitted = fit_head(
         train,
@@ -260,12 +395,14 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
     def train() -> None:
         config = context.config
         scores = _teacher_attention(context, plan, teacher) if plan.split is not None else None
+        if plan.encoder == "student_shuffled":
+            _shuffle_targets(context, plan, steps)
         train_loader, val_loader = (
             pair_loader(
                 context.tiles_of(rows),
                 config.stage1,
                 context.geometry,
-                context.hr_store(),
+                steps.target_store(plan, rows),
                 teacher_dim=teacher.embed_dim,
                 scores=scores,
                 threads=config.run.threads,
@@ -274,7 +411,9 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
             )
             for rows in (plan.train, plan.val)
         )
-        spread = spread_of_targets(config.stage1, context.tiles_of(plan.train), context.hr_store())
+        spread = spread_of_targets(
+            config.stage1, context.tiles_of(plan.train), steps.target_store(plan, plan.train)
+        )
         student = context.new_student(teacher, plan.seed)
         files = context.run_dir.folder(plan.folder).files("stage1", step.key, config.run.checkpoint_seconds)
         distill_encoder(
@@ -301,6 +440,26 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
     once(context, step, train, together=True)
 
 
+def _shuffle_targets(context: Context, plan: Stage1Plan, steps: Steps) -> None:
+    section = context.config.stage1
+    names = [target_array("embedding", section)]
+    if section.layers:
+        names.append(target_array("layer_class_tokens", section))
+    if context.runtime.is_main:
+        for part in (plan.train, plan.val):
+            write_shuffled(
+                steps.target_store(plan, part),
+                context.hr_store(),
+                [row.slide_id for row in part],
+                names,
+                stamp=content_hash(
+                    [job.stamp for job in context.jobs(part, context.hr_store(), hr=True)], names
+                ),
+                seed=plan.seed,
+            )
+    context.runtime.wait()
+
+
 def _teacher_attention(
     context: Context, plan: Stage1Plan, teacher: Encoder
 ) -> Callable[[str], NDArray[np.float32]]:
@@ -320,8 +479,8 @@ def _teacher_attention(
 
 def train_head(context: Context, head: Head, steps: Steps) -> None:
     """Train (step 5, stage 2) a head on LR bags, with or without the teacher's words."""
-    config, split, method = context.config, head.split, head.method
-    folder, store = head.folder(context), head.embedded.store
+    split, method = head.split, head.method
+    config, folder, store = steps.of(method).context.config, head.folder(context), head.embedded.bags
     extra_loss = None
     if method.is_distilled:
         extra_loss = SlideDistillation(
@@ -345,6 +504,66 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
     folder.write_head(method.key, fitted)
 
 
+def train_end_to_end(context: Context, splits: Sequence[Split], steps: Steps, teacher: Encoder) -> list[Head]:
+    """Train encoders together with their heads, and embed the folds' LR tiles with them; returns the heads.
+
+    Those that start from f' take that of the first seed.
+    """
+    wanted = [
+        (split, method, seed)
+        for method in trained_methods(context)
+        if method.is_end_to_end
+        for split in splits
+        for seed in context.head_seeds
+    ]
+
+    def train(split: Split, method: Method, seed: int) -> None:
+        mine = steps.of(method)
+        config, folder = mine.context.config, context.folder_of(f"fold{split.fold}", seed=seed)
+        assert method.embedding is not None
+        if method.embedding.encoder == "end_to_end":
+            student = mine.context.run_dir.folder(mine.stage1_plan(split).folder)
+            encoder = mine.context.student_encoder(student.read_student())
+        else:
+            encoder = mine.context.new_student(teacher, context.encoder_seeds[0])
+        key = mine.end_to_end(split, method, seed).key
+        bar = method.bar if len(context.head_seeds) == 1 else f"{method.bar}, seed {seed}"
+        files = folder.files(method.key, key, config.run.checkpoint_seconds)
+        train_pixels, val_pixels = (
+            SlidePixels(
+                context.tiles_of(rows), context.geometry, context.class_names, threads=config.run.threads
+            )
+            for rows in (split.train, split.val)
+        )
+        fitted = fit_end_to_end(
+            encoder,
+            train_pixels,
+            val_pixels,
+            config.end_to_end,
+            config.mil,
+            Session(context.runtime.end_to_end_fabric, files, context.reporter, bar),
+            n_classes=len(context.class_names),
+            seed=seed,
+        )
+        folder.write_head(method.key, fitted)
+        save_tensors(folder.encoder(method.key), encoder.vit.state_dict())
+
+    each_once(
+        context,
+        [(steps.of(one[1]).end_to_end(*one), partial(train, *one)) for one in wanted],
+    )
+    heads = []
+    for split, method, seed in wanted:
+        mine = steps.of(method).context
+        folder = context.folder_of(f"fold{split.fold}", seed=seed)
+        encoder, file = mine.student_encoder(folder.read_encoder(method.key)), folder.encoder(method.key)
+        embedded = Embedded(encoder, mine.lr_store(content_hash(mine.student_spec, file_hash(file))))
+        embed(mine, split.labelled, embedded, file)
+        encoder.cpu()  # there may be one a fold and seed
+        heads.append(Head(split, method, embedded, seed))
+    return heads
+
+
 def _head_session(context: Context, head: Head, steps: Steps) -> Session:
     key, method = head.step(steps).key, head.method
     files = head.folder(context).files(method.key, key, context.config.run.checkpoint_seconds)
@@ -354,7 +573,8 @@ def _head_session(context: Context, head: Head, steps: Steps) -> Session:
 
 def load_head(context: Context, folder: Folder, method: Method, embed_dim: int) -> MILModel:
     """Return the head of a method that lies in a folder, in eval mode."""
-    return folder.read_head(method.key, context.head_spec(embed_dim)).to(context.device)
+    spec = context.of_row(method).head_spec(embed_dim)
+    return folder.read_head(method.key, spec).to(context.device)
 
 
 # --- test slides and bundles
@@ -365,7 +585,7 @@ def _evaluate(context: Context, splits: Sequence[Split], steps: Steps, heads: Se
     fits: dict[str, list[Fit]] = {}
     made, bundles = set(), []
     for split in splits:
-        for method in wanted_methods(context.config.evaluate.methods, context.config.evaluate.shortcuts):
+        for method in context.config.rows:
             mine = [head for head in heads if head.split.fold == split.fold and head.method == method]
             if method.embedding is None:
                 found = [evaluate_shortcut(context, split, steps, method)]
@@ -385,7 +605,7 @@ def _evaluate(context: Context, splits: Sequence[Split], steps: Steps, heads: Se
 
 def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
     """Ask (step 6) a head about the fold's test slides, unless that was done, and read its answer."""
-    split, method, store = head.split, head.method, head.embedded.store
+    split, method, store = head.split, head.method, head.embedded.bags
     folder = head.folder(context)
 
     def ask() -> None:
@@ -395,7 +615,7 @@ def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
             split.val,
             context.bags(store, split.test, share=0.0),
             split.test,
-            context.places_of(split.test, hr=method == TEACHER),
+            places_of(context, head, split.test),
             context.class_names,
             context.config.calibrate,
         )
@@ -403,7 +623,7 @@ def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
         folder.write_calibration(method.key, calibration)
         folder.write_predictions(method.key, predictions)
 
-    once(context, steps.test(split, method, head.step(steps), folder), ask, quiet=True)
+    once(context, steps.of(method).test(split, method, head.step(steps), folder), ask, quiet=True)
     return folder.read_predictions(method.key)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,16 +15,27 @@ from rich.table import Table
 
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import build_mil
+from training.data.bags import Instances
 from training.data.pairs import SlidePairs
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
-from training.methods import Embedding
+from training.data.tile_index import Reading
+from training.methods import RANDOM, TEACHER, Embedding, Method
 from training.run.context import Context
-from training.run.pipeline import check_tokens, trained_methods
+from training.run.pipeline import (
+    Embedded,
+    bags_of,
+    check_tokens,
+    reading_name,
+    readings,
+    rows_read,
+    trained_methods,
+)
 from training.run.steps import Stage1Plan, Step, Steps, is_done
 from training.runtime import Precision, autocast
 from training.stages.distill_tiles import Distiller, student_layers
+from training.stages.end_to_end import EndToEnd
 
 
 class PlannedStep(NamedTuple):
@@ -34,6 +46,8 @@ class PlannedStep(NamedTuple):
     n_bytes: int
     seconds: float
     """0 where it is done."""
+    rows: tuple[str, ...] = ()
+    """Keys of the rows of the comparison that it serves."""
 
 
 def print_plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[PlannedStep]:
@@ -69,6 +83,11 @@ def print_plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[
         f"device {context.device}, {context.runtime.world} process(es). Nothing is written."
     )
     context.reporter.console.print(table)
+    if context.config.compare:
+        context.reporter.say(f"Rows: {', '.join(row.key for row in context.config.rows)}.")
+        shared = {step.name: step.rows for step in planned if len(step.rows) > 1}
+        for name, rows in shared.items():
+            context.reporter.say(f"{name}: once for {', '.join(rows)}.")
     context.reporter.say(
         "[dim]Time at most: measured on random tiles; reading slides comes on top, early stopping makes heads shorter.[/]"
     )
@@ -85,71 +104,170 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     # As they are embedded: HR tiles at the run's precision, LR tiles at 32 bits, as at inference.
     hr_rate = _tiles_per_second(context, teacher, config.run.precision)
     rate = hr_rate if config.run.precision == "32-true" else _tiles_per_second(context, teacher, "32-true")
-    student_rate = (
-        rate if context.student_spec == teacher.spec else _tiles_per_second(context, student, "32-true")
-    )
-    lr_teacher = context.lr_store(context.encoder_hash)
-    planned = [
-        _embedding(context, "embed HR", context.rows, context.hr_store(), teacher, hr_rate, hr=True),
-        _embedding(context, "embed LR, undistilled", labelled, lr_teacher, teacher, rate, hr=False),
-    ]
+    methods = trained_methods(context)
+    ratio = context.geometry.ratio
+    planned = []
+    for reading in readings(context):
+        name = "LR, undistilled" if reading == context.lr_tiles else reading_name(reading, ratio)
+        step = _embedding(
+            context,
+            f"embed {name}",
+            rows_read(context, reading),
+            context.read_store(reading),
+            teacher,
+            hr_rate if reading == context.hr_tiles else rate,
+            reading=reading,
+        )
+        planned.append(step._replace(rows=_served(context, reading, methods)))
     seconds_a_bag = _head_seconds(context, teacher.embed_dim, hr=True)
-    seeds, encoder_seeds = context.head_seeds, context.encoder_seeds
+    seeds = context.head_seeds
     planned += [
-        _head(context, split, steps.teacher(split, seed), seconds_a_bag) for split in splits for seed in seeds
+        _head(context, split, steps.teacher(split, seed), seconds_a_bag)._replace(rows=(TEACHER.key,))
+        for split in splits
+        for seed in seeds
     ]
-    seconds_a_bag = _head_seconds(context, student.embed_dim, hr=False)
-    plans = {(split.fold, seed): steps.stage1_plan(split, seed) for split in splits for seed in encoder_seeds}
-    todo = [one for one in plans.values() if not is_done(context.run_dir, steps.stage1(one))]
-    seconds_a_pair = _pair_seconds(context, teacher, student) if todo else 0.0
-    folders: set[str] = set()
+    lr_seconds, hr_seconds = _head_seconds(context, student.embed_dim, hr=False), seconds_a_bag
+    read = {one: Embedded(teacher, context.read_store(one)) for one in readings(context)}
+
+    # Rows may have an f' of their own; each is measured once, and only where something is to do.
+    @functools.cache
+    def tile_rate(spec_json: str) -> float:
+        one = students[spec_json]
+        return rate if one.spec == teacher.spec else _tiles_per_second(context, one, "32-true")
+
+    @functools.cache
+    def a_pair(spec_json: str) -> float:
+        return _pair_seconds(context, teacher, students[spec_json])
+
+    students: dict[str, Encoder] = {}
+    embedded: dict[str, int] = {}
     for split in splits:
-        for method in trained_methods(context):
-            if method.embedding == Embedding("teacher", "lr"):
+        for method in methods:
+            assert method.embedding is not None
+            if method.embedding.encoder == "teacher":
+                store = _planned_bags(context, method.embedding, split, read, steps)
+                a_bag = lr_seconds if method.embedding.on_lr_tiles else hr_seconds
                 planned += [
-                    _head(context, split, steps.head(split, method, lr_teacher, seed=seed), seconds_a_bag)
+                    _head(context, split, steps.of(method).head(split, method, store, seed=seed), a_bag)
                     for seed in seeds
                 ]
-        for encoder_seed in encoder_seeds:
-            stage1 = plans[split.fold, encoder_seed]
-            trained = is_done(context.run_dir, steps.stage1(stage1))
-            if stage1.folder not in folders:
-                folders.add(stage1.folder)
-                planned.append(
-                    _stage1(context, stage1, steps.stage1(stage1), 0.0 if trained else seconds_a_pair)
+        for method in methods:
+            assert method.embedding is not None
+            if not method.embedding.is_of_student:
+                continue
+            mine = steps.of(method)
+            spec_json = mine.context.student_spec.model_dump_json()
+            if spec_json not in students:
+                seed = context.encoder_seeds[0]
+                students[spec_json] = mine.context.new_student(teacher, seed).eval()
+            for encoder_seed in mine.context.encoder_seeds:
+                stage1 = mine.stage1_plan(split, encoder_seed, method.embedding.encoder)
+                trained = is_done(context.run_dir, mine.stage1(stage1))
+                lr_student = mine.student_store(stage1) if trained else None
+                for name in (f"{stage1.folder}/stage1", f"embed LR, fold {split.fold}, {stage1.folder}"):
+                    if name in embedded:
+                        place = embedded[name]
+                        rows = dict.fromkeys((*planned[place].rows, method.key))  # not once a fold
+                        planned[place] = planned[place]._replace(rows=tuple(rows))
+                        continue
+                    if name.endswith("/stage1"):
+                        seconds = 0.0 if trained else a_pair(spec_json)
+                        step = _stage1(mine.context, stage1, mine.stage1(stage1), seconds)
+                    elif lr_student is None and mine.shares_encoder and split is not splits[0]:
+                        continue  # counted with the first fold
+                    else:
+                        step = _embedding(
+                            context,
+                            f"embed LR, fold {split.fold}",
+                            split.labelled,
+                            lr_student,
+                            students[spec_json],
+                            tile_rate(spec_json),
+                            reading=context.lr_tiles,
+                        )
+                    embedded[name] = len(planned)
+                    planned.append(step._replace(rows=(method.key,)))
+                # Where f' isn't trained yet, neither is its head, whatever lies there.
+                store = lr_student or context.lr_store("")
+                planned += [
+                    _head(
+                        context,
+                        split,
+                        mine.head(split, method, store, seed=seed, encoder_seed=encoder_seed),
+                        lr_seconds,
+                    )
+                    for seed in seeds
+                ]
+    for method in methods:
+        if not method.is_end_to_end:
+            continue
+        mine = steps.of(method)
+        spec_json = mine.context.student_spec.model_dump_json()
+        if spec_json not in students:
+            students[spec_json] = mine.context.new_student(teacher, mine.context.encoder_seeds[0]).eval()
+        own, own_rate = students[spec_json], tile_rate(spec_json)
+        seconds_a_tile = _end_to_end_seconds(mine.context, own)
+        for split in splits:
+            for seed in seeds:
+                training = mine.end_to_end(split, method, seed)
+                planned.append(_end_to_end(mine.context, split, training, seconds_a_tile, own_rate))
+                name = f"embed LR, {training.name}"
+                embedding = _embedding(
+                    mine.context, name, split.labelled, None, own, own_rate, reading=context.lr_tiles
                 )
-            lr_student = steps.student_store(stage1) if trained else None
-            if lr_student is not None or not steps.shares_encoder or split is splits[0]:
-                name = f"embed LR, fold {split.fold}"
-                planned.append(
-                    _embedding(context, name, split.labelled, lr_student, student, student_rate, hr=False)
+                done = is_done(context.run_dir, training)
+                planned.append(embedding._replace(seconds=0.0) if done else embedding)
+    for method in methods:
+        if method.embedding == RANDOM:
+            _, random_store = context.random_lr_encoder()
+            planned.append(
+                _embedding(
+                    context,
+                    "embed LR, random",
+                    labelled,
+                    random_store,
+                    teacher,
+                    rate,
+                    reading=context.lr_tiles,
                 )
-            # Where f' isn't trained yet, neither is its head, whatever lies there.
-            store = lr_student or context.lr_store("")
+            )
             planned += [
                 _head(
-                    context,
-                    split,
-                    steps.head(split, method, store, seed=seed, encoder_seed=encoder_seed),
-                    seconds_a_bag,
+                    context, split, steps.of(method).head(split, method, random_store, seed=seed), lr_seconds
                 )
-                for method in trained_methods(context)
-                if method.is_of_student
+                for split in splits
                 for seed in seeds
             ]
-    random = [method for method in trained_methods(context) if method.embedding == Embedding("random", "lr")]
-    for method in random:
-        _, random_store = context.random_lr_encoder()
-        planned.append(
-            _embedding(context, "embed LR, random", labelled, random_store, teacher, rate, hr=False)
-        )
-        seconds_a_bag = _head_seconds(context, teacher.embed_dim, hr=False)
-        planned += [
-            _head(context, split, steps.head(split, method, random_store, seed=seed), seconds_a_bag)
-            for split in splits
-            for seed in seeds
-        ]
     return planned
+
+
+def _served(context: Context, reading: Reading, methods: Sequence[Method]) -> tuple[str, ...]:
+    """Return the rows whose bags or targets are made of what f says of some tiles."""
+    ratio = context.geometry.ratio
+    found = [TEACHER.key] if reading == context.hr_tiles else []
+    for method in methods:
+        one = method.embedding
+        assert one is not None
+        if one.encoder == "teacher":
+            reads = {one.reading(ratio)} | ({context.hr_tiles} if one.derived == "ridge" else set())
+        elif one.is_of_student:  # its targets
+            reads = {Reading(ratio, enlarged=one.encoder == "student_enlarged")}
+        else:
+            continue
+        if reading in reads:
+            found.append(method.key)
+    return tuple(found)
+
+
+def _planned_bags(
+    context: Context, embedding: Embedding, split: Split, read: Mapping[Reading, Embedded], steps: Steps
+) -> Instances:
+    """Return the bags of an embedding by f, or where a regression isn't fitted yet, some that no head was trained on."""
+    if embedding.derived == "ridge":
+        hr, lr = (read[one].store for one in (context.hr_tiles, context.lr_tiles))
+        if not is_done(context.run_dir, steps.ridge_fit(split, lr, hr)):
+            return context.lr_store("")
+    return bags_of(context, embedding, split, read, steps).bags
 
 
 def _head(context: Context, split: Split, step: Step, seconds_a_bag: float) -> PlannedStep:
@@ -176,6 +294,38 @@ def _stage1(context: Context, stage1: Stage1Plan, step: Step, seconds_a_pair: fl
     return PlannedStep(step.name, f"{n_pairs:,} pairs x {section.epochs} epochs", 0, seconds)
 
 
+def _end_to_end(
+    context: Context, split: Split, step: Step, seconds_a_tile: float, rate: float
+) -> PlannedStep:
+    section = context.config.end_to_end
+    of_train, of_val = (
+        [len(item.lr_places) for item in context.tiles_of(rows)] for rows in (split.train, split.val)
+    )
+    n_tiles = sum(min(n, section.max_tiles) for n in of_train)
+    seconds = section.epochs * (n_tiles * seconds_a_tile + sum(of_val) / rate) + sum(of_train) / rate
+    work = f"{n_tiles:,} tiles of {len(of_train)} slides x {section.epochs} epochs"
+    return PlannedStep(step.name, work, 0, 0.0 if is_done(context.run_dir, step) else seconds)
+
+
+def _end_to_end_seconds(context: Context, student: Encoder) -> float:
+    """Measure one tile in training together with the head."""
+    section, config = context.config.end_to_end, context.config
+    encoder = copy.deepcopy(student)
+    head = build_mil(context.head_spec(encoder.embed_dim)).to(context.device)
+    model = EndToEnd(encoder, head, section)
+    optimizer = torch.optim.AdamW(model.parameters())
+    tiles = _random_tiles(context, min(section.max_tiles, 2 * section.chunk_tiles))
+
+    def step() -> None:
+        with autocast(context.device, config.run.precision):
+            logits = model(tiles).bag_logits
+        torch.autograd.backward(logits.sum())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return _seconds_of(step, context.device) / len(tiles)
+
+
 def duration(seconds: float) -> str:
     """Return a time as a reader takes it in: 3 s, 4 min, 2 h 5 min."""
     if seconds < 90:
@@ -192,14 +342,15 @@ def _embedding(
     encoder: Encoder,
     rate: float,
     *,
-    hr: bool,
+    reading: Reading,
 ) -> PlannedStep:
-    jobs = context.jobs(rows, store or context.lr_store(""), hr=hr)
+    jobs = context.jobs(rows, store or context.lr_store(""), reading=reading)
     todo = jobs if store is None else [job for job in jobs if not job.is_done]
     n_tiles = sum(len(job.places) for job in todo)
     stage1 = context.config.stage1
-    arrays = 1 + (len(stage1.layers) + stage1.turned if hr else 0)
-    rate = rate / 8 if hr and stage1.turned else rate
+    target = reading.factor == context.geometry.ratio
+    arrays = 1 + (len(context.stored_layers) + stage1.turned if target else 0)
+    rate = rate / 8 if target and stage1.turned else rate
     work = f"{n_tiles:,} tiles of {len(todo)} slides" if todo else f"{len(jobs)} slides"
     return PlannedStep(name, work, 2 * n_tiles * encoder.embed_dim * arrays, n_tiles / rate)
 
@@ -221,10 +372,11 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
         config.student.layers, config.stage1.layers, depth=student.depth, teacher_depth=teacher.depth
     )
     model = Distiller(
-        copy.deepcopy(student).requires_grad_(True),
+        copy.deepcopy(student),
         teacher_dim=teacher.embed_dim,
         layers=layers,
         ratio=context.geometry.ratio,
+        blocks=config.stage1.blocks,
     ).to(context.device)
     optimizer = torch.optim.AdamW(model.parameters())
     tiles = _random_tiles(context, config.stage1.batch_size)

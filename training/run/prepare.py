@@ -59,6 +59,10 @@ def prepare(
     """
     runtime = runtime or Runtime(config.run.device, config.run.precision)
     rows = config.data.rows(lambda text: reporter.say(f"[yellow]Note:[/] {escape(text)}"))
+    if config.evaluate.methods is not None:
+        reporter.say(
+            "[yellow]Note:[/] evaluate.methods is of before: write what is compared as \\[\\[compare]] rows."
+        )
     run_dir = RunDir(config.run.out_dir)
     splits_of(
         run_dir, rows, config.data, config.run.seed, writes=False

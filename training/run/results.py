@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -63,6 +63,7 @@ def compare(
             seed=config.run.seed,
             shares_encoder=steps.shares_encoder,
             set_quantiles=quantiles,
+            names={row.key: row.name for row in config.rows if row.key not in BY_KEY},
         )
         context.run_dir.write_kept_results(results)
 
@@ -77,7 +78,10 @@ def compare(
         f"{_trainings(context)} ({config.evaluate.bootstrap} resamples)."
     )
     transductive = config.stage1.is_transductive
-    context.reporter.console.print(results_table(results, mark_student="*" if transductive else ""))
+    of_student = {row.key for row in config.rows if row.is_after_stage1}
+    context.reporter.console.print(
+        results_table(results, mark_student="*" if transductive else "", of_student=of_student)
+    )
     if transductive:
         context.reporter.say(f"* {TRANSDUCTIVE_NOTE}")
     if any(is_unfitted(method, metrics) for method, metrics in results.items()):
@@ -96,7 +100,9 @@ def _trainings(context: Context) -> str:
     return f" and trainings ({n_heads} heads on {encoders})"
 
 
-def results_table(results: Mapping[str, MethodResult], *, mark_student: str) -> Table:
+def results_table(
+    results: Mapping[str, MethodResult], *, mark_student: str, of_student: Collection[str]
+) -> Table:
     """Return what a run prints: a row a method, within 80 columns.
 
     Parameters
@@ -105,6 +111,8 @@ def results_table(results: Mapping[str, MethodResult], *, mark_student: str) -> 
         Method -> its metrics, see `compare_methods`.
     mark_student : str
         Put behind the names of methods that read tiles by f'.
+    of_student : collection of str
+        Those methods.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", overflow="fold")  # a long name goes on in the next line
@@ -112,7 +120,7 @@ def results_table(results: Mapping[str, MethodResult], *, mark_student: str) -> 
         table.add_column(name, no_wrap=True)
     for method, metrics in results.items():
         table.add_row(
-            method_name(method) + (mark_student if BY_KEY[method].is_of_student else ""),
+            method_name(method, metrics) + (mark_student if method in of_student else ""),
             _shown(metrics["train_auc"], ".3f") + ("!" if is_unfitted(method, metrics) else ""),
             _shown(metrics["auc_interval"], ".3f"),
             _shown(metrics.get("lrmil_minus_this"), "+.3f"),

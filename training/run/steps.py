@@ -18,12 +18,14 @@ from rich.markup import escape
 from napari_lrmil.model.encoder import weights_file
 from napari_lrmil.outside import read_file
 from napari_lrmil.slide.identity import stamp_of
+from training.data.bags import Instances
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
+from training.data.tile_index import Reading
 from training.hashing import content_hash, file_hash
 from training.intervals import FoldScores
-from training.methods import OURS, TEACHER, Method
+from training.methods import BY_KEY, OURS, TEACHER, Encoding, Method
 from training.run.context import Context
 from training.run.layout import Folder, RunDir
 from training.run.markers import RESULTS, unreadable
@@ -120,6 +122,8 @@ class Stage1Plan:
         Whose pixels are learned from; those of `val` only choose the epoch.
     split : Split, optional
         Whose teacher weights the children; None for uniform weights.
+    encoder : Encoding
+        student, or the control in its place, whose targets are others.
     """
 
     folder: str
@@ -127,6 +131,7 @@ class Stage1Plan:
     train: tuple[SlideRow, ...]
     val: tuple[SlideRow, ...]
     split: Split | None
+    encoder: Encoding = "student"
 
 
 class Steps:
@@ -137,10 +142,14 @@ class Steps:
     context : Context
     splits : sequence of Split
         Of the table, also where only some of them are run.
+    base : Steps, optional
+        Those of the whole run, where these are of one row with options of its own.
     """
 
-    def __init__(self, context: Context, splits: Sequence[Split]) -> None:
+    def __init__(self, context: Context, splits: Sequence[Split], base: Steps | None = None) -> None:
         self._context = context
+        self._splits, self._base = splits, base or self
+        self._of_row: dict[str, Steps] = {}
         # An encoder that serves all folds must not see what any of them holds out.
         self._held_out_by_none = set.intersection(
             *({row.slide_id for row in split.extra} for split in splits)
@@ -148,12 +157,30 @@ class Steps:
         stage1 = context.config.stage1
         serves_all = stage1.slides == "all" or (stage1.slides == "unlabelled" and len(splits) > 1)
         self.shares_encoder = stage1.scope == "shared" or (stage1.scope == "auto" and serves_all)
-        self._stamps: dict[bool, dict[str, str]] = {True: {}, False: {}}
+        self._stamps: dict[Reading, dict[str, str]] = {} if base is None else base._stamps
+
+    @property
+    def context(self) -> Context:
+        """The run as these steps see it: with the options of their row."""
+        return self._context
+
+    def of(self, row: Method) -> Steps:
+        """Return the steps of a row, whose options make them others."""
+        if row.key not in self._of_row:
+            context = self._context.of_row(row)
+            own = self if context is self._context else Steps(context, self._splits, self._base)
+            self._of_row[row.key] = own
+        return self._of_row[row.key]
 
     # --- training
 
     def teacher(self, split: Split, seed: int | None = None) -> Step:
-        """Return the step that trains a fold's teacher head, by default of the first seed; it sees no layers' tokens."""
+        """Return the step that trains a fold's teacher head, by default of the first seed; it sees no layers' tokens.
+
+        One teacher serves all rows, whatever their options.
+        """
+        if self._base is not self:
+            return self._base.teacher(split, seed)
         seed = self._context.head_seeds[0] if seed is None else seed
         spec = self._context.hr_store().spec
         key = content_hash(
@@ -173,7 +200,7 @@ class Steps:
             checkpoint=folder.checkpoint(TEACHER.key),
         )
 
-    def stage1_plan(self, split: Split, seed: int | None = None) -> Stage1Plan:
+    def stage1_plan(self, split: Split, seed: int | None = None, encoder: Encoding = "student") -> Stage1Plan:
         """Return whose tiles the f' of this fold learns from, by default that of the first seed."""
         config = self._context.config.stage1
         seed = self._context.encoder_seeds[0] if seed is None else seed
@@ -183,8 +210,8 @@ class Steps:
             train = () if config.slides == "unlabelled" else split.train
             if not weighted:
                 train = (*train, *split.extra)
-            folder = self._context.folder_of(f"fold{split.fold}", encoder_seed=seed)
-            return Stage1Plan(folder.name, seed, train, split.val, split if weighted else None)
+            folder = self._context.folder_of(f"fold{split.fold}{self._variant(encoder)}", encoder_seed=seed)
+            return Stage1Plan(folder.name, seed, train, split.val, split if weighted else None, encoder)
         rows = self._context.rows
         if config.slides == "unlabelled":
             rows = [row for row in rows if row.slide_id in self._held_out_by_none]
@@ -192,27 +219,47 @@ class Steps:
         rng = np.random.default_rng(self._context.config.run.seed)
         held_out = set(rng.permutation(patients)[: max(1, len(patients) // 10)].tolist())
         return Stage1Plan(
-            self._context.folder_of("shared", encoder_seed=seed).name,
+            self._context.folder_of(f"shared{self._variant(encoder)}", encoder_seed=seed).name,
             seed,
             tuple(row for row in rows if row.patient_id not in held_out),
             tuple(row for row in rows if row.patient_id in held_out),
             None,
+            encoder,
         )
+
+    def _variant(self, encoder: Encoding) -> str:
+        """Return the part of a folder's name that says which f' it is; none for that of the run's own config."""
+        mine, base = ((one.config.student, one.config.stage1) for one in (self._context, self._base._context))
+        parts: list[str] = [] if encoder == "student" else [encoder]
+        if mine != base:
+            parts.append(f"stage1-{content_hash(*mine)[:12]}")
+        return f"/{'-'.join(parts)}" if parts else ""
+
+    def target_store(self, plan: Stage1Plan, part: tuple[SlideRow, ...]) -> EmbeddingStore:
+        """Return the embeddings that f' learns to give of some slides' tiles."""
+        context = self._context
+        if plan.encoder == "student_enlarged":
+            return context.read_store(Reading(context.geometry.ratio, enlarged=True))
+        store = context.hr_store()
+        if plan.encoder == "student_shuffled":
+            return context.shuffled_store(store, content_hash(self._ids(part, context.hr_tiles), plan.seed))
+        return store
 
     def stage1(self, plan: Stage1Plan) -> Step:
         """Return the step that trains f'."""
         config = self._context.config
         start = config.student.weights
         key = content_hash(
-            self._context.hr_store().root.name,
-            self._ids(plan.train, hr=True),
-            self._ids(plan.val, hr=True),
+            self._context.hr_store(config.stage1.layers).key,  # whatever other rows need beside
+            self._ids(plan.train, self._context.hr_tiles),
+            self._ids(plan.val, self._context.hr_tiles),
             config.stage1.model_dump_json(exclude={"seeds"}),
             config.student,
             file_hash(weights_file(start)) if start is not None else None,
             plan.seed,
             config.run.precision,
             (self.teacher(plan.split).key, "validated by attention") if plan.split is not None else None,
+            *([] if plan.encoder == "student" else [plan.encoder]),
         )
         folder = self._context.run_dir.folder(plan.folder)
         teacher = None if plan.split is None else self._context.run_dir.fold(plan.split.fold)
@@ -238,7 +285,7 @@ class Steps:
         self,
         split: Split,
         method: Method,
-        store: EmbeddingStore,
+        store: Instances,
         *,
         seed: int | None = None,
         encoder_seed: int | None = None,
@@ -247,9 +294,9 @@ class Steps:
         config = self._context.config
         seed = self._context.head_seeds[0] if seed is None else seed
         key = content_hash(
-            store.root.name,
-            self._labelled(split.train, hr=False),
-            self._labelled(split.val, hr=False),
+            store.key,
+            self._labelled_of(method, split.train),
+            self._labelled_of(method, split.val),
             self._context.class_names,
             config.mil,
             seed,
@@ -266,16 +313,51 @@ class Steps:
             checkpoint=folder.checkpoint(method.key),
         )
 
+    def end_to_end(self, split: Split, method: Method, seed: int) -> Step:
+        """Return the step that trains an encoder together with its head, from f' of the first seed or from f."""
+        context, config = self._context, self._context.config
+        assert method.embedding is not None
+        if method.embedding.encoder == "end_to_end":
+            start = self.stage1(self.stage1_plan(split)).key
+        else:
+            weights = config.student.weights
+            start = content_hash(
+                context.encoder_hash,
+                config.student,
+                file_hash(weights_file(weights)) if weights is not None else None,
+                context.encoder_seeds[0],
+            )
+        key = content_hash(
+            start,
+            context.geometry,
+            self._labelled_of(method, split.train),
+            self._labelled_of(method, split.val),
+            context.class_names,
+            config.mil,
+            config.end_to_end,
+            config.run.precision,
+            seed,
+        )
+        folder = context.folder_of(f"fold{split.fold}", seed=seed)
+        student = self._context.run_dir.folder(self.stage1_plan(split).folder)
+        return Step(
+            folder.training_step(method.key),
+            key,
+            (folder.head(method.key), folder.fit(method.key), folder.encoder(method.key)),
+            reads=(student.student_encoder,) if method.embedding.encoder == "end_to_end" else (),
+            shows=(folder.metrics(method.key),),
+            checkpoint=folder.checkpoint(method.key),
+        )
+
     # --- test slides
 
     def test(self, split: Split, method: Method, head: Step, folder: Folder) -> Step:
         """Return the step that asks a head about a fold's test slides; `folder` is the head's."""
         patients = [row.patient_id for row in split.test]  # they stand in the table of predictions
-        hr = method.embedding is not None and method.embedding.is_hr
         val_patients = [row.patient_id for row in split.val]  # the thresholds count by patient
         config = self._context.config
         key = content_hash(
-            head.key, self._labelled(split.test, hr=hr), patients, val_patients, config.calibrate
+            head.key, self._labelled_of(method, split.test), patients, val_patients, config.calibrate
         )
         makes = (
             folder.predictions(method.key),
@@ -333,6 +415,7 @@ class Steps:
             self._context.head_seeds,
             self._context.encoder_seeds,
             list(set_quantiles),
+            [(row.key, row.name) for row in config.rows if row.key not in BY_KEY],
             scores,
             [(method, [fit.model_dump_json() for fit in found]) for method, found in fits.items()],
         )
@@ -350,16 +433,38 @@ class Steps:
         )
         return Step("report", key, (run_dir.report_html,))
 
+    def ridge_fit(self, split: Split, lr: Instances, hr: Instances) -> Step:
+        """Return the step that fits f(LR) to the mean of the HR children on a fold's training slides."""
+        rows = split.train
+        key = content_hash(
+            lr.key, hr.key, self._ids(rows, self._context.lr_tiles), self._ids(rows, self._context.hr_tiles)
+        )
+        folder = self._context.run_dir.fold(split.fold)
+        return Step(folder.ridge_step, key, (folder.ridge_fit,))
+
     # --- what keys are made of
 
-    def _labelled(self, rows: Iterable[SlideRow], *, hr: bool) -> list[tuple[str, str | None]]:
-        rows = tuple(rows)
-        return [(name, row.label) for row, name in zip(rows, self._ids(rows, hr=hr), strict=True)]
+    def _labelled_of(self, method: Method, rows: Iterable[SlideRow]) -> object:
+        """Return slides with labels, and all tiles that a method's bags are made of."""
+        assert method.embedding is not None
+        rows, context = tuple(rows), self._context
+        found = self._labelled(rows, reading=method.embedding.reading(context.geometry.ratio))
+        if method.embedding.derived == "children_mean":
+            return found, self._ids(rows, context.lr_tiles)
+        return (found, self._ids(rows, context.hr_tiles)) if method.embedding.derived == "ridge" else found
 
-    def _ids(self, rows: Iterable[SlideRow], *, hr: bool) -> list[str]:
-        known, rows = self._stamps[hr], tuple(rows)
+    def _labelled(
+        self, rows: Iterable[SlideRow], *, hr: bool = False, reading: Reading | None = None
+    ) -> list[tuple[str, str | None]]:
+        rows = tuple(rows)
+        reading = reading or (self._context.hr_tiles if hr else self._context.lr_tiles)
+        return [(name, row.label) for row, name in zip(rows, self._ids(rows, reading), strict=True)]
+
+    def _ids(self, rows: Iterable[SlideRow], reading: Reading) -> list[str]:
+        known, rows = self._stamps.setdefault(reading, {}), tuple(rows)
         new = [row for row in rows if row.slide_id not in known]
-        for row, job in zip(new, self._context.jobs(new, self._context.hr_store(), hr=hr), strict=True):
+        jobs = self._context.jobs(new, self._context.hr_store(), reading=reading)
+        for row, job in zip(new, jobs, strict=True):
             known[row.slide_id] = f"{row.slide_id} {job.stamp}"
         return [known[row.slide_id] for row in rows]
 

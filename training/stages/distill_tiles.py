@@ -17,6 +17,7 @@ from napari_lrmil.model.encoder import Encoder, child_means
 from training.data.pairs import PairBatch, PairLoader, SlidePairs
 from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles, TileGeometry
+from training.encoders import train_last_blocks
 from training.loop import Recipe, Session, Task, fit
 from training.losses import (
     child_attention_loss,
@@ -71,6 +72,12 @@ class Stage1Section(Section):
     )
     seeds: Seeds | None = Field(
         default=None, description="of encoders f', as run.seeds are of heads: each is trained once with each"
+    )
+    blocks: int | None = Field(
+        default=None,
+        ge=1,
+        description="of f' that are trained: the last so many and the norm after them, those below stay as in f and need no "
+        "graph; default all, and the stem",
     )
     epochs: int = Field(default=5, ge=1, description="the one with the least validation loss is kept")
     pairs_per_epoch: int | None = Field(default=None, ge=1, description="sampled; default every pair")
@@ -159,10 +166,23 @@ class Distiller(nn.Module):
         The student's blocks to match.
     ratio : int
         Children along the edge of a tile.
+    blocks : int, optional
+        Of the student, the last ones, that are trained; all of it by default.
     """
 
-    def __init__(self, student: Encoder, *, teacher_dim: int, layers: tuple[int, ...], ratio: int) -> None:
+    def __init__(
+        self,
+        student: Encoder,
+        *,
+        teacher_dim: int,
+        layers: tuple[int, ...],
+        ratio: int,
+        blocks: int | None = None,
+    ) -> None:
         super().__init__()
+        student.requires_grad_(True)
+        if blocks is not None:
+            train_last_blocks(student, blocks)
         self.student, self._layers, self._ratio = student, layers, ratio
         same = student.embed_dim == teacher_dim
 
@@ -240,11 +260,14 @@ def spread_of_targets(section: Stage1Section, slides: Sequence[SlideTiles], stor
         Of their HR tiles.
     """
     chosen = [slides[place] for place in _evenly(len(slides), _MOST_SLIDES)]
+    places = layer_places(section, store)
 
     def spread(name: str) -> Tensor:
         n, total, squares = 0, np.zeros(1), np.zeros(1)
         for tiles in chosen:
             values = store.read(tiles.row.slide_id, name, dtype=np.float16)
+            if values.ndim == 3 and places is not None:
+                values = values[list(places)]
             values = values[..., _evenly(values.shape[-2], _MOST_TILES), :].astype(np.float64)
             n += values.shape[-2]
             total = total + values.sum(axis=-2)
@@ -265,6 +288,14 @@ def spread_of_targets(section: Stage1Section, slides: Sequence[SlideTiles], stor
 def target_array(name: str, section: Stage1Section) -> str:
     """Return the array of the store that holds a target: with turned tiles the mean over the turns."""
     return f"turned_{name}" if section.turned else name
+
+
+def layer_places(section: Stage1Section, store: EmbeddingStore) -> tuple[int, ...] | None:
+    """Return where ``stage1.layers`` are among the layers that a store holds; None where it holds these alone."""
+    stored = store.spec.get("layers")
+    if not isinstance(stored, list) or tuple(stored) == section.layers:
+        return None
+    return tuple(stored.index(layer) for layer in section.layers)
 
 
 def _evenly(n: int, most: int) -> NDArray[np.int64]:
@@ -306,7 +337,9 @@ def distill_encoder(
     """
     fabric = session.fabric
     device = fabric.device
-    model = Distiller(student, teacher_dim=teacher_dim, layers=layers, ratio=ratio).to(device)
+    model = Distiller(student, teacher_dim=teacher_dim, layers=layers, ratio=ratio, blocks=section.blocks).to(
+        device
+    )
     if section.checkpointing:
         student.set_grad_checkpointing(True)
     spread = Spread(*(value.to(device) for value in spread))
@@ -452,6 +485,7 @@ def pair_loader(
         scores=scores,
         embeddings=target_array("embedding", section),
         layer_tokens=target_array("layer_class_tokens", section) if section.layers else None,
+        layer_places=layer_places(section, store),
         batch_size=section.batch_size,
         threads=threads,
         window_bytes=section.window_gib * 2**30,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.model.device import resolve_device
@@ -19,7 +20,7 @@ from napari_lrmil.slide import Slide, TileGrid, TileSet, choose_level, iter_tile
 from napari_lrmil.slide.identity import stamp_of
 from napari_lrmil.slide.tiles import check_damage
 from training.data.store import EmbeddingStore
-from training.data.tile_index import SlideTiles, TileGeometry
+from training.data.tile_index import Reading, SlideTiles, TileGeometry
 from training.hashing import content_hash
 from training.progress import Reporter
 from training.runtime import Precision, Runtime, autocast
@@ -34,22 +35,21 @@ class EmbedJob:
     tiles : SlideTiles
     geometry : TileGeometry
     store : EmbeddingStore
-    hr : bool
-        Which of the two grids.
+    reading : Reading
+        Which tiles, and of which pixels.
     layers : tuple of int
         Blocks whose class token is stored too.
     turned : bool
         Whether the means over the 8 turns and flips of a tile are stored too, and of the layers these alone.
     batch_size, threads : int
     precision : Precision
-        Of HR tiles. They are 16 times as many, and nobody reads them at inference; LR tiles are embedded at 32 bits,
-        as they will be there.
+        Of all but LR tiles, which are embedded at 32 bits, as they will be at inference.
     """
 
     tiles: SlideTiles
     geometry: TileGeometry
     store: EmbeddingStore
-    hr: bool
+    reading: Reading
     layers: tuple[int, ...]
     batch_size: int
     threads: int
@@ -59,7 +59,7 @@ class EmbedJob:
     @property
     def places(self) -> NDArray[np.int64]:
         """(N, 2) places of the tiles in their grid."""
-        return self.tiles.hr_places if self.hr else self.tiles.lr_places
+        return self.tiles.places(self.reading.factor, self.geometry.ratio)
 
     @property
     def stamp(self) -> str:
@@ -209,7 +209,8 @@ def _batches(
     places = [(row, col) for row, col in job.places.tolist()]
     with job.geometry.open(job.tiles.row) as slide:
         grid = job.geometry.lr_grid(slide)
-        if not job.hr:  # through the same function as at inference
+        factor, enlarged = job.reading
+        if factor == 1:  # through the same function as at inference
             level = choose_level(slide.level_mpps, grid.spec.mpp)
             for embeddings in embed_tiles(
                 encoder,
@@ -224,9 +225,16 @@ def _batches(
                 yield {"embedding": embeddings.float().cpu().numpy()}
             _check_what_was_read(slide, grid, level, job.places)
             return
-        grid = grid.subdivide(job.geometry.ratio)
-        level = choose_level(slide.level_mpps, grid.spec.mpp)
-        for tiles in iter_tiles(slide, grid, level, places, batch_size=job.batch_size, threads=job.threads):
+        read_grid = grid if enlarged else grid.subdivide(factor)
+        level = choose_level(slide.level_mpps, read_grid.spec.mpp)
+        if enlarged:
+            read, batches = np.unique(job.places // factor, axis=0), _enlarged(job, slide, grid, level)
+        else:
+            read = job.places
+            batches = iter_tiles(
+                slide, read_grid, level, places, batch_size=job.batch_size, threads=job.threads
+            )
+        for tiles in batches:
             with torch.inference_mode(), autocast(device, job.precision):
                 pixels = encoder.preprocess(torch.from_numpy(tiles).to(device))
                 if job.turned:
@@ -238,7 +246,39 @@ def _batches(
                         "layer_class_tokens": output.layer_class_tokens,
                     }
             yield {name: values.float().cpu().numpy() for name, values in arrays.items()}
-        _check_what_was_read(slide, grid, level, job.places)
+        _check_what_was_read(slide, read_grid, level, read)
+
+
+def _enlarged(job: EmbedJob, slide: Slide, grid: TileGrid, level: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield batches of tiles that are parts of LR tiles, enlarged, in the order of the job's places."""
+    factor, tile_px = job.reading.factor, grid.spec.tile_px
+    for row in np.unique(job.places[:, 0] // factor).tolist():
+        places = job.places[job.places[:, 0] // factor == row]
+        cols = np.unique(places[:, 1] // factor)
+        whole = [(float(row), float(col)) for col in cols.tolist()]
+        of_row = np.concatenate(
+            list(iter_tiles(slide, grid, level, whole, batch_size=job.batch_size, threads=job.threads))
+        )
+        for start in range(0, len(places), job.batch_size):
+            wanted = places[start : start + job.batch_size]
+            used, index = np.unique(np.searchsorted(cols, wanted[:, 1] // factor), return_inverse=True)
+            large = enlarge(of_row[used], factor)
+            corners = wanted % factor * tile_px
+            yield np.stack(
+                [
+                    large[which, top : top + tile_px, left : left + tile_px]
+                    for which, (top, left) in zip(index.tolist(), corners.tolist(), strict=True)
+                ]
+            )
+
+
+def enlarge(tiles: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Return tiles (B, T, T, 3) enlarged to (B, factor T, factor T, 3), bicubic, each by itself."""
+    pixels = torch.from_numpy(tiles).permute(0, 3, 1, 2).float()
+    # With `antialias` the cubic is that of Pillow and of most image libraries (a = -0.5).
+    large = F.interpolate(pixels, scale_factor=factor, mode="bicubic", antialias=True)
+    whole: NDArray[np.uint8] = large.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return whole
 
 
 def _check_what_was_read(slide: Slide, grid: TileGrid, level: int, places: NDArray[np.int64]) -> None:

@@ -18,7 +18,6 @@ from training.data.table import SlideRow
 from training.intervals import FoldScores, Resampled, class_aucs, resample_aucs, within_fold_auc
 from training.methods import (
     BY_KEY,
-    METHOD_KEYS,
     OURS,
     SHORTCUT_KEYS,
     MethodKey,
@@ -41,7 +40,7 @@ from training.stages.shortcuts import ShortcutFeatures, shortcut_predictions
 Numbers: TypeAlias = list[float | None]
 """Value, low end and high end of a 95 % interval; the ends None where most resamples lack a class."""
 MethodResult: TypeAlias = dict[
-    str, "float | int | Numbers | list[list[float]] | dict[str, float] | dict[str, Numbers] | None"
+    str, "float | int | str | Numbers | list[list[float]] | dict[str, float] | dict[str, Numbers] | None"
 ]
 """Name of a metric -> its value, as ``results.json`` holds it."""
 
@@ -49,8 +48,9 @@ MethodResult: TypeAlias = dict[
 class EvaluateSection(Section):
     """What is compared on the test slides."""
 
-    methods: tuple[MethodKey, ...] = Field(
-        default=METHOD_KEYS, description="rows of the table; lrmil is always trained"
+    methods: tuple[MethodKey, ...] | None = Field(
+        default=None,
+        description="some of set decisive, as configs of before name them; write [[compare]] rows",
     )
     shortcuts: tuple[ShortcutKey, ...] = Field(
         default=SHORTCUT_KEYS,
@@ -177,6 +177,7 @@ def compare_methods(
     seed: int,
     shares_encoder: bool = False,
     set_quantiles: Sequence[float | None] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, MethodResult]:
     """Return metrics and intervals of every method.
 
@@ -194,6 +195,8 @@ def compare_methods(
         Whether one f' serves all folds.
     set_quantiles : sequence of float or None, optional
         Of the sets of classes of each fold's bundle, see `ConformalInfo`.
+    names : mapping, optional
+        Method -> its name in tables, of those that no other table knows.
 
     Returns
     -------
@@ -206,6 +209,7 @@ def compare_methods(
         n_encoders, n_heads = folds[0].probabilities.shape[:2]
         by_training = [[_one_training(folds, e, h) for h in range(n_heads)] for e in range(n_encoders)]
         results[method] = {
+            **({"name": names[method]} if names and method in names else {}),
             "auc": resampled[method].value,
             **_mean_calls(folds),
             "auc_interval": _interval(resampled[method]),
@@ -228,7 +232,9 @@ def is_unfitted(method: str, result: Mapping[str, object]) -> bool:
     """Whether some head of a method didn't fit its own training slides; baselines without a head aren't asked to."""
     n_unfitted = result.get("n_unfitted")
     return (
-        isinstance(n_unfitted, int) and n_unfitted > 0 and method in BY_KEY and BY_KEY[method].head == "abmil"
+        isinstance(n_unfitted, int)
+        and n_unfitted > 0
+        and (method not in BY_KEY or BY_KEY[method].head == "abmil")
     )
 
 
@@ -243,7 +249,7 @@ def unfitted_note(fitted_auc: float) -> str:
 def unfitted_trainings(results: Mapping[str, Mapping[str, object]]) -> str:
     """Say how many trainings of which methods didn't fit."""
     return ", ".join(
-        f"{result['n_unfitted']} of {result['n_trainings']} of {method_name(method)}"
+        f"{result['n_unfitted']} of {result['n_trainings']} of {method_name(method, result)}"
         for method, result in results.items()
         if is_unfitted(method, result)
     )

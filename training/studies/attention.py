@@ -25,6 +25,7 @@ from training.cohort.localisation import (
 )
 from training.data.predictions import SlideAttention
 from training.run.layout import Folder, RunDir
+from training.run.markers import RunDirError
 from training.studies.runs import Experiment, Tiles
 
 MASK_MPP = MASK_DOWNSAMPLE * MPP_L0
@@ -169,14 +170,28 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
 def _read_attention(run_dirs: tuple[Path, ...]) -> Iterator[dict[str, dict[str, SlideAttention]]]:
     """Read method -> slide -> attention, over all folds; of one training after the other."""
-    folders: dict[tuple[str, str], list[Folder]] = {}
+    folders: dict[tuple[str, str], list[tuple[RunDir, Folder]]] = {}
     for run_dir in map(RunDir, run_dirs):
         for fold in run_dir.folds():
             for key, folder in fold.trainings().items():
-                folders.setdefault(key, []).append(folder)
+                folders.setdefault(key, []).append((run_dir, folder))
     for of_training in folders.values():
         found: dict[str, dict[str, SlideAttention]] = {}
-        for folder in of_training:
-            for method in folder.attended_methods():
+        for run_dir, folder in of_training:
+            for method in _on_known_grids(run_dir, folder.attended_methods()):
                 found.setdefault(method, {}).update(folder.read_attention(method))
         yield found
+
+
+def _on_known_grids(run_dir: RunDir, keys: list[str]) -> list[str]:
+    """Return the methods whose attention is on all HR tiles, as the teacher's, or on LR tiles."""
+    try:
+        rows = methods.BY_KEY | {row.key: row for row in run_dir.read_config().rows}
+    except RunDirError:  # of another version
+        rows = methods.BY_KEY
+    embedding = {key: rows[key].embedding for key in keys if key in rows}
+    return [
+        key
+        for key in keys
+        if key == TEACHER or (one := embedding.get(key, methods.LR)) is None or one.on_lr_tiles
+    ]

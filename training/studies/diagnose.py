@@ -38,7 +38,7 @@ from training.data.bags import parents_in_bag
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
-from training.methods import METHODS, OURS, TEACHER, Embedding, Method, method_name
+from training.methods import HR, LR, OURS, STUDENT, TEACHER, Method, method_name
 from training.metrics import auc
 from training.progress import Reporter
 from training.run.context import Context
@@ -271,20 +271,22 @@ def diagnose(prepared: Prepared, *, masks: Path | None = None, mask_mpp: float =
             raise ConfigError(
                 f"{context.run_dir.root} is not finished: fold {split.fold} has no student encoder"
             )
-        student_dim = context.student_encoder(context.run_dir.folder(plan.folder)).embed_dim
+        student_dim = context.student_encoder(context.run_dir.folder(plan.folder).read_student()).embed_dim
         lr_student = steps.student_store(plan)
         for name, store in (("f on LR", lr_teacher), ("f' on LR", lr_student)):
             train, test = (view_of(context, rows, store, positive_of) for rows in (split.train, split.test))
             explained.setdefault(name, []).append(measure_explained(train, test))
             probes.setdefault(name, []).append(measure_probes(train, test))
         embedded = {
-            Embedding("teacher", "hr"): (context.hr_store(), teacher.embed_dim),
-            Embedding("teacher", "lr"): (lr_teacher, teacher.embed_dim),
-            Embedding("student", "lr"): (lr_student, student_dim),
+            HR: (context.hr_store(), teacher.embed_dim),
+            LR: (lr_teacher, teacher.embed_dim),
+            STUDENT: (lr_student, student_dim),
         }
         folder = context.run_dir.fold(split.fold)
-        for method in METHODS:
-            if method.embedding in embedded and folder.head(method.key).is_file():
+        for method in {row.key: row for row in (TEACHER, *context.config.rows)}.values():
+            # Rows that train another f' have their encoder elsewhere.
+            same = not {"student", "stage1"} & set(method.options)
+            if same and method.embedding in embedded and folder.head(method.key).is_file():
                 aucs = head_aucs(context, split, method, *embedded[method.embedding])
                 heads.setdefault(method.key, []).append(aucs)
     low, high = _interval_of(context.run_dir)

@@ -1,0 +1,151 @@
+"""``[[compare]]``: the rows of the comparison as the config names them, a set or one of one's own."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from training.methods import (
+    BY_KEY,
+    CROSS_ENTROPY,
+    DISTILLATION,
+    EMBEDDINGS,
+    LEARNED,
+    LEAST_MID_RATIO,
+    SETS,
+    Method,
+)
+from training.section import Section, known_or_nearest
+
+_EMBEDDINGS = EMBEDDINGS | LEARNED
+_RESERVED = ("stage1", "teacher_mil", "ridge_fit", "export", "bundle")
+"""Steps and curves of a fold."""
+_KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+
+
+class CompareRow(Section):
+    """What is compared: a named set of rows, or a row of one's own."""
+
+    set: str | None = Field(
+        default=None,
+        description="decisive: teacher, LR from scratch, either stage alone, LRMIL; controls: a head on each other "
+        "embedding; paper: LRMIL with the paper's choices, one a row; all: these three; end_to_end: f' or f trained on the "
+        "labels together with the head",
+    )
+    key: str | None = Field(
+        default=None,
+        description="of a row of one's own, in results.json and the names of files: a-z, 0-9, _ and -",
+    )
+    name: str | None = Field(default=None, max_length=80, description="in tables; default: made of the rest")
+    embedding: str | None = Field(
+        default=None, description="what the bag's instances are: " + ", ".join(_EMBEDDINGS)
+    )
+    head: Literal["abmil"] = Field(default="abmil", description="of the bag")
+    losses: tuple[str, ...] = Field(
+        default=CROSS_ENTROPY,
+        description='terms of L2 that train the head: ["ce"] or more of ' + ", ".join(DISTILLATION),
+    )
+    student: dict[str, Any] = Field(
+        default_factory=dict, description="values of [student] for this row alone"
+    )
+    stage1: dict[str, Any] = Field(default_factory=dict, description="values of [stage1] for this row alone")
+    mil: dict[str, Any] = Field(
+        default_factory=dict,
+        description="values of [mil] for this row alone; its teacher stays that of [mil]",
+    )
+    stage2: dict[str, Any] = Field(
+        default_factory=dict, description="values of [stage2] for this row alone: weights of the terms, ..."
+    )
+
+    end_to_end: dict[str, Any] = Field(
+        default_factory=dict, description="values of [end_to_end] for this row alone"
+    )
+
+    @field_validator("set")
+    @classmethod
+    def _known_set(cls, value: str | None) -> str | None:
+        return value if value is None else known_or_nearest(value, SETS, "set")
+
+    @field_validator("embedding")
+    @classmethod
+    def _known_embedding(cls, value: str | None) -> str | None:
+        return value if value is None else known_or_nearest(value, _EMBEDDINGS, "embedding")
+
+    @field_validator("losses")
+    @classmethod
+    def _known_losses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            known_or_nearest(one, DISTILLATION, "loss")
+        if not value or len(set(value)) < len(value):
+            raise ValueError("name one loss at least, and each once")
+        return tuple(term for term in DISTILLATION if term in value)
+
+    @model_validator(mode="after")
+    def _whole(self) -> CompareRow:
+        if self.set is not None:
+            more = sorted(
+                self.model_fields_set - {"set"} - {name for name, value in self if value in (None, {})}
+            )
+            more = [name for name in more if getattr(self, name) != type(self).model_fields[name].default]
+            if more:
+                raise ValueError(
+                    f"a row is a set or one of its own: beside set = {self.set!r} leave out {more[0]!r}"
+                )
+            return self
+        if self.key is None or self.embedding is None:
+            missing = "key" if self.key is None else "embedding"
+            raise ValueError(f"a row needs {missing!r}, or names a set ({', '.join(SETS)})")
+        if _KEY.fullmatch(self.key) is None:
+            raise ValueError(f"key {self.key!r}: take up to 40 of a-z, 0-9, _ and -, a letter or digit first")
+        if self.key in _RESERVED or self.key.startswith("test_") or self.key in BY_KEY:
+            raise ValueError(f"key {self.key!r} is taken by this program; take another")
+        embedding = _EMBEDDINGS[self.embedding]
+        if self.losses != CROSS_ENTROPY and not embedding.on_lr_tiles:
+            raise ValueError(
+                f"{self.key}: losses {list(self.losses)} need instances that are LR tiles, onto which the teacher's attention "
+                f'can be gathered; those of {self.embedding!r} aren\'t: take ["ce"]'
+            )
+        if embedding.is_end_to_end and self.losses != CROSS_ENTROPY:
+            raise ValueError(
+                f'{self.key}: {self.embedding!r} learns from the label alone: take losses = ["ce"]'
+            )
+        if self.end_to_end and not embedding.is_end_to_end:
+            raise ValueError(f"{self.key}: end_to_end concerns {' and '.join(LEARNED)} alone")
+        if (self.stage1 or self.student) and not embedding.is_of_student:
+            section = "stage1" if self.stage1 else "student"
+            raise ValueError(
+                f"{self.key}: {section} concerns f' alone, and {self.embedding!r} isn't read by f'"
+            )
+        return self
+
+    def row(self, ratio: int) -> Method:
+        """Return the row of one's own.
+
+        Raises
+        ------
+        ValueError
+            Where the ratio doesn't allow it.
+        """
+        assert self.key is not None
+        assert self.embedding is not None
+        embedding = _EMBEDDINGS[self.embedding]
+        if embedding.pixels == "mid" and ratio < LEAST_MID_RATIO:
+            raise ValueError(
+                f"compare row {self.key!r}: embedding 'mid' needs tiles.ratio of {LEAST_MID_RATIO} or more; with {ratio} "
+                "there is no resolution between LR and HR"
+            )
+        sections = {
+            name: getattr(self, name) for name in ("student", "stage1", "mil", "stage2", "end_to_end")
+        }
+        if self.losses != CROSS_ENTROPY:
+            absent = {f"l_{term}": 0.0 for term in DISTILLATION if term not in self.losses}
+            sections["stage2"] = {**absent, **sections["stage2"]}
+        options = {name: values for name, values in sections.items() if values}
+        terms = "" if self.losses == CROSS_ENTROPY else ", " + " + ".join(self.losses)
+        own = "".join(
+            f", {name}.{key} = {value}" for name in sections for key, value in getattr(self, name).items()
+        )
+        name = self.name or embedding.name + terms + own
+        return Method(self.key, name, embedding, "abmil", self.losses, bar=name, options=options)
