@@ -3,8 +3,6 @@
 VENV ?= .venv
 QT ?= pyqt5
 DEMO_SEED ?= 2026
-# As training.cohort.DEMO_COHORT (a test compares).
-DEMO_LOOK := --look lesion_radius_ratio=1.5 --look lesion_chromatin_ratio=1.75
 PY := $(VENV)/bin/python
 
 # torch's threads sleep where they would spin for each other: 7 times faster on a machine with other work, and
@@ -17,7 +15,7 @@ XVFB := xvfb-run -a -s "-screen 0 1600x1200x24"
 .PHONY: demo test check schema lock clean
 
 demo: $(VENV)/.ready
-	$(PY) -m training.cohort demo/cohort --seed $(DEMO_SEED) $(DEMO_LOOK)
+	$(PY) -m training.cohort demo/cohort --seed $(DEMO_SEED)
 	$(PY) -m training.run training/configs/demo.toml
 	$(PY) scripts/show_demo.py
 

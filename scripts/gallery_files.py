@@ -18,7 +18,7 @@ from napari_lrmil.export.geojson import write_annotations
 from napari_lrmil.model.bundle import DEMO_BUNDLE, ModelBundle, load_bundle, save_bundle
 from napari_lrmil.predict import embed_tiles, student_tiles
 from napari_lrmil.slide import Slide
-from training.cohort import CLASS_NAMES, DEMO_COHORT, MASK_DOWNSAMPLE, GeneratedSlide, generate_slide
+from training.cohort import CLASS_NAMES, MASK_DOWNSAMPLE, CohortConfig, GeneratedSlide, generate_slide
 from training.cohort.writer import write_slide
 from training.data.bags import Bags
 from training.data.store import EmbeddingStore
@@ -129,13 +129,11 @@ def _bags(bundle: ModelBundle, folder: Path, first: int, n: int) -> Bags:
 def _draw(
     number: int, label: str, *, share: float = 0.1, size_px: tuple[int, int] = SIZE_PX
 ) -> GeneratedSlide:
-    config = DEMO_COHORT.model_copy(
-        update={
-            "width_px": size_px[0],
-            "height_px": size_px[1],
-            "lesion_fraction_min": share,
-            "lesion_fraction_max": share + 0.002,
-        }
+    config = CohortConfig(
+        width_px=size_px[0],
+        height_px=size_px[1],
+        lesion_fraction_min=share,
+        lesion_fraction_max=share + 0.002,
     )
     return generate_slide(
         config, seed_sequence=np.random.SeedSequence(SEED, spawn_key=(9, number)), label=label

@@ -18,9 +18,8 @@ from napari_lrmil.heatmap import attention_heatmap
 from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.predict import predict_slide, run_to_end
 from napari_lrmil.slide import Slide
-from training.cohort import DEMO_COHORT, MASK_DOWNSAMPLE, generate_slide
-from training.cohort.__main__ import config_from_options
-from training.package_data import COHORT_SEED, SAMPLE_SEED, SAMPLE_SIZE_PX
+from training.cohort import MASK_DOWNSAMPLE, CohortConfig, generate_slide
+from training.package_data import SAMPLE_SEED, SAMPLE_SIZE_PX
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ROOT / "napari_lrmil" / "demo"
@@ -40,7 +39,7 @@ def test_the_packaged_student_labels_the_packaged_slides(label: str) -> None:
 def test_the_heatmap_of_the_packaged_slide_is_hot_on_its_lesion() -> None:
     width_px, height_px = SAMPLE_SIZE_PX
     drawn = generate_slide(
-        DEMO_COHORT.model_copy(update={"width_px": width_px, "height_px": height_px}),
+        CohortConfig(width_px=width_px, height_px=height_px),
         seed_sequence=np.random.SeedSequence(SAMPLE_SEED, spawn_key=(1,)),
         label="lesion",
     )
@@ -62,13 +61,6 @@ def test_the_heatmap_of_the_packaged_slide_is_hot_on_its_lesion() -> None:
     assert (lesion[prediction.tiles.rows, prediction.tiles.cols] > 0.2).mean() < 0.35
     in_lesion = lesion[prediction.tiles.rows, prediction.tiles.cols] > 0.5
     assert prediction.attention_scores[in_lesion].mean() > 3 * prediction.attention_scores[~in_lesion].mean()
-
-
-def test_make_demo_draws_the_slides_that_package_data_takes_the_look_of() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    look = re.findall(r"--look (\S+=\S+)", makefile)
-    assert config_from_options("24/40/20/40", "2048x2048", look) == DEMO_COHORT
-    assert f"DEMO_SEED ?= {COHORT_SEED}\n" in makefile
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ finds known lesions (`localisation`).
 
 from training.cohort.config import (
     CLASS_NAMES,
-    DEMO_COHORT,
     FOLDS,
     LEVEL_DOWNSAMPLES,
     MASK_DOWNSAMPLE,
@@ -22,7 +21,6 @@ from training.cohort.truth import TILE_ATTRIBUTES, SlideTruth, read_truth, tile_
 
 __all__ = [
     "CLASS_NAMES",
-    "DEMO_COHORT",
     "FOLDS",
     "KIND_NAMES",
     "LEVEL_DOWNSAMPLES",

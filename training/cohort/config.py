@@ -81,8 +81,3 @@ class CohortConfig(BaseModel):
             "val": self.n_val,
             "test": self.n_test,
         }[fold]
-
-
-DEMO_COHORT = CohortConfig(lesion_radius_ratio=1.5, lesion_chromatin_ratio=1.75)
-"""What `make demo` draws: lesions that differ less from ordinary tissue than the defaults say, so that the methods' AUC
-doesn't saturate. docs/demo.md has the rule by which they were chosen."""
