@@ -119,12 +119,26 @@ def resample_aucs(
     ValueError
         Where an AUC isn't defined at all.
     """
+    by_class = resample_class_aucs(methods, n_resamples=n_resamples, seed=seed, shares_encoder=shares_encoder)
+    return {
+        method: Resampled(within_fold_auc(folds), by_class[method].mean(axis=0))
+        for method, folds in methods.items()
+    }
+
+
+def resample_class_aucs(
+    methods: Mapping[str, Sequence[FoldScores]],
+    *,
+    n_resamples: int,
+    seed: int,
+    shares_encoder: bool = False,
+) -> dict[str, Array]:
+    """Return what `resample_aucs` takes the mean of: each class against the rest, (C, B); of two classes one, (1, B).
+
+    NaN where a resample has no pair.
+    """
     draws = _draw(methods, n_resamples, np.random.default_rng(seed), shares_encoder)
-    found = {}
-    for method, folds in methods.items():
-        in_order, pairs = _pairs_of_all(folds, draws)
-        found[method] = Resampled(within_fold_auc(folds), _share(in_order, pairs).mean(axis=0))
-    return found
+    return {method: _share(*_pairs_of_all(folds, draws)) for method, folds in methods.items()}
 
 
 def resample_dealt_anew(

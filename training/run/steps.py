@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.markup import escape
 
+from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME
 from napari_lrmil.model.encoder import weights_file
 from napari_lrmil.outside import refuse_endless
 from napari_lrmil.slide.identity import stamp_of
@@ -24,10 +25,11 @@ from training.data.table import SlideRow
 from training.data.tile_index import Reading
 from training.hashing import content_hash, file_hash
 from training.intervals import FoldScores
-from training.methods import BY_KEY, OURS, TEACHER, Encoding, Method
+from training.methods import BY_KEY, TEACHER, Encoding, Method
 from training.run.context import Context
 from training.run.layout import Folder, RunDir
-from training.run.markers import RESULTS, unreadable
+from training.run.markers import FRONT, RESULTS, unreadable
+from training.stages.front import Costs, Front, Timed
 from training.stages.heads import Fit
 
 _REPORT_CODE = Path(__file__).resolve().parents[1] / "report"
@@ -368,6 +370,7 @@ class Steps:
         )
         makes = (
             folder.predictions(method.key),
+            folder.val_predictions(method.key),
             folder.attention(method.key),
             folder.calibration(method.key),
         )
@@ -388,34 +391,66 @@ class Steps:
         makes = (folder.predictions(method.key), folder.fit(method.key))
         return Step(folder.test_step(method.key), key, makes)
 
-    def export(self, split: Split, test: Step) -> Step:
-        """Return the step that exports a fold's bundle, which names its config; `test` made its test predictions."""
+    def export(
+        self, split: Split, method: Method, test: Step, bundle: Path, choice: str, *, hr: bool
+    ) -> Step:
+        """Return the step that exports a bundle of a fold, which names its config.
+
+        Parameters
+        ----------
+        split : Split
+        method : Method
+        test : Step
+            That made its test predictions.
+        bundle : Path
+            Its folder.
+        choice : str
+            Why this of several rows; empty where nothing chose.
+        hr : bool
+            Whether it reads HR tiles.
+        """
         folder = self._context.run_dir.fold(split.fold)
-        held_out = self._labelled(split.calibration, hr=False)
+        held_out = self._labelled(split.calibration, hr=hr)
         key = content_hash(
-            test.key, held_out, [row.patient_id for row in split.calibration], self._context.config
+            test.key, held_out, [row.patient_id for row in split.calibration], self._context.config, choice
         )
-        reads = (folder.head(OURS.key), folder.calibration(OURS.key), folder.predictions(OURS.key))
-        return Step(folder.export_step, key, folder.bundle_files, reads=reads)
+        reads = (folder.head(method.key), folder.calibration(method.key), folder.predictions(method.key))
+        name = folder.export_step if bundle == folder.bundle else f"{folder.export_step}_{bundle.name}"
+        return Step(name, key, (bundle / JSON_NAME, bundle / WEIGHTS_NAME), reads=reads)
+
+    def front(
+        self,
+        val: Mapping[str, Sequence[FoldScores]],
+        test: Mapping[str, Sequence[FoldScores]],
+        about: Mapping[str, tuple[str, float, Costs]],
+        timed: Timed,
+    ) -> Step:
+        """Return the step that chooses the cheapest row that is good enough; `about`: name, µm/px and costs of each."""
+        config = self._context.config
+        key = content_hash(
+            config.front,
+            config.evaluate.bootstrap,
+            config.run.seed,
+            self._context.head_seeds,
+            self._context.encoder_seeds,
+            self._context.class_names,
+            _said(val),
+            _said(test),
+            self.shares_encoder,
+            [(method, name, mpp, costs.model_dump()) for method, (name, mpp, costs) in about.items()],
+            timed,
+        )
+        return Step(FRONT, key, (self._context.run_dir.front_json,))
 
     def results(
         self,
         tested: Mapping[str, Sequence[FoldScores]],
         set_quantiles: Sequence[float | None],
         fits: Mapping[str, Sequence[Fit]],
+        front: Front | None,
     ) -> Step:
         """Return the step that compares all methods: thousands of resamples, not to be taken twice."""
         config = self._context.config
-        scores = [
-            (
-                method,
-                [
-                    (one.patients, one.labels.tolist(), one.probabilities.tolist(), one.calls.tolist())
-                    for one in folds
-                ],
-            )
-            for method, folds in tested.items()
-        ]
         key = content_hash(
             config.evaluate.bootstrap,
             config.run.seed,
@@ -423,8 +458,9 @@ class Steps:
             self._context.encoder_seeds,
             list(set_quantiles),
             [(row.key, row.name) for row in config.rows if row.key not in BY_KEY],
-            scores,
+            _said(tested),
             [(method, [fit.model_dump_json() for fit in found]) for method, found in fits.items()],
+            front,
         )
         # Not results.json itself: that one is absent while a run is at work.
         return Step(RESULTS, key, (self._context.run_dir.kept_results_json,))
@@ -474,6 +510,20 @@ class Steps:
         for row, job in zip(new, jobs, strict=True):
             known[row.slide_id] = f"{row.slide_id} {job.stamp}"
         return [known[row.slide_id] for row in rows]
+
+
+def _said(scores: Mapping[str, Sequence[FoldScores]]) -> list[object]:
+    """Return what methods say of slides, as values of which each has one text."""
+    return [
+        (
+            method,
+            [
+                (one.patients, one.labels.tolist(), one.probabilities.tolist(), one.calls.tolist())
+                for one in folds
+            ],
+        )
+        for method, folds in scores.items()
+    ]
 
 
 def _hash_of(path: Path) -> str:
