@@ -164,14 +164,18 @@ class Steps:
             *({row.slide_id for row in split.extra} for split in splits)
         )
         stage1 = context.config.stage1
-        serves_all = stage1.slides == "all" or (stage1.slides == "unlabelled" and len(splits) > 1)
-        self.shares_encoder = stage1.scope == "shared" or (stage1.scope == "auto" and serves_all)
+        self.shares_encoder = stage1.serves_all_folds(len(splits))
         self._stamps: dict[Reading, dict[str, str]] = {} if base is None else base._stamps
 
     @property
     def context(self) -> Context:
         """The run as these steps see it: with the options of their row."""
         return self._context
+
+    @property
+    def sharing(self) -> set[str]:
+        """Rows whose f' serves all folds."""
+        return self._context.config.sharing(len(self._splits))
 
     def of(self, row: Method) -> Steps:
         """Return the steps of a row, whose options make them others."""
@@ -436,7 +440,7 @@ class Steps:
             self._context.class_names,
             _said(val),
             _said(test),
-            self.shares_encoder,
+            sorted(self.sharing),
             [(method, name, mpp, costs.model_dump()) for method, (name, mpp, costs) in about.items()],
             timed,
         )
