@@ -14,6 +14,7 @@ def random_bundle_info(
     token_px: int,
     tile_px: int,
     mpp: float = 2.0,
+    within: int = 1,
     min_tissue: float = 0.25,
     temperature: float = 1.0,
 ) -> BundleInfo:
@@ -27,6 +28,8 @@ def random_bundle_info(
         Pixels along a token and a tile.
     mpp : float
         µm/px of the tiles.
+    within : int
+        Along an edge of a tile of training's grid.
     min_tissue : float
         Share of a tile.
     temperature : float
@@ -38,7 +41,7 @@ def random_bundle_info(
         licence="bsd-3-clause",
         encoder=spec,
         token_px=token_px,
-        tiles=TileInput(tile_px=tile_px, mpp=mpp, min_tissue=min_tissue),
+        tiles=TileInput(tile_px=tile_px, mpp=mpp, within=within, min_tissue=min_tissue),
         teacher_mpp=0.5,
         mil=mil_spec,
         class_names=("benign", "lesion"),

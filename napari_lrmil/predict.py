@@ -252,7 +252,7 @@ def _log_smaller(at_once: int) -> None:
 
 
 def student_tiles(slide: Slide, info: BundleInfo) -> TileSet:
-    """The tiles of a slide that a bundle reads: the same ones as in its training, see `find_tiles`.
+    """The tiles of a slide that a bundle reads, at whichever µm/px: the same ones as in its training, see `find_tiles`.
 
     Raises
     ------
@@ -260,9 +260,10 @@ def student_tiles(slide: Slide, info: BundleInfo) -> TileSet:
     """
     return find_tiles(
         slide,
-        TileSpec(info.tiles.tile_px, info.tiles.mpp),
+        TileSpec(info.tiles.tile_px, info.tiles.mpp * info.tiles.within),
         min_tissue=info.tiles.min_tissue,
-        ratio=_ratio(info),
+        ratio=max(1, round(info.tiles.mpp * info.tiles.within / info.teacher_mpp)),
+        within=info.tiles.within,
     )
 
 

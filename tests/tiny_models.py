@@ -35,6 +35,8 @@ def write_bundle(
     weights: Path | None = None,
     min_tissue: float = 0.25,
     attention_scale: float = 1.0,
+    mpp: float = 2.0,
+    within: int = 1,
 ) -> Path:
     """A bundle of random weights, but for those of the encoder if given."""
     torch.manual_seed(0)
@@ -50,6 +52,8 @@ def write_bundle(
         mil_spec,
         token_px=encoder.token_px,
         tile_px=tile_px,
+        mpp=mpp,
+        within=within,
         min_tissue=min_tissue,
         temperature=temperature,
     )

@@ -145,6 +145,17 @@ class Method:
     options: Mapping[str, Mapping[str, object]] = field(default_factory=dict, hash=False)
 
     @property
+    def may_be_chosen(self) -> bool:
+        """Whether a bundle of it can be made: an encoder that isn't a control, all tiles of one of the two grids, a head."""
+        one = self.embedding
+        return (
+            one is not None
+            and one.encoder in ("teacher", "student")
+            and one.pixels in ("hr", "lr")
+            and not one.derived
+        )
+
+    @property
     def is_distilled(self) -> bool:
         """Whether the teacher's words on the training slides take part in training the head."""
         return self.losses != CROSS_ENTROPY

@@ -21,7 +21,7 @@ from torch import Tensor
 from napari_lrmil.atomic import give_usual_mode, replacing_folder
 from napari_lrmil.errors import BundleError, EncoderError, is_one_line, refuse_pipe, shortened
 from napari_lrmil.model.calibration import OperatingPoint, VectorScaling
-from napari_lrmil.model.card import render_card
+from napari_lrmil.model.card import is_said_of_slides, render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import fetch_bundle, is_hub_name
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
@@ -59,6 +59,12 @@ class TileInput(BaseModel):
     mpp: float = Field(ge=0.001, le=1000, description="µm/px; nothing finer is read")
     min_tissue: float = Field(ge=0, le=1, description="tiles with a smaller share of tissue are left out")
     apply_icc: bool = Field(default=False, description="convert to sRGB by the slide's ICC profile first")
+    within: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="so many tiles along an edge subdivide one of the grid and tissue mask of training; absent where 1",
+    )
 
 
 class Provenance(BaseModel):
@@ -72,6 +78,9 @@ class Provenance(BaseModel):
     versions: dict[str, str]
     metrics: dict[str, float]
     training_data: str
+    choice: str = Field(
+        default="", description="why this of several models was exported; absent where nothing chose"
+    )
 
 
 class BundleInfo(BaseModel):
@@ -89,6 +98,9 @@ class BundleInfo(BaseModel):
     token_px: int = Field(gt=0, le=8192)
     tiles: TileInput
     teacher_mpp: float = Field(ge=0.001, le=1000, description="µm/px of the teacher's tiles")
+    distilled: bool = Field(
+        default=True, description="whether it learned from a teacher; absent where it did"
+    )
     mil: MILSpec
     class_names: tuple[Name, ...] = Field(min_length=2, max_length=1000)
     temperature: float | None = Field(
@@ -106,7 +118,10 @@ class BundleInfo(BaseModel):
 
         Two bundles may share weights and still say different things of a slide, as with another temperature.
         """
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        said = self.model_dump(
+            mode="json", exclude=_usual(self)
+        )  # a bundle keeps its hash where keys are added
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     @property
     def newer_keys(self) -> dict[str, Literal[2, 3]]:
@@ -118,6 +133,9 @@ class BundleInfo(BaseModel):
             "own_slides": (3, trust is not None and trust.conformal.own_slides),
             "scaling": (3, self.scaling is not None),
             "operating_point": (3, self.operating_point is not None),
+            "tiles.within": (3, self.tiles.within > 1),
+            "distilled": (3, not self.distilled),
+            "provenance.choice": (3, bool(self.provenance.choice)),
         }
         return {name: version for name, (version, is_said) in came_with.items() if is_said}
 
@@ -127,6 +145,9 @@ class BundleInfo(BaseModel):
             raise ValueError(f"{len(self.class_names)} class names for {self.mil.n_classes} classes")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class names repeat")
+        taken = next((name for name in self.class_names if is_said_of_slides(name)), None)
+        if taken is not None:
+            raise ValueError(f"a class is called {taken!r}, which is what the program itself says of slides")
         for name, version in self.newer_keys.items():
             if version > self.format_version:
                 raise ValueError(f"'{name}' in format version {self.format_version}; it came with {version}")
@@ -435,7 +456,19 @@ def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str
         absent["trust"] = {"conformal": {"own_slides": True}}
     if not info.mil.projection:
         absent["mil"] = {"projection": True}
-    return absent
+    return absent | _usual(info)
+
+
+def _usual(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str, bool]]]:
+    """Return the keys of other models than a distilled student's that say nothing here."""
+    usual: dict[str, bool | dict[str, bool | dict[str, bool]]] = {}
+    if info.tiles.within == 1:
+        usual["tiles"] = {"within": True}
+    if info.distilled:
+        usual["distilled"] = True
+    if not info.provenance.choice:
+        usual["provenance"] = {"choice": True}
+    return usual
 
 
 def _is_empty_dir(path: Path) -> bool:

@@ -7,6 +7,12 @@ from typing import Any
 DEMONSTRATION_NOTE = "Demonstration only, not for diagnosis."
 UNLIKE_TRAINING = "unlike training"
 """The answer where there is no label: the slide is farther from those of training than the model's limit."""
+_SAID_OF_SLIDES = (UNLIKE_TRAINING, "unsure")
+
+
+def is_said_of_slides(name: str) -> bool:
+    """Return whether the program itself says this of slides, so that no class may be called so."""
+    return " ".join(name.split()).casefold() in _SAID_OF_SLIDES
 
 
 def render_card(info: dict[str, Any]) -> str:
@@ -53,12 +59,12 @@ or load it in napari: Plugins > LRMIL.
 |---|---|
 | classes | {", ".join(info["class_names"])} |
 | reads | tiles of {tiles["tile_px"]} px at {tiles["mpp"]:g} µm/px with at least {tiles["min_tissue"]:.0%} tissue, nothing finer |
-| distilled from | tiles at {info["teacher_mpp"]:g} µm/px |
+| distilled from | {_teacher_text(info)} |
 | encoder | {info["encoder"]["architecture"]}, tokens of {info["token_px"]} px |
 | aggregator | {mil["name"]}, {mil["embed_dim"]}-d{", gated" if mil["gated"] else ""} |
 {_decision_rows(info)}
 
-## Training data
+{_choice_text(provenance)}## Training data
 
 {provenance["training_data"]}
 
@@ -85,6 +91,19 @@ not why. The model has not been cleared as a medical device.
 
 Made {provenance["created"]} at commit {provenance["commit"]}, config {provenance["config_sha256"][:12]}, with {versions}.
 """
+
+
+def _teacher_text(info: dict[str, Any]) -> str:
+    return (
+        f"tiles at {info['teacher_mpp']:g} µm/px"
+        if info["distilled"]
+        else "nothing: trained on its own tiles"
+    )
+
+
+def _choice_text(provenance: dict[str, Any]) -> str:
+    choice = provenance.get("choice")
+    return f"## Why this model\n\n{choice}\n\n" if choice else ""
 
 
 _PARTS = ("_low", "_high", "_patients")

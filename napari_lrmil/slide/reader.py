@@ -55,6 +55,7 @@ class Slide:
         self._asked_backend = backend
         self._state = threading.Condition()
         self._reads_under_way = 0
+        self._pixels_read: dict[int, int] = {}
         self._closed = False
         self._icc = False
         self._has_icc_profile: bool | None = None
@@ -127,6 +128,12 @@ class Slide:
         Reads show such a place hatched in grey. The same for all handles of one file.
         """
         return self._backend.damage.places
+
+    @property
+    def pixels_read(self) -> dict[int, int]:
+        """Level -> pixels that reads through this handle have returned so far, those of opening it included."""
+        with self._state:
+            return dict(self._pixels_read)
 
     @property
     def bounds_l0_xywh(self) -> tuple[int, int, int, int]:
@@ -367,6 +374,8 @@ class Slide:
         """
         with self._reading():
             pixels = self._backend.read_region(location_l0_xy, level, size_xy, keep_tiles=keep_tiles)
+            with self._state:
+                self._pixels_read[level] = self._pixels_read.get(level, 0) + size_xy[0] * size_xy[1]
             return pixels if self._to_srgb is None else self._to_srgb(pixels)
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:

@@ -78,12 +78,8 @@ def resample_area(
     -------
     (height, width, 3) uint8 array
     """
-    left, top = (_snap(value / downsample) for value in corner_l0_xy)
-    right, bottom = (
-        _snap((corner + size) / downsample) for corner, size in zip(corner_l0_xy, size_l0_xy, strict=True)
-    )
-    first_x, first_y = math.floor(left), math.floor(top)
-    width, height = math.ceil(right) - first_x, math.ceil(bottom) - first_y
+    left, top, right, bottom = _on_level(downsample, corner_l0_xy, size_l0_xy)
+    first_x, first_y, width, height = _whole_pixels(left, top, right, bottom)
     region = read(first_x, first_y, width, height)
     if (width, height) == out_px_xy and left == first_x and top == first_y:
         return region
@@ -94,6 +90,29 @@ def resample_area(
         reducing_gap=1.0,
     )
     return np.asarray(resized)
+
+
+def pixels_of_area(
+    *, downsample: float, corner_l0_xy: tuple[float, float], size_l0_xy: tuple[float, float]
+) -> int:
+    """Return how many pixels of a level `resample_area` reads."""
+    _, _, width, height = _whole_pixels(*_on_level(downsample, corner_l0_xy, size_l0_xy))
+    return width * height
+
+
+def _on_level(
+    downsample: float, corner_l0_xy: tuple[float, float], size_l0_xy: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    left, top = (_snap(value / downsample) for value in corner_l0_xy)
+    right, bottom = (
+        _snap((corner + size) / downsample) for corner, size in zip(corner_l0_xy, size_l0_xy, strict=True)
+    )
+    return left, top, right, bottom
+
+
+def _whole_pixels(left: float, top: float, right: float, bottom: float) -> tuple[int, int, int, int]:
+    first_x, first_y = math.floor(left), math.floor(top)
+    return first_x, first_y, math.ceil(right) - first_x, math.ceil(bottom) - first_y
 
 
 def _snap(value: float) -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from napari_lrmil.errors import NoTissueError, SlideError
 from napari_lrmil.slide.geometry import TileGrid, TileSpec, check_grid, choose_level, make_tile_grid
 from napari_lrmil.slide.reader import Slide
-from napari_lrmil.slide.resample import read_area
+from napari_lrmil.slide.resample import pixels_of_area, read_area
 from napari_lrmil.slide.tissue import IMMUNOSTAIN_SHARE, Tissue, find_tissue, mask_source, tissue_fractions
 
 MAX_DAMAGED_SHARE = 0.01
@@ -91,19 +91,24 @@ def tile_grid(slide: Slide, spec: TileSpec) -> TileGrid:
     return make_tile_grid(bounds_l0_xywh=bounds, mpp_xy=mpp_xy, spec=spec)
 
 
-def find_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int = 1) -> TileSet:
+def find_tiles(
+    slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int = 1, within: int = 1
+) -> TileSet:
     """Find the tiles of a slide that a model reads: the one rule, for training and serving.
 
     Parameters
     ----------
     slide : Slide
     spec : TileSpec
-        Of the model that serves (LR).
+        Of the model that serves (LR), or of the tiles that its own subdivide.
     min_tissue : float
         Share of a tile that must be tissue.
     ratio : int
         mpp_lr / mpp_hr of its training, 1 where there is one grid. One mask serves both grids there, and this sets the
         size of its pixels: with another ratio, another tile may just be tissue enough.
+    within : int
+        For a model of tiles finer than LR: so many of them, along an edge, subdivide a tile of `spec`, whose grid and mask
+        they share as in training.
 
     Raises
     ------
@@ -114,8 +119,9 @@ def find_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int = 
         Where the slide is too coarse, or can't be read.
     """
     grid = tile_grid(slide, spec)
-    choose_level(slide.level_mpps, spec.mpp)  # before the mask, which takes longer
-    return _with_tissue(slide, grid, find_tissue(slide, grid, divisible_by=ratio), min_tissue)
+    read = grid.subdivide(within)
+    choose_level(slide.level_mpps, read.spec.mpp)  # before the mask, which takes longer
+    return _with_tissue(slide, read, find_tissue(slide, grid, divisible_by=ratio), min_tissue)
 
 
 def find_nested_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int) -> NestedTiles:
@@ -201,6 +207,19 @@ def _touched(slide: Slide, grid: TileGrid, level: int) -> NDArray[np.bool_]:
             max(0, math.floor(first_col)) : max(0, math.ceil(last_col)),
         ] = True
     return touched
+
+
+def pixels_of_tiles(slide: Slide, grid: TileGrid, level: int, places: Sequence[tuple[float, float]]) -> int:
+    """Return how many pixels of a level the tiles at `places` (row, col) are made of: what `iter_tiles` reads."""
+    downsample = slide.level_downsamples[level]
+    return sum(
+        pixels_of_area(
+            downsample=downsample,
+            corner_l0_xy=grid.corner_l0_xy(row, col),
+            size_l0_xy=grid.tile_l0_xy,
+        )
+        for row, col in places
+    )
 
 
 def read_tile(slide: Slide, grid: TileGrid, level: int, row: float, col: float) -> NDArray[np.uint8]:

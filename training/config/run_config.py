@@ -15,7 +15,7 @@ from training.config.compare import CompareRow
 from training.data.table import DataSection
 from training.data.tile_index import TilesSection
 from training.encoders import EncoderSection, StudentSection, encoder_depth
-from training.methods import BY_KEY, DECISIVE, OURS, Method, rows_of_set
+from training.methods import BY_KEY, DECISIVE, OURS, TEACHER, Method, rows_of_set
 from training.runtime import Precision
 from training.section import Section, explained
 from training.seeds import Seeds
@@ -25,6 +25,7 @@ from training.stages.distill_tiles import Stage1Section
 from training.stages.end_to_end import EndToEndSection
 from training.stages.evaluate import EvaluateSection
 from training.stages.export import ExportSection
+from training.stages.front import FrontSection
 from training.stages.heads import MILSection
 
 
@@ -66,6 +67,7 @@ class RunConfig(Section):
     end_to_end: EndToEndSection = EndToEndSection()
     calibrate: CalibrateSection = CalibrateSection()
     evaluate: EvaluateSection = EvaluateSection()
+    front: FrontSection = FrontSection()
     export: ExportSection = ExportSection()
     compare: tuple[CompareRow, ...] = Field(
         default=(), max_length=200, description="rows of the table; none: set decisive (docs/comparison.md)"
@@ -93,6 +95,14 @@ class RunConfig(Section):
         """Blocks of f that stage 1 of any row matches."""
         students = [self, *(self.of_row(row) for row in self.rows if row.is_of_student)]
         return tuple(sorted({layer for config in students for layer in config.stage1.layers}))
+
+    def sharing(self, n_folds: int) -> set[str]:
+        """Return the rows whose f' serves all folds of a run."""
+        return {
+            row.key
+            for row in self.rows
+            if row.is_of_student and self.of_row(row).stage1.serves_all_folds(n_folds)
+        }
 
     def of_row(self, row: Method) -> RunConfig:
         """Return the config of a row, with its options.
@@ -134,6 +144,13 @@ class RunConfig(Section):
                 raise ValueError(f"compare: two rows have the key {key!r}; give each its own")
         for row in self.rows:
             self.of_row(row)
+        known = [row.key for row in self.rows if row.may_be_chosen and row != TEACHER]
+        odd = next((key for key in self.front.rows or () if key not in known), None)
+        if odd is not None:
+            raise ValueError(
+                f"front.rows: {odd!r} is no row of this run that a bundle can be made of, other than the teacher; these are: "
+                f"{', '.join(known)}"
+            )
         return self
 
     def _check_stage1(self) -> None:

@@ -23,6 +23,7 @@ from training.report.examples import choose, colour_bar, make_examples
 from training.run.layout import RunDir
 from training.stages.distill_tiles import TRANSDUCTIVE_NOTE
 from training.stages.evaluate import called_text, unfitted_note, unfitted_trainings
+from training.stages.front import front_text, timed_text
 from training.stages.heads import MILSection
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -133,6 +134,10 @@ def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[s
         "fold_metric_names": [name for _, name in tables.FOLD_METRICS],
         "fold_blocks": tables.fold_blocks(data),
         "fold_parts": tables.fold_parts(data),
+        "front": data.front,
+        "front_text": "" if data.front is None else front_text(data.front),
+        "timed_text": "" if data.front is None else timed_text(data.front),
+        "front_group": figures.front_group(data),
         "roc_groups": figures.roc_groups(data),
         "calibration": calibration,
         "bins": bins,

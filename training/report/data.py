@@ -14,6 +14,7 @@ from training.data.table import SlideRow, read_table
 from training.methods import OURS, in_table_order
 from training.run.layout import Curve, Folder, RunDir
 from training.run.markers import RunDirError
+from training.stages.front import Front
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class RunData:
     shared_stage1: Curve | None
     rows: dict[str, SlideRow]
     notes: tuple[str, ...]
+    front: Front | None
+    """None in runs of earlier versions, or where the teacher wasn't compared."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -156,6 +159,7 @@ def read_run(run_dir: Path) -> RunData:
         shared_stage1=run.shared.read_curve("stage1"),
         rows={row.slide_id: row for row in rows},
         notes=tuple(notes),
+        front=run.read_front(),
     )
 
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from training.methods import OURS, SHORTCUT_KEYS, method_name
+from training.methods import OURS, SHORTCUT_KEYS, TEACHER, method_name
 from training.metrics import brier, expected_calibration_error
 from training.report.data import RunData
-from training.report.plots import Series, Trace, calibration_panel, curve_panel, roc_panel
+from training.report.plots import (
+    Series,
+    Spot,
+    Trace,
+    calibration_panel,
+    curve_panel,
+    front_panel,
+    roc_panel,
+)
 from training.report.stats import Bin, Roc, best_epoch, class_rocs, fold_mean_roc, macro_roc, reliability
-from training.report.tables import series_of
+from training.report.tables import comparison, series_of
 from training.run.layout import Curve
 
 
@@ -39,6 +47,32 @@ class Group:
     panels: list[Panel]
     keys: list[Key] = field(default_factory=list)
     large: bool = False
+
+
+_COSTS = (("seconds", "seconds a slide"), ("tiles", "tiles a slide"), ("megabytes", "MB of pixels a slide"))
+
+
+def front_group(data: RunData) -> Group | None:
+    """Draw AUC over what each row costs a slide, one panel a cost; None where the run doesn't say."""
+    front = data.front
+    if front is None:
+        return None
+    aucs = {row.method: row.auc for row in comparison(data)}
+    series = series_of(data)
+    bar = front.row(TEACHER.key).test_auc - front.margin
+    panels = []
+    for name, label in _COSTS:
+        spots = [
+            Spot(getattr(row.costs, name), aucs[row.key], series[row.key], row.key == front.chosen)
+            for row in front.rows
+        ]
+        said = "; ".join(
+            f"{row.name} {getattr(row.costs, name):.3g}, AUC {row.test_auc:.3f}" for row in front.rows
+        )
+        title = label[0].upper() + label[1:]
+        panels.append(Panel(front_panel(f"front-{name}", spots, label=label, bar=bar), title, f"{said}."))
+    keys = [Key(series[row.key], row.name) for row in front.rows]
+    return Group("", panels, keys)
 
 
 def roc_groups(data: RunData) -> list[Group]:

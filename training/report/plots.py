@@ -16,8 +16,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from training.metrics import Interval
 from training.report.stats import Array, Bin, Roc
 
 # Okabe-Ito's colours, told apart with any colour vision; yellow is left out, it drowns on white.
@@ -130,6 +131,51 @@ def calibration_panel(name: str, bins: Sequence[Bin], series: Series, *, n_class
         counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         counts.xaxis.set_major_locator(MaxNLocator(5))
         return _svg(name, figure)
+
+
+class Spot(NamedTuple):
+    """A row of the front: a cost, the AUC on test slides with its interval, and whether it was chosen."""
+
+    cost: float
+    auc: Interval
+    series: Series
+    chosen: bool
+
+
+def front_panel(name: str, spots: Sequence[Spot], *, label: str, bar: float) -> str:
+    """Draw AUC over a cost, which is on a logarithmic axis; a ring marks what was chosen, a line the AUC that is asked for.
+
+    Parameters
+    ----------
+    name : str
+    spots : sequence of Spot
+        Those of one cost are drawn side by side.
+    label : str
+        Of the cost.
+    bar : float
+        AUC of the teacher less the margin.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.axhline(bar, color=_SOFT, linewidth=0.8)
+        costs = [spot.cost for spot in spots]
+        low, high = min(costs), max(costs)
+        step = max(1.08, (high / low) ** 0.04)
+        for place, spot in enumerate(spots):
+            same = [other for other, cost in enumerate(costs) if cost == spot.cost]
+            x = spot.cost * step ** (same.index(place) - (len(same) - 1) / 2)
+            if math.isfinite(spot.auc.low):
+                axes.plot([x, x], [spot.auc.low, spot.auc.high], color=spot.series.colour, linewidth=1.2)
+            axes.plot(x, spot.auc.value, "o", markersize=5, color=spot.series.colour)
+            if spot.chosen:
+                axes.plot(x, spot.auc.value, "o", markersize=11, markerfacecolor="none",
+                          markeredgecolor=_INK, markeredgewidth=1)  # fmt: skip
+        axes.set(ylim=(-0.03, 1.03), xlim=(low / 1.6, high * 1.6), xlabel=label, ylabel="AUC on test slides")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+    return _panel(name, draw, size_in=(3.0, 2.6))
 
 
 class Trace(NamedTuple):

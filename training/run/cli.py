@@ -80,10 +80,17 @@ def run(
             run_dir.write_config(config)
         tested = run_steps(context, splits, steps)
         if runtime.is_main:
-            compare(context, steps, [split.fold for split in splits], tested.scores, tested.fits)
+            compare(
+                context, steps, [split.fold for split in splits], tested.scores, tested.fits, tested.front
+            )
             _report(context, steps)
             reporter.say(f"Report: {escape(str(run_dir.report_html))}")
             reporter.say(f"Bundle: {escape(str(tested.bundles[-1]))}")
+            cheapest = run_dir.fold(splits[-1].fold).cheapest_bundle
+            if tested.front is not None and cheapest.is_dir():
+                reporter.say(
+                    f"Bundle of {tested.front.row(tested.front.chosen).name}: {escape(str(cheapest))}"
+                )
         runtime.wait()
         return tested.bundles[-1] if tested.bundles else run_dir.root
 

@@ -4,15 +4,15 @@
 
     config.json  splits.json  results.json  report.html
     done/                    a marker a finished step: the hash of what it was made from, and those of its files
-    tile_index/<slide>.json  shortcuts/<slide>.json
+    tile_index/<slide>.json  shortcuts/<slide>.json  reads/<slide>.json
     embeddings.zarr/         unless run.embeddings is elsewhere
     tensorboard/<folder>/<stage>/
     foldN/                   of the first seed; and shared/, of what serves all folds
         metrics/<stage>.csv  checkpoints/<stage>.safetensors
         mil/<method>.safetensors  fits/<method>.json  teacher_outputs.safetensors  student_encoder.safetensors
         encoders/<method>.safetensors of encoders that were trained together with their heads
-        predictions/<method>.csv  test_attention/<method>.safetensors  calibration/<method>.json
-        bundle/
+        predictions/<method>.csv  val_predictions/<method>.csv  test_attention/<method>.safetensors  calibration/<method>.json
+        bundle/  cheapest/ (where another row than LRMIL was chosen)
         student_shuffled/ student_enlarged/ stage1-HASH/   f' of rows of the comparison that train another one
         ridge_fit.safetensors
         seedS/               the same of heads of another seed, encoderS/ and encoderS/seedS/ of encoders of another seed
@@ -40,7 +40,7 @@ from safetensors import SafetensorError
 
 from napari_lrmil.atomic import fitting_name, write_text
 from napari_lrmil.errors import BundleError, ConfigError, reason_of
-from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME, BundleInfo, load_info
+from napari_lrmil.model.bundle import JSON_NAME, BundleInfo, load_info
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
 from napari_lrmil.outside import parse_json
 from training.checkpoint import Files
@@ -58,9 +58,10 @@ from training.data.splits import KeptSplits, Split
 from training.files import parse_tensors, save_tensors, write_json
 from training.hashing import content_hash
 from training.methods import TEACHER
-from training.run.markers import CONFIG, CURE, RESULTS, SPLITS, Markers, RunDirError, unreadable
+from training.run.markers import CONFIG, CURE, FRONT, RESULTS, SPLITS, Markers, RunDirError, unreadable
 from training.stages.calibrate import Calibration
 from training.stages.distill_slides import TeacherOutput
+from training.stages.front import Front
 from training.stages.heads import Fit, FittedHead
 
 Curve = dict[str, NDArray[np.float64]]
@@ -360,6 +361,28 @@ class Folder:
         except (OSError, ValueError) as error:
             raise unreadable(path, error, " as predictions") from error
 
+    def val_predictions(self, method: str) -> Path:
+        """Return the table of what a method says of the validation slides, on which it was chosen."""
+        return self.root / "val_predictions" / f"{method}.csv"
+
+    def write_val_predictions(self, method: str, predictions: Predictions) -> None:
+        """Keep what a method says of the validation slides."""
+        write_predictions(self.val_predictions(method), predictions)
+
+    def read_val_predictions(self, method: str) -> Predictions:
+        """Return what a method says of the validation slides.
+
+        Raises
+        ------
+        RunDirError
+            Where the table is missing or damaged.
+        """
+        path = self.val_predictions(method)
+        try:
+            return parse_predictions(self.markers.read(path, self.test_step(method)))
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error, " as predictions") from error
+
     def calibration(self, method: str) -> Path:
         """Return the file of how a method's numbers become a label."""
         return self.root / "calibration" / f"{method}.json"
@@ -414,9 +437,9 @@ class Folder:
         return self.root / "bundle"
 
     @property
-    def bundle_files(self) -> tuple[Path, ...]:
-        """What a whole bundle has."""
-        return self.bundle / JSON_NAME, self.bundle / WEIGHTS_NAME
+    def cheapest_bundle(self) -> Path:
+        """The cheapest row that is good enough, where that isn't the student."""
+        return self.root / "cheapest"
 
     def read_bundle_info(self) -> BundleInfo | None:
         """Return what the fold's bundle says of itself; None where it can't be read.
@@ -507,7 +530,7 @@ class RunDir:
 
     def reported_files(self) -> list[Path]:
         """Return the files that the report shows, those of all folds that are there."""
-        found = [self.config_json, self.splits_json, self.results_json]
+        found = [self.config_json, self.splits_json, self.results_json, self.front_json]
         for pattern in ("*/metrics/*.csv", "fold*/predictions/*.csv", f"fold*/bundle/{JSON_NAME}"):
             found += sorted(self.root.glob(pattern))
         return [path for path in found if path.is_file()]
@@ -566,6 +589,44 @@ class RunDir:
             return None
         except (OSError, ValidationError) as error:
             raise unreadable(self.splits_json, error, " as splits") from error
+
+    def reads(self, slide_id: str) -> Path:
+        """Return the file of how much of a slide each resolution reads."""
+        return self.root / "reads" / f"{fitting_name(slide_id)}.json"
+
+    @property
+    def costs_json(self) -> Path:
+        """What each way of reading costs."""
+        return self.root / "done" / "costs.json"
+
+    @property
+    def front_json(self) -> Path:
+        """The rows by what they cost, and which is chosen."""
+        return self.root / "front.json"
+
+    def read_front(self) -> Front | None:
+        """Return the rows by what they cost; None where the run doesn't say, as runs of earlier versions.
+
+        Raises
+        ------
+        RunDirError
+            Where that is damaged.
+        """
+        try:
+            return Front.model_validate_json(self.markers.read(self.front_json, FRONT))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise unreadable(self.front_json, error, " as rows by their costs") from error
+
+    def write_front(self, front: Front) -> None:
+        """Keep the rows by what they cost."""
+        write_text(self.front_json, front.model_dump_json(indent=2) + "\n")
+
+    def forget_front(self) -> None:
+        """Take away what a run of another config said, before a run that says nothing of it."""
+        self.markers.forget(FRONT)
+        self.front_json.unlink(missing_ok=True)
 
     def write_kept_results(self, results: Mapping[str, Mapping[str, object]]) -> None:
         """Keep the metrics of all methods for the next run."""
@@ -661,6 +722,7 @@ class RunDir:
         """
         for path in (
             *self.root.glob("fold*/**/predictions/*.csv"),
+            *self.root.glob("fold*/**/val_predictions/*.csv"),
             *self.root.glob("fold*/**/test_attention/*"),
         ):
             if (path.parents[1].relative_to(self.root).as_posix(), path.stem) not in made:

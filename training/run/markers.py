@@ -19,7 +19,7 @@ from napari_lrmil.errors import ConfigError, reason_of
 from napari_lrmil.outside import read_file
 from training.hashing import file_hash
 
-CONFIG, SPLITS, RESULTS = "config", "splits", "results"
+CONFIG, SPLITS, FRONT, RESULTS = "config", "splits", "front", "results"
 """Steps of the whole run; the other ones are named ``<folder>/<what>``."""
 CURE = "Run python -m training.run with its config again: it goes on where it stopped."
 _MOST_BYTES, _MOST_MARKER_BYTES = 2**34, 2**24

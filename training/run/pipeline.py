@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,7 @@ from training.data.predictions import Predictions
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
-from training.data.tile_index import Reading
+from training.data.tile_index import Reading, SlideTiles
 from training.files import Json, remembered, save_tensors
 from training.hashing import content_hash, file_hash
 from training.intervals import FoldScores
@@ -53,6 +54,17 @@ from training.stages.evaluate import (
 )
 from training.stages.export import export_bundle
 from training.stages.fit_trust import fit_trust, honest_probabilities, trust_metrics
+from training.stages.front import (
+    Costs,
+    Front,
+    Served,
+    Timed,
+    choice_text,
+    find_front,
+    measure_costs,
+    slides_to_time,
+    tile_costs,
+)
 from training.stages.heads import Fit, bag_outputs, fit_head
 from training.stages.shortcuts import ShortcutFeatures, slide_shortcuts
 
@@ -127,6 +139,8 @@ class Tested(NamedTuple):
     """Method -> how well each of its trainings learned its own slides, fold by fold."""
     bundles: list[Path]
     """The student of each fold, of the first seed."""
+    front: Front | None
+    """The rows by what they cost; None where the teacher isn't compared, and on all processes but the main one."""
 
 
 def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested:
@@ -171,7 +185,7 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
     each_once(context, [(head.step(steps), partial(train_head, context, head, steps)) for head in heads])
     heads += train_end_to_end(context, splits, steps, teacher)
     if not context.runtime.is_main:
-        return Tested({}, {}, [])
+        return Tested({}, {}, [], None)
     return _evaluate(context, splits, steps, [*heads, *teachers])
 
 
@@ -581,11 +595,17 @@ def load_head(context: Context, folder: Folder, method: Method, embed_dim: int) 
 
 
 def _evaluate(context: Context, splits: Sequence[Split], steps: Steps, heads: Sequence[Head]) -> Tested:
+    config = context.config
+    rows = {row.key for row in config.rows if row.may_be_chosen}
+    if config.front.rows is not None:
+        rows &= {TEACHER.key, *config.front.rows}
     tested: dict[str, list[FoldScores]] = {}
     fits: dict[str, list[Fit]] = {}
-    made, bundles = set(), []
+    validated: dict[str, list[FoldScores]] = {}
+    made: set[tuple[str, str]] = set()
+    first: dict[tuple[int, str], Head] = {}
     for split in splits:
-        for method in context.config.rows:
+        for method in config.rows:
             mine = [head for head in heads if head.split.fold == split.fold and head.method == method]
             if method.embedding is None:
                 found = [evaluate_shortcut(context, split, steps, method)]
@@ -597,10 +617,132 @@ def _evaluate(context: Context, splits: Sequence[Split], steps: Steps, heads: Se
             fits.setdefault(method.key, []).extend(folder.read_fit(method.key) for folder in folders)
             n_heads = len(context.head_seeds) if mine else 1
             tested.setdefault(method.key, []).append(fold_scores(found, n_heads))
-            if method == OURS:
-                bundles.append(_export(context, steps, mine[0], found[0]))
+            if mine and method.key in rows:
+                of_val = [folder.read_val_predictions(method.key) for folder in folders]
+                validated.setdefault(method.key, []).append(fold_scores(of_val, n_heads))
+            if mine:
+                first[split.fold, method.key] = mine[0]
     context.run_dir.keep_only(made)
-    return Tested(tested, fits, bundles)
+    front = None
+    if TEACHER.key in validated:
+        of_first = {method: first[splits[0].fold, method] for method in validated}
+        front = find_runs_front(context, steps, splits, of_first, validated, tested)
+    else:
+        context.run_dir.forget_front()
+    choice, bundles = OURS.key if front is None else front.chosen, []
+    why = "" if front is None else choice_text(front)
+    for split in splits:
+        folder = context.run_dir.fold(split.fold)
+        student = first[split.fold, OURS.key]
+        bundles.append(_export(context, steps, student, folder.bundle, why if choice == OURS.key else ""))
+        if choice != OURS.key and context.config.export.cheapest:
+            _export(context, steps, first[split.fold, choice], folder.cheapest_bundle, why)
+        else:
+            shutil.rmtree(folder.cheapest_bundle, ignore_errors=True)  # of another config
+    return Tested(tested, fits, bundles, front)
+
+
+def find_runs_front(
+    context: Context,
+    steps: Steps,
+    splits: Sequence[Split],
+    heads: Mapping[str, Head],
+    val: Mapping[str, Sequence[FoldScores]],
+    test: Mapping[str, Sequence[FoldScores]],
+) -> Front:
+    """Return what each row costs, and the cheapest that is good enough; measured once, and kept.
+
+    Parameters
+    ----------
+    context : Context
+    steps : Steps
+    splits : sequence of Split
+    heads : mapping
+        Of each row of the front, any of its heads: all cost the same.
+    val, test : mappings
+        Row -> folds.
+    """
+    config, geometry = context.config, context.geometry
+    withins = {
+        key: head.method.embedding.reading(geometry.ratio).factor
+        for key, head in heads.items()
+        if head.method.embedding is not None
+    }
+    specs = {
+        key: content_hash(head.embedded.encoder.spec, head.embedded.encoder.token_px, withins[key])
+        for key, head in heads.items()
+    }
+    readings: dict[str, Served] = {}
+    for key, head in heads.items():
+        encoder = head.embedded.encoder
+        mil = load_head(context, head.folder(context), head.method, encoder.embed_dim)
+        readings.setdefault(specs[key], Served(encoder, mil, withins[key]))
+    slides = {row.slide_id: row for split in splits for row in split.test}
+    every = context.tiles_of(slides.values())
+    timed = slides_to_time(every, config.front.slides)
+    sizes = sorted(set(withins.values()))
+
+    def bytes_of(tiles: SlideTiles) -> dict[int, int]:
+        key = content_hash(stamp_of(tiles.row.path), tiles.row.mpp, geometry, tiles.hr_places.tobytes().hex())
+        found = remembered(
+            context.run_dir.reads(tiles.row.slide_id),
+            key + content_hash(sizes),
+            lambda: {str(size): n for size, n in tile_costs(tiles, geometry, sizes).items()},
+        )
+        return {size: int(str(found[str(size)])) for size in sizes}
+
+    def measure() -> dict[str, Json]:
+        costs, how = measure_costs(
+            readings,
+            timed,
+            every,
+            geometry,
+            bytes_of=bytes_of,
+            device=context.device,
+            batch_size=config.encoder.batch_size,
+            threads=config.run.threads,
+        )
+        return {"costs": {name: one.model_dump() for name, one in costs.items()}, "timed": how.model_dump()}
+
+    key = content_hash(
+        sorted(readings),
+        [one.row.slide_id for one in timed],
+        [(stamp_of(one.row.path), one.hr_places.tobytes().hex()) for one in every],
+        geometry,
+        config.mil,
+        str(context.device),
+        config.encoder.batch_size,
+        config.run.threads,
+    )
+    kept = remembered(context.run_dir.costs_json, key, measure)
+    assert isinstance(kept["costs"], dict)
+    costs = {name: Costs.model_validate(one) for name, one in kept["costs"].items()}
+    test, timed_how = {method: test[method] for method in val}, Timed.model_validate(kept["timed"])
+    about = {
+        method: (heads[method].method.name, geometry.mpp_lr / withins[method], costs[specs[method]])
+        for method in val
+    }
+
+    def choose() -> None:
+        front = find_front(
+            val,
+            test,
+            {method: cost for method, (_, _, cost) in about.items()},
+            {method: mpp for method, (_, mpp, _) in about.items()},
+            {method: name for method, (name, _, _) in about.items()},
+            timed_how,
+            context.class_names,
+            config.front,
+            n_resamples=config.evaluate.bootstrap,
+            seed=config.run.seed,
+            shared=steps.sharing,
+        )
+        context.run_dir.write_front(front)
+
+    once(context, steps.front(val, test, about, timed_how), choose, quiet=True)
+    front = context.run_dir.read_front()
+    assert front is not None  # the step has just been done
+    return front
 
 
 def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
@@ -609,7 +751,7 @@ def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
     folder = head.folder(context)
 
     def ask() -> None:
-        predictions, attention, calibration = predict_test(
+        predictions, val_predictions, attention, calibration = predict_test(
             load_head(context, folder, method, head.embedded.encoder.embed_dim),
             context.bags(store, split.val),
             split.val,
@@ -620,6 +762,7 @@ def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
             context.config.calibrate,
         )
         folder.write_attention(method.key, attention)
+        folder.write_val_predictions(method.key, val_predictions)
         folder.write_calibration(method.key, calibration)
         folder.write_predictions(method.key, predictions)
 
@@ -666,14 +809,16 @@ def shortcut_features(context: Context, row: SlideRow) -> ShortcutFeatures:
     )
 
 
-def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Path:
-    split, config = head.split, context.config
+def _export(context: Context, steps: Steps, head: Head, bundle: Path, choice: str) -> Path:
+    split, method, config = head.split, head.method, context.config
+    is_hr = method.embedding is not None and method.embedding.pixels == "hr"
     encoder, store = head.embedded.encoder, head.embedded.store
     folder = context.run_dir.fold(split.fold)
 
     def export() -> None:
-        mil = load_head(context, folder, OURS, encoder.embed_dim)
-        calibration = folder.read_calibration(OURS.key)
+        test = folder.read_predictions(method.key)
+        mil = load_head(context, folder, method, encoder.embed_dim)
+        calibration = folder.read_calibration(method.key)
         own = split.calibration
         held_out = context.bags(store, own or split.val)
         logits = np.stack([output.bag_logits.numpy() for output in served_outputs(mil, held_out)])
@@ -693,7 +838,7 @@ def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Pa
         metrics |= called_metrics(found, calibration.operating_point.positive)
         test_bags = context.bags(store, split.test, share=0.0)
         export_bundle(
-            folder.bundle,
+            bundle,
             encoder,
             mil,
             context.head_spec(encoder.embed_dim),
@@ -704,9 +849,13 @@ def _export(context: Context, steps: Steps, head: Head, test: Predictions) -> Pa
             calibration=calibration,
             config_sha256=content_hash(config),
             metrics=metrics | trust_metrics(trust, test, test_bags),
-            note=TRANSDUCTIVE_NOTE if config.stage1.is_transductive else "",
+            note=TRANSDUCTIVE_NOTE if config.stage1.is_transductive and method.is_of_student else "",
+            method="" if method == OURS else method.name,
+            hr=is_hr,
+            distilled=method.is_distilled or method.is_of_student,
+            choice=choice,
         )
 
-    tested = steps.test(split, OURS, head.step(steps), folder)
-    once(context, steps.export(split, tested), export)
-    return folder.bundle
+    tested = steps.test(split, method, head.step(steps), folder)
+    once(context, steps.export(split, method, tested, bundle, choice, hr=is_hr), export)
+    return bundle

@@ -21,6 +21,7 @@ from training.stages.evaluate import (
     unfitted_note,
     unfitted_trainings,
 )
+from training.stages.front import Front, front_text, timed_text
 from training.stages.heads import Fit
 
 
@@ -30,6 +31,7 @@ def compare(
     folds: Sequence[int],
     tested: Mapping[str, Sequence[FoldScores]],
     fits: Mapping[str, Sequence[Fit]],
+    front: Front | None = None,
 ) -> dict[str, MethodResult]:
     """Compare all methods over all folds and trainings: print the table, and write ``results.json``.
 
@@ -43,6 +45,8 @@ def compare(
         Method -> its folds.
     fits : mapping
         Method -> how well each of its trainings learned its own slides.
+    front : Front, optional
+        None where the teacher isn't compared.
 
     Returns
     -------
@@ -61,13 +65,18 @@ def compare(
             context.class_names,
             n_resamples=config.evaluate.bootstrap,
             seed=config.run.seed,
-            shares_encoder=steps.shares_encoder,
+            shared=steps.sharing,
             set_quantiles=quantiles,
             names={row.key: row.name for row in config.rows if row.key not in BY_KEY},
         )
+        for row in () if front is None else front.rows:
+            is_chosen = front is not None and row.key == front.chosen
+            # Seconds differ from run to run; what stands in the results doesn't.
+            shown = row.model_dump(exclude={"key": True, "costs": {"seconds"}, "of_teacher": {"seconds"}})
+            results[row.key]["front"] = shown | {"chosen": is_chosen}
         context.run_dir.write_kept_results(results)
 
-    once(context, steps.results(tested, quantiles or (), fits), measure, quiet=True)
+    once(context, steps.results(tested, quantiles or (), fits, front), measure, quiet=True)
     results: dict[str, MethodResult] = context.run_dir.read_kept_results()
     context.run_dir.write_results(results)
     labels = np.concatenate([fold.labels for fold in tested[OURS.key]])
@@ -89,6 +98,9 @@ def compare(
             f"! {unfitted_note(config.mil.fitted_auc)} Trainings: {unfitted_trainings(results)}."
         )
     context.reporter.say(called_text(results[OURS.key], config.calibrate.positive_class(context.class_names)))
+    if front is not None:
+        context.reporter.console.print(_front_table(front))
+        context.reporter.say(f"{front_text(front)}\n{timed_text(front)}")
     return results
 
 
@@ -125,6 +137,33 @@ def results_table(
             _shown(metrics["auc_interval"], ".3f"),
             _shown(metrics.get("lrmil_minus_this"), "+.3f"),
             _shown(metrics["brier"], ".3f"),
+        )
+    return table
+
+
+def _front_table(front: Front) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # within 80 columns
+    limit = f"loses < at {1 - front.alpha:.0%}"
+    for name in (
+        "what it costs a slide",
+        "s",
+        "tiles",
+        "MB",
+        f"{limit}, val",
+        "test",
+        f"< {front.margin:g}?",
+    ):
+        table.add_column(name, no_wrap=True)
+    for row in front.rows:
+        losses = ["" if one is None else f"{one.limit:.3f}" for one in (row.val, row.test)]
+        shown = "" if row.val is None else "shown" if row.val.shown else "not shown"
+        table.add_row(
+            row.name + (" *" if row.key == front.chosen else ""),
+            f"{row.costs.seconds:.2g}",
+            f"{row.costs.tiles:.0f}",
+            f"{row.costs.megabytes:.2f}",
+            *losses,
+            shown,
         )
     return table
 

@@ -6,7 +6,6 @@ says: a second run with the same config skips it, one with another config, or wi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from rich.markup import escape
 
+from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME
 from napari_lrmil.model.encoder import weights_file
-from napari_lrmil.outside import read_file
+from napari_lrmil.outside import refuse_endless
 from napari_lrmil.slide.identity import stamp_of
 from training.data.bags import Instances
 from training.data.splits import Split
@@ -25,10 +25,11 @@ from training.data.table import SlideRow
 from training.data.tile_index import Reading
 from training.hashing import content_hash, file_hash
 from training.intervals import FoldScores
-from training.methods import BY_KEY, OURS, TEACHER, Encoding, Method
+from training.methods import BY_KEY, TEACHER, Encoding, Method
 from training.run.context import Context
 from training.run.layout import Folder, RunDir
-from training.run.markers import RESULTS, unreadable
+from training.run.markers import FRONT, RESULTS, unreadable
+from training.stages.front import Costs, Front, Timed
 from training.stages.heads import Fit
 
 _REPORT_CODE = Path(__file__).resolve().parents[1] / "report"
@@ -82,9 +83,17 @@ def once(
     if marker is not None and marker.key == step.key:
         changed = markers.first_changed(marker, step.makes, step.reads)
         if changed is None:
-            if not quiet:
-                before = "" if marker.files is not None else ", by a version that kept no hashes of its files"
-                context.reporter.say(f"[dim]{step.name}: done before{before}[/]")
+            if quiet:
+                return
+            before = "" if marker.files is not None else ", by a version that kept no hashes of its files"
+            context.reporter.say(f"[dim]{step.name}: done before{before}[/]")
+            for path in step.shows:
+                known = path.is_file() and markers.has_written(path, step.name)
+                if known and markers.first_changed(marker, [path]) is not None:
+                    context.reporter.say(
+                        f"[yellow]Note:[/] {escape(str(path.relative_to(markers.root)))} isn't as {step.name} wrote it. "
+                        "No result depends on it, but a report that shows it refuses it. Delete it: it then does without."
+                    )
             return
         what = "isn't as it was" if changed.exists() else "is missing"
         context.reporter.say(
@@ -155,14 +164,18 @@ class Steps:
             *({row.slide_id for row in split.extra} for split in splits)
         )
         stage1 = context.config.stage1
-        serves_all = stage1.slides == "all" or (stage1.slides == "unlabelled" and len(splits) > 1)
-        self.shares_encoder = stage1.scope == "shared" or (stage1.scope == "auto" and serves_all)
+        self.shares_encoder = stage1.serves_all_folds(len(splits))
         self._stamps: dict[Reading, dict[str, str]] = {} if base is None else base._stamps
 
     @property
     def context(self) -> Context:
         """The run as these steps see it: with the options of their row."""
         return self._context
+
+    @property
+    def sharing(self) -> set[str]:
+        """Rows whose f' serves all folds."""
+        return self._context.config.sharing(len(self._splits))
 
     def of(self, row: Method) -> Steps:
         """Return the steps of a row, whose options make them others."""
@@ -361,6 +374,7 @@ class Steps:
         )
         makes = (
             folder.predictions(method.key),
+            folder.val_predictions(method.key),
             folder.attention(method.key),
             folder.calibration(method.key),
         )
@@ -381,34 +395,66 @@ class Steps:
         makes = (folder.predictions(method.key), folder.fit(method.key))
         return Step(folder.test_step(method.key), key, makes)
 
-    def export(self, split: Split, test: Step) -> Step:
-        """Return the step that exports a fold's bundle, which names its config; `test` made its test predictions."""
+    def export(
+        self, split: Split, method: Method, test: Step, bundle: Path, choice: str, *, hr: bool
+    ) -> Step:
+        """Return the step that exports a bundle of a fold, which names its config.
+
+        Parameters
+        ----------
+        split : Split
+        method : Method
+        test : Step
+            That made its test predictions.
+        bundle : Path
+            Its folder.
+        choice : str
+            Why this of several rows; empty where nothing chose.
+        hr : bool
+            Whether it reads HR tiles.
+        """
         folder = self._context.run_dir.fold(split.fold)
-        held_out = self._labelled(split.calibration, hr=False)
+        held_out = self._labelled(split.calibration, hr=hr)
         key = content_hash(
-            test.key, held_out, [row.patient_id for row in split.calibration], self._context.config
+            test.key, held_out, [row.patient_id for row in split.calibration], self._context.config, choice
         )
-        reads = (folder.head(OURS.key), folder.calibration(OURS.key), folder.predictions(OURS.key))
-        return Step(folder.export_step, key, folder.bundle_files, reads=reads)
+        reads = (folder.head(method.key), folder.calibration(method.key), folder.predictions(method.key))
+        name = folder.export_step if bundle == folder.bundle else f"{folder.export_step}_{bundle.name}"
+        return Step(name, key, (bundle / JSON_NAME, bundle / WEIGHTS_NAME), reads=reads)
+
+    def front(
+        self,
+        val: Mapping[str, Sequence[FoldScores]],
+        test: Mapping[str, Sequence[FoldScores]],
+        about: Mapping[str, tuple[str, float, Costs]],
+        timed: Timed,
+    ) -> Step:
+        """Return the step that chooses the cheapest row that is good enough; `about`: name, µm/px and costs of each."""
+        config = self._context.config
+        key = content_hash(
+            config.front,
+            config.evaluate.bootstrap,
+            config.run.seed,
+            self._context.head_seeds,
+            self._context.encoder_seeds,
+            self._context.class_names,
+            _said(val),
+            _said(test),
+            sorted(self.sharing),
+            [(method, name, mpp, costs.model_dump()) for method, (name, mpp, costs) in about.items()],
+            timed,
+        )
+        return Step(FRONT, key, (self._context.run_dir.front_json,))
 
     def results(
         self,
         tested: Mapping[str, Sequence[FoldScores]],
         set_quantiles: Sequence[float | None],
         fits: Mapping[str, Sequence[Fit]],
+        front: Front | None,
     ) -> Step:
         """Return the step that compares all methods: thousands of resamples, not to be taken twice."""
         config = self._context.config
-        scores = [
-            (
-                method,
-                [
-                    (one.patients, one.labels.tolist(), one.probabilities.tolist(), one.calls.tolist())
-                    for one in folds
-                ],
-            )
-            for method, folds in tested.items()
-        ]
         key = content_hash(
             config.evaluate.bootstrap,
             config.run.seed,
@@ -416,8 +462,9 @@ class Steps:
             self._context.encoder_seeds,
             list(set_quantiles),
             [(row.key, row.name) for row in config.rows if row.key not in BY_KEY],
-            scores,
+            _said(tested),
             [(method, [fit.model_dump_json() for fit in found]) for method, found in fits.items()],
+            front,
         )
         # Not results.json itself: that one is absent while a run is at work.
         return Step(RESULTS, key, (self._context.run_dir.kept_results_json,))
@@ -469,9 +516,24 @@ class Steps:
         return [known[row.slide_id] for row in rows]
 
 
+def _said(scores: Mapping[str, Sequence[FoldScores]]) -> list[object]:
+    """Return what methods say of slides, as values of which each has one text."""
+    return [
+        (
+            method,
+            [
+                (one.patients, one.labels.tolist(), one.probabilities.tolist(), one.calls.tolist())
+                for one in folds
+            ],
+        )
+        for method, folds in scores.items()
+    ]
+
+
 def _hash_of(path: Path) -> str:
     """Return the SHA-256 of a file that the report shows."""
     try:
-        return hashlib.sha256(read_file(path)).hexdigest()
+        refuse_endless(path)
+        return file_hash(path)
     except OSError as error:
         raise unreadable(path, error) from error

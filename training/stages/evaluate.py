@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -40,7 +40,8 @@ from training.stages.shortcuts import ShortcutFeatures, shortcut_predictions
 Numbers: TypeAlias = list[float | None]
 """Value, low end and high end of a 95 % interval; the ends None where most resamples lack a class."""
 MethodResult: TypeAlias = dict[
-    str, "float | int | str | Numbers | list[list[float]] | dict[str, float] | dict[str, Numbers] | None"
+    str,
+    "float | int | str | Numbers | list[list[float]] | dict[str, float] | dict[str, Numbers] | dict[str, object] | None",
 ]
 """Name of a metric -> its value, as ``results.json`` holds it."""
 
@@ -70,7 +71,7 @@ def predict_test(
     places: Sequence[NDArray[np.int64]],
     class_names: tuple[str, ...],
     section: CalibrateSection,
-) -> tuple[Predictions, dict[str, SlideAttention], Calibration]:
+) -> tuple[Predictions, Predictions, dict[str, SlideAttention], Calibration]:
     """Return what a head says of test slides, scaled and called as the validation slides ask for.
 
     Parameters
@@ -87,8 +88,11 @@ def predict_test(
     Returns
     -------
     predictions : Predictions
+        Of the test slides.
+    val_predictions : Predictions
+        Of the validation slides, which the same numbers were chosen on.
     attention : dict
-        By slide.
+        By slide, of the test slides.
     calibration : Calibration
         Which was fitted.
     """
@@ -100,8 +104,13 @@ def predict_test(
         logits.append(output.bag_logits.numpy())
         attention[row.slide_id] = SlideAttention(output.attention_scores.numpy(), tiles)
     probabilities = calibration.probabilities(np.stack(logits))
-    called = calibration.called(probabilities)
-    return _table(slides, class_names, probabilities, called), attention, calibration
+    val_probabilities = calibration.probabilities(of_val)
+    return (
+        _table(slides, class_names, probabilities, calibration.called(probabilities)),
+        _table(val_slides, class_names, val_probabilities, calibration.called(val_probabilities)),
+        attention,
+        calibration,
+    )
 
 
 def predict_shortcut(
@@ -175,7 +184,7 @@ def compare_methods(
     *,
     n_resamples: int,
     seed: int,
-    shares_encoder: bool = False,
+    shared: Collection[str] = (),
     set_quantiles: Sequence[float | None] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> dict[str, MethodResult]:
@@ -191,8 +200,8 @@ def compare_methods(
     n_resamples : int
         Of patients and trainings, for the 95 % intervals.
     seed : int
-    shares_encoder : bool
-        Whether one f' serves all folds.
+    shared : collection of str
+        Methods whose f' serves all folds.
     set_quantiles : sequence of float or None, optional
         Of the sets of classes of each fold's bundle, see `ConformalInfo`.
     names : mapping, optional
@@ -203,7 +212,7 @@ def compare_methods(
     dict
         Method -> metrics, as docs/exports.md describes them.
     """
-    resampled = resample_aucs(tested, n_resamples=n_resamples, seed=seed, shares_encoder=shares_encoder)
+    resampled = resample_aucs(tested, n_resamples=n_resamples, seed=seed, shared=shared)
     results: dict[str, MethodResult] = {}
     for method, folds in tested.items():
         n_encoders, n_heads = folds[0].probabilities.shape[:2]

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from napari_lrmil.model.bundle import FORMAT_VERSION, BundleInfo, Provenance, TileInput, save_bundle
+from napari_lrmil.model.bundle import (
+    FORMAT_VERSION,
+    LONGEST_NAME,
+    BundleInfo,
+    Provenance,
+    TileInput,
+    save_bundle,
+)
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import MILModel, MILSpec
 from napari_lrmil.model.trust import Trust
@@ -30,6 +37,11 @@ class ExportSection(Section):
     demonstration: bool = Field(default=False, description="marked as not for diagnosis, in card and window")
     licence: str = Field(default="other", description="as a model hub names it")
     training_data: str = Field(default="Not described.", description="what it was trained on, for its card")
+    cheapest: bool = Field(
+        default=True,
+        description="beside LRMIL's bundle, foldN/bundle, export the one of the cheapest row that is shown to be good enough "
+        "(front.margin), or else of the teacher, where that is another: foldN/cheapest",
+    )
 
 
 def export_bundle(
@@ -46,8 +58,12 @@ def export_bundle(
     config_sha256: str,
     metrics: dict[str, float],
     note: str = "",
+    method: str = "",
+    hr: bool = False,
+    distilled: bool = True,
+    choice: str = "",
 ) -> None:
-    """Write the student of one fold, with where it comes from and how far to trust it.
+    """Write the student of one fold, or another row of its comparison, with where it comes from and how far to trust it.
 
     Parameters
     ----------
@@ -69,21 +85,33 @@ def export_bundle(
         Of the fold's test slides.
     note : str
         What else must be known of the training, for the card.
+    method : str
+        Name of the row, for the bundle's; empty for the student.
+    hr : bool
+        Whether it reads the teacher's tiles.
+    distilled : bool
+    choice : str
+        Why this row, for the card.
     """
+    suffix = f": {method}" if method else ""
     info = BundleInfo(
-        name=section.name,
-        description=section.description,
+        name=section.name[: LONGEST_NAME - len(suffix)] + suffix,
+        description=f"{method[0].upper()}{method[1:]}, of a run that made: {section.description}"
+        if method
+        else section.description,
         demonstration=section.demonstration,
         licence=section.licence,
         encoder=encoder.spec,
         token_px=encoder.token_px,
         tiles=TileInput(
             tile_px=geometry.tile_px,
-            mpp=geometry.mpp_lr,
+            mpp=geometry.mpp_lr / geometry.ratio if hr else geometry.mpp_lr,
+            within=geometry.ratio if hr else 1,
             min_tissue=geometry.min_tissue,
             apply_icc=geometry.apply_icc,
         ),
         teacher_mpp=geometry.mpp_lr / geometry.ratio,
+        distilled=distilled,
         mil=mil_spec,
         class_names=class_names,
         format_version=FORMAT_VERSION,
@@ -96,6 +124,7 @@ def export_bundle(
             versions={"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
             metrics=metrics,
             training_data=" ".join(filter(None, (section.training_data, note))),
+            choice=choice,
         ),
         weights_sha256="",
     )

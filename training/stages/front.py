@@ -1,0 +1,400 @@
+"""The student that is just good enough: what each row costs a slide, and the cheapest that is shown to be good enough.
+
+Rows are compared with the teacher on validation slides, which choose, and on test slides, which report. What isn't shown
+to lose less than the margin isn't thereby shown to lose more.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from napari_lrmil.model.encoder import Encoder
+from napari_lrmil.model.mil import MILModel
+from napari_lrmil.predict import embed_tiles
+from napari_lrmil.slide import TileSpec, choose_level, find_tiles
+from napari_lrmil.slide.cache import shared_cache
+from napari_lrmil.slide.tiles import pixels_of_tiles
+from training.data.table import SlideRow
+from training.data.tile_index import SlideTiles, TileGeometry
+from training.intervals import FoldScores, within_fold_auc
+from training.methods import TEACHER
+from training.noninferiority import Comparison, compare_with_teacher, least_patients, patients_by_class
+from training.section import Section
+
+_MEGABYTE, _CHANNELS = 1e6, 3
+
+
+class FrontSection(Section):
+    """The cheapest reading that is shown to be no worse than the teacher, but for a margin."""
+
+    margin: float = Field(
+        default=0.02, gt=0, lt=0.5, description="of AUC, that a cheaper row may lose against the teacher"
+    )
+    alpha: float = Field(
+        default=0.05,
+        gt=0,
+        lt=0.5,
+        description="chance, at most, that any row is wrongly said to lose less than the margin (Holm, over all rows)",
+    )
+    rows: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="keys of the rows that may be chosen; the fewer, the fewer patients it takes. Default: all of which a bundle "
+        "can be made: an encoder, all of its tiles, a head",
+    )
+    slides: int = Field(default=3, ge=1, description="test slides whose seconds are measured")
+
+
+class Served(NamedTuple):
+    """How a row reads a slide: rows with the same cost the same."""
+
+    encoder: Encoder
+    mil: MILModel
+    within: int
+    """Tiles along an edge of an LR tile: 1 for LR, the ratio for HR."""
+
+
+class ReadCost(NamedTuple):
+    """One slide, read once."""
+
+    seconds: float
+    """Opening, tissue, reading, embedding, head."""
+    tiles: int
+    level: int
+    pixels_read: dict[int, int]
+    """Level -> pixels, by the reader's own count."""
+
+
+class Costs(BaseModel):
+    """What a reading costs a slide, on average."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seconds: float
+    tiles: float
+    megabytes: float
+    """Of decoded pixels, from the level that the tiles are read from, without the overview that finds the tissue."""
+
+
+class Timed(BaseModel):
+    """How the seconds were measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    n_slides: int
+    device: str
+    cores: int
+    load: float | None
+    """Processes that wanted a core when it began, this one included; None where the system doesn't say."""
+
+
+class FrontRow(BaseModel):
+    """A row of the front; `val` and `test` are None for the teacher, `candidate` says whether it could be chosen."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    name: str
+    mpp: float
+    costs: Costs
+    of_teacher: Costs
+    """Shares of what the teacher costs."""
+    val_auc: float
+    test_auc: float
+    val: Comparison | None
+    test: Comparison | None
+
+
+class Front(BaseModel):
+    """All rows, the cheapest first, and which of them is exported."""
+
+    model_config = ConfigDict(frozen=True)
+
+    margin: float
+    alpha: float
+    rows: tuple[FrontRow, ...]
+    chosen: str
+    patients: dict[str, int]
+    """Validation patients of each class."""
+    timed: Timed
+
+    def row(self, key: str) -> FrontRow:
+        """Return a row."""
+        return next(row for row in self.rows if row.key == key)
+
+
+def slides_to_time(tiles: Sequence[SlideTiles], n: int) -> list[SlideTiles]:
+    """Return n slides, spread evenly from the smallest to the largest."""
+    by_size = sorted(tiles, key=lambda one: (len(one.lr_places), one.row.slide_id))
+    places = np.linspace(0, len(by_size) - 1, min(n, len(by_size)) + 2)[1:-1] if n < len(by_size) else None
+    return by_size if places is None else [by_size[place] for place in np.rint(places).astype(int).tolist()]
+
+
+def read_cost(
+    row: SlideRow,
+    geometry: TileGeometry,
+    reading: Served,
+    *,
+    device: torch.device,
+    batch_size: int,
+    threads: int,
+) -> ReadCost:
+    """Read one slide from file to bag logits, with a new handle and nothing kept from before but by the system.
+
+    Raises
+    ------
+    SlideError
+    RuntimeError
+        Where something finer was read than the tiles need: what is promised of the costs doesn't hold then.
+    """
+    shared_cache().clear()
+    started = time.perf_counter()
+    with geometry.open(row) as slide:
+        tiles = find_tiles(
+            slide,
+            TileSpec(geometry.tile_px, geometry.mpp_lr),
+            min_tissue=geometry.min_tissue,
+            ratio=geometry.ratio,
+            within=reading.within,
+        )
+        batches = embed_tiles(
+            reading.encoder,
+            slide,
+            tiles.grid,
+            tiles.level,
+            tiles.places,
+            device=device,
+            batch_size=batch_size,
+            threads=threads,
+        )
+        with torch.inference_mode():
+            reading.mil(torch.cat(list(batches)).float().to(device)).bag_logits.cpu()
+        seconds = time.perf_counter() - started
+        pixels = slide.pixels_read
+        finest = min(slide.level_mpps[level] for level in pixels)
+        if finest < slide.level_mpps[tiles.level]:
+            raise RuntimeError(f"{finest:g} µm/px was read where {tiles.grid.spec.mpp:g} µm/px are enough")
+    return ReadCost(seconds, len(tiles), tiles.level, pixels)
+
+
+def tile_costs(tiles: SlideTiles, geometry: TileGeometry, withins: Sequence[int]) -> dict[int, int]:
+    """Return how many bytes of pixels the tiles of a slide are made of, by `Served.within`; nothing is read."""
+    with geometry.open(tiles.row) as slide:
+        found = {}
+        for within in withins:
+            grid = geometry.lr_grid(slide).subdivide(within)
+            level = choose_level(slide.level_mpps, grid.spec.mpp)
+            places = tiles.lr_places if within == 1 else tiles.hr_places
+            found[within] = _CHANNELS * pixels_of_tiles(
+                slide, grid, level, [(row, col) for row, col in places.tolist()]
+            )
+        return found
+
+
+def measure_costs(
+    readings: Mapping[str, Served],
+    timed: Sequence[SlideTiles],
+    every: Sequence[SlideTiles],
+    geometry: TileGeometry,
+    *,
+    bytes_of: Callable[[SlideTiles], Mapping[int, int]],
+    device: torch.device,
+    batch_size: int,
+    threads: int,
+) -> tuple[dict[str, Costs], Timed]:
+    """Return what each reading costs a slide on average: tiles and bytes of every slide, seconds of those that are timed.
+
+    Parameters
+    ----------
+    readings : mapping
+        By name.
+    timed, every : sequences of SlideTiles
+    geometry : TileGeometry
+    bytes_of : callable
+        See `tile_costs`.
+    device : torch.device
+    batch_size, threads : int
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    seconds: dict[str, list[float]] = {name: [] for name in readings}
+    blank = torch.zeros((1, geometry.tile_px, geometry.tile_px, 3), dtype=torch.uint8)
+    for reading in readings.values():  # libraries loaded, memory mapped
+        with torch.inference_mode():
+            embedding = reading.encoder(reading.encoder.preprocess(blank.to(device))).embedding
+            reading.mil(embedding.float())
+    for turn, tiles in enumerate(timed):
+        order = list(readings) if turn % 2 == 0 else list(readings)[::-1]
+        for name in order:
+            cost = read_cost(
+                tiles.row, geometry, readings[name], device=device, batch_size=batch_size, threads=threads
+            )
+            seconds[name].append(cost.seconds)
+    n_bytes = [bytes_of(tiles) for tiles in every]
+    costs = {}
+    for name, reading in readings.items():
+        counts = [len(one.lr_places if reading.within == 1 else one.hr_places) for one in every]
+        costs[name] = Costs(
+            seconds=float(np.mean(seconds[name])),
+            tiles=float(np.mean(counts)),
+            megabytes=float(np.mean([found[reading.within] for found in n_bytes])) / _MEGABYTE,
+        )
+    return costs, Timed(n_slides=len(timed), device=str(device), cores=os.cpu_count() or 1, load=load)
+
+
+def find_front(
+    val: Mapping[str, Sequence[FoldScores]],
+    test: Mapping[str, Sequence[FoldScores]],
+    costs: Mapping[str, Costs],
+    mpps: Mapping[str, float],
+    names: Mapping[str, str],
+    timed: Timed,
+    class_names: Sequence[str],
+    section: FrontSection,
+    *,
+    n_resamples: int,
+    seed: int,
+    shared: Collection[str] = (),
+) -> Front:
+    """Compare rows with the teacher and choose the cheapest that is shown, on validation, to lose less than the margin.
+
+    Of rows that cost the same, and pass, the one with the best validation AUC is taken.
+
+    Parameters
+    ----------
+    val, test : mappings
+        Row -> folds, the teacher's among them.
+    costs, mpps, names : mappings
+        Of each row.
+    timed : Timed
+    class_names : sequence of str
+    section : FrontSection
+    n_resamples, seed : int
+    shared : collection of str
+        See `resample_aucs`.
+    """
+    teacher = TEACHER.key
+
+    def against_teacher(scores: Mapping[str, Sequence[FoldScores]]) -> dict[str, Comparison]:
+        rows = {key: folds for key, folds in scores.items() if key != teacher}
+        return compare_with_teacher(
+            scores[teacher],
+            rows,
+            margin=section.margin,
+            alpha=section.alpha,
+            # Enough to tell the smallest of Holm's levels from 0.
+            n_resamples=max(n_resamples, round(20 * len(rows) / section.alpha)),
+            seed=seed,
+            shared=shared,
+        )
+
+    on_val, on_test = against_teacher(val), against_teacher(test)
+    of_teacher = costs[teacher]
+    rows = [
+        FrontRow(
+            key=key,
+            name=names[key],
+            mpp=mpps[key],
+            costs=costs[key],
+            of_teacher=Costs(
+                **{name: getattr(costs[key], name) / getattr(of_teacher, name) for name in Costs.model_fields}
+            ),
+            val_auc=within_fold_auc(val[key]),
+            test_auc=within_fold_auc(test[key]),
+            val=on_val.get(key),
+            test=on_test.get(key),
+        )
+        for key in val
+    ]
+    rows.sort(key=lambda row: (row.costs.seconds, -row.val_auc))
+    counts = patients_by_class(val[teacher]).tolist()
+    return Front(
+        margin=section.margin,
+        alpha=section.alpha,
+        rows=tuple(rows),
+        chosen=next(row.key for row in rows if row.val is None or row.val.shown),
+        patients=dict(zip(class_names, counts, strict=True)),
+        timed=timed,
+    )
+
+
+def front_text(front: Front) -> str:
+    """Say which row is the cheapest that is good enough, in plain words."""
+    what = f"not worse than {TEACHER.name} by more than {front.margin:g} AUC"
+    if front.chosen == TEACHER.key:
+        return (
+            f"Cheapest that is shown to be {what}: none of the others; the teacher is exported. That a row isn't shown to be "
+            f"as good doesn't say that it is worse. {_patients_text(front)}"
+        ).strip()
+    row = front.row(front.chosen)
+    shares = row.of_teacher
+    assert row.test is not None
+    confirmed = (
+        "shown there too"
+        if row.test.p <= front.alpha
+        else "not shown there, which doesn't say that it is worse"
+    )
+    return (
+        f"Cheapest that is shown to be {what}: {row.name}, with {shares.seconds:.0%} of the seconds, "
+        f"{shares.tiles:.0%} of the tiles and {shares.megabytes:.0%} of the bytes. It was chosen on validation slides; on "
+        f"test slides it loses {row.test.difference:+.3f} and less than {row.test.limit:.3f} at {1 - front.alpha:.0%}: "
+        f"{confirmed}."
+    )
+
+
+def choice_text(front: Front) -> str:
+    """Say in a bundle's card why it, and not a cheaper or a dearer one, was exported."""
+    row = front.row(front.chosen)
+    others = "; ".join(
+        f"{one.name} ({one.mpp:g} µm/px, {one.of_teacher.seconds:.0%} of the teacher's seconds): "
+        + (
+            f"loses {one.val.difference:+.3f} and less than {one.val.limit:.3f}, "
+            + ("shown" if one.val.shown else "not shown")
+            if one.val is not None
+            else f"AUC {one.val_auc:.3f}"
+        )
+        for one in front.rows
+    )
+    on_test = (
+        ""
+        if row.test is None
+        else f" On test slides it loses {row.test.difference:+.3f} and less than {row.test.limit:.3f}."
+    )
+    counts = ", ".join(f"{count} {name}" for name, count in front.patients.items())
+    return (
+        f"{front_text(front)}\n\nThe choice was made on validation slides ({counts}; patients), among: {others}. Losses are of "
+        f"AUC against {TEACHER.name}, with one-sided limits at {1 - front.alpha:.0%} by bootstrap over patients and "
+        f"trainings; “shown” holds for all rows at once (Holm).{on_test}"
+    )
+
+
+def timed_text(front: Front) -> str:
+    """Say how the costs were measured."""
+    timed = front.timed
+    load = "" if timed.load is None else f", of which {timed.load:.1f} were wanted when it began"
+    slides = "1 test slide" if timed.n_slides == 1 else f"{timed.n_slides} test slides"
+    return (
+        f"Seconds: reading, embedding and head, {slides}, each opened anew, {timed.device}, {timed.cores} cores{load}. "
+        "Tiles and MB of decoded pixels: all test slides, without the overview that finds the tissue."
+    )
+
+
+def _patients_text(front: Front) -> str:
+    """Say that there are too few patients where not even a row that loses nothing could pass."""
+    name, fewest = min(front.patients.items(), key=lambda pair: pair[1])
+    n_rows = sum(row.val is not None for row in front.rows)
+    needed = least_patients(
+        margin=front.margin, alpha=front.alpha, n_rows=max(1, n_rows), n_classes=len(front.patients)
+    )
+    if fewest >= needed:
+        return ""
+    return (
+        f"With {fewest} validation patient{'' if fewest == 1 else 's'} of {name} nothing can be shown: for {n_rows} "
+        f"row{'' if n_rows == 1 else 's'} it takes {needed} of each class or more."
+    )
