@@ -316,4 +316,7 @@ def test_a_class_called_as_what_the_program_says_itself_is_refused(label: str) -
         ConfigError, match=rf"^the label '{label}' can't be the name of a class: the program itself"
     ):
         class_names(rows)
-    assert class_names([row("a", label="benign"), row("b", label="unsure lesion")]) == ("benign", "unsure lesion")
+    assert class_names([row("a", label="benign"), row("b", label="unsure lesion")]) == (
+        "benign",
+        "unsure lesion",
+    )

@@ -83,9 +83,17 @@ def once(
     if marker is not None and marker.key == step.key:
         changed = markers.first_changed(marker, step.makes, step.reads)
         if changed is None:
-            if not quiet:
-                before = "" if marker.files is not None else ", by a version that kept no hashes of its files"
-                context.reporter.say(f"[dim]{step.name}: done before{before}[/]")
+            if quiet:
+                return
+            before = "" if marker.files is not None else ", by a version that kept no hashes of its files"
+            context.reporter.say(f"[dim]{step.name}: done before{before}[/]")
+            for path in step.shows:
+                known = path.is_file() and markers.has_written(path, step.name)
+                if known and markers.first_changed(marker, [path]) is not None:
+                    context.reporter.say(
+                        f"[yellow]Note:[/] {escape(str(path.relative_to(markers.root)))} isn't as {step.name} wrote it. "
+                        "No result depends on it, but a report that shows it refuses it. Delete it: it then does without."
+                    )
             return
         what = "isn't as it was" if changed.exists() else "is missing"
         context.reporter.say(
