@@ -94,7 +94,15 @@ def controller_with(model: Any) -> Any:
         controller.changed.emit(Change.SLIDES | Change.SLIDE)
         return controller.slide
 
+    def open_slide(path: Path, *, mpp: float | None = None) -> None:
+        replace_slide(path, (), mpp=mpp)
+
+    def choose_slide(index: int) -> None:
+        controller.slide = controller.slides[index]
+        controller.changed.emit(Change.SLIDE)
+
     controller.replace_slide.side_effect = replace_slide
+    controller.open_slide.side_effect, controller.choose_slide.side_effect = open_slide, choose_slide
     return controller
 
 
@@ -382,6 +390,38 @@ def test_rows_stay_where_they_are_during_a_batch(stage: Stage) -> None:
     stage.presenter.arrange(order=Order.UNSURE_FIRST)
     assert stage.names() == ["s10", "s3", "s2", "s1"]
     assert not stage.panel.order_is_old
+
+
+def test_rows_stay_also_where_a_slide_is_opened_past_the_list(stage: Stage) -> None:
+    before = stage.names()
+    stage.controller.open_slide(stage.path("s2"))  # a drop, File > Open
+    assert stage.presenter.open_path == stage.path("s2")
+    stage.found(s10=summary(unsure=True), s3=summary())
+    assert stage.names() == before
+    assert stage.panel.order_is_old
+
+
+def test_a_list_opened_beside_a_slide_is_sorted_by_the_results_that_are_found(stage: Stage) -> None:
+    stage.controller.open_slide(stage.path("s2"))
+    stage.presenter.open_list(stage.folder)
+    stage.job("list").run()
+    stage.found(s10=summary(unsure=True))
+    assert stage.names()[0] == "s10"
+    assert not stage.panel.order_is_old
+
+
+def test_a_slide_that_was_dropped_is_brought_forward_and_not_opened_twice(stage: Stage) -> None:
+    for name in ("s1", "s3"):
+        stage.controller.open_slide(stage.path(name))
+    dropped = list(stage.controller.slides)
+    stage.presenter.open_slide(stage.path("s1"))
+    assert stage.controller.slide is dropped[0]
+    assert list(stage.controller.slides) == dropped
+    stage.presenter.step(1)  # s2, in the place of s1
+    assert stage.presenter.open_path == stage.path("s2")
+    stage.presenter.step(1)
+    assert stage.controller.slide is dropped[1]
+    assert [one.path.stem for one in stage.controller.slides].count("s3") == 1
 
 
 def test_filters_leave_the_frozen_order(stage: Stage) -> None:

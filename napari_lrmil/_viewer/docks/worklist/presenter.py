@@ -89,6 +89,8 @@ class WorklistPresenter:
         """Results of open slides that the list has taken over."""
         self._files: dict[Path, OpenedFile] = {}
         """Of the slide of the list that is open, and of the one before: a note may be kept as it is left."""
+        self._open_at_first: Slide | None = None
+        """The slide that was open when the list was: its rows may still be sorted, by the results that are looked up."""
         self._mpp_in_use: tuple[Slide, float | None] | None = None
         """The open slide and the µm/px that was given for it."""
         self._hint = self._error = ""
@@ -203,6 +205,11 @@ class WorklistPresenter:
         if is_open and now is not None:
             controller.choose_slide(controller.slides.index(now))
             return True
+        there = self._open_elsewhere(path)
+        if there is not None:
+            controller.choose_slide(controller.slides.index(there))
+            self._opened[path] = there
+            return True
         old = [slide for slide in {now, *self._opened.values()} if slide in controller.slides]
         try:
             slide = controller.replace_slide(
@@ -222,6 +229,18 @@ class WorklistPresenter:
                 worklist.set_status(path, Status.NEW)
             self._rows.list_changed()
         return True
+
+    def _open_elsewhere(self, path: Path) -> Slide | None:
+        """The slide of a file that was opened by a drop or from the menu, with the µm/px that the list has for it."""
+        if self._controller is None or self._list is None:
+            return None
+        mpp = self._list[path].mpp
+        fitting = (
+            one
+            for one in self._controller.slides
+            if one.path.absolute() == path and mpp in (None, one.mpp_override)
+        )
+        return next(fitting, None)
 
     def _reason(self, path: Path) -> str:
         item = self._list[path] if self._list is not None else None
@@ -305,6 +324,8 @@ class WorklistPresenter:
         before = self._files.get(path) if path is not None else None
         if path is None or slide is None or (before is not None and before.slide is slide):
             return
+        if slide is not self._open_at_first:
+            self._rows.freeze()  # however it was opened: the reader is on the way through the list
         file = OpenedFile(slide)
         self._files.pop(path, None)
         self._files = {**dict(list(self._files.items())[-1:]), path: file}
@@ -456,6 +477,7 @@ class WorklistPresenter:
         self._unopened.clear()
         self._paths = frozenset(item.path for item in worklist)
         self._rows.show_list(worklist)
+        self._open_at_first = self._controller.slide if self._controller is not None else None
         self._shown_results.clear()
         self._files.clear()
         self._look_up()
