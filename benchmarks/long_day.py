@@ -34,7 +34,7 @@ import numpy as np
 import psutil
 import torch
 
-from benchmarks.formats import FORMATS, MPP, WITHOUT_MPP, stained
+from benchmarks.formats import FORMATS, MPP, WITHOUT_MPP, stained, unplanted
 
 SIDE_PX, WARM_SIDE_PX = 1536, 3072
 WARM_SLIDES = 20
@@ -86,9 +86,7 @@ def day_of_slides(n_slides: int) -> Iterator[list[Made]]:
             home = Path(folder) / name
             home.mkdir(exist_ok=True)
             side_px = WARM_SIDE_PX if number < WARM_SLIDES else SIDE_PX
-            path = FORMATS[name](
-                home, f"s{number:03d}", stained(side_px, number), lambda field, value="": value or "x" * 10
-            )
+            path = FORMATS[name](home, f"s{number:03d}", stained(side_px, number), unplanted)
             made.append(Made(path, MPP if name in WITHOUT_MPP else None))
         yield made
 

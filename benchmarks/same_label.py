@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.formats import stained, write_lossless_tiff, write_ome_zarr
+from benchmarks.formats import stained, unplanted, write_lossless_tiff, write_ome_zarr
 from napari_lrmil.cache import ResultCache, ResultKeys
 from napari_lrmil.model.bundle import ModelBundle, load_bundle, resolve_bundle
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
@@ -37,15 +37,11 @@ class Difference(NamedTuple):
     """Largest difference of a tile's attention score, over the mean score."""
 
 
-def _without_value(field: str, value: str = "") -> str:
-    return value or "x"
-
-
 def ways(folder: Path, bundle_name: str, *, side_px: int = SIDE_PX) -> Iterator[tuple[str, SlidePrediction]]:
     """Yield the result of each way."""
     pixels = stained(side_px, 1)
-    tiff = write_lossless_tiff(folder, "slide", pixels, _without_value)
-    zarr = write_ome_zarr(folder, "slide", pixels, _without_value)
+    tiff = write_lossless_tiff(folder, "slide", pixels, unplanted)
+    zarr = write_ome_zarr(folder, "slide", pixels, unplanted)
     bundle = load_bundle(resolve_bundle(bundle_name))
     before = torch.get_num_threads()
     try:

@@ -20,11 +20,22 @@ def read_file(path: Path, *, most_bytes: int = MOST_BYTES) -> bytes:
     OSError
         Also where it is a pipe or a device, which never end, or is larger than `most_bytes`.
     """
+    refuse_endless(path, most_bytes=most_bytes)
+    return path.read_bytes()
+
+
+def refuse_endless(path: Path, *, most_bytes: int = MOST_BYTES) -> None:
+    """Refuse a file that reading wouldn't come to the end of in time.
+
+    Raises
+    ------
+    OSError
+        Where it is a pipe or a device, which never end, or is larger than `most_bytes`; or isn't there.
+    """
     refuse_pipe(path)
     n_bytes = path.stat().st_size
     if n_bytes > most_bytes:
         raise OSError(errno.EFBIG, f"it has {n_bytes:,} bytes", str(path))
-    return path.read_bytes()
 
 
 def parse_json(text: str | bytes) -> Any:  # whatever stands there: callers look at it

@@ -255,20 +255,23 @@ def test_verdicts_on_slides_of_a_read_only_disk(
 # ---- home
 
 
-@pytest.mark.parametrize("home", [None, "/nonexistent/home", "/dev/null", ""])
+@pytest.mark.parametrize("home", [None, "/nonexistent/home", "/dev/null", "", "another user's"])
 def test_without_a_home_results_are_written_and_the_cache_is_a_note_at_most(
     home: str | None, slides: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a user that no list of users knows."""
     for name in [name for name in os.environ if name.startswith(("XDG_", "LRMIL_", "HF_")) or name == "HOME"]:
         monkeypatch.delenv(name)
-    if home is not None:
-        monkeypatch.setenv("HOME", home)
     as_nobody = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups"]
     if subprocess.run([*as_nobody, sys.executable, "-c", ""], capture_output=True, check=False).returncode:
         pytest.skip("another user can't run Python here")
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
+        if home == "another user's":
+            (place / home).mkdir(mode=0o700)
+            home = str(place / home)
+        if home is not None:
+            monkeypatch.setenv("HOME", home)
         shutil.copytree(slides, place / "slides")
         shutil.copytree(tiny_bundle, place / "bundle")
         (place / "work").mkdir()

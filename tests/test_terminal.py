@@ -54,6 +54,7 @@ def test_other_errors_keep_their_traceback() -> None:
     (["-m", "training.studies.kfold_table", "x[/]y"], 1),
     (["-m", "training.studies.osteosarcoma", "x[/]y", "out"], 1),
     (["-m", "training.studies.glas", "x[/]y", "out"], 1),
+    (["-m", "training.studies.stand_in", "x[/]y", "--slides", "x[/]y"], 1),
 ])  # fmt: skip
 def test_every_command_prints_through_it(command: list[str], status: int, tmp_path: Path) -> None:
     """A name with brackets on the way: real processes, their status and their error stream."""

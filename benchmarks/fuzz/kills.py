@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,7 +78,8 @@ licence = "bsd-3-clause"
 """
 """The config of a training run of seconds."""
 
-_SIGNALS = (*[signal.SIGKILL] * 7, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+Signals = Sequence[signal.Signals]
+SIGNALS = (*[signal.SIGKILL] * 7, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Seven of ten can't be noticed by the program."""
 _START_S = 1.0
 """Before it, Python itself is starting, and says so with a traceback if Ctrl-C is pressed."""
@@ -277,7 +279,9 @@ def kill_at(
 # ---- lrmil predict
 
 
-def attack_predict(reference: Reference, work: Path, seed: int, n_kills: int, tally: Tally) -> None:
+def attack_predict(
+    reference: Reference, work: Path, seed: int, n_kills: int, tally: Tally, *, signals: Signals = SIGNALS
+) -> None:
     """Kill `lrmil predict` once to four times, and let it end."""
     rng = random.Random(f"predict {seed}")
     out, cache, said = work / "out", work / "cache", work / "said.txt"
@@ -285,7 +289,7 @@ def attack_predict(reference: Reference, work: Path, seed: int, n_kills: int, ta
     n_slides = len(list(reference.slides.iterdir()))
     told: dict[str, str] = {}
     for _ in range(rng.randint(1, min(_MOST_KILLS, n_kills))):
-        number = rng.choice(_SIGNALS)
+        number = rng.choice(signals)
         line = rng.randrange(n_slides)
         early = rng.random() < 0.25
         killed = kill_at(
@@ -391,14 +395,16 @@ def _table(path: Path) -> list[dict[str, str]]:
 # ---- training
 
 
-def attack_training(reference: Reference, work: Path, seed: int, n_kills: int, tally: Tally) -> None:
+def attack_training(
+    reference: Reference, work: Path, seed: int, n_kills: int, tally: Tally, *, signals: Signals = SIGNALS
+) -> None:
     """Kill a training run once to four times, and let it end."""
     rng = random.Random(f"train {seed}")
     run, said, cache = work / "run", work / "said.txt", work / "cache"
     command = train_command(reference.folder, run)
     marked: dict[str, int] = {}
     for _ in range(rng.randint(1, min(_MOST_KILLS, n_kills))):
-        number = rng.choice(_SIGNALS)
+        number = rng.choice(signals)
         if kill_at(command, said, cache=cache, number=number, after_s=rng.uniform(0, reference.train_s)):
             tally.killed(number)
         now = _marks(run)
@@ -631,19 +637,26 @@ def main() -> None:
     parser.add_argument("--predict", type=int, default=50, help="kills of lrmil predict")
     parser.add_argument("--train", type=int, default=50, help="kills of training runs")
     parser.add_argument("--verdicts", type=int, default=400, help="kills of processes that write verdicts")
+    parser.add_argument(
+        "--signals",
+        nargs="+",
+        choices=sorted({number.name for number in SIGNALS}),
+        help="with which predict and training are ended; default: seven of ten SIGKILL, and each of the others",
+    )
     parser.add_argument("--folder", type=Path, help="where it works, and goes on if it was stopped")
     options = parser.parse_args()
     # Started with nohup, or behind a shell, this process ignores them, and so would all that it starts.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals = [signal.Signals[name] for name in options.signals] if options.signals else SIGNALS
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         reference = make_reference(folder.absolute())
         attacks: dict[str, tuple[int, Callable[[Path, int, int, Tally], None]]] = {
             "verdicts": (options.verdicts, lambda work, seed, _, tally: attack_verdicts(work, seed, tally)),
-            "predict": (options.predict, begin_empty(lambda *given: attack_predict(reference, *given))),
-            "train": (options.train, begin_empty(lambda *given: attack_training(reference, *given))),
+            "predict": (options.predict, begin_empty(partial(attack_predict, reference, signals=signals))),
+            "train": (options.train, begin_empty(partial(attack_training, reference, signals=signals))),
         }
         for name, (count, one) in attacks.items():
             tally = attack(name, one, count=count, seed=options.seed, folder=folder.absolute())

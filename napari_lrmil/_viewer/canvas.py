@@ -64,6 +64,8 @@ class Canvas(ABC):
 
     layers_changed = Signal()
     """Layers came, went, were chosen, shown or hidden, or a heatmap faded."""
+    slide_unread = Signal(object, object)
+    """A slide, and the `Unread` that says what of it couldn't be read as it was drawn: that is hatched."""
     layer_removed = Signal(object)
     """The layer; before `layers_changed`."""
     heatmap_changed = Signal()

@@ -12,7 +12,7 @@ from napari.utils.colormaps import Colormap
 
 from napari_lrmil.heatmap import HeatmapLook, Unit, colour_table, shown_heatmap
 from napari_lrmil.slide import Slide
-from napari_lrmil.slide.pyramid import dask_pyramid
+from napari_lrmil.slide.pyramid import Unread, dask_pyramid
 
 if TYPE_CHECKING:  # it loads torch, which opening a slide doesn't need
     from napari_lrmil.predict import SlidePrediction
@@ -21,6 +21,8 @@ LayerData = tuple[Any, dict[str, Any], str]
 
 SLIDE_KEY = "lrmil_slide"
 """``layer.metadata`` of a slide layer: its open `Slide`."""
+UNREAD_KEY = "lrmil_unread"
+"""``layer.metadata`` of a slide layer: an `Unread`, what of the slide couldn't be read as it was drawn."""
 MPP_UNKNOWN_KEY = "lrmil_mpp_unknown"
 """``layer.metadata`` of a slide layer: True where its scale is in pixels, not µm."""
 HEATMAP_KEY = "lrmil_heatmap_of"
@@ -45,7 +47,9 @@ def slide_of(layer: Any) -> Slide | None:
     return None
 
 
-def slide_levels(slide: Slide, *, student_mpp: float = DEFAULT_STUDENT_MPP) -> list[Any]:
+def slide_levels(
+    slide: Slide, *, student_mpp: float = DEFAULT_STUDENT_MPP, unread: Unread | None = None
+) -> list[Any]:
     """Lazy levels of a slide for display, finest first.
 
     Parameters
@@ -53,8 +57,10 @@ def slide_levels(slide: Slide, *, student_mpp: float = DEFAULT_STUDENT_MPP) -> l
     slide : Slide
     student_mpp : float
         µm/px that the model reads; added as a virtual level where no native one has it.
+    unread : Unread, optional
+        Where what can't be read is noted, see `dask_pyramid`.
     """
-    return list(dask_pyramid(slide, extra_mpps=(student_mpp,)))
+    return list(dask_pyramid(slide, extra_mpps=(student_mpp,), unread=unread))
 
 
 def slide_placement(slide: Slide) -> dict[str, Any]:
@@ -85,6 +91,7 @@ def slide_layer(slide: Slide, *, student_mpp: float = DEFAULT_STUDENT_MPP) -> La
     (levels, attributes, "image")
         As npe2 readers return them.
     """
+    unread = Unread()
     attributes = {
         "name": slide.name,
         "rgb": True,
@@ -92,10 +99,15 @@ def slide_layer(slide: Slide, *, student_mpp: float = DEFAULT_STUDENT_MPP) -> La
         "contrast_limits": (0, 255),
         # napari's cache of dask results may grow to a quarter of the memory; OpenSlide keeps its own.
         "cache": False,
-        "metadata": {SLIDE_KEY: slide, MPP_UNKNOWN_KEY: not slide.has_mpp, "lrmil": slide.metadata},
+        "metadata": {
+            SLIDE_KEY: slide,
+            UNREAD_KEY: unread,
+            MPP_UNKNOWN_KEY: not slide.has_mpp,
+            "lrmil": slide.metadata,
+        },
         **slide_placement(slide),
     }
-    return slide_levels(slide, student_mpp=student_mpp), attributes, "image"
+    return slide_levels(slide, student_mpp=student_mpp, unread=unread), attributes, "image"
 
 
 def heatmap_name(slide: Slide, look: HeatmapLook) -> str:

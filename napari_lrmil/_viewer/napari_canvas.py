@@ -20,6 +20,7 @@ from napari_lrmil._viewer.layers import (
     PUT_AWAY_KEY,
     SLIDE_KEY,
     TILE_MARK_KEY,
+    UNREAD_KEY,
     close_with_layers,
     heatmap_layer,
     measured_as_others,
@@ -102,6 +103,7 @@ class NapariCanvas(Canvas):
             self._viewer.mouse_move_callbacks.remove(self._mouse_moved)
         for signal in (self.layers_changed, self.layer_removed, self.heatmap_changed, self.camera_moved):
             signal.disconnect()
+        self.slide_unread.disconnect()
         self.hovered.disconnect()
         for key in self._keys:
             self._viewer.bind_key(key, None)
@@ -169,7 +171,8 @@ class NapariCanvas(Canvas):
         layer = self._find(SLIDE_KEY, slide)
         if layer is None:
             return
-        levels = slide_levels(slide, student_mpp=self._student_mpp)
+        unread = layer.metadata.get(UNREAD_KEY)
+        levels = slide_levels(slide, student_mpp=self._student_mpp, unread=unread)
         if [level.shape for level in levels] != [level.shape for level in layer.data]:
             layer.data = levels
         placement = slide_placement(slide)
@@ -455,6 +458,8 @@ class NapariCanvas(Canvas):
             return
         events = layer.events
         events.visible.connect(self._visibility_changed)
+        if UNREAD_KEY in layer.metadata:
+            events.set_data.connect(self._drawn)
         if HEATMAP_KEY not in layer.metadata:
             return
         events.opacity.connect(self._layers_changed)
@@ -466,6 +471,7 @@ class NapariCanvas(Canvas):
             self.show_scale_bar()
         self._watch(event.value)
         self.layers_changed.emit()
+        self._tell_unread(event.value)
 
     def _layer_removed(self, event: Any) -> None:
         slide = event.value.metadata.get(SLIDE_KEY)
@@ -487,6 +493,14 @@ class NapariCanvas(Canvas):
             elif SLIDE_KEY in layer.metadata:  # what came while it was hidden shows with it
                 self.bring_forward(slide, choose=False, fit=False)
         self.layers_changed.emit()
+
+    def _drawn(self, event: Any) -> None:
+        self._tell_unread(event.source)
+
+    def _tell_unread(self, layer: Any) -> None:
+        unread = layer.metadata.get(UNREAD_KEY)
+        if unread is not None and unread.error is not None:
+            self.slide_unread.emit(layer.metadata[SLIDE_KEY], unread)
 
     def _layers_changed(self, event: Any = None) -> None:
         self.layers_changed.emit()

@@ -1,4 +1,4 @@
-"""One current slide in windows without a dock of ours, where slides come by File > Open or are dropped. No Qt."""
+"""Windows without a dock of ours, where slides come by File > Open or are dropped: one is current, and outages are told."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 from napari_lrmil._viewer.current import CurrentSlide
 from napari_lrmil._viewer.napari_canvas import NapariCanvas
+from napari_lrmil._viewer.outages import Outages
 
 _canvases: WeakValueDictionary[int, NapariCanvas] = WeakValueDictionary()
 """By the id of their viewer, which alone keeps them alive."""
@@ -15,7 +16,9 @@ _docked: set[int] = set()
 
 
 def keep_one_current(viewer: Any) -> None:
-    """Have the newest slide of a viewer alone be seen, from now on; asking again changes nothing.
+    """Have the newest slide of a viewer alone be seen, from now on, and tell of slides that can't be read any more.
+
+    Asking again changes nothing.
 
     Parameters
     ----------
@@ -28,8 +31,21 @@ def keep_one_current(viewer: Any) -> None:
     canvas = NapariCanvas(viewer)
     rule = CurrentSlide(canvas)
     canvas.layers_changed.connect(lambda: rule.follow())
+    _tell_of_outages(canvas)
     _canvases[key] = canvas
     rule.begin()
+
+
+def _tell_of_outages(canvas: NapariCanvas) -> None:
+    """As a notice, for there is no dock to say it in."""
+    from napari.utils.notifications import show_warning
+
+    from napari_lrmil._viewer.qt.background import QtBackground  # this is called in windows only
+
+    outages = Outages(canvas, QtBackground())
+    outages.begun.connect(lambda slide: show_warning(outages.text(slide)))
+    outages.replaced.connect(lambda _, text: show_warning(text))
+    canvas.layers_changed.connect(lambda: outages.forget_all_but(canvas.slides()))
 
 
 def dock_takes_over(viewer: Any) -> None:

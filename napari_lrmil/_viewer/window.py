@@ -19,6 +19,7 @@ from napari_lrmil._viewer.background import Background, in_one_step
 from napari_lrmil._viewer.canvas import Canvas
 from napari_lrmil._viewer.current import CurrentSlide
 from napari_lrmil._viewer.models import DEMO_BUNDLE, LoadedModel, classification, load_model
+from napari_lrmil._viewer.outages import Outages
 from napari_lrmil._viewer.settings import Settings
 from napari_lrmil.errors import LRMILError, SlideAwayError, SlideChangedError
 from napari_lrmil.heatmap import HeatmapLook, fitting_look
@@ -56,7 +57,7 @@ class Change(Flag):
     SLIDE = auto()
     """The current slide is another one."""
     PIXELS = auto()
-    """The current slide's µm/px or its colours."""
+    """The current slide's µm/px or its colours, or that it can be read again."""
     MODEL = auto()
     """The bundle or device in use."""
     RESULTS = auto()
@@ -120,6 +121,11 @@ class Controller:
         self._slide_errors: dict[Slide, str] = {}
         self._ended: dict[Slide, State] = {}
         self._replaced: set[Slide] = set()
+        self._outages = Outages(canvas, background)
+        self._outages.begun.connect(self._tell)
+        self._outages.over.connect(self._file_is_back)
+        self._outages.replaced.connect(self.note_replaced)
+        self._n_returns = 0
         self._look = HeatmapLook()
         self._revealed: SlidePrediction | None = None
         """The current slide's, whose withheld label is shown all the same; another slide begins with its own hidden."""
@@ -152,7 +158,7 @@ class Controller:
         """What went wrong last, with the current slide or with none, in a sentence; empty where nothing did."""
         if self._error or self._slide is None:
             return self._error
-        return self._slide_errors.get(self._slide, "")
+        return self._outages.text(self._slide) or self._slide_errors.get(self._slide, "")
 
     @property
     def slides(self) -> tuple[Slide, ...]:
@@ -316,6 +322,7 @@ class Controller:
 
     def _forget_all_but(self, slides: Collection[Slide]) -> None:
         self._replaced &= set(slides)
+        self._outages.forget_all_but(slides)
         for kept in (self._results, self._ended, self._slide_errors):
             for gone in [slide for slide in kept if slide not in slides]:
                 del kept[gone]
@@ -472,16 +479,26 @@ class Controller:
             self._show_heatmap(slide, prediction)
 
     def _is_replaced(self, slide: Slide) -> bool:
-        """Look whether a slide's file is another one by now, and note it."""
+        """Look whether a slide's file is another one by now, or can't be reached, and note it."""
         try:
             slide.check_unchanged()
+        except SlideAwayError:
+            self._outages.note(slide)
+            return True
         except SlideChangedError as error:
-            if not isinstance(error, SlideAwayError):
-                self._drop_result(slide)
+            self._drop_result(slide)
             self._replaced.add(slide)
             self._slide_errors[slide] = str(error)
             return True
         return False
+
+    def _file_is_back(self, slide: Slide) -> None:
+        """What failed meanwhile can be tried again, and other docks read what they couldn't."""
+        self._slide_errors.pop(slide, None)
+        if self._ended.get(slide) is State.FAILED:
+            del self._ended[slide]
+        self._n_returns += slide is self._slide
+        self._tell()
 
     def note_replaced(self, slide: Slide, message: str) -> None:
         """Another file was seen in the place of a slide's: its results are put away, and `reopen_slide` shows that one."""
@@ -587,6 +604,7 @@ class Controller:
         """Stop what runs and tell nothing from now on: the window is going."""
         self._stop()
         self._loading = None
+        self._outages.forget_all_but(())
         self.changed.disconnect()
         self._shut_down = True
 
@@ -609,6 +627,9 @@ class Controller:
         """What each kind of change is told by; results are told apart by identity, they hold arrays."""
         slide, canvas = self._slide, self._canvas
         look: tuple[object, ...] = ()
+        pixels: tuple[object, ...] = ()
+        if slide is not None:
+            pixels = (slide.mpp_override, slide.has_mpp, slide.icc, self._n_returns)
         if slide is not None and self.result is not None:
             look = (
                 self.look, canvas.heatmap_visible(slide), canvas.heatmap_opacity(slide), self.slide_visible
@@ -616,7 +637,7 @@ class Controller:
         return {
             Change.SLIDES: canvas.slides(),
             Change.SLIDE: (slide,),
-            Change.PIXELS: () if slide is None else (slide.mpp_override, slide.has_mpp, slide.icc),
+            Change.PIXELS: pixels,
             Change.MODEL: (id(self._bundle), self._device, self._devices),
             Change.RESULTS: tuple((each, id(result)) for each, result in self.results.items()),
             Change.RESULT: (id(self.result), id(self.earlier_result), self.label_revealed),

@@ -5,6 +5,7 @@ Each value is a small file of its own in the user's data folder, so that two win
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from napari_lrmil.cache.codec import JSONValue
@@ -51,7 +52,8 @@ def open_slide(path: str | Path, *, mpp: float | None = None) -> Slide:
     SlideError
     """
     slide = Slide(path, mpp=mpp)
-    if mpp is None and _folder().is_dir():  # without one, no fingerprint is made
+    # Without a folder, no fingerprint is made. One in a home that may not be looked into is none.
+    if mpp is None and os.path.isdir(_folder()):  # Path.is_dir raises there
         try:
             typed = typed_mpp(slide.fingerprint())
         except (OSError, LRMILError):  # reading the slide will say what is wrong

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import operator
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import assemble
 from napari_lrmil.slide.cache import shared_cache
+from napari_lrmil.slide.damage import hatch
 from napari_lrmil.slide.geometry import level_to_l0
 from napari_lrmil.slide.reader import Slide
 from napari_lrmil.slide.resample import read_area
@@ -134,8 +138,49 @@ def lazy_pyramid(slide: Slide, *, extra_mpps: tuple[float, ...] = ()) -> list[Le
     return [LevelArray(slide, level) for level in plan_levels(slide, extra_mpps=extra_mpps)]
 
 
-def dask_pyramid(slide: Slide, *, extra_mpps: tuple[float, ...] = ()) -> list[da.Array]:
-    """As `lazy_pyramid`, for dask's threads or processes. Nothing is read until a chunk is asked for."""
+class Unread:
+    """What of a slide couldn't be read when it was last shown, because its file can't be reached or decoded.
+
+    Attributes
+    ----------
+    error : SlideError or None
+        Why; None where all was read, or by now can be.
+    """
+
+    def __init__(self) -> None:
+        self.error: SlideError | None = None
+        self._read: Callable[[], object] = bool
+
+    def note(self, error: SlideError, read: Callable[[], object]) -> None:
+        """A piece that `read` reads couldn't be."""
+        self._read, self.error = read, error
+
+    def try_again(self) -> None:
+        """Read the last piece that couldn't be, which takes the error away.
+
+        Raises
+        ------
+        SlideError
+            Where it still can't.
+        """
+        self._read()
+        self.error = None
+
+
+def dask_pyramid(
+    slide: Slide, *, extra_mpps: tuple[float, ...] = (), unread: Unread | None = None
+) -> list[da.Array]:
+    """As `lazy_pyramid`, for dask's threads or processes. Nothing is read until a chunk is asked for.
+
+    Parameters
+    ----------
+    slide : Slide
+    extra_mpps : tuple of float
+        See `plan_levels`.
+    unread : Unread, optional
+        For a viewer: a chunk that can't be read is noted here and hatched as a damaged place is, which raises SlideError
+        without it.
+    """
     import dask.array as da  # loaded by who wants it: masks and predictions don't
 
     return [
@@ -146,7 +191,7 @@ def dask_pyramid(slide: Slide, *, extra_mpps: tuple[float, ...] = ()) -> list[da
             fancy=False,
             name=f"{slide.path.name}-{id(slide)}-{level.plan.downsample:.6g}",
         )
-        for level in lazy_pyramid(slide, extra_mpps=extra_mpps)
+        for level in (LevelArray(slide, plan, unread) for plan in plan_levels(slide, extra_mpps=extra_mpps))
     ]
 
 
@@ -166,8 +211,9 @@ class LevelArray:
     dtype = np.dtype(np.uint8)
     ndim = 3
 
-    def __init__(self, slide: Slide, plan: PyramidLevel) -> None:
+    def __init__(self, slide: Slide, plan: PyramidLevel, unread: Unread | None = None) -> None:
         self.plan = plan
+        self._unread = unread
         self.shape = (plan.size_xy[1], plan.size_xy[0], 3)
         self._slide = slide
         self._parent = None if plan.parent is None else LevelArray(slide, plan.parent)
@@ -197,7 +243,7 @@ class LevelArray:
         if bottom <= top or right <= left:  # dask's meta of an empty array
             pixels: NDArray[np.uint8] = np.empty((max(0, bottom - top), max(0, right - left), 3), np.uint8)
         else:
-            pixels = self.read(left, top, right, bottom)
+            pixels = self._read_or_hatched(left, top, right, bottom)
         return np.asarray(pixels[rows, cols, keys[2]])
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[np.uint8]:
@@ -206,6 +252,15 @@ class LevelArray:
             raise ValueError("a level's pixels are read from the file, so they can't be had without a copy")
         pixels = self[:, :, :]
         return pixels if dtype is None else pixels.astype(dtype)
+
+    def _read_or_hatched(self, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
+        try:
+            return self.read(left, top, right, bottom)
+        except SlideError as error:
+            if self._unread is None or self._slide.closed:
+                raise
+            self._unread.note(error, partial(self.read, left, top, right, bottom))
+            return hatch(left, top, right - left, bottom - top)
 
     def read(self, left: int, top: int, right: int, bottom: int) -> NDArray[np.uint8]:
         """Pixels (bottom - top, right - left, 3) of a rectangle; white outside the level.

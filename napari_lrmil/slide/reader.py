@@ -12,9 +12,9 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import SlideAwayError, SlideChangedError, SlideError, UnknownMppError, readable
+from napari_lrmil.errors import SlideChangedError, SlideError, UnknownMppError, readable
 from napari_lrmil.slide.backends import open_backend
-from napari_lrmil.slide.backends.base import decoder_errors
+from napari_lrmil.slide.backends.base import away, changed, decoder_errors
 from napari_lrmil.slide.colour import SRGBTransform
 from napari_lrmil.slide.damage import Place
 from napari_lrmil.slide.files import chunks_folder, stored_chunks
@@ -58,6 +58,7 @@ class Slide:
         self._pixels_read: dict[int, int] = {}
         self._closed = False
         self._icc = False
+        self._has_icc_profile: bool | None = None
         self._to_srgb: SRGBTransform | None = None
         before = self._main_state()
         probe(self.path, backend)
@@ -69,10 +70,11 @@ class Slide:
         self._release = weakref.finalize(self, self._backend.close)
         try:
             self._opened_files = self.files
-            self._states, self._chunks = self._states_now(), self._backend.chunks
+            with decoder_errors(self.path):
+                self._states, self._chunks = self._states_now(), self._backend.chunks
             self._state_hash = hash((self._states, self._chunks))
             if before != self._main_state():
-                raise self._changed()
+                raise changed(self.path)
             self._probe()
             self.icc = icc
             note_opened(self.path, backend, self._opened_files, self._states)
@@ -92,6 +94,8 @@ class Slide:
             )
             if self._backend.damage.covers(level, left, top, min(256, width), min(256, height)):
                 raise SlideError("the middle of its coarsest level is damaged")
+        except SlideChangedError:
+            raise
         except SlideError as error:
             raise SlideError(
                 f"{self.path.name} opens, but its pixels can't be read: {error}. Perhaps it was cut short: copy it again"
@@ -209,8 +213,10 @@ class Slide:
 
     @property
     def has_icc_profile(self) -> bool:
-        """Whether the file carries a colour profile, so that `icc` makes a difference."""
-        return self._icc_profile() is not None
+        """Whether the file carries a colour profile, so that `icc` makes a difference. Looked for once."""
+        if self._has_icc_profile is None:
+            self._has_icc_profile = self._icc_profile() is not None
+        return self._has_icc_profile
 
     def _icc_profile(self) -> bytes | None:
         with decoder_errors(self.path):
@@ -297,24 +303,22 @@ class Slide:
         SlideChangedError
             `SlideAwayError`, which is one, where they can't be looked at.
         """
+        self._check_states()
         try:
-            with decoder_errors(self.path):
-                unchanged = (
-                    self._states_now() == self._states and tuple(stored_chunks(self.path)) == self._chunks
-                )
-        except SlideError as error:
-            raise SlideAwayError(
-                f"{self.path.name} changed while it was read: it was taken away, or the disk or share that it is on "
-                "can't be reached. Open it again once it is back."
-            ) from error
+            unchanged = tuple(stored_chunks(self.path)) == self._chunks
+        except OSError as error:
+            raise away(self.path, error) from error
         if not unchanged:
-            raise self._changed()
+            raise changed(self.path)
 
-    def _changed(self) -> SlideChangedError:
-        return SlideChangedError(
-            f"{self.path.name} changed while it was read: it was replaced, or is still being written. Open it "
-            "again once it is complete."
-        )
+    def _check_states(self) -> None:
+        """As `check_unchanged`, without the chunks, which can be many."""
+        try:
+            unchanged = self._states_now() == self._states
+        except OSError as error:
+            raise away(self.path, error) from error
+        if not unchanged:
+            raise changed(self.path)
 
     def _main_state(self) -> tuple[FileState, ...]:
         try:
@@ -323,8 +327,7 @@ class Slide:
             return ()
 
     def _states_now(self) -> tuple[FileState, ...]:
-        with decoder_errors(self.path):
-            return states_of(self._opened_files)
+        return states_of(self._opened_files)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -359,6 +362,15 @@ class Slide:
             RGB, white where nothing was scanned, hatched where a stored tile is damaged (see `damaged_places`). A location
             between two pixels of a level goes to the nearest
             (through OpenSlide, it is interpolated).
+
+        Raises
+        ------
+        SlideAwayError
+            Where the file can't be reached or read just now; asked again once it is back, the same handle reads.
+        SlideChangedError
+            Where another file is in its place.
+        SlideError
+            Where the slide is closed, or can't be decoded.
         """
         with self._reading():
             pixels = self._backend.read_region(location_l0_xy, level, size_xy, keep_tiles=keep_tiles)
@@ -401,6 +413,11 @@ class Slide:
         try:
             with decoder_errors(self.path):
                 yield
+        except SlideChangedError:
+            raise
+        except SlideError:
+            self._check_states()  # what failed because the files are gone, or others, is told as such
+            raise
         finally:
             with self._state:
                 self._reads_under_way -= 1

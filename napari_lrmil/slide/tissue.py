@@ -130,8 +130,8 @@ def _is_magenta(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
     red, green, blue = np.moveaxis(rgb, 2, 0)
     magenta = np.minimum(red, blue) - green
     # Otsu finds the valley between glass and tissue; the limits hold where there is only one of them, or where
-    # it would part pale tissue from dark.
-    split = threshold_otsu(magenta) if magenta.max() > magenta.min() else _MIN_CONTRAST
+    # it would part pale tissue from dark. What differs by less than a grey level is rounding, which has no valley.
+    split = threshold_otsu(magenta) if np.ptp(magenta) >= 1 else _MIN_CONTRAST
     mask = magenta > np.clip(split, _MIN_CONTRAST, _MAX_CONTRAST)
     mask &= (blue - green) > _MIN_BLUENESS * (red - green)
     return np.asarray(mask, np.bool_)

@@ -140,7 +140,7 @@ class ReviewFile:
         Raises
         ------
         WorklistError
-            Where a file is there that can't be read.
+            Where a file beside the slides is there that can't be read.
         """
         with _open_lock:
             file = _open_files.get(folder)
@@ -175,7 +175,7 @@ class ReviewFile:
         Raises
         ------
         WorklistError
-            Where a file is there that can't be read.
+            Where a file beside the slides is there that can't be read.
         """
         with self._memory:
             n_written = len(self._written)
@@ -183,7 +183,13 @@ class ReviewFile:
         found: dict[str, Review] = {}
         for path in (self.beside, self.fallback):
             # Within a file the last line counts, whatever the clocks said; between files, the later time.
-            last = {review.slide: review for review in _read(path, problems)}
+            try:
+                last = {review.slide: review for review in _read(path, problems)}
+            except WorklistError as error:
+                if path == self.beside:
+                    raise
+                problems.append(f"{error}: verdicts that may be kept there are not shown.")
+                continue
             for slide, review in last.items():
                 if slide not in found or review.time >= found[slide].time:
                     found[slide] = review
@@ -361,7 +367,7 @@ def _read(path: Path, problems: list[str]) -> Iterator[Review]:
     """The lines of a file; those left out are named in `problems`."""
     try:
         lines = read_file(path).split(b"\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # also for want of a home
         return
     except OSError as error:
         raise WorklistError(f"{path} can't be read ({error.strerror})") from error

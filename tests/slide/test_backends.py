@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from slide_files import leave_out_tiles, smooth_pixels, write_pyramid
 
-from benchmarks.fuzz.slide_formats import write_mirax, write_ventana
+from benchmarks.formats import write_mirax, write_ventana
+from benchmarks.fuzz.slide_formats import write_whole
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.backends import tiff_layout
@@ -530,7 +531,7 @@ def test_a_ventana_slide_with_tiles_beyond_its_image_is_refused(
     tag: str, level: int, text: str, tmp_path: Path
 ) -> None:
     """OpenSlide writes outside of its memory there: now and then that ends the program."""
-    path = write_ventana(tmp_path)
+    path = write_whole(write_ventana, tmp_path)
     with Slide(path) as slide:
         assert slide.metadata["vendor"] == "ventana"
     with tifffile.TiffFile(path) as tif:
@@ -538,12 +539,12 @@ def test_a_ventana_slide_with_tiles_beyond_its_image_is_refused(
     with path.open("r+b") as file:
         file.seek(at)
         file.write(struct.pack("<H", 255))
-    with pytest.raises(SlideError, match=f"ventana.bif is damaged: it places {text}"):
+    with pytest.raises(SlideError, match=f"slide.bif is damaged: it places {text}"):
         Slide(path)
 
 
 def test_a_mirax_slide_whose_own_file_is_a_jpeg_is_the_slide(tmp_path: Path) -> None:
-    path = write_mirax(tmp_path)
+    path = write_whole(write_mirax, tmp_path)
     assert path.read_bytes().startswith(b"\xff\xd8\xff")
     with Slide(path) as slide:
         assert slide.metadata["vendor"] == "mirax"
@@ -551,7 +552,7 @@ def test_a_mirax_slide_whose_own_file_is_a_jpeg_is_the_slide(tmp_path: Path) -> 
 
 
 def test_an_error_names_the_part_of_a_slide_without_its_folder(tmp_path: Path) -> None:
-    path = write_mirax(tmp_path)
+    path = write_whole(write_mirax, tmp_path)
     data = tmp_path / "slide" / "Data0000.dat"
     data.write_bytes(data.read_bytes()[:-300])
     with pytest.raises(SlideError, match=r"slide\.mrxs is not a slide .*Data0000\.dat") as caught:

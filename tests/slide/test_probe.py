@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 from slide_files import smooth_pixels, write_pyramid
 
-from benchmarks.fuzz.slide_formats import write_mirax, write_vms
+from benchmarks.formats import write_mirax, write_vms
+from benchmarks.fuzz.slide_formats import write_whole
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide, probe
 
@@ -62,14 +63,14 @@ def mislead(monkeypatch: pytest.MonkeyPatch, folder: Path, library: str) -> None
 
 
 def test_a_mirax_slide_at_which_openslide_aborts_is_refused(tmp_path: Path) -> None:
-    path = write_mirax(tmp_path, image_height=2**31 - 1)
+    path = write_whole(write_mirax, tmp_path, image_height=2**31 - 1)
     said = r"^slide\.mrxs is damaged: it says that a level measures 768 x 8,589,934,588 px"
     with pytest.raises(SlideError, match=said):
         Slide(path)
     for part in [*(tmp_path / "slide").iterdir(), path]:
         part.unlink()
     (tmp_path / "slide").rmdir()
-    with Slide(write_mirax(tmp_path)) as slide:
+    with Slide(write_whole(write_mirax, tmp_path)) as slide:
         assert slide.level_dimensions_xy[0] == (768, 512)
 
 
@@ -109,7 +110,7 @@ def test_what_dies_hangs_or_eats_memory_is_an_error(
 def test_a_dying_label_image_is_an_error_of_that_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_helper: None
 ) -> None:
-    path = write_vms(tmp_path)
+    path = write_whole(write_vms, tmp_path)
     with Slide(path) as slide:
         probe.end_helpers()
         mislead(monkeypatch, tmp_path, "import os; os.abort()")

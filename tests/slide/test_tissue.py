@@ -299,3 +299,10 @@ def test_mask_of_a_40_000_px_slide_takes_less_than_a_second(tmp_path: Path) -> N
             seconds.append(time.perf_counter() - start)
         assert mask.mean() > 0.95
         assert min(seconds) < 1.0
+
+
+def test_a_slide_of_one_even_stain_is_tissue(tmp_path: Path) -> None:
+    """Its contrast differs by rounding alone, in which no valley can be looked for."""
+    noise = np.random.default_rng(0).integers(0, 40, (768, 1024, 1), dtype=np.uint8)
+    mask, _ = _mask_of(np.array([190, 90, 170], np.uint8) + noise, tmp_path)
+    assert mask.mean() > 0.9

@@ -376,9 +376,8 @@ def test_unlabelled_slides_are_embedded_only_where_an_encoder_learns_from_them(
 ) -> None:
     path = write_config(tmp_path, cohort)
     path.write_text(path.read_text() + f'\n[[compare]]\nkey = "own"\nembedding = "{embedding}"\n')
-    context = prepare(
-        load_config(path), skip_bad=False, reporter=Reporter(Console(file=io.StringIO()))
-    ).context
+    config = load_config(path, ["--run.out_dir", str(tmp_path / "run")])
+    context = prepare(config, skip_bad=False, reporter=Reporter(Console(file=io.StringIO()))).context
     assert len(context.rows) > len(context.labelled)
     rows = pipeline.rows_read(context, Reading(context.geometry.ratio, enlarged=True))
     assert rows == (context.rows if unlabelled_too else context.labelled)

@@ -180,6 +180,20 @@ def test_a_head_that_can_not_fit_is_trained_again_and_marked(tmp_path: Path) -> 
         assert float(row["val_loss"]) == one.fit.val_loss
 
 
+def test_a_head_that_did_not_fit_is_given_more_time(tmp_path: Path) -> None:
+    """At this rate six epochs learn nothing of these bags; the second start has twelve, and doesn't stop before six."""
+    options: dict[str, Any] = {"learning_rate": 2e-4, "fitted_auc": 0.95, "epochs": 6, "patience": 1}
+    first = trained(tmp_path / "once", restarts=0, **options).fit
+    assert (first.starts, first.fitted) == (1, False)
+    again = trained(tmp_path / "again", restarts=2, **options).fit
+    assert again.starts > 1
+    rows = rows_of(tmp_path / "again" / "m.csv")
+    assert 6 <= len(rows) <= 12
+    section = MILSection(epochs=6)
+    assert (section.recipe(0).epochs, section.recipe(0).min_epochs) == (6, 3)
+    assert (section.recipe(0, again=True).epochs, section.recipe(0, again=True).min_epochs) == (12, 6)
+
+
 def test_a_start_that_fits_goes_before_one_that_validates_better_but_does_not(tmp_path: Path) -> None:
     """Seen through `fitted_auc`: the first start that reaches it ends the search."""
     found = trained(tmp_path, fitted_auc=0.99, restarts=5).fit

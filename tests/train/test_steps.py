@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from rich.console import Console
 
 from napari_lrmil.atomic import write_text
 from training.config import RunConfig
+from training.data.splits import Split
 from training.hashing import content_hash
 from training.progress import Reporter
 from training.run.context import Context
 from training.run.layout import RunDir
 from training.run.markers import RunDirError
-from training.run.steps import Step, each_once, is_done, once
+from training.run.steps import Step, Steps, each_once, is_done, once
 from training.runtime import Runtime
 
 
@@ -161,3 +163,25 @@ def test_steps_are_dealt_out_and_each_is_done(context: Context, tmp_path: Path) 
     each_once(context, [(Step(f"fold0/{path.name}", "key", (path,)), path.touch) for path in files])
     assert all(path.is_file() for path in files)
     assert sorted(path.name for path in (tmp_path / "done").iterdir()) == ["fold0-a", "fold0-b", "fold0-c"]
+
+
+def test_what_the_report_shows_is_not_read_into_memory_to_be_compared(
+    context: Context, tmp_path: Path
+) -> None:
+    table = tmp_path / "slides.csv"
+    with table.open("wb") as file:
+        file.truncate(2**26)
+    steps = Steps(context, [Split(fold=0, train=(), val=(), test=(), extra=())])
+    tracemalloc.start()
+    try:
+        key = steps.report().key
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**23
+    with table.open("r+b") as file:
+        file.truncate(2**26 - 1)
+    assert steps.report().key != key
+    table.unlink()
+    with pytest.raises(RunDirError, match=r"slides\.csv can't be read"):
+        steps.report()

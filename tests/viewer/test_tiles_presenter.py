@@ -191,6 +191,18 @@ def test_only_missing_images_are_read(dock: Dock, monkeypatch: pytest.MonkeyPatc
     assert started(dock.background) is job
 
 
+def test_images_that_could_not_be_read_are_once_the_slide_is_back(dock: Dock) -> None:
+    dock.show(make_prediction(0.9, shape_yx=(2, 2)))
+    job = started(dock.background)
+    job.fail("the share is away")
+    dock.presenter.refresh(Change.LOOK)
+    assert started(dock.background) is job
+    dock.view.show_panel.reset_mock()
+    dock.presenter.refresh(Change.PIXELS)
+    assert started(dock.background) is not job
+    dock.view.show_panel.assert_called_once()  # which takes the error away
+
+
 def test_another_slide_or_colour_profile_is_read_anew(dock: Dock) -> None:
     slide = SimpleNamespace(icc=False, level_mpps=(0.5,))
     result = make_prediction(shape_yx=(4, 5))

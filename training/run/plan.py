@@ -89,7 +89,8 @@ def print_plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[
         for name, rows in shared.items():
             context.reporter.say(f"{name}: once for {', '.join(rows)}.")
     context.reporter.say(
-        "[dim]Time at most: measured on random tiles; reading slides comes on top, early stopping makes heads shorter.[/]"
+        "[dim]Time at most: measured on random tiles; "
+        "reading slides comes on top, early stopping makes heads shorter, one that must be trained again takes longer.[/]"
     )
     return planned
 

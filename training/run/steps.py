@@ -6,7 +6,6 @@ says: a second run with the same config skips it, one with another config, or wi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.markup import escape
 
 from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME
 from napari_lrmil.model.encoder import weights_file
-from napari_lrmil.outside import read_file
+from napari_lrmil.outside import refuse_endless
 from napari_lrmil.slide.identity import stamp_of
 from training.data.bags import Instances
 from training.data.splits import Split
@@ -522,6 +521,7 @@ def _said(scores: Mapping[str, Sequence[FoldScores]]) -> list[object]:
 def _hash_of(path: Path) -> str:
     """Return the SHA-256 of a file that the report shows."""
     try:
-        return hashlib.sha256(read_file(path)).hexdigest()
+        refuse_endless(path)
+        return file_hash(path)
     except OSError as error:
         raise unreadable(path, error) from error

@@ -70,8 +70,9 @@ class MILSection(Section):
     restarts: int = Field(
         default=2,
         ge=0,
-        description="trainings more, from other initial weights, of a head that didn't fit; of several the one with the "
-        "best validation AUC is kept, those that fitted first",
+        description="trainings more, from other initial weights, of a head that didn't fit, each of twice mil.epochs and at "
+        "least mil.epochs long: where validation is at chance at first, patience ends before anything is learned; of "
+        "several the one with the best validation AUC is kept, those that fitted first",
     )
 
     def spec(self, embed_dim: int, n_classes: int) -> MILSpec:
@@ -85,16 +86,16 @@ class MILSection(Section):
             projection=self.projection,
         )
 
-    def recipe(self, seed: int) -> Recipe:
-        """Return how its weights are fitted."""
+    def recipe(self, seed: int, *, again: bool = False) -> Recipe:
+        """Return how its weights are fitted, for the first time or after a training that didn't fit."""
         return Recipe(
-            epochs=self.epochs,
+            epochs=2 * self.epochs if again else self.epochs,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             seed=seed,
             accumulate=self.accumulate,
             patience=self.patience,
-            min_epochs=min(self.min_epochs, max(1, self.epochs // 2)),
+            min_epochs=self.epochs if again else min(self.min_epochs, max(1, self.epochs // 2)),
             rising_epochs=self.warmup_epochs,
             clip=self.clip,
         )
@@ -173,7 +174,7 @@ def fit_head(
                 section,
                 replace(session, files=files),
                 spec=section.spec(embed_dim, n_classes),
-                recipe=section.recipe(seed + _SEEDS_APART * start),
+                recipe=section.recipe(seed + _SEEDS_APART * start, again=start > 0),
                 ce_weight=ce_weight,
                 extra_loss=extra_loss,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from threading import Event
 from typing import Any
 
 from qtpy.QtCore import QEvent, Qt
@@ -31,6 +32,8 @@ class Dock(QWidget):
         self.background = QtBackground()
         self.canvas = NapariCanvas(napari_viewer)
         self.ending = ExitStack()
+        self.quitting = Event()
+        """Set where the application quits, which ends its loop."""
         self.ending.callback(self.canvas.close)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
@@ -52,6 +55,7 @@ class Dock(QWidget):
         return bool(super().event(event))
 
     def _application_quits(self) -> None:
+        self.quitting.set()
         self.ending.close()
 
     def _page(self) -> QWidget:

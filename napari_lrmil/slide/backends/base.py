@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_lrmil.errors import LRMILError, SlideError, reason_of
+from napari_lrmil.errors import LRMILError, SlideAwayError, SlideChangedError, SlideError, reason_of
 from napari_lrmil.slide.cache import shared_cache
 from napari_lrmil.slide.damage import Damage, hatch
 from napari_lrmil.slide.files import Chunk, pixel_files
@@ -47,6 +47,22 @@ def unquoted(text: object, path: Path | None = None) -> str:
     if path is not None:
         said = said.replace(f"{path.parent}{os.sep}", "")
     return _QUOTED.sub("…", said)
+
+
+def away(path: Path, error: OSError) -> SlideAwayError:
+    """What to raise where the system can't reach or read a file: that says nothing of what stands in it."""
+    return SlideAwayError(
+        f"{path.name} can't be read any more ({reason_of(error)}): it was taken away, or the disk or share that it is on "
+        "can't be reached. Try again once it is back."
+    )
+
+
+def changed(path: Path) -> SlideChangedError:
+    """What to raise where other files are in the place of those that were opened."""
+    return SlideChangedError(
+        f"{path.name} changed while it was read: it was replaced, or is still being written. Open it again once it is "
+        "complete."
+    )
 
 
 MAX_EDGE_PX = 2**24

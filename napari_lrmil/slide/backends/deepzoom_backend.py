@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from napari_lrmil.errors import SlideError, reason_of
-from napari_lrmil.slide.backends.base import DamagedTileError, check_request, file_key, read_stored
+from napari_lrmil.slide.backends.base import DamagedTileError, away, check_request, file_key, read_stored
 from napari_lrmil.slide.damage import damage_of
 from napari_lrmil.slide.files import deepzoom_of, pixel_files, stored_chunks
 from napari_lrmil.slide.geometry import l0_to_level
@@ -29,6 +29,7 @@ class DeepZoomBackend:
         try:
             found = deepzoom_of(path)
             self.chunks = tuple(stored_chunks(path))
+            self._there = frozenset(chunk.name for chunk in self.chunks)
             # Of all tiles: one that comes later makes another slide.
             self._key = (file_key(path), hash(self.chunks))
         except OSError as error:
@@ -87,8 +88,9 @@ class DeepZoomBackend:
         before_x, before_y = (found.overlap_px if place else 0 for place in (col, row))
         here_x = min(found.tile_px, width - col * found.tile_px)
         here_y = min(found.tile_px, height - row * found.tile_px)
+        file = found.tile_file(level, col, row)
         try:
-            with Image.open(found.tile_file(level, col, row), formats=("JPEG", "PNG")) as image:
+            with file.open("rb") as stream, Image.open(stream, formats=("JPEG", "PNG")) as image:
                 if max(image.size) > found.tile_px + 2 * found.overlap_px:
                     raise DamagedTileError(f"a tile of {image.width} x {image.height} px")
                 if "A" in image.getbands() or "transparency" in image.info:
@@ -98,8 +100,11 @@ class DeepZoomBackend:
                 else:
                     pixels = np.array(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            if not found.folder.is_dir():  # a share that went away says nothing of the tile
-                raise SlideError(f"{self._path.name} can't be read: {found.folder.name} is gone") from error
+            absent = file.relative_to(found.folder).as_posix() not in self._there
+            if (
+                isinstance(error, OSError) and error.errno is not None and not absent
+            ):  # Pillow's own have no number
+                raise away(self._path, error) from error
             raise DamagedTileError(reason_of(error)) from error
         own = pixels[before_y : before_y + here_y, before_x : before_x + here_x]
         if own.shape[:2] != (here_y, here_x):

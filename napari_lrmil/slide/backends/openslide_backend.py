@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,11 +16,12 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image
 
-from napari_lrmil.errors import SlideError
-from napari_lrmil.slide.backends.base import check_request, check_sizes, file_key, unquoted
+from napari_lrmil.errors import SlideAwayError, SlideError
+from napari_lrmil.slide.backends.base import away, changed, check_request, check_sizes, file_key, unquoted
 from napari_lrmil.slide.backends.ventana import check_tile_places
 from napari_lrmil.slide.damage import Place, damage_of, hatch
 from napari_lrmil.slide.files import Chunk, pixel_files
+from napari_lrmil.slide.identity import states_of
 from napari_lrmil.slide.pixel_size import DICOM, TIFF_TAG, Evidence, ome_evidence, tag_evidence
 
 CACHE_BYTES = 128 * 2**20
@@ -49,6 +52,7 @@ class OpenSlideBackend:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._reopening = threading.Lock()
+        self._is_cut: bool | None = None
         self._handle = self._opened()
         self.damage = damage_of(file_key(path))
         self.reason = "OpenSlide's format"
@@ -71,6 +75,8 @@ class OpenSlideBackend:
         self.objective_power = _positive(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
         self.bounds_l0_xywh = self._bounds()
         self.associated_images: tuple[str, ...] = tuple(sorted(self._handle.associated_images))
+        self._opened_files = self.files
+        self._states = states_of(self._opened_files)
 
     def _opened(self) -> openslide.OpenSlide:
         path = self._path
@@ -96,7 +102,40 @@ class OpenSlideBackend:
         """
         with self._reopening:
             if self._handle is failed:
-                self._handle = self._opened()
+                self._handle = self._opened_again()
+
+    def _opened_again(self) -> openslide.OpenSlide:
+        """A new handle, if the files are those that were opened.
+
+        Raises
+        ------
+        SlideChangedError
+            `SlideAwayError`, which is one, where they can't be reached or read.
+        """
+        try:
+            same = states_of(self._opened_files) == self._states
+        except OSError as error:
+            raise away(self._path, error) from error
+        if not same:
+            raise changed(self._path)
+        try:
+            return self._opened()
+        except SlideError as error:  # it was opened before
+            raise self._unreadable() from error
+
+    def _unreadable(self) -> SlideAwayError:
+        return away(self._path, OSError(errno.EIO, os.strerror(errno.EIO)))
+
+    def _is_unreadable(self, error: openslide.OpenSlideError) -> bool:
+        """Whether the system couldn't read a file that is there, which says nothing of what stands in it."""
+        said = str(error)
+        if "Read error" in said:  # libtiff's, also of a file that ends too early
+            if self._is_cut is None:
+                from napari_lrmil.slide.backends.tiff_layout import is_cut_short  # loads tifffile
+
+                self._is_cut = is_cut_short(self._path)
+            return not self._is_cut
+        return "I/O error" in said
 
     def _twice(self, read: Callable[[openslide.OpenSlide], _Read]) -> _Read:
         """Read through the shared handle, and after an error, which may be another thread's, through one of its own.
@@ -110,7 +149,7 @@ class OpenSlideBackend:
             return read(shared)
         except openslide.OpenSlideError:
             self._reopen(shared)
-        with self._opened() as own:
+        with self._opened_again() as own:
             return read(own)
 
     @property
@@ -199,6 +238,8 @@ class OpenSlideBackend:
         try:
             return _on_white(self._twice(lambda handle: handle.read_region(corner_l0_xy, level, size_xy)))
         except openslide.OpenSlideError as error:
+            if self._is_unreadable(error):
+                raise self._unreadable() from error
             self.damage.add(place, self._said(error))
             return hatch(*piece_xywh)
 

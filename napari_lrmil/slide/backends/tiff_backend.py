@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_lrmil.errors import SlideError, reason_of
+from napari_lrmil.errors import SlideError
 from napari_lrmil.slide.backends.base import (
     DamagedTileError,
+    away,
+    changed,
     check_request,
     check_sizes,
     downsamples_of,
@@ -188,8 +192,8 @@ class TiffBackend:
                 self._file.read(int(stored.offsets[segment]), count)
                 for segment, count in zip(segments, counts, strict=True)
             ]
-        except OSError as error:  # the file can't be read, which says nothing of the tile
-            raise SlideError(f"{self._path.name} can't be read ({reason_of(error)})") from error
+        except OSError as error:
+            raise away(self._path, error) from error
         except ValueError as error:
             raise DamagedTileError(str(error)) from error
         try:
@@ -241,20 +245,69 @@ def _page_of(level: int, reference: OpenSlideBackend, pages: tuple[TiffLevel, ..
 
 
 class _RandomAccessFile:
-    """Reads at offsets from many threads through one descriptor."""
+    """Reads at offsets from many threads through one descriptor.
+
+    After an error the file is opened anew: a descriptor on a share that went away stays broken when the share is back.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb", buffering=0)
+        self._path = path
+        self._file = FileIO(path)
+        self._size, self._mtime_ns = _size_and_time(self._file)
+        self._given_up: list[FileIO] = []
+        """Others may be reading through them, so they are closed at the end."""
         self._lock = threading.Lock()
 
     def read(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes, or fewer where the file ended before them when it was opened.
+
+        Raises
+        ------
+        OSError
+            Where the file can't be reached or read, or has become shorter.
+        SlideChangedError
+            Where another one is in its place.
+        """
         if not 0 <= count <= 4 * MAX_SEGMENT_PIXELS:
             raise ValueError(f"a tile of {count} bytes")
+        broken = self._file
+        try:
+            return self._read(broken, offset, count)
+        except OSError:
+            anew = FileIO(self._path)
+        try:
+            if _size_and_time(anew) != (self._size, self._mtime_ns):
+                raise changed(self._path)
+            data = self._read(anew, offset, count)
+        except BaseException:
+            anew.close()
+            raise
+        with self._lock:
+            superfluous = broken
+            if self._file is broken:
+                self._file = anew
+            else:  # another thread was faster
+                superfluous = anew
+            self._given_up.append(superfluous)
+        return data
+
+    def _read(self, file: FileIO, offset: int, count: int) -> bytes:
         if hasattr(os, "pread"):
-            return os.pread(self._file.fileno(), count, offset)
-        with self._lock:  # Windows has no read that leaves the shared position alone
-            self._file.seek(offset)
-            return self._file.read(count)
+            data = os.pread(file.fileno(), count, offset)
+        else:
+            with self._lock:  # Windows has no read that leaves the shared position alone
+                file.seek(offset)
+                data = file.read(count)
+        if len(data) < min(count, self._size - offset):
+            raise OSError(errno.EIO, "it is shorter than it was")
+        return data
 
     def close(self) -> None:
-        self._file.close()
+        for file in (self._file, *self._given_up):
+            file.close()
+
+
+def _size_and_time(file: FileIO) -> tuple[int, int]:
+    """What `identity.states_of` compares; inodes are left out there and here, since some shares number them anew."""
+    state = os.fstat(file.fileno())
+    return state.st_size, state.st_mtime_ns

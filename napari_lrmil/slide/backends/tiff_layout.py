@@ -148,6 +148,23 @@ def read_layout(path: Path) -> TiffLayout:
         ) from error
 
 
+def is_cut_short(path: Path) -> bool:
+    """Whether a TIFF lists tiles beyond its end, or can't be followed; False where the system can't read it."""
+    try:
+        size = path.stat().st_size
+        with tifffile.TiffFile(path) as tif:
+            for page in tif.pages:
+                whole = page.aspage()
+                ends = np.asarray(whole.dataoffsets, np.int64) + np.asarray(whole.databytecounts, np.int64)
+                if ends.size and ends.max() > size:
+                    return True
+    except OSError as error:
+        return error.errno is None
+    except TIFF_ERRORS:
+        return True
+    return False
+
+
 def _images(tif: tifffile.TiffFile, name: str) -> list[tifffile.TiffPageSeries]:
     images = [series for series in tif.series if len(series.pages)]
     if not images:

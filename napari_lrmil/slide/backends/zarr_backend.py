@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from napari_lrmil.errors import SlideError, reason_of
 from napari_lrmil.slide.backends.base import (
     DamagedTileError,
+    away,
     check_request,
     check_sizes,
     downsamples_of,
@@ -278,8 +279,8 @@ class ZarrBackend:
             for name in self._stored_in(level, (cols.start, rows.start, cols.stop, rows.stop)):
                 if name in self._chunks.sizes:  # zarr fills in what it doesn't find, as when a share is away
                     (self._path / name).stat()
-        except OSError as error:  # the file can't be read, which says nothing of the chunk
-            raise SlideError(f"{self._path.name} can't be read ({reason_of(error)})") from error
+        except OSError as error:
+            raise away(self._path, error) from error
         except _ZARR_ERRORS as error:
             raise DamagedTileError(str(error)) from error
         kept = [axis for axis in self._axes if axis in where]

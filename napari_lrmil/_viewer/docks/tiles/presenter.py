@@ -89,6 +89,9 @@ class TilesPresenter:
     def refresh(self, change: Change = Change.ALL) -> None:
         """Slide, its colours, the result or the unit of contributions may have changed; nothing is done where they haven't."""
         if change & _CONCERNS:
+            missing = any(n not in self._images for n in self._tiles)
+            if Change.PIXELS in change and missing and not self._background.running(CLOSE_UPS_JOB):
+                self._panel = None  # what couldn't be read, perhaps can be now
             self._update()
 
     def choose_channel(self, index: int) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QKeyEvent, QShowEvent
-from qtpy.QtWidgets import QDockWidget, QFileDialog, QMainWindow, QMessageBox, QSizePolicy
+from qtpy.QtWidgets import QApplication, QDockWidget, QFileDialog, QMainWindow, QMessageBox, QSizePolicy
 from superqt.utils import QSignalThrottler
 
 from napari_lrmil._viewer.docks.docked import DockedWidget
@@ -74,7 +77,7 @@ class WorklistWidget(DockedWidget):
         self._actions = actions
         for key, action in actions.items():
             self.canvas.bind_key(key, action)
-        self.ending.callback(_end, self.presenter)
+        self.ending.callback(_end, self.presenter, self.quitting)
         self.begin(self.presenter)
         self.show_now()
 
@@ -231,10 +234,31 @@ def worklist_dock(viewer: Any) -> WorklistWidget:
     return widget
 
 
-def _end(presenter: WorklistPresenter) -> None:
+def _end(presenter: WorklistPresenter, quitting: Event) -> None:
     report = presenter.shutdown()
-    if report:  # the dock can say nothing any more
-        QMessageBox.warning(None, "LRMIL: verdicts", report)
+    if not report:
+        return
+    # The dock can say nothing any more, and a script that closes its viewer may have nobody to look at a message.
+    print(f"LRMIL: {report}", file=sys.stderr, flush=True)
+    show = partial(QMessageBox.warning, None, "LRMIL: verdicts", report)
+    if quitting.is_set():
+        show()
+    else:
+        _once_the_window_is_gone(show)
+
+
+def _once_the_window_is_gone(show: Callable[[], object]) -> None:
+    """A message has a loop of its own, which must not turn while Qt takes a window down around it."""
+    application, shown = QApplication.instance(), Event()
+
+    def once() -> None:
+        if not shown.is_set():
+            shown.set()
+            application.aboutToQuit.disconnect(once)
+            show()
+
+    application.aboutToQuit.connect(once)  # where that was the last window, the loop doesn't turn any more
+    QTimer.singleShot(0, once)
 
 
 def _can_drop(path: Path) -> bool:
