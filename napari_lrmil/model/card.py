@@ -52,7 +52,7 @@ or load it in napari: Plugins > LRMIL.
 | | |
 |---|---|
 | classes | {", ".join(info["class_names"])} |
-| reads | {_part_text(tiles)}tiles of {tiles["tile_px"]} px at {tiles["mpp"]:g} µm/px with at least {tiles["min_tissue"]:.0%} tissue, nothing finer |
+| reads | {_tiles_text(tiles)}, nothing finer |
 | distilled from | {_teacher_text(info)} |
 | encoder | {info["encoder"]["architecture"]}, tokens of {info["token_px"]} px |
 | aggregator | {mil["name"]}, {mil["embed_dim"]}-d{", gated" if mil["gated"] else ""} |
@@ -95,9 +95,10 @@ def _teacher_text(info: dict[str, Any]) -> str:
     )
 
 
-def _part_text(tiles: dict[str, Any]) -> str:
+def _tiles_text(tiles: dict[str, Any]) -> str:
     one_in = tiles.get("one_in", 1)
-    return f"a random 1/{one_in} of the " if one_in > 1 else ""
+    part = f"a random 1/{one_in} of the " if one_in > 1 else ""
+    return f"{part}tiles of {tiles['tile_px']} px at {tiles['mpp']:g} µm/px with at least {tiles['min_tissue']:.0%} tissue"
 
 
 def _choice_text(provenance: dict[str, Any]) -> str:
