@@ -270,13 +270,13 @@ def test_a_thousand_slides_open_at_once(
     writer = Worklist.open(tmp_path)
     for item in list(writer)[:50]:
         judge(writer, item.path, "agree")
-    started = time.perf_counter()
+    started = time.process_time()  # other programs on the computer count for nothing
     worklist = Worklist.open(tmp_path)
-    opened = time.perf_counter() - started
-    started = time.perf_counter()
+    opened = time.process_time() - started
+    started = time.process_time()
     load_results(worklist, cache, "c" * 64, lambda mpp_xy: "k" * 64)
-    looked_up = time.perf_counter() - started
-    started = time.thread_time()  # other programs on the computer count for nothing
+    looked_up = time.process_time() - started
+    started = time.thread_time()
     path = None
     for _ in range(20):
         following = worklist.neighbour(path)

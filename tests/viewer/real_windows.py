@@ -6,7 +6,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from npe2 import PluginManifest
+from numpy.typing import NDArray
 from qtpy.QtCore import QEvent, QPoint, QPointF, Qt, QThreadPool
 from qtpy.QtGui import QMouseEvent
 from qtpy.QtWidgets import (
@@ -25,6 +27,8 @@ from napari_lrmil._viewer.qt.background import thread_pool
 from napari_lrmil.slide import Slide
 
 PLUGIN = "napari-lrmil"
+LONG_MS = 60_000
+"""As long as nothing needs on any machine, however busy: what isn't so by then never will be."""
 
 
 def further_docks() -> list[str]:
@@ -108,6 +112,26 @@ def delete_what_is_due() -> None:
     """What Qt does once its loop turns again; a loop inside a test doesn't."""
     QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     QApplication.processEvents()
+
+
+def wait_for_jobs(qtbot: Any) -> None:
+    """All background work is done, and what it has told was heard: nothing more will come of it."""
+    qtbot.waitUntil(lambda: thread_pool().activeThreadCount() == 0, timeout=LONG_MS)
+    QApplication.processEvents()  # which a thread's last word came before
+
+
+def shot_at_rest(qtbot: Any, viewer: Any, *, unlike: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """What the canvas shows once it shows the same twice, and something else than `unlike`; (height, width, 4)."""
+    shots: list[NDArray[np.uint8]] = []
+
+    def rests() -> bool:
+        shots.append(viewer.screenshot(canvas_only=True, flash=False))
+        if len(shots) < 2 or (unlike is not None and np.array_equal(shots[-1], unlike)):
+            return False
+        return np.array_equal(shots[-1], shots[-2])
+
+    qtbot.waitUntil(rests, timeout=LONG_MS)
+    return shots[-1]
 
 
 def end_threads() -> None:

@@ -10,8 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QMessageBox
-from real_windows import canvas_point, canvas_widget, delete_what_is_due, drag_to, open_slide
+from qtpy.QtWidgets import QApplication, QMessageBox
+from real_windows import (
+    LONG_MS,
+    canvas_point,
+    canvas_widget,
+    delete_what_is_due,
+    drag_to,
+    open_slide,
+    shot_at_rest,
+    wait_for_jobs,
+)
 
 from napari_lrmil._viewer.docks.annotations import store
 from napari_lrmil._viewer.docks.annotations import widget as module
@@ -44,7 +53,7 @@ def scn(tmp_path: Path, shared_file: Callable[[str], Path]) -> Path:
 
 
 def ready(qtbot: Any, dock: AnnotationsWidget) -> None:
-    qtbot.waitUntil(lambda: dock.tools["polygon"].isEnabled(), timeout=20_000)
+    qtbot.waitUntil(lambda: dock.tools["polygon"].isEnabled(), timeout=LONG_MS)
 
 
 def kept_of(slide_path: Path) -> list[dict[str, Any]]:
@@ -72,7 +81,7 @@ def add(qtbot: Any, dock: AnnotationsWidget, tool: str, vertices_l0_yx: Any) -> 
         layer.add(np.array(vertices_l0_yx))
     else:
         layer.add(np.array(vertices_l0_yx, float), shape_type=tool)
-    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == before + 1, timeout=5_000)
+    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == before + 1, timeout=LONG_MS)
     return dock.presenter.annotations[-1]
 
 
@@ -89,7 +98,7 @@ def test_draw_by_mouse_name_and_reopen(
     dock.new_class.lineEdit().editingFinished.emit()
     viewer.scene.camera.zoom = 1.0
     viewer.scene.camera.center = (0, 480, 640)
-    qtbot.wait(100)
+    shot_at_rest(qtbot, viewer)
     qtbot.mouseClick(dock.tools["rectangle"], LEFT)
     canvas = canvas_widget()
     start, end = canvas_point(viewer, (430.0, 590.0)), canvas_point(viewer, (530.0, 690.0))
@@ -97,9 +106,9 @@ def test_draw_by_mouse_name_and_reopen(
     qtbot.mousePress(canvas, LEFT, pos=start)
     for share in (0.3, 0.6, 1.0):
         drag_to(canvas, start + (end - start) * share)
-        qtbot.wait(50)  # what comes sooner is left out
+        qtbot.wait(50)  # napari leaves out what comes sooner; later is fine
     qtbot.mouseRelease(canvas, LEFT, pos=end)
-    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=10_000)
+    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=LONG_MS)
     (drawn,) = dock.presenter.annotations
     assert (drawn.name, drawn.class_name) == ("Annotation 1", "Tumour")
     xs, ys = np.array(drawn.rings_l0_xy[0]).T
@@ -109,7 +118,7 @@ def test_draw_by_mouse_name_and_reopen(
     dock.table.item(0, NAME).setText("Invasive front")
     qtbot.waitUntil(
         lambda: [each["properties"]["name"] for each in kept_of(small_slide)] == ["Invasive front"],
-        timeout=20_000,
+        timeout=LONG_MS,
     )
     assert dock.presenter.annotations[0].name == "Invasive front"
     viewer.layers.clear()
@@ -117,7 +126,7 @@ def test_draw_by_mouse_name_and_reopen(
     file = small_slide.with_name(small_slide.name + SUFFIX)
     assert [each.name for each in file.parent.iterdir() if "annotations" in each.name] == [file.name]
     open_slide(viewer, small_slide)
-    qtbot.waitUntil(lambda: dock.table.rowCount() == 1, timeout=10_000)
+    qtbot.waitUntil(lambda: dock.table.rowCount() == 1, timeout=LONG_MS)
     assert dock.table.item(0, NAME).text() == "Invasive front"
     assert dock.table.item(0, CLASS).text() == "Tumour"
     (layer,) = [each for each in viewer.layers if ANNOTATIONS_KEY in each.metadata]
@@ -136,16 +145,18 @@ def test_polygon_by_mouse_and_escape(
     viewer.scene.camera.zoom = 1.0
     viewer.scene.camera.center = (0, 480, 640)
     qtbot.mouseClick(dock.tools["polygon"], LEFT)
-    qtbot.wait(300)
+    shot_at_rest(qtbot, viewer)
     canvas = canvas_widget()
     for world in ((430, 590), (430, 690), (530, 640)):
         at = canvas_point(viewer, world)
         qtbot.mouseMove(canvas, at)
-        qtbot.wait(100)
+        shot_at_rest(qtbot, viewer)
         qtbot.mouseClick(canvas, LEFT, pos=at)
-        qtbot.wait(500)  # or two clicks are a double click
+        qtbot.wait(
+            QApplication.doubleClickInterval() + 100
+        )  # or two clicks are a double click; later is fine
     qtbot.keyClick(canvas, Qt.Key.Key_Escape)
-    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=10_000)
+    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=LONG_MS)
     (drawn,) = dock.presenter.annotations
     assert len(drawn.rings_l0_xy[0]) == 3
     qtbot.mouseClick(dock.tools["pan"], LEFT)
@@ -181,7 +192,7 @@ def test_round_trip_through_qupath_coordinates(
     dock.tools["polygon"].click()
     layer = shapes_of(viewer)
     layer.add([np.array([layer.world_to_data(each) for each in world])], shape_type="polygon")
-    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=5_000)
+    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=LONG_MS)
     out = tmp_path / "out"
     out.mkdir()
     monkeypatch.setattr(
@@ -189,8 +200,8 @@ def test_round_trip_through_qupath_coordinates(
     )
     qtbot.mouseClick(dock.export_button, LEFT)
     file = out / "annotations.geojson"
-    qtbot.waitUntil(file.exists, timeout=10_000)
-    qtbot.waitUntil(lambda: "exported" in dock.status.text(), timeout=10_000)
+    qtbot.waitUntil(file.exists, timeout=LONG_MS)
+    qtbot.waitUntil(lambda: "exported" in dock.status.text(), timeout=LONG_MS)
     (feature,) = json.loads(file.read_text(encoding="utf-8"))["features"]
     origin = (0, 0) if uncropped else (left, top)
     expected = [(each[1] / mpp_x - origin[0], each[0] / mpp_y - origin[1]) for each in world]
@@ -201,13 +212,13 @@ def test_round_trip_through_qupath_coordinates(
     assert dock.presenter.annotations == ()
     monkeypatch.setattr(module.QFileDialog, "getOpenFileName", lambda *_, **__: (str(file), ""))
     qtbot.mouseClick(dock.import_button, LEFT)
-    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=10_000)
+    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=LONG_MS)
     (layer,) = [each for each in viewer.layers if ANNOTATIONS_KEY in each.metadata]
     again = np.array([layer.data_to_world(vertex) for vertex in layer.data[0]])
     assert np.abs((again - world) / np.array([mpp_y, mpp_x])).max() < 0.01
     assert "1 annotation imported" in dock.status.text()
     qtbot.mouseClick(dock.import_button, LEFT)
-    qtbot.waitUntil(lambda: "there already" in dock.status.text(), timeout=10_000)
+    qtbot.waitUntil(lambda: "there already" in dock.status.text(), timeout=LONG_MS)
     assert len(dock.presenter.annotations) == 1
 
 
@@ -227,8 +238,8 @@ def test_imported_polygon_with_holes_survives(
     before = file.read_text(encoding="utf-8")
     monkeypatch.setattr(module.QFileDialog, "getOpenFileName", lambda *_, **__: (str(file), ""))
     qtbot.mouseClick(dock.import_button, LEFT)
-    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=10_000)
-    qtbot.waitUntil(lambda: kept_of(scn) != [], timeout=20_000)
+    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 1, timeout=LONG_MS)
+    qtbot.waitUntil(lambda: kept_of(scn) != [], timeout=LONG_MS)
     assert kept_of(scn) == json.loads(before)["features"]
 
 
@@ -241,7 +252,7 @@ def test_broken_import_and_replacing_are_told(
     broken.write_text("[1, 2", encoding="utf-8")
     monkeypatch.setattr(module.QFileDialog, "getOpenFileName", lambda *_, **__: (str(broken), ""))
     qtbot.mouseClick(dock.import_button, LEFT)
-    qtbot.waitUntil(lambda: dock.error.isVisibleTo(dock), timeout=10_000)
+    qtbot.waitUntil(lambda: dock.error.isVisibleTo(dock), timeout=LONG_MS)
     assert "JSON" in dock.error.text()
     add(qtbot, dock, "rectangle", RECTANGLE)
     monkeypatch.setattr(module.QFileDialog, "getSaveFileName", lambda *_, **__: (str(broken), ""))
@@ -250,7 +261,7 @@ def test_broken_import_and_replacing_are_told(
     assert broken.read_text(encoding="utf-8") == "[1, 2"
     monkeypatch.setattr(QMessageBox, "question", lambda *_: QMessageBox.StandardButton.Yes)
     qtbot.mouseClick(dock.export_button, LEFT)
-    qtbot.waitUntil(lambda: "exported" in dock.status.text(), timeout=10_000)
+    qtbot.waitUntil(lambda: "exported" in dock.status.text(), timeout=LONG_MS)
     assert len(json.loads(broken.read_text(encoding="utf-8"))["features"]) == 1
 
 
@@ -286,7 +297,7 @@ def test_edit_in_the_list(viewer: Any, dock: AnnotationsWidget, qtbot: Any, smal
     assert {each.id for each in dock.presenter.annotations} == {first.id, second.id, third.id}
     layer.selected_data = {0}
     layer.remove_selected()  # as the Delete key does on the canvas
-    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 2, timeout=5_000)
+    qtbot.waitUntil(lambda: len(dock.presenter.annotations) == 2, timeout=LONG_MS)
     assert dock.undo.isEnabled()
 
 
@@ -314,9 +325,12 @@ def test_outlines_stay_as_thick_on_the_screen(
     layer = shapes_of(viewer)
     for zoom in (0.01, 4.0):
         viewer.scene.camera.zoom = zoom
-        qtbot.wait(300)
-        (width,) = layer.edge_width
-        assert width * 0.5 * zoom == pytest.approx(3.0, rel=0.3)
+
+        def as_thick(zoom: float = zoom) -> bool:
+            (width,) = layer.edge_width
+            return width * 0.5 * zoom == pytest.approx(3.0, rel=0.3)
+
+        qtbot.waitUntil(as_thick, timeout=LONG_MS)
 
 
 def test_deleting_a_layer_deletes_no_annotation(
@@ -327,7 +341,7 @@ def test_deleting_a_layer_deletes_no_annotation(
     kept = add(qtbot, dock, "rectangle", RECTANGLE)
     (layer,) = [each for each in viewer.layers if ANNOTATIONS_KEY in each.metadata]
     viewer.layers.remove(layer)
-    qtbot.wait(100)
+    wait_for_jobs(qtbot)
     assert [each.id for each in dock.presenter.annotations] == [kept.id]
     dock.table.selectRow(0)
     qtbot.mouseClick(dock.go_to, LEFT)
@@ -388,11 +402,11 @@ def test_full_disk_is_told(
 
     monkeypatch.setattr(store, "write_annotations", full)
     add(qtbot, dock, "rectangle", RECTANGLE)
-    qtbot.waitUntil(lambda: dock.error.isVisibleTo(dock), timeout=10_000)
+    qtbot.waitUntil(lambda: dock.error.isVisibleTo(dock), timeout=LONG_MS)
     assert "Free some space" in dock.error.text()
     monkeypatch.undo()
     dock.table.item(0, NAME).setText("again")
-    qtbot.waitUntil(lambda: not dock.error.isVisibleTo(dock), timeout=10_000)
+    qtbot.waitUntil(lambda: not dock.error.isVisibleTo(dock), timeout=LONG_MS)
 
 
 def test_mpp_given_later_moves_the_annotations_along(

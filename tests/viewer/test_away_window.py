@@ -15,7 +15,7 @@ from failing_disk import FailingDisk, failing_disk
 from made_slides import write_slide
 from napari.utils.notifications import Notification, notification_manager
 from numpy.typing import NDArray
-from real_windows import open_slide
+from real_windows import LONG_MS, open_slide, wait_for_jobs
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.docked import dock_widget
@@ -25,7 +25,6 @@ from napari_lrmil.slide import Slide
 from napari_lrmil.slide.cache import shared_cache
 
 pytestmark = pytest.mark.usefixtures("alone")
-LONG_MS = 60_000
 STRIPES = (104, 152)
 SIDE_PX = 2048
 
@@ -138,14 +137,12 @@ def dock(viewer: Any, bundle_dir: Path, qtbot: Any) -> ClassifyWidget:
     return main
 
 
-def look_around(viewer: Any, qtbot: Any) -> None:
-    """Pan over the finest level in steps, in sight of all that it does."""
-    width = viewer.canvas.size[1]
+def look_around(viewer: Any) -> None:
+    """Pan over the finest level in steps, each of which is drawn."""
     viewer.scene.camera.zoom = 2.0  # a pixel of the screen for one of level 0 at 0.5 µm/px
     for x in (250, 500, 750):
         viewer.scene.camera.center = (512, x)
-        qtbot.wait(1)  # napari draws when its loop turns
-    assert width
+        viewer.screenshot(canvas_only=True, flash=False)
 
 
 def drawn(viewer: Any, slide: Slide) -> NDArray[np.uint8]:
@@ -186,10 +183,10 @@ def test_a_share_goes_away_and_comes_back(
 
     controller.changed.connect(heard)
     share.fail()
-    look_around(viewer, qtbot)
+    look_around(viewer)
     qtbot.waitUntil(lambda: bool(controller.error), timeout=LONG_MS)
     for _ in range(3):
-        look_around(viewer, qtbot)
+        look_around(viewer)
     assert [text for text in told if text] == [controller.error]
     assert "can't be read at the moment: it was moved or deleted, or the disk or share" in controller.error
     assert path.name in controller.error
@@ -207,18 +204,18 @@ def test_a_share_goes_away_and_comes_back(
 
     controller.choose_slide(controller.slides.index(near))
     assert controller.error == ""
-    look_around(viewer, qtbot)
+    look_around(viewer)
     assert striped(drawn(viewer, near)) == 0
     classified(dock, qtbot)
     assert controller.result is not None
     controller.choose_slide(controller.slides.index(far))
-    look_around(viewer, qtbot)
+    look_around(viewer)
     assert [text for text in told if text] == [controller.error]
 
     share.come_back()
     qtbot.waitUntil(lambda: not controller.error, timeout=LONG_MS)
     assert controller.slide is far
-    look_around(viewer, qtbot)
+    look_around(viewer)
     assert striped(drawn(viewer, far)) == 0
     assert not far.damaged_places
     classified(dock, qtbot)
@@ -238,7 +235,7 @@ def test_another_slide_comes_back_in_its_place(
     assert controller.result is not None
     share.fail()
     shared_cache().clear()
-    look_around(viewer, qtbot)
+    look_around(viewer)
     qtbot.waitUntil(lambda: "at the moment" in controller.error, timeout=LONG_MS)
     assert controller.result is not None  # it was made of what could be read
     share.folder.mkdir()
@@ -247,13 +244,13 @@ def test_another_slide_comes_back_in_its_place(
     assert controller.result is None
     assert controller.slide_replaced
     assert dock.run_section.reopen.isVisible()
-    look_around(viewer, qtbot)
+    look_around(viewer)
     assert controller.slide is far
     assert not far.damaged_places
     controller.reopen_slide()
     assert controller.slide is not far
     assert controller.error == ""
-    look_around(viewer, qtbot)
+    look_around(viewer)
     assert controller.slide is not None
     assert striped(drawn(viewer, controller.slide)) == 0
     assert not notices
@@ -268,7 +265,7 @@ def test_a_window_without_docks_says_it_once(
     slide = layer.metadata[SLIDE_KEY]
     share.fail()
     for _ in range(3):
-        look_around(viewer, qtbot)
+        look_around(viewer)
     assert [text for text in notices if "can't be read at the moment" in text] == notices
     assert len(notices) == 1
     assert striped(drawn(viewer, slide)) > 0.5
@@ -276,7 +273,7 @@ def test_a_window_without_docks_says_it_once(
     qtbot.waitUntil(lambda: striped(drawn(viewer, slide)) == 0, timeout=LONG_MS)
     share.fail()  # another outage is another message
     shared_cache().clear()
-    look_around(viewer, qtbot)
+    look_around(viewer)
     assert len(notices) == 2
     share.come_back()
     qtbot.waitUntil(lambda: striped(drawn(viewer, slide)) == 0, timeout=LONG_MS)
@@ -288,9 +285,9 @@ def test_a_slide_that_is_closed_while_it_is_away_is_looked_for_no_more(
     share = Share(tmp_path / "share")
     far = open_slide(viewer, write_zarr(share.folder / "far.zarr"))
     share.fail()
-    look_around(viewer, qtbot)
+    look_around(viewer)
     qtbot.waitUntil(lambda: bool(dock.controller.error), timeout=LONG_MS)
     dock.canvas.remove_slide(far)
     assert far.closed
     assert dock.controller.error == ""
-    qtbot.waitUntil(lambda: not dock.background._alive, timeout=LONG_MS)
+    wait_for_jobs(qtbot)

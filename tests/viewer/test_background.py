@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from real_windows import LONG_MS
 
 from napari_lrmil._viewer.background import Steps, error_text, in_one_step, is_foreseen
 from napari_lrmil._viewer.qt.background import QtBackground
@@ -54,7 +55,7 @@ class Held:
             for n in range(count):
                 yield n
                 self.reached.release()
-                assert self.go_on.acquire(timeout=30)
+                assert self.go_on.acquire(timeout=LONG_MS / 1000)
         finally:
             self.closed_in = threading.current_thread().name
         return "result"
@@ -65,7 +66,7 @@ def test_progress_then_the_result(background: QtBackground, reports: Reports, qt
     held.go_on.release(2)
     background.start("read", held.steps(), **reports.of("a"))
     assert background.running("read")
-    qtbot.waitUntil(lambda: len(reports) == 3, timeout=10_000)
+    qtbot.waitUntil(lambda: len(reports) == 3, timeout=LONG_MS)
     assert reports == [("a progressed", 0), ("a progressed", 1), ("a done", "result")]
     assert not background.running("read")
 
@@ -75,10 +76,10 @@ def test_cancelling_ends_the_steps_in_their_thread_and_is_told(
 ) -> None:
     held = Held()
     background.start("read", held.steps(), **reports.of("a"))
-    assert held.reached.acquire(timeout=10)
+    assert held.reached.acquire(timeout=LONG_MS / 1000)
     background.cancel("read")
     held.go_on.release()
-    qtbot.waitUntil(lambda: ("a cancelled", None) in reports, timeout=10_000)
+    qtbot.waitUntil(lambda: ("a cancelled", None) in reports, timeout=LONG_MS)
     assert [what for what, _ in reports if what != "a progressed"] == ["a cancelled"]
     assert held.closed_in not in ("", threading.current_thread().name)
 
@@ -88,14 +89,14 @@ def test_a_job_whose_place_was_taken_still_reports_its_end_and_no_progress(
 ) -> None:
     old, new = Held(), Held()
     background.start("read", old.steps(), **reports.of("old"))
-    assert old.reached.acquire(timeout=10)
-    qtbot.waitUntil(lambda: bool(reports), timeout=10_000)
+    assert old.reached.acquire(timeout=LONG_MS / 1000)
+    qtbot.waitUntil(lambda: bool(reports), timeout=LONG_MS)
     background.start("read", new.steps(), **reports.of("new"))
     old.go_on.release(2)
-    qtbot.waitUntil(lambda: ("old cancelled", None) in reports, timeout=10_000)
+    qtbot.waitUntil(lambda: ("old cancelled", None) in reports, timeout=LONG_MS)
     assert background.running("read")
     new.go_on.release(2)
-    qtbot.waitUntil(lambda: ("new done", "result") in reports, timeout=10_000)
+    qtbot.waitUntil(lambda: ("new done", "result") in reports, timeout=LONG_MS)
     assert [what for what, _ in reports if what.startswith("old")] == ["old progressed", "old cancelled"]
 
 
@@ -105,7 +106,7 @@ def test_a_job_cancelled_before_it_began_is_not_run(
     ran: list[bool] = []
     background.start("write", in_one_step(lambda: ran.append(True)), **reports.of("a"))
     background.cancel("write")
-    qtbot.waitUntil(lambda: any(what in ("a cancelled", "a done") for what, _ in reports), timeout=10_000)
+    qtbot.waitUntil(lambda: any(what in ("a cancelled", "a done") for what, _ in reports), timeout=LONG_MS)
     ends = [what for what, _ in reports if what != "a progressed"]
     assert ends == (["a done"] if ran else ["a cancelled"])
 
@@ -117,7 +118,7 @@ def test_what_is_foreseen_is_told_in_its_own_words(
         raise SlideError("the slide is damaged")
 
     background.start("read", in_one_step(broken), **reports.of("a"))
-    qtbot.waitUntil(lambda: ("a failed", "the slide is damaged") in reports, timeout=10_000)
+    qtbot.waitUntil(lambda: ("a failed", "the slide is damaged") in reports, timeout=LONG_MS)
 
 
 def test_a_fault_of_the_program_is_told_and_its_traceback_is_not_lost(
@@ -128,7 +129,7 @@ def test_a_fault_of_the_program_is_told_and_its_traceback_is_not_lost(
 
     with qtbot.capture_exceptions() as raised:
         background.start("read", in_one_step(broken), **reports.of("a"))
-        qtbot.waitUntil(lambda: bool(raised), timeout=10_000)
+        qtbot.waitUntil(lambda: bool(raised), timeout=LONG_MS)
     assert reports[-1] == ("a failed", "Something unexpected went wrong: ValueError: 7 is no colour")
     assert raised[0][0] is ValueError
 
@@ -136,12 +137,15 @@ def test_a_fault_of_the_program_is_told_and_its_traceback_is_not_lost(
 def test_nobody_is_told_after_the_end(background: QtBackground, reports: Reports, qtbot: Any) -> None:
     held = Held()
     background.start("read", held.steps(), **reports.of("a"))
-    assert held.reached.acquire(timeout=10)
+    assert held.reached.acquire(timeout=LONG_MS / 1000)
     held.go_on.release(2)
     background.shutdown()
     assert held.closed_in
     background.start("read", held.steps(), **reports.of("b"))
-    qtbot.wait(100)
+    other, later = QtBackground(), Reports()
+    other.start("read", in_one_step(lambda: None), **later.of("other"))
+    qtbot.waitUntil(lambda: ("other done", None) in later, timeout=LONG_MS)
+    other.shutdown()
     assert [what for what, _ in reports if what != "a progressed"] == []
 
 
@@ -167,7 +171,7 @@ def test_a_short_job_waits_for_no_long_ones(background: QtBackground, qtbot: Any
     for number in range(2 * (os.cpu_count() or 1)):
         background.start(f"long {number}", in_one_step(lambda: go_on.wait(60)))
     background.start("short", in_one_step(lambda: "written"), done=done.append)
-    qtbot.waitUntil(lambda: done == ["written"], timeout=20_000)
+    qtbot.waitUntil(lambda: done == ["written"], timeout=LONG_MS)
     assert not go_on.is_set()
     go_on.set()
 
@@ -175,14 +179,19 @@ def test_a_short_job_waits_for_no_long_ones(background: QtBackground, qtbot: Any
 ENDING = """
 import atexit
 import sys
+import threading
 import time
 
 from qtpy.QtCore import QCoreApplication, QTimer
 
 from napari_lrmil._viewer.qt import background
 
+begun, ended = threading.Event(), threading.Event()
+
+
 def run(worker):
     tell(worker)
+    assert ended.wait(60)
     time.sleep(0.2)  # as on a busy machine: the job is over, its thread has yet to go
     print("left", flush=True)
 
@@ -193,6 +202,7 @@ background._Worker.run = run
 
 def steps():
     print("begun", flush=True)
+    begun.set()
     while True:
         yield
         time.sleep(0.01)
@@ -205,11 +215,14 @@ jobs.start("job", steps())
 if sys.argv[1] == "shut down":
     app.aboutToQuit.connect(jobs.shutdown)
 if sys.argv[1] == "no loop":
-    time.sleep(0.3)
+    assert begun.wait(60)
 else:
-    QTimer.singleShot(300, app.quit)
+    looking = QTimer()
+    looking.timeout.connect(lambda: begun.is_set() and app.quit())
+    looking.start(20)
     app.exec_() if hasattr(app, "exec_") else app.exec()
 print("ended", flush=True)
+ended.set()
 """
 
 

@@ -18,6 +18,7 @@ import pytest
 from made_slides import shared_slide, write_slide
 from PIL import Image, ImageCms
 from qtpy.QtCore import QPoint, Qt
+from real_windows import LONG_MS, shot_at_rest, wait_for_jobs
 from tiny_models import write_bundle
 
 from napari_lrmil._viewer import open_slide_with_result
@@ -49,7 +50,7 @@ def widget(viewer: Any) -> ClassifyWidget:
 
 
 def wait_for(qtbot: Any, widget: ClassifyWidget, *states: State) -> None:
-    qtbot.waitUntil(lambda: widget.controller.state in states, timeout=20_000)
+    qtbot.waitUntil(lambda: widget.controller.state in states, timeout=LONG_MS)
 
 
 def slide_of(layer: Any) -> Slide:
@@ -148,12 +149,10 @@ def test_heatmap_is_drawn_over_its_tile(viewer: Any, small_slide: Path, bundle_d
     viewer.canvas.overlays.text.visible = False
     viewer.scene.camera.center = heatmap.data_to_world((row, col))
     viewer.scene.camera.zoom = 1.0  # a screen pixel a µm
-    qtbot.wait(200)
-    with_heat = viewer.screenshot(canvas_only=True, flash=False).astype(int)
+    with_heat = shot_at_rest(qtbot, viewer)
     heatmap.visible = False
-    qtbot.wait(200)
-    without = viewer.screenshot(canvas_only=True, flash=False).astype(int)
-    changed_yx = np.argwhere(np.abs(with_heat - without)[..., :3].sum(-1) > 30)
+    without = shot_at_rest(qtbot, viewer, unlike=with_heat)
+    changed_yx = np.argwhere(np.abs(with_heat.astype(int) - without)[..., :3].sum(-1) > 30)
     height, width = without.shape[:2]
     top, left = changed_yx.min(0)
     bottom, right = changed_yx.max(0) + 1
@@ -241,7 +240,7 @@ def test_classify_by_clicks(
 
 @pytest.fixture
 def slow_tiles(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Classifications that stop before their second batch until the event is set, or they are cancelled."""
+    """Classifications that stop before their second batch until the event is set."""
     import napari_lrmil.predict as predict
 
     go_on = threading.Event()
@@ -250,7 +249,7 @@ def slow_tiles(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     def slow(*arguments: Any, **options: Any) -> Any:
         for number, batch in enumerate(original(*arguments, **options)):
             if number:
-                go_on.wait(0.5)
+                assert go_on.wait(LONG_MS / 1000)
             yield batch
 
     monkeypatch.setattr(predict, "embed_tiles", slow)
@@ -262,7 +261,7 @@ def start(widget: ClassifyWidget, qtbot: Any, slide_path: Path, bundle: Path) ->
     widget.controller.load_bundle(str(bundle))
     wait_for(qtbot, widget, State.READY)
     qtbot.mouseClick(widget.run_section.classify, LEFT)
-    qtbot.waitUntil(lambda: widget.run_section.bar.value() > 0, timeout=20_000)
+    qtbot.waitUntil(lambda: widget.run_section.bar.value() > 0, timeout=LONG_MS)
 
 
 def test_cancel_by_click(
@@ -276,9 +275,10 @@ def test_cancel_by_click(
     start(widget, qtbot, small_slide, bundle_dir)
     qtbot.mouseClick(widget.run_section.cancel, LEFT)
     assert widget.controller.state is State.CANCELLED
-    qtbot.wait(100)
-    assert not heatmaps(viewer)
     slow_tiles.set()
+    wait_for_jobs(qtbot)
+    assert widget.controller.state is State.CANCELLED
+    assert not heatmaps(viewer)
     qtbot.mouseClick(widget.run_section.classify, LEFT)
     wait_for(qtbot, widget, State.DONE)
     assert heatmaps(viewer)
@@ -299,8 +299,7 @@ def test_slide_removed_while_running(
     viewer.layers.remove("small")
     slow_tiles.set()
     wait_for(qtbot, widget, State.READY)
-    qtbot.waitUntil(lambda: thread_pool().activeThreadCount() == 0, timeout=5_000)
-    qtbot.wait(50)
+    wait_for_jobs(qtbot)
     assert not heatmaps(viewer)
     assert widget.controller.result is None
     assert widget.slide_section.slides.currentText() == "other"
@@ -422,7 +421,7 @@ def test_another_models_result_is_put_away_and_comes_back(
 
 def load(qtbot: Any, widget: ClassifyWidget, bundle: Path) -> None:
     widget.controller.load_bundle(str(bundle))
-    qtbot.waitUntil(lambda: widget.controller.state is not State.LOADING_BUNDLE, timeout=20_000)
+    qtbot.waitUntil(lambda: widget.controller.state is not State.LOADING_BUNDLE, timeout=LONG_MS)
     assert widget.controller.bundle_path == str(bundle)
 
 
@@ -436,13 +435,14 @@ def test_closing_while_running_ends_thread_and_slide(
 ) -> None:
     start(widget, qtbot, small_slide, bundle_dir)
     slide = slide_of(viewer.layers[0])
+    widget.ending.callback(slow_tiles.set)  # so that the step under way can end
     viewer.close()
-    qtbot.waitUntil(lambda: thread_pool().activeThreadCount() == 0, timeout=5_000)
+    qtbot.waitUntil(lambda: thread_pool().activeThreadCount() == 0, timeout=LONG_MS)
     assert slide.closed
 
 
 _CLOSED_BY_THE_USER = """
-import sys, time
+import sys, threading
 import napari
 from qtpy.QtCore import QTimer
 from napari_lrmil._viewer.models import import_models
@@ -453,10 +453,12 @@ from napari_lrmil._viewer.window import State
 import_models()
 import napari_lrmil.predict as predict
 original = predict.embed_tiles
+closing = threading.Event()
 
 def slow(*arguments, **options):
-    for batch in original(*arguments, **options):
-        time.sleep(0.3)
+    for number, batch in enumerate(original(*arguments, **options)):
+        if number:
+            assert closing.wait(60)
         yield batch
 
 predict.embed_tiles = slow
@@ -471,6 +473,7 @@ def step():
         controller.classify()
     elif controller.state is State.RUNNING and widget.run_section.bar.value() > 0:
         timer.stop()
+        widget.ending.callback(closing.set)
         widget.window().close()
 
 timer = QTimer()
@@ -486,7 +489,7 @@ def test_window_closed_by_the_user_ends_the_process(small_slide: Path, bundle_di
         [sys.executable, "-c", _CLOSED_BY_THE_USER, str(small_slide), str(bundle_dir)],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "threads 0 ready" in done.stdout
@@ -510,7 +513,7 @@ def test_unknown_mpp_is_asked_for(viewer: Any, widget: ClassifyWidget, qtbot: An
     assert tuple(layer.scale) == (1.0, 1.0)
     assert [str(unit) for unit in layer.units] == ["pixel", "pixel"]
     assert widget.slide_section.mpp_row.isVisible()
-    qtbot.waitUntil(lambda: bool(widget.model_section.facts.text()), timeout=20_000)
+    qtbot.waitUntil(lambda: bool(widget.model_section.facts.text()), timeout=LONG_MS)
     assert not widget.run_section.classify.isEnabled()
     qtbot.keyClicks(widget.slide_section.mpp, "0,5")
     qtbot.mouseClick(widget.slide_section.set_mpp, LEFT)
@@ -549,7 +552,7 @@ def test_newer_bundle_is_told_in_the_dock(
     described["format_version"] = 99
     (newer / "bundle.json").write_text(json.dumps(described))
     widget.controller.load_bundle(str(newer))
-    qtbot.waitUntil(lambda: widget.run_section.error.isVisible(), timeout=20_000)
+    qtbot.waitUntil(lambda: widget.run_section.error.isVisible(), timeout=LONG_MS)
     assert "version 99" in widget.run_section.error.text()
     assert "pip install --upgrade" in widget.run_section.error.text()
 
@@ -575,7 +578,7 @@ def test_error_of_torch_ends_the_run(
 def test_plugin_widget_opens_from_the_manifest(viewer: Any, qtbot: Any) -> None:
     docked, inner = viewer.window.add_plugin_dock_widget(PLUGIN, "LRMIL: classify slide")
     assert isinstance(inner, ClassifyWidget)
-    qtbot.waitUntil(docked.isVisible, timeout=5_000)
+    qtbot.waitUntil(docked.isVisible, timeout=LONG_MS)
     assert dock_widget(viewer) is inner
 
 

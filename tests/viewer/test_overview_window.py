@@ -13,11 +13,11 @@ from made_predictions import make_prediction
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtGui import QImage
 from qtpy.QtWidgets import QDialog, QMessageBox, QWidget
-from real_windows import canvas_widget, delete_what_is_due, open_slide
+from real_windows import LONG_MS, canvas_widget, delete_what_is_due, open_slide, shot_at_rest, wait_for_jobs
 
 from napari_lrmil._viewer.canvas import Area
 from napari_lrmil._viewer.docks.docked import dock_widget
-from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, Fit
+from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, Fit, scanned_area
 from napari_lrmil._viewer.docks.overview.widget import OverviewWidget
 from napari_lrmil.slide import Slide
 
@@ -33,8 +33,15 @@ def overview(viewer: Any) -> OverviewWidget:
     return widget
 
 
-def settled(qtbot: Any, viewer: Any) -> None:
-    qtbot.wait(150)
+def settled(qtbot: Any, overview: OverviewWidget) -> None:
+    """The map shows the field that the canvas has by now: it follows with a delay."""
+    area = scanned_area(overview.controller.slide)
+
+    def shows_it() -> bool:
+        fit = Fit.of(area, (float(overview.map.width()), float(overview.map.height())))
+        return overview.map.field_px_xywh == pytest.approx(fit.to_px_xywh(overview.canvas.field))
+
+    qtbot.waitUntil(shows_it, timeout=LONG_MS)
 
 
 def painted(overview: OverviewWidget) -> Any:
@@ -49,7 +56,7 @@ def painted(overview: OverviewWidget) -> Any:
 
 def wait_for_picture(qtbot: Any, overview: OverviewWidget) -> None:
     """Without a slide the map is grey, with a rectangle at most."""
-    qtbot.waitUntil(lambda: len(np.unique(painted(overview).reshape(-1, 3), axis=0)) > 50, timeout=10_000)
+    qtbot.waitUntil(lambda: len(np.unique(painted(overview).reshape(-1, 3), axis=0)) > 50, timeout=LONG_MS)
 
 
 def test_presets_by_key_and_button_are_exact(
@@ -67,7 +74,7 @@ def test_presets_by_key_and_button_are_exact(
             )
         else:
             qtbot.mouseClick(overview.presets[value], LEFT)
-        settled(qtbot, viewer)
+        settled(qtbot, overview)
         assert 1 / camera.zoom == pytest.approx(10 / value, rel=0.01)
         assert camera.center[-2:] == pytest.approx((400, 700))
         text = f"{value}× · {10 / value:g} µm/px"
@@ -88,9 +95,8 @@ def test_drawn_pixels_measure_what_is_said(
     viewer.scene.camera.center = (0, 450, 650)
     overview.presets[20].click()
     viewer.canvas.overlays.scale_bar.visible = False
-    settled(qtbot, viewer)
     ratio = canvas_widget().devicePixelRatioF()
-    shot = viewer.screenshot(canvas_only=True, flash=False).astype(int)
+    shot = shot_at_rest(qtbot, viewer).astype(int)
     green = np.argwhere((shot[..., 1] > 200) & (shot[..., 0] < 60) & (shot[..., 2] < 60))
     height, width = np.ptp(green, axis=0) + 1
     assert height / ratio == pytest.approx(200, abs=2)  # 100 µm at 0.5 µm a pixel
@@ -122,7 +128,7 @@ def test_map_moves_the_view_and_follows_it(
     overview.presets[20].click()
     middle = QPoint(overview.map.width() // 2, overview.map.height() // 2)
     qtbot.mouseClick(overview.map, LEFT, pos=middle)
-    settled(qtbot, viewer)
+    settled(qtbot, overview)
     expected = ((top + height / 2) * mpp_y, (left + width / 2) * mpp_x)
     pixel_um = max(height * mpp_y / overview.map.height(), 1)
     assert viewer.scene.camera.center[-2:] == pytest.approx(expected, abs=2 * pixel_um)
@@ -132,7 +138,7 @@ def test_map_moves_the_view_and_follows_it(
         return x + w / 2, y + h / 2
 
     # The map follows the canvas with a delay, and rounds to its own pixels.
-    qtbot.waitUntil(lambda: field_middle() == pytest.approx((middle.x(), middle.y()), abs=3), timeout=5_000)
+    qtbot.waitUntil(lambda: field_middle() == pytest.approx((middle.x(), middle.y()), abs=3), timeout=LONG_MS)
     before = viewer.scene.camera.center
     qtbot.keyClick(overview.map, Qt.Key.Key_Right)
     field_um = viewer.canvas.size[1] / viewer.scene.camera.zoom
@@ -142,7 +148,7 @@ def test_map_moves_the_view_and_follows_it(
     assert viewer.scene.camera.zoom == pytest.approx(1.0)
     qtbot.keyClick(overview.map, Qt.Key.Key_Home)
     assert viewer.scene.camera.center[-2:] == pytest.approx(expected)
-    settled(qtbot, viewer)
+    settled(qtbot, overview)
     x, y, w, h = overview.map.field_px_xywh or (0, 0, 0, 0)
     area = Area(top * mpp_y, left * mpp_x, height * mpp_y, width * mpp_x)
     fit = Fit.of(area, (overview.map.width(), overview.map.height()))
@@ -157,14 +163,14 @@ def test_many_camera_events_paint_few_times(
     viewer: Any, overview: OverviewWidget, qtbot: Any, small_slide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_slide(viewer, small_slide)
-    settled(qtbot, viewer)
+    settled(qtbot, overview)
     painted: list[int] = []
     show = overview.map.show_field
     monkeypatch.setattr(overview.map, "show_field", lambda field: (painted.append(1), show(field)))
     for step in range(300):
         viewer.scene.camera.center = (0, 100 + step, 100)
     assert len(painted) <= 1
-    settled(qtbot, viewer)
+    settled(qtbot, overview)
     assert 1 <= len(painted) <= 3
 
 
@@ -200,7 +206,7 @@ def test_associated_images_only_on_request(
         Slide, "read_associated", lambda self, name: (read.append(name), original(self, name))[1]
     )
     slide = open_slide(viewer, shared_file("slides_real/CMU-1-Small-Region.svs"))
-    settled(qtbot, viewer)
+    wait_for_jobs(qtbot)
     name = next(each for each in slide.associated_images if each in ("label", "macro", "thumbnail"))
     assert read == []
     asked: list[str] = []
@@ -214,18 +220,18 @@ def test_associated_images_only_on_request(
 
     monkeypatch.setattr(QMessageBox, "question", answer(QMessageBox.StandardButton.No))
     qtbot.mouseClick(overview.associated_buttons[name], LEFT)
-    settled(qtbot, viewer)
+    wait_for_jobs(qtbot)
     assert "patient" in asked[0]
     assert read == []
     monkeypatch.setattr(QMessageBox, "question", answer(QMessageBox.StandardButton.Yes))
     qtbot.mouseClick(overview.associated_buttons[name], LEFT)
-    qtbot.waitUntil(lambda: overview.associated_dialog is not None, timeout=10_000)
+    qtbot.waitUntil(lambda: overview.associated_dialog is not None, timeout=LONG_MS)
     assert read == [name]
     dialog = overview.associated_dialog
     assert dialog is not None
     assert "patient" in dialog.windowTitle()
     viewer.layers.clear()  # with its slide, the image goes too
-    qtbot.waitUntil(lambda: overview.associated_dialog is None, timeout=5_000)
+    qtbot.waitUntil(lambda: overview.associated_dialog is None, timeout=LONG_MS)
 
 
 def test_an_associated_image_stands_beside_no_other_slide(
@@ -234,13 +240,12 @@ def test_an_associated_image_stands_beside_no_other_slide(
     open_slide(viewer, small_slide)
     for _ in range(2):  # of two in a row, the second is closed too
         overview.show_associated("label", np.zeros((20, 30, 3), np.uint8))
-    settled(qtbot, viewer)
     dialog = overview.associated_dialog
     assert dialog is not None
-    assert dialog.isVisible()
+    qtbot.waitUntil(dialog.isVisible, timeout=LONG_MS)
     open_slide(viewer, shutil.copy(small_slide, tmp_path / "other.tiff"))
     assert overview.associated_dialog is None
-    settled(qtbot, viewer)
+    wait_for_jobs(qtbot)
     assert not [each for each in overview.findChildren(QDialog) if each.isVisible()]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,19 @@ from made_slides import write_slide
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QImage
 from qtpy.QtWidgets import QListWidget
-from real_windows import assert_controls_say_what_they_do, canvas_widget, choose_by_keys
+from real_windows import (
+    LONG_MS,
+    assert_controls_say_what_they_do,
+    canvas_widget,
+    choose_by_keys,
+    wait_for_jobs,
+)
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.tiles import presenter as module
 from napari_lrmil._viewer.docks.tiles.panel import CLOSE_UP_MAX_PX
 from napari_lrmil._viewer.docks.tiles.widget import TilesWidget
 from napari_lrmil._viewer.layers import TILE_MARK_KEY
-from napari_lrmil._viewer.qt.background import thread_pool
 from napari_lrmil.slide.picture import close_up
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -39,7 +43,7 @@ def dock(viewer: Any, main_dock: ClassifyWidget, qtbot: Any) -> TilesWidget:
 
 
 def wait_for_images(qtbot: Any, dock: TilesWidget) -> None:
-    qtbot.waitUntil(lambda: not dock.background.running("close-ups"), timeout=30_000)
+    qtbot.waitUntil(lambda: not dock.background.running("close-ups"), timeout=LONG_MS)
 
 
 def marks(viewer: Any) -> list[Any]:
@@ -157,40 +161,43 @@ def test_it_follows_the_slide(
     assert "Open a slide" in dock.hint.text()
 
 
-def slowly(monkeypatch: pytest.MonkeyPatch, *, seconds: float) -> threading.Event:
-    """Have each close-up take that long; the event is set once the first is read."""
-    reading = threading.Event()
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Two events: the first is set once a close-up is about to be read, which then waits for the second."""
+    reading, go_on = threading.Event(), threading.Event()
 
     def slow(*arguments: Any, **options: Any) -> Any:
         reading.set()
-        time.sleep(seconds)
+        assert go_on.wait(LONG_MS / 1000)
         return close_up(*arguments, **options)
 
     monkeypatch.setattr(module, "close_up", slow)
-    return reading
+    return reading, go_on
 
 
 def test_closing_while_images_are_read_ends_the_reading(
-    viewer: Any, main_dock: ClassifyWidget, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    viewer: Any, main_dock: ClassifyWidget, qtbot: Any, held: tuple[threading.Event, threading.Event]
 ) -> None:
-    reading = slowly(monkeypatch, seconds=0.3)
-    docked, _ = viewer.window.add_plugin_dock_widget("napari-lrmil", TILES)
-    assert reading.wait(10)
+    reading, go_on = held
+    docked, made = viewer.window.add_plugin_dock_widget("napari-lrmil", TILES)
+    assert reading.wait(LONG_MS / 1000)
+    made.ending.callback(go_on.set)  # so that the step under way can end
     viewer.window.remove_dock_widget(docked)
-    qtbot.waitUntil(lambda: thread_pool().activeThreadCount() == 0, timeout=10_000)
+    wait_for_jobs(qtbot)
     assert not marks(viewer)
     main_dock.controller.set_heatmap(visible=False)  # nobody listens any more who is gone
 
 
 def test_a_slide_closed_while_images_are_read_is_no_error(
-    viewer: Any, main_dock: ClassifyWidget, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    viewer: Any, main_dock: ClassifyWidget, qtbot: Any, held: tuple[threading.Event, threading.Event]
 ) -> None:
-    reading = slowly(monkeypatch, seconds=0.1)
+    reading, go_on = held
     _, made = viewer.window.add_plugin_dock_widget("napari-lrmil", TILES)
-    assert reading.wait(10)
+    assert reading.wait(LONG_MS / 1000)
     viewer.layers.clear()
+    go_on.set()
     wait_for_images(qtbot, made)
-    qtbot.wait(200)
+    wait_for_jobs(qtbot)
     assert not made.error.isVisibleTo(made)
     assert "Open a slide" in made.hint.text()
 
