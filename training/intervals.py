@@ -9,7 +9,7 @@ with all of their slides, and the trainings.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -100,7 +100,7 @@ def resample_aucs(
     *,
     n_resamples: int,
     seed: int,
-    shares_encoder: bool = False,
+    shared: Collection[str] = (),
 ) -> dict[str, Resampled]:
     """Return the AUC of every method on the same resamples, so that differences are paired.
 
@@ -111,15 +111,15 @@ def resample_aucs(
         them of the same seeds in the same order.
     n_resamples : int
     seed : int
-    shares_encoder : bool
-        Whether an encoder of one seed serves all folds: its draw is common to them then.
+    shared : collection of str
+        Methods whose encoder of one seed serves all folds: its draw is common to them then.
 
     Raises
     ------
     ValueError
         Where an AUC isn't defined at all.
     """
-    by_class = resample_class_aucs(methods, n_resamples=n_resamples, seed=seed, shares_encoder=shares_encoder)
+    by_class = resample_class_aucs(methods, n_resamples=n_resamples, seed=seed, shared=shared)
     return {
         method: Resampled(within_fold_auc(folds), by_class[method].mean(axis=0))
         for method, folds in methods.items()
@@ -131,14 +131,17 @@ def resample_class_aucs(
     *,
     n_resamples: int,
     seed: int,
-    shares_encoder: bool = False,
+    shared: Collection[str] = (),
 ) -> dict[str, Array]:
     """Return what `resample_aucs` takes the mean of: each class against the rest, (C, B); of two classes one, (1, B).
 
     NaN where a resample has no pair.
     """
-    draws = _draw(methods, n_resamples, np.random.default_rng(seed), shares_encoder)
-    return {method: _share(*_pairs_of_all(folds, draws)) for method, folds in methods.items()}
+    draws = _draw(methods, n_resamples, np.random.default_rng(seed), shared)
+    return {
+        method: _share(*_pairs_of_all(folds, draws, shared=method in shared))
+        for method, folds in methods.items()
+    }
 
 
 def resample_dealt_anew(
@@ -146,7 +149,7 @@ def resample_dealt_anew(
     *,
     n_resamples: int,
     seed: int,
-    shares_encoder: bool = False,
+    shared: Collection[str] = (),
 ) -> dict[str, Resampled]:
     """Return the AUC of every method where each seed has dealt the slides into folds of its own.
 
@@ -159,8 +162,8 @@ def resample_dealt_anew(
         Method -> the folds of each seed, the same folds for each method.
     n_resamples : int
     seed : int
-    shares_encoder : bool
-        Whether an encoder serves all folds of a seed: its draw is common to them then.
+    shared : collection of str
+        Methods whose encoder serves all folds of a seed: its draw is common to them then.
 
     Raises
     ------
@@ -173,7 +176,7 @@ def resample_dealt_anew(
     patients = _weights(len(names), n_resamples, rng) * len(names)
     seeds = _weights(len(first), n_resamples, rng)
     trainings = [
-        _draw({name: by_seed[place] for name, by_seed in methods.items()}, n_resamples, rng, shares_encoder)
+        _draw({name: by_seed[place] for name, by_seed in methods.items()}, n_resamples, rng, shared)
         for place in range(len(first))
     ]
     found = {}
@@ -185,7 +188,7 @@ def resample_dealt_anew(
                 drawn._replace(slides=patients[:, np.searchsorted(names, fold.patients)])
                 for fold, drawn in zip(folds, trainings[place], strict=True)
             ]
-            in_order, pairs = _pairs_of_all(folds, draws)
+            in_order, pairs = _pairs_of_all(folds, draws, shared=method in shared)
             sums.append((seeds[:, place] * in_order, seeds[:, place] * pairs))
         in_order, pairs = (np.sum(parts, axis=0) for parts in zip(*sums, strict=True))
         found[method] = Resampled(within_fold_auc(all_folds), _share(in_order, pairs).mean(axis=0))
@@ -198,6 +201,8 @@ class _Draws(NamedTuple):
     slides: Array
     heads: dict[int, Array]
     encoders: dict[int, Array]
+    shared_encoders: dict[int, Array]
+    """The same ones in every fold."""
 
 
 def _once(folds: Sequence[FoldScores]) -> list[_Draws]:
@@ -207,6 +212,7 @@ def _once(folds: Sequence[FoldScores]) -> list[_Draws]:
             np.ones((1, len(fold.labels))),
             {n: np.full((1, n), 1 / n) for n in (fold.probabilities.shape[1],)},
             {n: np.full((1, n), 1 / n) for n in (fold.probabilities.shape[0],)},
+            {},
         )
         for fold in folds
     ]
@@ -216,12 +222,16 @@ def _draw(
     methods: Mapping[str, Sequence[FoldScores]],
     n_resamples: int,
     rng: np.random.Generator,
-    shares_encoder: bool,
+    shared: Collection[str],
 ) -> list[_Draws]:
     first = next(iter(methods.values()))
     n_heads = sorted({fold.probabilities.shape[1] for folds in methods.values() for fold in folds})
-    n_encoders = sorted({fold.probabilities.shape[0] for folds in methods.values() for fold in folds})
-    common = {n: _weights(n, n_resamples, rng) for n in n_encoders} if shares_encoder else None
+
+    def n_encoders(*, of_shared: bool) -> list[int]:
+        of = (folds for method, folds in methods.items() if (method in shared) is of_shared)
+        return sorted({fold.probabilities.shape[0] for folds in of for fold in folds})
+
+    common = {n: _weights(n, n_resamples, rng) for n in n_encoders(of_shared=True)}
     draws = []
     for fold in first:
         names = sorted(set(fold.patients))
@@ -231,7 +241,8 @@ def _draw(
             _Draws(
                 patients[:, of_slide],
                 {n: _weights(n, n_resamples, rng) for n in n_heads},
-                common or {n: _weights(n, n_resamples, rng) for n in n_encoders},
+                {n: _weights(n, n_resamples, rng) for n in n_encoders(of_shared=False)},
+                common,
             )
         )
     return draws
@@ -242,7 +253,9 @@ def _weights(n: int, n_resamples: int, rng: np.random.Generator) -> Array:
     return rng.multinomial(n, np.full(n, 1 / n), size=n_resamples) / n
 
 
-def _pairs_of_all(folds: Sequence[FoldScores], draws: Sequence[_Draws]) -> tuple[Array, Array]:
+def _pairs_of_all(
+    folds: Sequence[FoldScores], draws: Sequence[_Draws], *, shared: bool = False
+) -> tuple[Array, Array]:
     """Return the weight of pairs in order, and of all pairs, over folds; (classes, B) each."""
     n_classes = folds[0].probabilities.shape[-1]
     classes = [1] if n_classes == 2 else list(range(n_classes))
@@ -250,7 +263,8 @@ def _pairs_of_all(folds: Sequence[FoldScores], draws: Sequence[_Draws]) -> tuple
     in_order, pairs = np.zeros((2, len(classes), n_resamples))
     for fold, drawn in zip(folds, draws, strict=True):
         n_encoders, n_heads = fold.probabilities.shape[:2]
-        encoders, heads = drawn.encoders[n_encoders], drawn.heads[n_heads]
+        encoders = (drawn.shared_encoders if shared else drawn.encoders)[n_encoders]
+        heads = drawn.heads[n_heads]
         for row, one in enumerate(classes):
             positive = fold.labels == one
             pairs[row] += drawn.slides[:, positive].sum(axis=1) * drawn.slides[:, ~positive].sum(axis=1)

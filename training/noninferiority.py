@@ -21,7 +21,7 @@ would give each row all of `alpha`, but only pays where AUC rises with cost; it 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def compare_with_teacher(
     alpha: float,
     n_resamples: int,
     seed: int,
-    shares_encoder: bool = False,
+    shared: Collection[str] = (),
 ) -> dict[str, Comparison]:
     """Return of each row whether it is shown to lose less than a margin of AUC against the teacher.
 
@@ -83,7 +83,7 @@ def compare_with_teacher(
         Chance, at most, that any row is wrongly said to lose less.
     n_resamples : int
     seed : int
-    shares_encoder : bool
+    shared : collection of str
         See `resample_aucs`.
 
     Raises
@@ -91,9 +91,7 @@ def compare_with_teacher(
     ValueError
         Where an AUC isn't defined at all.
     """
-    aucs = resample_class_aucs(
-        {_TEACHER: teacher, **rows}, n_resamples=n_resamples, seed=seed, shares_encoder=shares_encoder
-    )
+    aucs = resample_class_aucs({_TEACHER: teacher, **rows}, n_resamples=n_resamples, seed=seed, shared=shared)
     counts = patients_by_class(teacher)
     uniform = np.random.default_rng((seed, n_resamples)).random(n_resamples)
     of_teacher = within_fold_auc(teacher)

@@ -7,6 +7,12 @@ from typing import Any
 DEMONSTRATION_NOTE = "Demonstration only, not for diagnosis."
 UNLIKE_TRAINING = "unlike training"
 """The answer where there is no label: the slide is farther from those of training than the model's limit."""
+_SAID_OF_SLIDES = (UNLIKE_TRAINING, "unsure")
+
+
+def is_said_of_slides(name: str) -> bool:
+    """Return whether the program itself says this of slides, so that no class may be called so."""
+    return " ".join(name.split()).casefold() in _SAID_OF_SLIDES
 
 
 def render_card(info: dict[str, Any]) -> str:

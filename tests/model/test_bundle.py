@@ -140,6 +140,14 @@ def test_a_newer_version_says_how_to_update(bundle: Path) -> None:
         ({"mil.hiden": 1}, r"not valid: mil\.hiden: Extra"),
         ({"class_names": ["a", "b", "c"]}, r"3 class names for 2 classes"),
         ({"class_names": ["a", "a"]}, r"class names repeat"),
+        (
+            {"class_names": ["a", "unlike training"]},
+            r"a class is called 'unlike training', which is what the",
+        ),
+        (
+            {"class_names": ["Unsure", "a"]},
+            r"a class is called 'Unsure', which is what the program itself says",
+        ),
         ({"temperature": 0}, r"temperature: Input should be greater than 0"),
         ({"tiles.mpp": -1}, r"tiles\.mpp"),
         ({"format_version": 0}, r"format_version"),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import ExifTags, Image
 from slide_files import smooth_pixels
 
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
+from napari_lrmil.slide.probe import unprobed
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -143,3 +146,40 @@ def test_a_png_of_one_row_or_column_is_refused_before_its_pixels(
     said = rf"^line\.png measures {width} x {height} px, but an image without tiles may have 65536 px an edge"
     with pytest.raises(SlideError, match=said):
         Slide(path, mpp=0.5)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 2**26), (2**26, 1)])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_tiff_of_one_row_or_column_is_refused_before_its_pixels(
+    tmp_path: Path, width: int, height: int, tiled: bool
+) -> None:
+    path = tmp_path / "line.tif"
+    options = {"tile": (64, 64)} if tiled else {"rowsperstrip": 1}
+    tifffile.imwrite(path, np.zeros((64, 64, 3), np.uint8), photometric="rgb", metadata=None, **options)
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        tags = tif.pages.first.tags
+        for name, value in (("ImageWidth", width), ("ImageLength", height)):
+            tags[name].overwrite(value, dtype=4)
+    tracemalloc.start()
+    try:
+        with unprobed(), pytest.raises(SlideError, match=r"^line\.tif .*(67,?108,?864|1 x 67108864)"):
+            Slide(path, mpp=0.5)
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20  # its pixels would take 200 MB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_jpeg_as_long_as_the_format_allows_is_refused_before_its_pixels(tmp_path: Path) -> None:
+    """65,535 px, since its header has 16 bits an edge."""
+    path = tmp_path / "huge.jpg"
+    Image.new("RGB", (64, 64)).save(path)
+    head = path.read_bytes()
+    at = head.index(b"\xff\xc0") + 5
+    path.write_bytes(head[:at] + struct.pack(">HH", 65535, 65535) + head[at + 4 :])
+    tracemalloc.start()
+    try:
+        with unprobed(), pytest.raises(SlideError, match=r"^huge\.jpg has more than 67 million pixels"):
+            Slide(path, mpp=0.5)
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()

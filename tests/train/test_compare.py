@@ -235,13 +235,23 @@ def test_shuffled_targets_are_the_same_values_and_none_of_their_tiles(tmp_path: 
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_enlarged_pixels_are_pillows_bicubic(factor: int) -> None:
-    tile = np.random.default_rng(1).integers(
-        100, 156, (2, 16, 16, 3), np.uint8
-    )  # Pillow cuts overshoots between its passes
-    found = enlarge(tile, factor)
+    """Of floats, which Pillow doesn't cut to 0 to 255 between its two passes: black beside white overshoots."""
+    tile = np.random.default_rng(1).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    tile[0, :8], tile[0, 8:] = 0, 255
     size = (16 * factor, 16 * factor)
-    expected = [np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BICUBIC)) for one in tile]
-    assert np.abs(found.astype(int) - np.stack(expected).astype(int)).max() <= 1
+    bands = [
+        [
+            Image.fromarray(one[..., c].astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+            for c in range(3)
+        ]
+        for one in tile
+    ]
+    expected = np.stack([np.stack([np.asarray(band) for band in of_tile], axis=-1) for of_tile in bands])
+    assert expected.min() < -10
+    assert expected.max() > 265
+    found = enlarge(tile, factor)
+    assert found.dtype == np.uint8
+    assert np.abs(found - expected.clip(0, 255)).max() <= 0.501
 
 
 @pytest.fixture
@@ -281,6 +291,30 @@ def test_what_the_encoder_reads_is_what_the_name_says(fresh: Prepared, key: str)
                 one = encoder(encoder.preprocess(torch.from_numpy(np.array(pixels))[None]))
             expected.append(one.embedding[0].numpy())
     np.testing.assert_allclose(found.astype(np.float32), np.stack(expected), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_an_encoder_of_enlarged_targets_learns_from_these_and_from_no_hr_tile(fresh: Prepared) -> None:
+    """It is, weight for weight, what stage 1 makes where the HR tiles' embeddings are those of the enlarged LR tile."""
+    (context, (split, *_), steps), enlarged = fresh, EMBEDDINGS["lr_enlarged_4"].reading(4)
+    teacher, store = context.teacher_encoder(), context.read_store(enlarged)
+    embed(context, context.rows, Embedded(teacher, store), None, reading=enlarged)
+    plan = steps.stage1_plan(split, encoder="student_enlarged")
+    pipeline.train_encoder(context, plan, steps, teacher)  # no HR tile has been embedded
+    pretended = context.hr_store()
+    assert not pretended.root.exists()
+    pretended.prepare()
+    for row in context.rows:
+        arrays = {name: store.read(row.slide_id, name) for name in ("embedding", "layer_class_tokens")}
+        pretended.write(row.slide_id, **arrays)
+    usual = steps.stage1_plan(split)
+    assert (usual.folder, plan.folder) == ("fold0", "fold0/student_enlarged")
+    pipeline.train_encoder(context, usual, steps, teacher)
+    found, expected = (context.run_dir.folder(one.folder).read_student() for one in (plan, usual))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert any(not torch.equal(found[name], value) for name, value in teacher.vit.state_dict().items())
 
 
 # --- a whole run -----------------------------------------------------------------------------------------------------

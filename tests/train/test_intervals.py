@@ -7,7 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from training.intervals import FoldScores, Resampled, class_aucs, resample_aucs, within_fold_auc
+from training.intervals import (
+    FoldScores,
+    Resampled,
+    class_aucs,
+    resample_aucs,
+    resample_dealt_anew,
+    within_fold_auc,
+)
 from training.metrics import auc
 
 
@@ -91,6 +98,23 @@ def test_a_method_minus_itself_is_nothing_and_differences_are_narrower_than_thei
     apart = found["a"].interval()
     paired = found["a"].minus(found["b"]).interval()
     assert paired.high - paired.low < 0.5 * (apart.high - apart.low)
+
+
+def test_an_encoder_of_all_folds_is_drawn_once_for_them_and_one_a_fold_by_itself() -> None:
+    """One patient a fold, two encoders, of which one orders the slides and the other reverses them: what is drawn varies by
+    the encoders alone, for a method whose encoders serve both folds as one coin, for the other as the mean of two."""
+    right_and_wrong = np.array([[[[0.9, 0.1], [0.1, 0.9]]], [[[0.1, 0.9], [0.9, 0.1]]]])
+    folds = [FoldScores(np.array([0, 1]), ("p", "p"), right_and_wrong) for _ in range(2)]
+    found = resample_aucs({"all": folds, "own": folds}, n_resamples=4000, seed=0, shared={"all"})
+    # Two of two draws: AUC 0, 1/2 or 1 with 1/4, 1/2 and 1/4; the mean of two such has half the variance.
+    assert np.var(found["all"].draws) == pytest.approx(1 / 8, rel=0.05)
+    assert np.var(found["own"].draws) == pytest.approx(1 / 16, rel=0.05)
+    assert set(found["own"].draws) == {0, 0.25, 0.5, 0.75, 1}
+    assert np.corrcoef(found["all"].draws, found["own"].draws)[0, 1] == pytest.approx(0, abs=0.05)
+    dealt = resample_dealt_anew(
+        {"all": [folds, folds], "own": [folds, folds]}, n_resamples=4000, seed=0, shared={"all"}
+    )
+    assert np.var(dealt["all"].draws) > 1.3 * np.var(dealt["own"].draws)
 
 
 def test_an_interval_without_enough_resamples_is_refused() -> None:

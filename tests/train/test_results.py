@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from napari_lrmil.errors import ConfigError
+from training.config import load_config
 from training.intervals import FoldScores, resample_aucs
 from training.metrics import auc
 from training.studies.attention import localisation_rows
@@ -104,6 +105,26 @@ def test_two_runs_of_one_seed_are_its_parts(tmp_path: Path) -> None:
     assert len(set(found.folds[0])) == 2
     with pytest.raises(ConfigError, match="tested by seed 0 before"):
         read_experiment([folders[0], write_run(tmp_path / "again", 0, {"lrmil": perfect()})])
+
+
+@pytest.mark.parametrize("leftover", [False, True])
+def test_whose_encoder_serves_all_folds_is_said_by_the_config_and_not_by_what_lies_there(
+    tmp_path: Path, leftover: bool
+) -> None:
+    """One f' of unlabelled slides for all folds, but a row by attention has one a fold; a run of other config left a file."""
+    scores = {"lrmil": perfect(), "paper_attention": perfect(), "lr_scratch": perfect()}
+    run = write_run(tmp_path / "run", 0, scores)
+    if leftover:
+        (run / "shared").mkdir()
+        (run / "shared" / "student_encoder.safetensors").write_bytes(b"of before")
+    config = tmp_path / "config.toml"
+    words = '[run]\nout_dir = "run"\n[data]\nslides = "slides.csv"\n[[compare]]\nset = "all"\n[stage1]\n'
+    for slides, expected in (("unlabelled", {"lrmil"}), ("train", set())):
+        config.write_text(words + f'slides = "{slides}"\n')
+        (run / "config.json").write_text(load_config(config).model_dump_json())
+        assert read_experiment([run]).shared == expected
+    # One fold alone: its f' of unlabelled slides may as well be its own.
+    assert load_config(config, ["--stage1.slides", "unlabelled"]).sharing(1) == set()
 
 
 def test_a_method_of_some_runs_only_is_left_out_and_named(runs: list[Path]) -> None:

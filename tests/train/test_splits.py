@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from napari_lrmil.errors import ConfigError
 from training.data.site_folds import deal_sites, unevenness
-from training.data.splits import KeptSplits, Split, label_imbalance, make_splits, shared_between
+from training.data.splits import KeptSplits, Split, class_names, label_imbalance, make_splits, shared_between
 from training.data.table import SlideRow
 
 
@@ -307,3 +307,16 @@ def test_a_table_may_name_its_calibration_slides() -> None:
     torn = [*rows, row("x", patient="p10", label="a", fold="train")]
     with pytest.raises(ConfigError, match="in two parts"):
         make_splits(torn, n_folds=5, seed=0)
+
+
+@pytest.mark.parametrize("label", ["unsure", "Unlike  Training"])
+def test_a_class_called_as_what_the_program_says_itself_is_refused(label: str) -> None:
+    rows = [row("a", label="benign"), row("b", label=label)]
+    with pytest.raises(
+        ConfigError, match=rf"^the label '{label}' can't be the name of a class: the program itself"
+    ):
+        class_names(rows)
+    assert class_names([row("a", label="benign"), row("b", label="unsure lesion")]) == (
+        "benign",
+        "unsure lesion",
+    )

@@ -124,8 +124,12 @@ def test_a_step_isnt_done_again_for_what_only_the_report_shows(context: Context,
     made, curve = tmp_path / "made", tmp_path / "curve.csv"
     step = Step("fold0/lrmil", "key", (made,), shows=(curve,))
     once(context, step, lambda: (made.touch(), write_text(curve, "epoch\n0\n")))
+    once(context, step, lambda: pytest.fail("it is done"))
+    assert "Note" not in said(context)
     curve.write_text("epoch\n1\n")
     assert is_done(context.run_dir, step)
+    once(context, step, lambda: pytest.fail("it is done"))
+    assert "Note: curve.csv isn't as fold0/lrmil wrote it." in said(context).replace("\n", " ")
     with pytest.raises(RunDirError, match=r"curve\.csv isn't as this run wrote it"):
         context.run_dir.markers.read(curve, "fold0/lrmil")
 

@@ -96,6 +96,14 @@ class RunConfig(Section):
         students = [self, *(self.of_row(row) for row in self.rows if row.is_of_student)]
         return tuple(sorted({layer for config in students for layer in config.stage1.layers}))
 
+    def sharing(self, n_folds: int) -> set[str]:
+        """Return the rows whose f' serves all folds of a run."""
+        return {
+            row.key
+            for row in self.rows
+            if row.is_of_student and self.of_row(row).stage1.serves_all_folds(n_folds)
+        }
+
     def of_row(self, row: Method) -> RunConfig:
         """Return the config of a row, with its options.
 

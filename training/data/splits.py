@@ -12,6 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from napari_lrmil.errors import ConfigError, is_one_line, shortened
 from napari_lrmil.model.bundle import LONGEST_NAME
+from napari_lrmil.model.card import is_said_of_slides
 from training.data.site_folds import deal_sites
 from training.data.table import SlideRow
 from training.hashing import content_hash
@@ -48,7 +49,8 @@ def class_names(rows: list[SlideRow]) -> tuple[str, ...]:
     Raises
     ------
     ConfigError
-        Where there are fewer than two, or one is more than a name on one line: a bundle couldn't hold it.
+        Where there are fewer than two, or a bundle couldn't hold one: it is more than a name on one line, or is what the
+        program itself says of slides.
     """
     names = tuple(sorted({row.label for row in rows if row.label is not None}))
     if len(names) < 2:
@@ -59,6 +61,12 @@ def class_names(rows: list[SlideRow]) -> tuple[str, ...]:
         raise ConfigError(
             f"the label {shortened(odd)!r} is no name of a class: it has more than {LONGEST_NAME} characters, or "
             "characters that move the cursor"
+        )
+    taken = next((name for name in names if is_said_of_slides(name)), None)
+    if taken is not None:
+        raise ConfigError(
+            f"the label {taken!r} can't be the name of a class: the program itself says it of slides. Call it otherwise in "
+            "the column 'label'"
         )
     return names
 

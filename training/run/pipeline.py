@@ -748,7 +748,7 @@ def find_runs_front(
             config.front,
             n_resamples=config.evaluate.bootstrap,
             seed=config.run.seed,
-            shares_encoder=steps.shares_encoder,
+            shared=steps.sharing,
         )
         context.run_dir.write_front(front)
 

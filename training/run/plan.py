@@ -199,7 +199,7 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
                     else:
                         step = _embedding(
                             context,
-                            f"embed LR, fold {split.fold}",
+                            f"embed LR, {stage1.folder}",
                             split.labelled,
                             lr_student,
                             students[spec_json],

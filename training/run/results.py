@@ -65,7 +65,7 @@ def compare(
             context.class_names,
             n_resamples=config.evaluate.bootstrap,
             seed=config.run.seed,
-            shares_encoder=steps.shares_encoder,
+            shared=steps.sharing,
             set_quantiles=quantiles,
             names={row.key: row.name for row in config.rows if row.key not in BY_KEY},
         )

@@ -83,9 +83,17 @@ def once(
     if marker is not None and marker.key == step.key:
         changed = markers.first_changed(marker, step.makes, step.reads)
         if changed is None:
-            if not quiet:
-                before = "" if marker.files is not None else ", by a version that kept no hashes of its files"
-                context.reporter.say(f"[dim]{step.name}: done before{before}[/]")
+            if quiet:
+                return
+            before = "" if marker.files is not None else ", by a version that kept no hashes of its files"
+            context.reporter.say(f"[dim]{step.name}: done before{before}[/]")
+            for path in step.shows:
+                known = path.is_file() and markers.has_written(path, step.name)
+                if known and markers.first_changed(marker, [path]) is not None:
+                    context.reporter.say(
+                        f"[yellow]Note:[/] {escape(str(path.relative_to(markers.root)))} isn't as {step.name} wrote it. "
+                        "No result depends on it, but a report that shows it refuses it. Delete it: it then does without."
+                    )
             return
         what = "isn't as it was" if changed.exists() else "is missing"
         context.reporter.say(
@@ -156,14 +164,18 @@ class Steps:
             *({row.slide_id for row in split.extra} for split in splits)
         )
         stage1 = context.config.stage1
-        serves_all = stage1.slides == "all" or (stage1.slides == "unlabelled" and len(splits) > 1)
-        self.shares_encoder = stage1.scope == "shared" or (stage1.scope == "auto" and serves_all)
+        self.shares_encoder = stage1.serves_all_folds(len(splits))
         self._stamps: dict[Reading, dict[str, str]] = {} if base is None else base._stamps
 
     @property
     def context(self) -> Context:
         """The run as these steps see it: with the options of their row."""
         return self._context
+
+    @property
+    def sharing(self) -> set[str]:
+        """Rows whose f' serves all folds."""
+        return self._context.config.sharing(len(self._splits))
 
     def of(self, row: Method) -> Steps:
         """Return the steps of a row, whose options make them others."""
@@ -424,7 +436,7 @@ class Steps:
             self._context.class_names,
             _said(val),
             _said(test),
-            self.shares_encoder,
+            sorted(self.sharing),
             [(method, name, mpp, costs.model_dump()) for method, (name, mpp, costs) in about.items()],
             timed,
         )

@@ -115,6 +115,11 @@ class Stage1Section(Section):
         """Whether f' learns from the pixels of validation and test slides."""
         return self.slides == "all"
 
+    def serves_all_folds(self, n_folds: int) -> bool:
+        """Whether one f' is trained for all folds of a run."""
+        alike = self.slides == "all" or (self.slides == "unlabelled" and n_folds > 1)
+        return self.scope == "shared" or (self.scope == "auto" and alike)
+
     def recipe(self, seed: int) -> Recipe:
         """Return how the weights of f' are fitted."""
         return Recipe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -184,7 +184,7 @@ def compare_methods(
     *,
     n_resamples: int,
     seed: int,
-    shares_encoder: bool = False,
+    shared: Collection[str] = (),
     set_quantiles: Sequence[float | None] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> dict[str, MethodResult]:
@@ -200,8 +200,8 @@ def compare_methods(
     n_resamples : int
         Of patients and trainings, for the 95 % intervals.
     seed : int
-    shares_encoder : bool
-        Whether one f' serves all folds.
+    shared : collection of str
+        Methods whose f' serves all folds.
     set_quantiles : sequence of float or None, optional
         Of the sets of classes of each fold's bundle, see `ConformalInfo`.
     names : mapping, optional
@@ -212,7 +212,7 @@ def compare_methods(
     dict
         Method -> metrics, as docs/exports.md describes them.
     """
-    resampled = resample_aucs(tested, n_resamples=n_resamples, seed=seed, shares_encoder=shares_encoder)
+    resampled = resample_aucs(tested, n_resamples=n_resamples, seed=seed, shared=shared)
     results: dict[str, MethodResult] = {}
     for method, folds in tested.items():
         n_encoders, n_heads = folds[0].probabilities.shape[:2]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -301,7 +301,7 @@ def find_front(
     *,
     n_resamples: int,
     seed: int,
-    shares_encoder: bool = False,
+    shared: Collection[str] = (),
 ) -> Front:
     """Compare rows with the teacher and choose the cheapest that is shown, on validation, to lose less than the margin.
 
@@ -317,7 +317,7 @@ def find_front(
     class_names : sequence of str
     section : FrontSection
     n_resamples, seed : int
-    shares_encoder : bool
+    shared : collection of str
         See `resample_aucs`.
     """
     teacher = TEACHER.key
@@ -332,7 +332,7 @@ def find_front(
             # Enough to tell the smallest of Holm's levels from 0.
             n_resamples=max(n_resamples, round(20 * len(rows) / section.alpha)),
             seed=seed,
-            shares_encoder=shares_encoder,
+            shared=shared,
         )
 
     on_val, on_test = against_teacher(val), against_teacher(test)

@@ -51,9 +51,7 @@ def auc_interval(
     """
     wanted = {name: _folds_of_seeds(experiment, name) for name in (method, minus) if name is not None}
     try:
-        found = resample_dealt_anew(
-            wanted, n_resamples=n_resamples, seed=0, shares_encoder=experiment.shares_encoder
-        )
+        found = resample_dealt_anew(wanted, n_resamples=n_resamples, seed=0, shared=experiment.shared)
         return (found[method] if minus is None else found[method].minus(found[minus])).interval()
     except ValueError as error:
         raise ConfigError(f"{method}: {error}") from error

@@ -18,6 +18,7 @@ from napari_lrmil.errors import ConfigError
 from training.data.predictions import Predictions
 from training.methods import in_table_order
 from training.run.layout import Folder, RunDir
+from training.run.markers import RunDirError
 
 
 class TestedSlide(NamedTuple):
@@ -71,8 +72,8 @@ class Experiment:
     tiles : Tiles
     run_dirs : dict
         Seed -> its run directories.
-    shares_encoder : bool
-        Whether one f' serves all folds of a run.
+    shared : frozenset of str
+        Methods whose f' serves all folds of a run.
     """
 
     seeds: tuple[int, ...]
@@ -86,7 +87,7 @@ class Experiment:
     left_out: tuple[str, ...]
     tiles: Tiles
     run_dirs: dict[int, tuple[Path, ...]]
-    shares_encoder: bool
+    shared: frozenset[str]
 
 
 Key = tuple[str, str]
@@ -167,7 +168,7 @@ def read_experiment(run_dirs: Sequence[Path]) -> Experiment:
         left_out=tuple(sorted(found.keys() - complete.keys())),
         tiles=next(iter(tiles.values())),
         run_dirs=dirs,
-        shares_encoder=all(RunDir(folder).shared.student_encoder.is_file() for folder in configs),
+        shared=frozenset(order).intersection(*(_sharing(RunDir(folder), order) for folder in configs)),
     )
 
 
@@ -215,6 +216,15 @@ def _config(folder: Path) -> dict[str, dict[str, float]]:
     if not all(isinstance(config.get(key), dict) for key in ("run", "tiles")):
         raise ConfigError(f"{RunDir(folder).config_json} isn't the config of a run")
     return config
+
+
+def _sharing(run_dir: RunDir, methods: Sequence[str]) -> set[str]:
+    """Return the methods whose f' serves all folds of a run."""
+    try:
+        config, splits = run_dir.read_config(), run_dir.read_splits()
+    except RunDirError:  # of another version, in which all methods had the same f'
+        return set(methods) if run_dir.shared.student_encoder.is_file() else set()
+    return config.sharing(len(run_dir.folds() if splits is None else splits.folds))
 
 
 def _tiles(folder: Path, config: dict[str, dict[str, float]]) -> Tiles:
