@@ -27,6 +27,7 @@ from napari_lrmil.export.geojson_reading import (
     parse_geojson,
     read_geojson,
 )
+from napari_lrmil.wording import slide_warnings, status_of
 
 if TYPE_CHECKING:  # predict loads torch
     from napari_lrmil.predict import SlidePrediction
@@ -192,7 +193,12 @@ def heatmap_to_geojson(
                 "properties": {"objectType": "detection", "measurements": measurements},
             }
         )
-    made_by = {"version": prediction.version, "bundle_sha256": prediction.bundle_sha256}
+    made_by: dict[str, object] = {
+        "version": prediction.version,
+        "bundle_sha256": prediction.bundle_sha256,
+        "status": [str(each) for each in status_of(prediction)],
+        "warnings": list(slide_warnings(prediction)),
+    }
     return _collection(features, bounds_l0_xywh, cropped, made_by)
 
 
@@ -223,7 +229,7 @@ def _offset(bounds_l0_xywh: Bounds, cropped: bool) -> Vertex:
 
 
 def _collection(
-    features: list[dict[str, object]], bounds_l0_xywh: Bounds, cropped: bool, made_by: dict[str, str]
+    features: list[dict[str, object]], bounds_l0_xywh: Bounds, cropped: bool, made_by: Mapping[str, object]
 ) -> dict[str, object]:
     return {
         "type": "FeatureCollection",

@@ -22,6 +22,7 @@ from napari_lrmil.export.painting import (
     thumbnail,
 )
 from napari_lrmil.heatmap import ATTENTION, Unit
+from napari_lrmil.wording import slide_warnings, status_of
 
 if TYPE_CHECKING:  # predict loads torch
     from napari_lrmil.predict import SlidePrediction
@@ -107,7 +108,7 @@ def write_heatmap_png(
 ) -> Path:
     """`heatmap_image` as a PNG, whole or not at all.
 
-    The file says which bundle and program made it, and nothing of the slide's name.
+    The file says which bundle and program made it, and its status as the result's JSON has it; nothing of the slide's name.
     """
     path = Path(path)
     picture = heatmap_image(
@@ -118,8 +119,10 @@ def write_heatmap_png(
     said.add_itxt(
         "Comment",
         f"{scale_of(prediction, channel).label}; bundle {prediction.bundle_sha256}; classified by napari-lrmil "
-        f"{prediction.version}",
+        f"{prediction.version}; status: {', '.join(status_of(prediction))}",
     )
+    if slide_warnings(prediction):
+        said.add_itxt("Warning", " ".join(slide_warnings(prediction)))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=said, optimize=True)
     with replacing(path) as scratch:
@@ -229,5 +232,7 @@ def _attributes(prediction: SlidePrediction, channels: tuple[tuple[str, Unit], .
             ],
             "bundle_sha256": prediction.bundle_sha256,
             "slide_fingerprint": prediction.slide_fingerprint,
+            "status": [str(each) for each in status_of(prediction)],
+            "warnings": list(slide_warnings(prediction)),
         },
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from napari_lrmil.export import images
 from napari_lrmil.export.errors import ExportError
+from napari_lrmil.export.geojson import write_heatmap_geojson
 from napari_lrmil.export.images import heatmap_image, write_heatmap_png, write_heatmap_zarr
 from napari_lrmil.export.painting import (
     LEAST_CONTRIBUTION,
@@ -281,3 +283,28 @@ def test_ome_zarr_is_replaced_only_on_request_and_only_whole(
     (tmp_path / "folder").mkdir()
     with pytest.raises(ExportError, match="no OME-Zarr"):
         write_heatmap_zarr(tmp_path / "folder", leica_prediction, overwrite=True)
+
+
+def test_heatmaps_say_that_a_slide_is_unlike_training(
+    leica: Slide, leica_prediction: SlidePrediction, tmp_path: Path
+) -> None:
+    """And nothing where there is no reason; each file apart from the report and the table that say so, too."""
+    unlike = replace(
+        leica_prediction, prediction_set=("benign",), coverage=0.9, ood_score=9.0, ood_threshold=2.0
+    )
+    like = replace(unlike, ood_score=1.0)
+    for prediction, named in ((unlike, True), (like, False)):
+        with Image.open(
+            write_heatmap_png(tmp_path / "h.png", prediction, slide=leica, max_px=300)
+        ) as picture:
+            texts = [str(picture.info.get("Warning")), picture.info["Comment"]]
+        path = write_heatmap_zarr(tmp_path / "h.ome.zarr", prediction, overwrite=True)
+        about = zarr.open_group(path, mode="r").attrs["napari_lrmil"]
+        texts += [str(about["warnings"]), str(about["status"])]
+        written = write_heatmap_geojson(
+            tmp_path / "h.geojson", prediction, bounds_l0_xywh=leica.bounds_l0_xywh
+        )
+        about = json.loads(written.read_text())["napari_lrmil"]
+        texts += [str(about["warnings"]), str(about["status"])]
+        assert ["This slide looks unlike the training slides" in text for text in texts[::2]] == [named] * 3
+        assert ["unlike training" in text for text in texts[1::2]] == [named] * 3
