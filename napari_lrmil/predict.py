@@ -264,6 +264,8 @@ def student_tiles(slide: Slide, info: BundleInfo) -> TileSet:
         min_tissue=info.tiles.min_tissue,
         ratio=max(1, round(info.tiles.mpp * info.tiles.within / info.teacher_mpp)),
         within=info.tiles.within,
+        one_in=info.tiles.one_in,
+        seed=info.tiles.seed,
     )
 
 

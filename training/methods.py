@@ -146,13 +146,13 @@ class Method:
 
     @property
     def may_be_chosen(self) -> bool:
-        """Whether a bundle of it can be made: an encoder that isn't a control, all tiles of one of the two grids, a head."""
+        """Whether a bundle of it can be made: an encoder that isn't a control, tiles of the slide or a part of them, a head."""
         one = self.embedding
         return (
             one is not None
             and one.encoder in ("teacher", "student")
-            and one.pixels in ("hr", "lr")
-            and not one.derived
+            and one.pixels != "enlarged"
+            and one.derived in ("", "subset")
         )
 
     @property

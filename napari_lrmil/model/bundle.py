@@ -65,6 +65,13 @@ class TileInput(BaseModel):
         le=256,
         description="so many tiles along an edge subdivide one of the grid and tissue mask of training; absent where 1",
     )
+    one_in: int = Field(
+        default=1,
+        ge=1,
+        le=65536,
+        description="a random 1 / one_in of the tiles is read, chosen by place and `seed`; absent where 1",
+    )
+    seed: int = Field(default=0, ge=0, description="of these; absent where all are read")
 
 
 class Provenance(BaseModel):
@@ -134,6 +141,7 @@ class BundleInfo(BaseModel):
             "scaling": (3, self.scaling is not None),
             "operating_point": (3, self.operating_point is not None),
             "tiles.within": (3, self.tiles.within > 1),
+            "tiles.one_in": (3, self.tiles.one_in > 1),
             "distilled": (3, not self.distilled),
             "provenance.choice": (3, bool(self.provenance.choice)),
         }
@@ -462,8 +470,13 @@ def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str
 def _usual(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str, bool]]]:
     """Return the keys of other models than a distilled student's that say nothing here."""
     usual: dict[str, bool | dict[str, bool | dict[str, bool]]] = {}
+    of_tiles: dict[str, bool | dict[str, bool]] = {}
     if info.tiles.within == 1:
-        usual["tiles"] = {"within": True}
+        of_tiles["within"] = True
+    if info.tiles.one_in == 1:
+        of_tiles |= {"one_in": True, "seed": True}
+    if of_tiles:
+        usual["tiles"] = of_tiles
     if info.distilled:
         usual["distilled"] = True
     if not info.provenance.choice:

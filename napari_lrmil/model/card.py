@@ -58,7 +58,7 @@ or load it in napari: Plugins > LRMIL.
 | | |
 |---|---|
 | classes | {", ".join(info["class_names"])} |
-| reads | tiles of {tiles["tile_px"]} px at {tiles["mpp"]:g} µm/px with at least {tiles["min_tissue"]:.0%} tissue, nothing finer |
+| reads | {_tiles_text(tiles)}, nothing finer |
 | distilled from | {_teacher_text(info)} |
 | encoder | {info["encoder"]["architecture"]}, tokens of {info["token_px"]} px |
 | aggregator | {mil["name"]}, {mil["embed_dim"]}-d{", gated" if mil["gated"] else ""} |
@@ -99,6 +99,12 @@ def _teacher_text(info: dict[str, Any]) -> str:
         if info["distilled"]
         else "nothing: trained on its own tiles"
     )
+
+
+def _tiles_text(tiles: dict[str, Any]) -> str:
+    one_in = tiles.get("one_in", 1)
+    part = f"a random 1/{one_in} of the " if one_in > 1 else ""
+    return f"{part}tiles of {tiles['tile_px']} px at {tiles['mpp']:g} µm/px with at least {tiles['min_tissue']:.0%} tissue"
 
 
 def _choice_text(provenance: dict[str, Any]) -> str:

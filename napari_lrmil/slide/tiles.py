@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +93,14 @@ def tile_grid(slide: Slide, spec: TileSpec) -> TileGrid:
 
 
 def find_tiles(
-    slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int = 1, within: int = 1
+    slide: Slide,
+    spec: TileSpec,
+    *,
+    min_tissue: float,
+    ratio: int = 1,
+    within: int = 1,
+    one_in: int = 1,
+    seed: int = 0,
 ) -> TileSet:
     """Find the tiles of a slide that a model reads: the one rule, for training and serving.
 
@@ -108,7 +116,9 @@ def find_tiles(
         size of its pixels: with another ratio, another tile may just be tissue enough.
     within : int
         For a model of tiles finer than LR: so many of them, along an edge, subdivide a tile of `spec`, whose grid and mask
-        they share as in training.
+        they share as in training. Between 1 and `ratio`, these are the tiles that hold a part of an HR tile with tissue.
+    one_in, seed : int
+        For a model of a random part of these tiles: see `random_part`.
 
     Raises
     ------
@@ -120,8 +130,65 @@ def find_tiles(
     """
     grid = tile_grid(slide, spec)
     read = grid.subdivide(within)
-    choose_level(slide.level_mpps, read.spec.mpp)  # before the mask, which takes longer
-    return _with_tissue(slide, read, find_tissue(slide, grid, divisible_by=ratio), min_tissue)
+    level = choose_level(slide.level_mpps, read.spec.mpp)  # before the mask, which takes longer
+    tissue = find_tissue(slide, grid, divisible_by=ratio)
+    if within in (1, ratio):
+        found = _with_tissue(slide, read, tissue, min_tissue)
+    else:
+        finest = grid.subdivide(ratio)
+        fine = np.argwhere(_enough(slide, tissue_fractions(tissue.mask, finest.shape_yx), min_tissue))
+        rows, cols = holding(fine, grid.shape_yx, within, ratio).T
+        mask = tissue.mask
+        if ratio % within:  # so that a tile is a whole number of pixels
+            mask = mask.repeat(within, axis=0).repeat(within, axis=1)
+        found = TileSet(read, level, rows, cols, tissue_fractions(mask, read.shape_yx), tissue.brown_share)
+    if one_in == 1:
+        return found
+    part = random_part(np.stack([found.rows, found.cols], axis=1), one_in, seed)
+    return replace(found, rows=found.rows[part], cols=found.cols[part])
+
+
+def holding(
+    places: NDArray[np.int64], shape_yx: tuple[int, int], factor: int, ratio: int
+) -> NDArray[np.int64]:
+    """Return the tiles of one subdivision of a grid that hold a part of some tiles of another, (K, 2), row by row.
+
+    Parameters
+    ----------
+    places : (N, 2) int64 array
+        (row, col) where `ratio` x `ratio` tiles fill one of the grid.
+    shape_yx : (int, int)
+        Of the grid.
+    factor : int
+        The same of the tiles that are returned.
+    ratio : int
+    """
+    first = places * factor // ratio
+    last = ((places + 1) * factor - 1) // ratio
+    held = np.zeros((shape_yx[0] * factor, shape_yx[1] * factor), np.bool_)
+    for place in np.ndindex(-(-factor // ratio) + 1, -(-factor // ratio) + 1):
+        rows, cols = np.minimum(first + place, last).T
+        held[rows, cols] = True
+    return np.asarray(np.argwhere(held), np.int64)
+
+
+def random_part(places: NDArray[np.int64], one_in: int, seed: int) -> NDArray[np.int64]:
+    """Return the indices, ascending, of a random 1 / one_in of some tiles, of one at least.
+
+    By hashes of places and seed: the same tiles of a slide in training and serving, on every machine and in all versions.
+
+    Parameters
+    ----------
+    places : (N, 2) int64 array
+        (row, col)
+    one_in, seed : int
+    """
+    n = max(1, round(len(places) / one_in))
+    hashes = [
+        hashlib.blake2b(f"{seed} {row} {col}".encode(), digest_size=8).digest()
+        for row, col in places.tolist()
+    ]
+    return np.array(sorted(sorted(range(len(places)), key=hashes.__getitem__)[:n]), np.int64)
 
 
 def find_nested_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio: int) -> NestedTiles:
@@ -144,13 +211,19 @@ def find_nested_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio:
 def _with_tissue(slide: Slide, grid: TileGrid, tissue: Tissue, min_tissue: float) -> TileSet:
     level = choose_level(slide.level_mpps, grid.spec.mpp)
     fractions = tissue_fractions(tissue.mask, grid.shape_yx)
-    rows, cols = np.nonzero(fractions >= max(min_tissue, 1e-6))
-    if not len(rows):
+    rows, cols = np.nonzero(_enough(slide, fractions, min_tissue))
+    return TileSet(grid, level, rows.astype(np.int64), cols.astype(np.int64), fractions, tissue.brown_share)
+
+
+def _enough(slide: Slide, fractions: NDArray[np.float32], min_tissue: float) -> NDArray[np.bool_]:
+    """Return which tiles hold tissue enough; none is a NoTissueError."""
+    enough = fractions >= max(min_tissue, 1e-6)
+    if not enough.any():
         raise NoTissueError(
             f"{slide.path.name}: no tissue found. Of the {fractions.size} tiles none is tissue by "
             f"{min_tissue:.0%} or more (the most is {float(fractions.max()):.0%})."
         )
-    return TileSet(grid, level, rows.astype(np.int64), cols.astype(np.int64), fractions, tissue.brown_share)
+    return np.asarray(enough, np.bool_)
 
 
 def check_damage(

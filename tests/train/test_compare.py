@@ -171,7 +171,10 @@ def test_the_mean_of_the_children_leaves_out_those_without_tissue(tmp_path: Path
 
 def test_a_subset_is_as_large_as_the_lr_bag_and_follows_slide_and_seed(tmp_path: Path) -> None:
     hr = [(row, col) for row in range(8) for col in range(10)]
-    tiles = {"s": slide_tiles(hr, [(0, 0)], (2, 3)), "t": slide_tiles(hr, [(0, 0)], (2, 3))}
+    tiles = {
+        "s": slide_tiles(hr, [(0, 0)], (2, 3)),
+        "t": slide_tiles([(row, col + 2) for row, col in hr], [(0, 0)], (2, 3)),
+    }
     values = np.arange(160, dtype=np.float32).reshape(80, 2)
     store = store_of(tmp_path, s=values, t=values)
     one = Subset(store, tiles, 4, 0)

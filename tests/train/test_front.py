@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from run_helpers import read_rows, rerun, write_rows
+from rich.console import Console
+from run_helpers import read_rows, rerun, write_config, write_rows
 from typer.testing import CliRunner
 
 from napari_lrmil.cli.main import app
 from napari_lrmil.model.bundle import load_bundle, load_info
 from napari_lrmil.predict import predict_slide, run_to_end, student_tiles
 from napari_lrmil.slide import Slide
-from napari_lrmil.slide.tiles import find_nested_tiles
-from training.config import RunConfig
+from napari_lrmil.slide.tiles import find_nested_tiles, find_tiles
+from training.config import RunConfig, load_config
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles, TileGeometry
+from training.progress import Reporter
+from training.run.cli import run
 from training.run.layout import RunDir
-from training.stages.front import Front, Served, read_cost, slides_to_time, tile_costs
+from training.stages.front import Front, Served, Tiles, read_cost, slides_to_time, tile_costs
 
 CPU = torch.device("cpu")
 
@@ -145,16 +150,53 @@ def test_costs_are_exact_and_nothing_finer_is_read(finished: Path, generated_sli
     tiles = SlideTiles(
         row, lr.grid.shape_yx, np.stack([lr.rows, lr.cols], axis=1), np.stack([hr.rows, hr.cols], axis=1)
     )
-    n_bytes = tile_costs(tiles, geometry(), [1, 4])
-    assert n_bytes == {1: len(lr) * 32 * 32 * 3, 4: len(hr) * 32 * 32 * 3}  # the levels are 0.5 and 2 µm/px
+    mid = {(row // 2, col // 2) for row, col in hr.places}  # hold a tile with tissue at 20x
+    n_part = round(len(hr) / 16)
+    # The levels are 0.5 and 2 µm/px; 1 µm/px is made of 2 x 2 pixels.
+    expected = {
+        Tiles(1): (1, len(lr), len(lr)),
+        Tiles(2): (0, len(mid), 4 * len(mid)),
+        Tiles(4): (0, len(hr), len(hr)),
+        Tiles(4, 16, 3): (0, n_part, n_part),
+    }
+    n_bytes = tile_costs(tiles, geometry(), list(expected))
+    assert n_bytes == {read: n * 32 * 32 * 3 for read, (_, _, n) in expected.items()}
     bundle = load_bundle(finished / "run" / "fold0" / "bundle")
-    for within, level, n_tiles in ((1, 1, len(lr)), (4, 0, len(hr))):
-        reading = Served(bundle.encoder, bundle.mil, within)
+    of_file = {}
+    for read, (level, n_tiles, _) in expected.items():
+        reading = Served(bundle.encoder, bundle.mil, read)
         cost = read_cost(row, geometry(), reading, device=CPU, batch_size=64, threads=2)
         assert (cost.tiles, cost.level) == (n_tiles, level)
         assert min(cost.pixels_read) == level
-        assert 3 * cost.pixels_read[level] == n_bytes[within]
+        assert 3 * cost.pixels_read[level] == n_bytes[read]
         assert cost.seconds > 0
+        of_file[read] = cost.file_bytes
+    if sys.platform == "linux":
+        size = generated_slide.stat().st_size
+        assert all(n is not None and 0 < n < 3 * size for n in of_file.values())
+        assert (
+            of_file[Tiles(1)] < of_file[Tiles(4, 16, 3)] <= of_file[Tiles(4)]
+        )  # the part touches all stored tiles
+
+
+@pytest.mark.parametrize("read", [Tiles(2), Tiles(4, 16, 3), Tiles(4, 16, 4)])
+def test_serving_finds_the_tiles_of_training(generated_slide: Path, read: Tiles) -> None:
+    row = SlideRow(slide_id="named otherwise", path=generated_slide, patient_id="p", label=None)
+    with Slide(generated_slide) as slide:
+        lr, hr = find_nested_tiles(slide, geometry().lr_spec, min_tissue=0.25, ratio=4)
+        tiles = SlideTiles(
+            row, lr.grid.shape_yx, np.stack([lr.rows, lr.cols], axis=1), np.stack([hr.rows, hr.cols], axis=1)
+        )
+        found = find_tiles(slide, geometry().lr_spec, min_tissue=0.25, ratio=4, **read._asdict())
+    assert found.places == [tuple(place) for place in read.places(tiles, 4).tolist()]
+    assert found.grid.spec.mpp == 2.0 / read.within
+    if read.one_in == 1:
+        assert set(found.places) == {(row // 2, col // 2) for row, col in hr.places}
+        assert found.tissue_fraction.shape == found.grid.shape_yx
+    else:
+        assert len(found) == round(len(hr) / 16)
+        assert set(found.places) < set(hr.places)
+        assert found.places != [tuple(place) for place in Tiles(4, 16, 5).places(tiles, 4).tolist()]
 
 
 def test_a_reading_finer_than_it_should_be_is_an_error(
@@ -172,7 +214,12 @@ def test_a_reading_finer_than_it_should_be_is_an_error(
     monkeypatch.setattr(TileGeometry, "open", peeking)
     with pytest.raises(RuntimeError, match=r"0\.5 µm/px was read where 2 µm/px are enough"):
         read_cost(
-            row, geometry(), Served(bundle.encoder, bundle.mil, 1), device=CPU, batch_size=64, threads=2
+            row,
+            geometry(),
+            Served(bundle.encoder, bundle.mil, Tiles(1)),
+            device=CPU,
+            batch_size=64,
+            threads=2,
         )
 
 
@@ -226,3 +273,81 @@ def test_a_usual_bundle_keeps_its_hash(tiny_bundle: Path) -> None:
     assert other.sha256 != info.sha256
     with pytest.raises(ValueError, match=r"'tiles.within' in format version"):
         type(info).model_validate(other.model_dump(mode="json") | {"format_version": 1, "trust": None})
+
+
+ROWS = """
+[[compare]]
+set = "decisive"
+
+[[compare]]
+key = "ten-x"
+name = "10x"
+embedding = "mid"
+
+[[compare]]
+key = "part"
+embedding = "hr_subset"
+
+[[compare]]
+key = "small-tokens"
+embedding = "student"
+losses = ["ce", "bag", "soft", "hard"]
+student = { token_px = 4 }
+mil = { hidden_dim = 8 }
+"""
+
+
+@pytest.mark.slow
+def test_rows_between_are_chosen_by_what_they_say_and_their_bundles_say_it_too(
+    cohort: Path, tmp_path: Path, one_thread: None
+) -> None:
+    """Real validation predictions, too few for the usual margin: at half an AUC two patients of each class are enough."""
+    table = [row | {"path": str(cohort.parent / row["path"])} for row in read_rows(cohort)]
+    for label in ("benign", "lesion"):
+        first = next(row for row in table if row["fold"] == "train" and row["label"] == label)
+        first["fold"] = "val"
+    path = write_config(tmp_path, write_rows(tmp_path / "slides.csv", table))
+    path.write_text(path.read_text() + ROWS)
+    asked = {
+        "ten-x": (1.0, 2, 1),
+        "part": (0.5, 4, 16),
+        "small-tokens": (2.0, 1, 1),
+        "lr_scratch": (2.0, 1, 1),
+    }
+    more = ("--front.margin", "0.49", "--front.alpha", "0.49", "--evaluate.bootstrap", "400")
+    plan = io.StringIO()
+    words = ["--run.out_dir", str(tmp_path / "run"), *more]
+    run(
+        load_config(path, words),
+        skip_bad=False,
+        reporter=Reporter(Console(file=plan, width=400)),
+        dry_run=True,
+    )
+    said = " ".join(plan.getvalue().split())
+    assert (
+        "cheapest of LR from scratch, stage 1 only, stage 2 only, LRMIL, 10x, f on a random part of HR"
+        in said
+    )
+    assert "read anew in each of 5 ways" in said
+    assert "nothing can be shown: for 7 rows it takes 4 of each class or more" in said
+    passed = []
+    for key, (mpp, within, one_in) in asked.items():
+        rerun(tmp_path, *more, "--front.rows", json.dumps([key]))
+        front = front_of(tmp_path)
+        row = front.row(key)
+        assert row.mpp == mpp
+        assert row.val is not None
+        shown = row.val.p <= 0.49
+        assert front.chosen == (key if shown else "teacher_hr")
+        assert row.costs.tiles < front.row("teacher_hr").costs.tiles
+        passed += [key] if shown else []
+        bundle = load_bundle(tmp_path / "run" / "fold0" / "cheapest")
+        if shown:
+            assert (bundle.info.tiles.within, bundle.info.tiles.one_in) == (within, one_in)
+            assert bundle.info.token_px == (4 if key == "small-tokens" else 8)
+        for told in read_rows(tmp_path / "run" / "fold0" / "predictions" / f"{front.chosen}.csv"):
+            where = next(one["path"] for one in table if one["slide_id"] == told["slide_id"])
+            with Slide(where) as slide:
+                result = run_to_end(predict_slide(slide, bundle, device=CPU))
+            assert result.class_probabilities[1] == pytest.approx(float(told["p_lesion"]), abs=2e-3)
+    assert passed, "no row passes: nothing but the teacher was exported"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_lrmil.slide.tiles import random_part
 from training.data.bags import Instances, parents_in_bag
 from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles
@@ -18,7 +19,7 @@ from training.hashing import content_hash
 
 @dataclass(frozen=True)
 class Subset:
-    """A random 1 / ratio^2 of a slide's HR tiles, one at least, always the same: as many as there are LR tiles.
+    """A random 1 / ratio^2 of a slide's HR tiles, one at least, the same as in serving: as many as there are LR tiles.
 
     Attributes
     ----------
@@ -36,13 +37,11 @@ class Subset:
     @property
     def key(self) -> str:
         """See `Instances`."""
-        return content_hash("subset", self.store.key, self.ratio, self.seed)
+        return content_hash("subset by places", self.store.key, self.ratio, self.seed)
 
     def chosen(self, slide_id: str) -> NDArray[np.int64]:
         """Return the indices of a slide's HR tiles that are taken, ascending."""
-        n = len(self.tiles[slide_id].hr_places)
-        rng = np.random.default_rng(int(content_hash(slide_id, self.seed)[:16], 16))
-        return np.sort(rng.choice(n, max(1, round(n / self.ratio**2)), replace=False))
+        return random_part(self.tiles[slide_id].hr_places, self.ratio**2, self.seed)
 
     def instances(self, slide_id: str) -> NDArray[np.float16]:
         """See `Instances`."""

@@ -18,7 +18,7 @@ from napari_lrmil.atomic import fitting_name
 from napari_lrmil.errors import ConfigError, UnknownMppError, reason_of
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_nested_tiles, tile_grid
 from napari_lrmil.slide.identity import stamp_of
-from napari_lrmil.slide.tiles import check_damage
+from napari_lrmil.slide.tiles import check_damage, holding
 from training.data.table import SlideRow
 from training.files import Json, remembered
 from training.hashing import content_hash
@@ -88,13 +88,7 @@ class SlideTiles:
         """
         if factor in (1, ratio):
             return self.lr_places if factor == 1 else self.hr_places
-        first = self.hr_places * factor // ratio
-        last = ((self.hr_places + 1) * factor - 1) // ratio
-        held = np.zeros((self.lr_shape_yx[0] * factor, self.lr_shape_yx[1] * factor), np.bool_)
-        for place in np.ndindex(-(-factor // ratio) + 1, -(-factor // ratio) + 1):
-            rows, cols = np.minimum(first + place, last).T
-            held[rows, cols] = True
-        return np.asarray(np.argwhere(held), np.int64)
+        return holding(self.hr_places, self.lr_shape_yx, factor, ratio)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,11 @@ class Group:
     large: bool = False
 
 
-_COSTS = (("seconds", "seconds a slide"), ("tiles", "tiles a slide"), ("megabytes", "MB of pixels a slide"))
+_COSTS = (
+    ("seconds", "seconds a slide"),
+    ("tiles", "tiles a slide"),
+    ("read_megabytes", "MB read of a slide"),
+)
 
 
 def front_group(data: RunData) -> Group | None:

@@ -58,6 +58,7 @@ from training.stages.front import (
     Costs,
     Front,
     Served,
+    Tiles,
     Timed,
     choice_text,
     find_front,
@@ -596,9 +597,7 @@ def load_head(context: Context, folder: Folder, method: Method, embed_dim: int) 
 
 def _evaluate(context: Context, splits: Sequence[Split], steps: Steps, heads: Sequence[Head]) -> Tested:
     config = context.config
-    rows = {row.key for row in config.rows if row.may_be_chosen}
-    if config.front.rows is not None:
-        rows &= {TEACHER.key, *config.front.rows}
+    rows = {row.key for row in rows_of_front(context)}
     tested: dict[str, list[FoldScores]] = {}
     fits: dict[str, list[Fit]] = {}
     validated: dict[str, list[FoldScores]] = {}
@@ -642,6 +641,23 @@ def _evaluate(context: Context, splits: Sequence[Split], steps: Steps, heads: Se
     return Tested(tested, fits, bundles, front)
 
 
+def rows_of_front(context: Context) -> list[Method]:
+    """Return the rows that are compared with the teacher by what they cost, and the teacher; none where it isn't compared."""
+    config = context.config
+    wanted = [row for row in config.rows if row.may_be_chosen]
+    if config.front.rows is not None:
+        wanted = [row for row in wanted if row == TEACHER or row.key in config.front.rows]
+    return wanted if TEACHER in wanted else []
+
+
+def tiles_read(context: Context, method: Method) -> Tiles:
+    """Return which tiles of a slide a method with an encoder reads."""
+    assert method.embedding is not None
+    ratio = context.geometry.ratio
+    within = method.embedding.reading(ratio).factor
+    return Tiles(within, ratio**2, context.config.run.seed) if method.embedding.derived else Tiles(within)
+
+
 def find_runs_front(
     context: Context,
     steps: Steps,
@@ -663,33 +679,29 @@ def find_runs_front(
         Row -> folds.
     """
     config, geometry = context.config, context.geometry
-    withins = {
-        key: head.method.embedding.reading(geometry.ratio).factor
-        for key, head in heads.items()
-        if head.method.embedding is not None
-    }
+    reads = {key: tiles_read(context, head.method) for key, head in heads.items()}
     specs = {
-        key: content_hash(head.embedded.encoder.spec, head.embedded.encoder.token_px, withins[key])
+        key: content_hash(head.embedded.encoder.spec, head.embedded.encoder.token_px, tuple(reads[key]))
         for key, head in heads.items()
     }
     readings: dict[str, Served] = {}
     for key, head in heads.items():
         encoder = head.embedded.encoder
         mil = load_head(context, head.folder(context), head.method, encoder.embed_dim)
-        readings.setdefault(specs[key], Served(encoder, mil, withins[key]))
+        readings.setdefault(specs[key], Served(encoder, mil, reads[key]))
     slides = {row.slide_id: row for split in splits for row in split.test}
     every = context.tiles_of(slides.values())
     timed = slides_to_time(every, config.front.slides)
-    sizes = sorted(set(withins.values()))
+    kinds = sorted(set(reads.values()))
 
-    def bytes_of(tiles: SlideTiles) -> dict[int, int]:
+    def bytes_of(tiles: SlideTiles) -> dict[Tiles, int]:
         key = content_hash(stamp_of(tiles.row.path), tiles.row.mpp, geometry, tiles.hr_places.tobytes().hex())
         found = remembered(
             context.run_dir.reads(tiles.row.slide_id),
-            key + content_hash(sizes),
-            lambda: {str(size): n for size, n in tile_costs(tiles, geometry, sizes).items()},
+            key + content_hash([tuple(kind) for kind in kinds]),
+            lambda: {str(tuple(kind)): n for kind, n in tile_costs(tiles, geometry, kinds).items()},
         )
-        return {size: int(str(found[str(size)])) for size in sizes}
+        return {kind: int(str(found[str(tuple(kind))])) for kind in kinds}
 
     def measure() -> dict[str, Json]:
         costs, how = measure_costs(
@@ -705,6 +717,7 @@ def find_runs_front(
         return {"costs": {name: one.model_dump() for name, one in costs.items()}, "timed": how.model_dump()}
 
     key = content_hash(
+        "with bytes of the file",
         sorted(readings),
         [one.row.slide_id for one in timed],
         [(stamp_of(one.row.path), one.hr_places.tobytes().hex()) for one in every],
@@ -719,7 +732,7 @@ def find_runs_front(
     costs = {name: Costs.model_validate(one) for name, one in kept["costs"].items()}
     test, timed_how = {method: test[method] for method in val}, Timed.model_validate(kept["timed"])
     about = {
-        method: (heads[method].method.name, geometry.mpp_lr / withins[method], costs[specs[method]])
+        method: (heads[method].method.name, geometry.mpp_lr / reads[method].within, costs[specs[method]])
         for method in val
     }
 
@@ -810,9 +823,10 @@ def shortcut_features(context: Context, row: SlideRow) -> ShortcutFeatures:
 
 
 def _export(context: Context, steps: Steps, head: Head, bundle: Path, choice: str) -> Path:
-    split, method, config = head.split, head.method, context.config
-    is_hr = method.embedding is not None and method.embedding.pixels == "hr"
-    encoder, store = head.embedded.encoder, head.embedded.store
+    split, method = head.split, head.method
+    mine = context.of_row(method)
+    config = mine.config
+    encoder, store = head.embedded.encoder, head.embedded.bags
     folder = context.run_dir.fold(split.fold)
 
     def export() -> None:
@@ -841,7 +855,7 @@ def _export(context: Context, steps: Steps, head: Head, bundle: Path, choice: st
             bundle,
             encoder,
             mil,
-            context.head_spec(encoder.embed_dim),
+            mine.head_spec(encoder.embed_dim),
             trust,
             config.export,
             geometry=context.geometry,
@@ -851,11 +865,12 @@ def _export(context: Context, steps: Steps, head: Head, bundle: Path, choice: st
             metrics=metrics | trust_metrics(trust, test, test_bags),
             note=TRANSDUCTIVE_NOTE if config.stage1.is_transductive and method.is_of_student else "",
             method="" if method == OURS else method.name,
-            hr=is_hr,
+            tiles=tiles_read(context, method),
             distilled=method.is_distilled or method.is_of_student,
             choice=choice,
         )
 
-    tested = steps.test(split, method, head.step(steps), folder)
-    once(context, steps.export(split, method, tested, bundle, choice, hr=is_hr), export)
+    own = steps.of(method)
+    tested = own.test(split, method, head.step(steps), folder)
+    once(context, own.export(split, method, tested, bundle, choice), export)
     return bundle

@@ -29,13 +29,16 @@ from training.run.pipeline import (
     check_tokens,
     reading_name,
     readings,
+    rows_of_front,
     rows_read,
+    tiles_read,
     trained_methods,
 )
 from training.run.steps import Stage1Plan, Step, Steps, is_done
 from training.runtime import Precision, autocast
 from training.stages.distill_tiles import Distiller, student_layers
 from training.stages.end_to_end import EndToEnd
+from training.stages.front import planned_text
 
 
 class PlannedStep(NamedTuple):
@@ -88,6 +91,23 @@ def print_plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[
         shared = {step.name: step.rows for step in planned if len(step.rows) > 1}
         for name, rows in shared.items():
             context.reporter.say(f"{name}: once for {', '.join(rows)}.")
+    candidates = [row for row in rows_of_front(context) if row != TEACHER]
+    if candidates:
+        patients = {
+            name: len({row.patient_id for split in splits for row in split.val if row.label == name})
+            for name in context.class_names
+        }
+        ways = {
+            (
+                context.of_row(row).student_spec.model_dump_json()
+                if row.is_of_student
+                else context.config.encoder.spec.model_dump_json(),
+                tiles_read(context, row),
+            )
+            for row in (TEACHER, *candidates)
+        }
+        names = [row.name for row in candidates]
+        context.reporter.say(planned_text(names, patients, context.config.front, len(ways)))
     context.reporter.say(
         "[dim]Time at most: measured on random tiles; "
         "reading slides comes on top, early stopping makes heads shorter, one that must be trained again takes longer.[/]"

@@ -71,8 +71,9 @@ def compare(
         )
         for row in () if front is None else front.rows:
             is_chosen = front is not None and row.key == front.chosen
-            # Seconds differ from run to run; what stands in the results doesn't.
-            shown = row.model_dump(exclude={"key": True, "costs": {"seconds"}, "of_teacher": {"seconds"}})
+            # These differ from run to run; what stands in the results doesn't.
+            varying = {"seconds", "file_megabytes"}
+            shown = row.model_dump(exclude={"key": True, "costs": varying, "of_teacher": varying})
             results[row.key]["front"] = shown | {"chosen": is_chosen}
         context.run_dir.write_kept_results(results)
 
@@ -161,7 +162,7 @@ def _front_table(front: Front) -> Table:
             row.name + (" *" if row.key == front.chosen else ""),
             f"{row.costs.seconds:.2g}",
             f"{row.costs.tiles:.0f}",
-            f"{row.costs.megabytes:.2f}",
+            f"{row.costs.read_megabytes:.2f}",
             *losses,
             shown,
         )

@@ -395,9 +395,7 @@ class Steps:
         makes = (folder.predictions(method.key), folder.fit(method.key))
         return Step(folder.test_step(method.key), key, makes)
 
-    def export(
-        self, split: Split, method: Method, test: Step, bundle: Path, choice: str, *, hr: bool
-    ) -> Step:
+    def export(self, split: Split, method: Method, test: Step, bundle: Path, choice: str) -> Step:
         """Return the step that exports a bundle of a fold, which names its config.
 
         Parameters
@@ -410,11 +408,9 @@ class Steps:
             Its folder.
         choice : str
             Why this of several rows; empty where nothing chose.
-        hr : bool
-            Whether it reads HR tiles.
         """
         folder = self._context.run_dir.fold(split.fold)
-        held_out = self._labelled(split.calibration, hr=hr)
+        held_out = self._labelled_of(method, split.calibration)
         key = content_hash(
             test.key, held_out, [row.patient_id for row in split.calibration], self._context.config, choice
         )

@@ -24,6 +24,7 @@ from napari_lrmil.model.trust import Trust
 from training.data.tile_index import TileGeometry
 from training.section import Section
 from training.stages.calibrate import Calibration
+from training.stages.front import Tiles
 
 _PACKAGES = ("napari-lrmil", "torch", "timm", "numpy", "openslide-python")
 """Whose versions a bundle names."""
@@ -44,6 +45,9 @@ class ExportSection(Section):
     )
 
 
+_LR_TILES = Tiles(1)
+
+
 def export_bundle(
     out: Path,
     encoder: Encoder,
@@ -59,7 +63,7 @@ def export_bundle(
     metrics: dict[str, float],
     note: str = "",
     method: str = "",
-    hr: bool = False,
+    tiles: Tiles = _LR_TILES,
     distilled: bool = True,
     choice: str = "",
 ) -> None:
@@ -87,8 +91,8 @@ def export_bundle(
         What else must be known of the training, for the card.
     method : str
         Name of the row, for the bundle's; empty for the student.
-    hr : bool
-        Whether it reads the teacher's tiles.
+    tiles : Tiles
+        Which it reads.
     distilled : bool
     choice : str
         Why this row, for the card.
@@ -105,8 +109,8 @@ def export_bundle(
         token_px=encoder.token_px,
         tiles=TileInput(
             tile_px=geometry.tile_px,
-            mpp=geometry.mpp_lr / geometry.ratio if hr else geometry.mpp_lr,
-            within=geometry.ratio if hr else 1,
+            mpp=geometry.mpp_lr / tiles.within,
+            **tiles._asdict(),
             min_tissue=geometry.min_tissue,
             apply_icc=geometry.apply_icc,
         ),

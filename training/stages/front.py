@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from napari_lrmil.model.encoder import Encoder
@@ -20,7 +22,7 @@ from napari_lrmil.model.mil import MILModel
 from napari_lrmil.predict import embed_tiles
 from napari_lrmil.slide import TileSpec, choose_level, find_tiles
 from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.slide.tiles import pixels_of_tiles
+from napari_lrmil.slide.tiles import pixels_of_tiles, random_part
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles, TileGeometry
 from training.intervals import FoldScores, within_fold_auc
@@ -52,13 +54,28 @@ class FrontSection(Section):
     slides: int = Field(default=3, ge=1, description="test slides whose seconds are measured")
 
 
+class Tiles(NamedTuple):
+    """Which tiles of a slide a row reads, as `find_tiles` takes it."""
+
+    within: int
+    """Tiles along an edge of an LR tile: 1 for LR, the ratio for HR."""
+    one_in: int = 1
+    """A random 1 / one_in of them."""
+    seed: int = 0
+    """Of the choice."""
+
+    def places(self, tiles: SlideTiles, ratio: int) -> NDArray[np.int64]:
+        """Return (row, col) of these tiles of a slide, (N, 2)."""
+        places = tiles.places(self.within, ratio)
+        return places if self.one_in == 1 else places[random_part(places, self.one_in, self.seed)]
+
+
 class Served(NamedTuple):
     """How a row reads a slide: rows with the same cost the same."""
 
     encoder: Encoder
     mil: MILModel
-    within: int
-    """Tiles along an edge of an LR tile: 1 for LR, the ratio for HR."""
+    tiles: Tiles
 
 
 class ReadCost(NamedTuple):
@@ -70,6 +87,8 @@ class ReadCost(NamedTuple):
     level: int
     pixels_read: dict[int, int]
     """Level -> pixels, by the reader's own count."""
+    file_bytes: int | None
+    """That this process read of files meanwhile, as they are stored; None where the system doesn't count."""
 
 
 class Costs(BaseModel):
@@ -81,6 +100,14 @@ class Costs(BaseModel):
     tiles: float
     megabytes: float
     """Of decoded pixels, from the level that the tiles are read from, without the overview that finds the tissue."""
+    file_megabytes: float | None = None
+    """Read from the file as it is stored, of the slides that are timed, overview and tables of the file included; None where
+    the system doesn't count it."""
+
+    @property
+    def read_megabytes(self) -> float:
+        """Read from the file, or where that isn't known, of decoded pixels."""
+        return self.megabytes if self.file_megabytes is None else self.file_megabytes
 
 
 class Timed(BaseModel):
@@ -155,6 +182,7 @@ def read_cost(
         Where something finer was read than the tiles need: what is promised of the costs doesn't hold then.
     """
     shared_cache().clear()
+    before = _file_bytes()
     started = time.perf_counter()
     with geometry.open(row) as slide:
         tiles = find_tiles(
@@ -162,7 +190,7 @@ def read_cost(
             TileSpec(geometry.tile_px, geometry.mpp_lr),
             min_tissue=geometry.min_tissue,
             ratio=geometry.ratio,
-            within=reading.within,
+            **reading.tiles._asdict(),
         )
         batches = embed_tiles(
             reading.encoder,
@@ -181,20 +209,29 @@ def read_cost(
         finest = min(slide.level_mpps[level] for level in pixels)
         if finest < slide.level_mpps[tiles.level]:
             raise RuntimeError(f"{finest:g} µm/px was read where {tiles.grid.spec.mpp:g} µm/px are enough")
-    return ReadCost(seconds, len(tiles), tiles.level, pixels)
+        after = _file_bytes()
+    n_bytes = None if before is None or after is None else after - before
+    return ReadCost(seconds, len(tiles), tiles.level, pixels, n_bytes)
 
 
-def tile_costs(tiles: SlideTiles, geometry: TileGeometry, withins: Sequence[int]) -> dict[int, int]:
-    """Return how many bytes of pixels the tiles of a slide are made of, by `Served.within`; nothing is read."""
+def _file_bytes() -> int | None:
+    """Return how many bytes this process has read so far, by the system's count; only Linux has one a process."""
+    try:
+        counts = Path("/proc/self/io").read_text(encoding="ascii")
+        return int(dict(line.split(": ") for line in counts.splitlines())["rchar"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def tile_costs(tiles: SlideTiles, geometry: TileGeometry, reads: Sequence[Tiles]) -> dict[Tiles, int]:
+    """Return how many bytes of pixels some tiles of a slide are made of; nothing is read."""
     with geometry.open(tiles.row) as slide:
         found = {}
-        for within in withins:
-            grid = geometry.lr_grid(slide).subdivide(within)
+        for read in reads:
+            grid = geometry.lr_grid(slide).subdivide(read.within)
             level = choose_level(slide.level_mpps, grid.spec.mpp)
-            places = tiles.lr_places if within == 1 else tiles.hr_places
-            found[within] = _CHANNELS * pixels_of_tiles(
-                slide, grid, level, [(row, col) for row, col in places.tolist()]
-            )
+            places = [(row, col) for row, col in read.places(tiles, geometry.ratio).tolist()]
+            found[read] = _CHANNELS * pixels_of_tiles(slide, grid, level, places)
         return found
 
 
@@ -204,7 +241,7 @@ def measure_costs(
     every: Sequence[SlideTiles],
     geometry: TileGeometry,
     *,
-    bytes_of: Callable[[SlideTiles], Mapping[int, int]],
+    bytes_of: Callable[[SlideTiles], Mapping[Tiles, int]],
     device: torch.device,
     batch_size: int,
     threads: int,
@@ -223,7 +260,10 @@ def measure_costs(
     batch_size, threads : int
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    seconds: dict[str, list[float]] = {name: [] for name in readings}
+    n_bytes = [bytes_of(tiles) for tiles in every]
+    for tiles in timed:  # opened once in another process first, where this one hasn't opened it
+        geometry.open(tiles.row).close()
+    found: dict[str, list[ReadCost]] = {name: [] for name in readings}
     blank = torch.zeros((1, geometry.tile_px, geometry.tile_px, 3), dtype=torch.uint8)
     for reading in readings.values():  # libraries loaded, memory mapped
         with torch.inference_mode():
@@ -235,15 +275,16 @@ def measure_costs(
             cost = read_cost(
                 tiles.row, geometry, readings[name], device=device, batch_size=batch_size, threads=threads
             )
-            seconds[name].append(cost.seconds)
-    n_bytes = [bytes_of(tiles) for tiles in every]
+            found[name].append(cost)
     costs = {}
     for name, reading in readings.items():
-        counts = [len(one.lr_places if reading.within == 1 else one.hr_places) for one in every]
+        counts = [len(reading.tiles.places(one, geometry.ratio)) for one in every]
+        of_file = [cost.file_bytes for cost in found[name] if cost.file_bytes is not None]
         costs[name] = Costs(
-            seconds=float(np.mean(seconds[name])),
+            seconds=float(np.mean([cost.seconds for cost in found[name]])),
             tiles=float(np.mean(counts)),
-            megabytes=float(np.mean([found[reading.within] for found in n_bytes])) / _MEGABYTE,
+            megabytes=float(np.mean([of_slide[reading.tiles] for of_slide in n_bytes])) / _MEGABYTE,
+            file_megabytes=float(np.mean(of_file)) / _MEGABYTE if of_file else None,
         )
     return costs, Timed(n_slides=len(timed), device=str(device), cores=os.cpu_count() or 1, load=load)
 
@@ -302,9 +343,7 @@ def find_front(
             name=names[key],
             mpp=mpps[key],
             costs=costs[key],
-            of_teacher=Costs(
-                **{name: getattr(costs[key], name) / getattr(of_teacher, name) for name in Costs.model_fields}
-            ),
+            of_teacher=_shares(costs[key], of_teacher),
             val_auc=within_fold_auc(val[key]),
             test_auc=within_fold_auc(test[key]),
             val=on_val.get(key),
@@ -324,13 +363,26 @@ def find_front(
     )
 
 
+def _shares(costs: Costs, of: Costs) -> Costs:
+    of_file = costs.file_megabytes, of.file_megabytes
+    return Costs(
+        seconds=costs.seconds / of.seconds,
+        tiles=costs.tiles / of.tiles,
+        megabytes=costs.megabytes / of.megabytes,
+        file_megabytes=of_file[0] / of_file[1] if of_file[0] is not None and of_file[1] else None,
+    )
+
+
 def front_text(front: Front) -> str:
     """Say which row is the cheapest that is good enough, in plain words."""
     what = f"not worse than {TEACHER.name} by more than {front.margin:g} AUC"
     if front.chosen == TEACHER.key:
         return (
             f"Cheapest that is shown to be {what}: none of the others; the teacher is exported. That a row isn't shown to be "
-            f"as good doesn't say that it is worse. {_patients_text(front)}"
+            "as good doesn't say that it is worse. "
+            + _patients_text(
+                front.patients, sum(row.val is not None for row in front.rows), front.margin, front.alpha
+            )
         ).strip()
     row = front.row(front.chosen)
     shares = row.of_teacher
@@ -342,7 +394,7 @@ def front_text(front: Front) -> str:
     )
     return (
         f"Cheapest that is shown to be {what}: {row.name}, with {shares.seconds:.0%} of the seconds, "
-        f"{shares.tiles:.0%} of the tiles and {shares.megabytes:.0%} of the bytes. It was chosen on validation slides; on "
+        f"{shares.tiles:.0%} of the tiles and {shares.read_megabytes:.0%} of the bytes. It was chosen on validation slides; on "
         f"test slides it loses {row.test.difference:+.3f} and less than {row.test.limit:.3f} at {1 - front.alpha:.0%}: "
         f"{confirmed}."
     )
@@ -381,17 +433,38 @@ def timed_text(front: Front) -> str:
     slides = "1 test slide" if timed.n_slides == 1 else f"{timed.n_slides} test slides"
     return (
         f"Seconds: reading, embedding and head, {slides}, each opened anew, {timed.device}, {timed.cores} cores{load}. "
-        "Tiles and MB of decoded pixels: all test slides, without the overview that finds the tissue."
+        "MB: read from the file as it is stored, these slides (where the system doesn't count that: of decoded pixels). Tiles "
+        "and MB of decoded pixels: all test slides, without the overview that finds the tissue."
     )
 
 
-def _patients_text(front: Front) -> str:
+def planned_text(
+    names: Sequence[str], patients: Mapping[str, int], section: FrontSection, n_readings: int
+) -> str:
+    """Say before a run how it will end, and whether there are patients enough for it.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the rows that may be chosen, without the teacher.
+    patients : mapping
+        Validation patients of each class.
+    section : FrontSection
+    n_readings : int
+        Ways of reading a slide, the teacher's among them.
+    """
+    slides = "1 test slide is" if section.slides == 1 else f"{section.slides} test slides are"
+    return (
+        f"At the end: the cheapest of {', '.join(names)} that is shown on validation slides to lose less than "
+        f"{section.margin:g} AUC against {TEACHER.name}; {slides} read anew in each of {n_readings} ways. "
+        + _patients_text(patients, len(names), section.margin, section.alpha)
+    ).strip()
+
+
+def _patients_text(patients: Mapping[str, int], n_rows: int, margin: float, alpha: float) -> str:
     """Say that there are too few patients where not even a row that loses nothing could pass."""
-    name, fewest = min(front.patients.items(), key=lambda pair: pair[1])
-    n_rows = sum(row.val is not None for row in front.rows)
-    needed = least_patients(
-        margin=front.margin, alpha=front.alpha, n_rows=max(1, n_rows), n_classes=len(front.patients)
-    )
+    name, fewest = min(patients.items(), key=lambda pair: pair[1])
+    needed = least_patients(margin=margin, alpha=alpha, n_rows=max(1, n_rows), n_classes=len(patients))
     if fewest >= needed:
         return ""
     return (
