@@ -16,7 +16,7 @@ from run_helpers import read_rows, rerun, write_config, write_rows
 from typer.testing import CliRunner
 
 from napari_lrmil.cli.main import app
-from napari_lrmil.model.bundle import load_bundle, load_info
+from napari_lrmil.model.bundle import ModelBundle, load_bundle, load_info
 from napari_lrmil.predict import predict_slide, run_to_end, student_tiles
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.tiles import find_nested_tiles, find_tiles
@@ -331,7 +331,15 @@ def test_rows_between_are_chosen_by_what_they_say_and_their_bundles_say_it_too(
     assert "read anew in each of 5 ways" in said
     assert "nothing can be shown: for 7 rows it takes 4 of each class or more" in said
     passed = []
-    for key, (mpp, within, one_in) in asked.items():
+
+    def says_what_was_measured(bundle: ModelBundle, key: str) -> None:
+        for told in read_rows(tmp_path / "run" / "fold0" / "predictions" / f"{key}.csv"):
+            where = next(one["path"] for one in table if one["slide_id"] == told["slide_id"])
+            with Slide(where) as slide:
+                result = run_to_end(predict_slide(slide, bundle, device=CPU))
+            assert result.class_probabilities[1] == pytest.approx(float(told["p_lesion"]), abs=2e-3)
+
+    for key, (mpp, _, _) in asked.items():
         rerun(tmp_path, *more, "--front.rows", json.dumps([key]))
         front = front_of(tmp_path)
         row = front.row(key)
@@ -342,12 +350,14 @@ def test_rows_between_are_chosen_by_what_they_say_and_their_bundles_say_it_too(
         assert row.costs.tiles < front.row("teacher_hr").costs.tiles
         passed += [key] if shown else []
         bundle = load_bundle(tmp_path / "run" / "fold0" / "cheapest")
-        if shown:
-            assert (bundle.info.tiles.within, bundle.info.tiles.one_in) == (within, one_in)
-            assert bundle.info.token_px == (4 if key == "small-tokens" else 8)
-        for told in read_rows(tmp_path / "run" / "fold0" / "predictions" / f"{front.chosen}.csv"):
-            where = next(one["path"] for one in table if one["slide_id"] == told["slide_id"])
-            with Slide(where) as slide:
-                result = run_to_end(predict_slide(slide, bundle, device=CPU))
-            assert result.class_probabilities[1] == pytest.approx(float(told["p_lesion"]), abs=2e-3)
+        says_what_was_measured(bundle, front.chosen)
     assert passed, "no row passes: nothing but the teacher was exported"
+    for key, (mpp, within, one_in) in asked.items():  # each of them exported, where validation had said so
+        said_on_validation(tmp_path, {"teacher_hr": 1.0, key: 1.0})
+        rerun(tmp_path, "--front.rows", json.dumps([key]))
+        assert front_of(tmp_path).chosen == key
+        bundle = load_bundle(tmp_path / "run" / "fold0" / "cheapest")
+        tiles = bundle.info.tiles
+        assert (tiles.mpp, tiles.within, tiles.one_in) == (mpp, within, one_in)
+        assert bundle.info.token_px == (4 if key == "small-tokens" else 8)
+        says_what_was_measured(bundle, key)
