@@ -48,9 +48,11 @@ _OF_THE_TABLE = (FILE_NAME, FOLDER_NAME, SLIDE_ID, PATIENT, SITE)
 HOLDS = {
     "splits.json": _OF_THE_TABLE,
     "predictions": (SLIDE_ID, PATIENT),
+    "val_predictions": (SLIDE_ID, PATIENT),
     "test_attention": (SLIDE_ID,),
     "teacher_outputs.safetensors": (SLIDE_ID,),
     "tile_index": (SLIDE_ID,),
+    "reads": (SLIDE_ID,),
     "shortcuts": (SLIDE_ID,),
     "store": (SLIDE_ID,),
     "shown": (SLIDE_ID,),

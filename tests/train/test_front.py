@@ -297,6 +297,11 @@ mil = { hidden_dim = 8 }
 """
 
 
+def is_cheaper(front: Front, key: str) -> bool:
+    """Whether a row took less time than the teacher, as measured: on slides this small, a busy machine can say otherwise."""
+    return front.row(key).costs.seconds < front.row("teacher_hr").costs.seconds
+
+
 @pytest.mark.slow
 def test_rows_between_are_chosen_by_what_they_say_and_their_bundles_say_it_too(
     cohort: Path, tmp_path: Path, one_thread: None
@@ -345,7 +350,7 @@ def test_rows_between_are_chosen_by_what_they_say_and_their_bundles_say_it_too(
         row = front.row(key)
         assert row.mpp == mpp
         assert row.val is not None
-        shown = row.val.p <= 0.49
+        shown = row.val.p <= 0.49 and is_cheaper(front, key)
         assert front.chosen == (key if shown else "teacher_hr")
         assert row.costs.tiles < front.row("teacher_hr").costs.tiles
         passed += [key] if shown else []
@@ -355,7 +360,10 @@ def test_rows_between_are_chosen_by_what_they_say_and_their_bundles_say_it_too(
     for key, (mpp, within, one_in) in asked.items():  # each of them exported, where validation had said so
         said_on_validation(tmp_path, {"teacher_hr": 1.0, key: 1.0})
         rerun(tmp_path, "--front.rows", json.dumps([key]))
-        assert front_of(tmp_path).chosen == key
+        front = front_of(tmp_path)
+        assert front.chosen == (key if is_cheaper(front, key) else "teacher_hr")
+        if front.chosen != key:
+            continue
         bundle = load_bundle(tmp_path / "run" / "fold0" / "cheapest")
         tiles = bundle.info.tiles
         assert (tiles.mpp, tiles.within, tiles.one_in) == (mpp, within, one_in)

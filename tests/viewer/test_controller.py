@@ -418,8 +418,14 @@ def test_what_a_strange_slide_would_be_called_is_shown_on_request_and_for_that_s
     assert "lesion" not in ready.text
     ready.canvas.hovered.emit(10.0, 10.0)
     assert "lesion" in ready.hover
+    ready.controller.reveal_label(False)  # the mouse rests
+    assert ready.hover == ""
+    ready.controller.reveal_label(True)
+    ready.canvas.hovered.emit(10.0, 10.0)
+    assert "lesion" in ready.hover
 
     ready.with_slide("b")
+    assert ready.hover == ""  # a resting mouse tells no tile of the slide before
     ready.running().finish(fake_prediction(0.93, ood_score=9.0, ood_threshold=2.5))
     result = ready.panel.result
     assert result is not None

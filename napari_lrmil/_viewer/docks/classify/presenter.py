@@ -52,6 +52,8 @@ class ClassifyPresenter:
     def __init__(self, view: ClassifyView, controller: Controller, canvas: Canvas) -> None:
         self._view, self._controller, self._canvas = view, controller, canvas
         self._finder: tuple[SlidePrediction, TileFinder] | None = None
+        self._read_off: SlidePrediction | None = None
+        """Whose tile the values under the mouse are of."""
         controller.changed.connect(self.refresh)
         canvas.hovered.connect(self.hovered)
 
@@ -72,6 +74,11 @@ class ClassifyPresenter:
         slide = self._controller.slide
         self._canvas.show_title(title_text(slide) if slide is not None else "")
         self._view.show_panel(self._panel())
+        if self._read_off is not None and (
+            self._read_off is not result or not self._controller.evidence_shown
+        ):  # the mouse may rest, or be elsewhere: nothing else would take them away
+            self._read_off = None
+            self._view.show_hover("")
 
     def hovered(self, x_um: float, y_um: float) -> None:
         """The mouse is at this place in level-0 µm."""
@@ -84,6 +91,7 @@ class ClassifyPresenter:
         if self._finder is None or self._finder[0] is not result:
             self._finder = (result, TileFinder(result))
         n = self._finder[1].at(x_um, y_um)
+        self._read_off = result
         self._view.show_hover("" if n is None else tile_text(result, n))
 
     def choose_evidence(
