@@ -166,13 +166,13 @@ def test_a_batch_ends_with_how_many_have_which_answer(
     assert re.search("2 slides: 1 (benign|lesion), 1 unlike training", message(done))
 
 
-def test_a_reports_headline(real: SlidePrediction, shared_file: Callable[[str], Path]) -> None:
+def content_of(prediction: SlidePrediction, path: Path) -> ReportContent:
     from datetime import UTC, datetime
 
-    with Slide(shared_file(REAL)) as slide:
+    with Slide(path) as slide:
         content: ReportContent = run_to_end(
             gather(
-                real,
+                prediction,
                 slide,
                 load_bundle("demo").info,
                 verdict=None,
@@ -182,6 +182,20 @@ def test_a_reports_headline(real: SlidePrediction, shared_file: Callable[[str], 
                 total=1,
             )
         )
+    return content
+
+
+def test_the_first_line_of_a_report_says_that_a_label_is_unsure(
+    real: SlidePrediction, shared_file: Callable[[str], Path]
+) -> None:
+    known = replace(real, ood_score=0.0, prediction_set=(real.called,))
+    assert content_of(known, shared_file(REAL)).result_line.startswith(f"{real.called}, ")
+    unsure = replace(known, prediction_set=real.class_names)
+    assert content_of(unsure, shared_file(REAL)).result_line.startswith(f"Unsure: {real.called}, ")
+
+
+def test_a_reports_headline(real: SlidePrediction, shared_file: Callable[[str], Path]) -> None:
+    content = content_of(real, shared_file(REAL))
     assert content.result_line == "unlike training"
     assert content.withheld_line.startswith(f"It would say: {real.called} ")
     assert not [text for text in content.warnings + content.trust if re.search("lesion|benign", text)]

@@ -150,7 +150,9 @@ def gather(
     return ReportContent(
         name=shown_name(prediction, show_identifiers=show_identifiers),
         called=prediction.called,
-        result_line=answer_text(prediction, decimals=1, between=", "),
+        # As in the window: who reads the first line alone must not take what is unsure for a label.
+        result_line=("Unsure: " if prediction.unsure and prediction.label is not None else "")
+        + answer_text(prediction, decimals=1, between=", "),
         withheld_line=withheld_text(prediction, decimals=1),
         warnings=warnings,
         note=use_note(demonstration=prediction.demonstration),
