@@ -84,7 +84,7 @@ def controller_with(model: Any) -> Any:
     controller.slides, controller.slide, controller.results = (), None, {}
     controller.bundle, controller.device, controller.error = model, "auto", ""
     controller.result = controller.running_slide = None
-    controller.label_revealed = False
+    controller.label_revealed, controller.slide_visible = False, True
 
     def replace_slide(path: Path, old: Any, *, mpp: float | None = None) -> Any:
         if path.stem.startswith("bad") and path.stat().st_size == 0:
@@ -390,6 +390,17 @@ def test_rows_stay_where_they_are_during_a_batch(stage: Stage) -> None:
     stage.presenter.arrange(order=Order.UNSURE_FIRST)
     assert stage.names() == ["s10", "s3", "s2", "s1"]
     assert not stage.panel.order_is_old
+
+
+def test_a_slide_that_is_hidden_gets_no_verdict(stage: Stage) -> None:
+    stage.presenter.step(1)
+    stage.controller.slide_visible = False  # its eye in the layer list
+    stage.presenter.judge("unsure")
+    assert stage.item("s1").verdict is None
+    assert stage.panel.hint == "s1 is hidden: show it by its eye in the layer list before you judge it."
+    stage.controller.slide_visible = True
+    stage.presenter.judge("unsure")
+    assert stage.item("s1").verdict == "unsure"
 
 
 def test_rows_stay_also_where_a_slide_is_opened_past_the_list(stage: Stage) -> None:

@@ -260,12 +260,17 @@ class WorklistPresenter:
     def judge(self, verdict: Verdict | None) -> None:
         """Give a verdict on the open slide; None takes it back. The row shows it at once; it is written meanwhile.
 
-        To agree or disagree takes a result. It is written only if the slide's file is still the one that is shown.
+        To agree or disagree takes a result, and the slide must be in view. It is written only if the slide's file is still
+        the one that is shown.
         """
         path, worklist, controller = self.open_path, self._list, self._controller
         self._error = ""
         if path is None or worklist is None or controller is None:
             self._hint = "Open a slide of the list first: the verdict is about the slide that is shown."
+            self.changed.emit()
+            return
+        if verdict is not None and not controller.slide_visible:
+            self._hint = f"{worklist[path].slide_id} is hidden: show it by its eye in the layer list before you judge it."
             self.changed.emit()
             return
         if controller.result is not None:  # what the screen says is what the verdict is about
