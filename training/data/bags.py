@@ -118,3 +118,29 @@ def parents_in_bag(tiles: SlideTiles, ratio: int) -> NDArray[np.int64]:
     index_of = np.full(tiles.lr_shape_yx, -1, np.int64)
     index_of[tiles.lr_places[:, 0], tiles.lr_places[:, 1]] = np.arange(len(tiles.lr_places))
     return index_of[tiles.hr_places[:, 0] // ratio, tiles.hr_places[:, 1] // ratio]
+
+
+def means_of_children(
+    tiles: SlideTiles, ratio: int, values: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return for each LR tile of a slide the mean over its HR tiles, and how many it has.
+
+    Parameters
+    ----------
+    tiles : SlideTiles
+        N LR tiles, M HR tiles.
+    ratio : int
+    values : (M, D) array
+        Of the HR tiles.
+
+    Returns
+    -------
+    (N, D) array, (N,) array
+        0 where a tile has none.
+    """
+    parent = parents_in_bag(tiles, ratio)
+    known = parent >= 0
+    sums = np.zeros((len(tiles.lr_places), values.shape[1]))
+    np.add.at(sums, parent[known], values[known])
+    counts = np.bincount(parent[known], minlength=len(sums))
+    return sums / np.maximum(counts, 1)[:, None], counts

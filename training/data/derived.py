@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil.slide.tiles import random_part
-from training.data.bags import Instances, parents_in_bag
+from training.data.bags import Instances, means_of_children
 from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles
 from training.hashing import content_hash
@@ -72,13 +72,8 @@ class ChildrenMean:
     def instances(self, slide_id: str) -> NDArray[np.float16]:
         """See `Instances`."""
         tiles, children = self.tiles[slide_id], self.store.instances(slide_id).astype(np.float64)
-        parent = parents_in_bag(tiles, self.ratio)
-        known = parent >= 0
-        sums = np.zeros((len(tiles.lr_places), children.shape[1]))
-        np.add.at(sums, parent[known], children[known])
         # A tile with tissue has a child with as much, by the same mask.
-        counts = np.bincount(parent[known], minlength=len(sums))
-        return (sums / np.maximum(counts, 1)[:, None]).astype(np.float16)
+        return means_of_children(tiles, self.ratio, children)[0].astype(np.float16)
 
 
 class RidgeFit(NamedTuple):

@@ -23,7 +23,7 @@ from training.encoders import train_last_blocks
 from training.loop import Recipe, Session, Task, fit
 from training.metrics import auc
 from training.section import Section
-from training.stages.heads import FittedHead, HeadFit, MILSection, balanced_order, class_weights
+from training.stages.heads import FittedHead, MILSection, balanced_order, class_weights, head_fit
 
 _ADAPTED = ("qkv", "proj")
 """The linear layers of a block's attention."""
@@ -342,20 +342,7 @@ def fit_end_to_end(
     encoder.vit.load_state_dict(stored_weights(encoder.vit.state_dict()))
     head.load_state_dict(stored_weights(head.state_dict()))
     logits = served_logits(encoder, head, train, device, section.chunk_tiles)
-    train_auc = None
-    if len(np.unique(train.labels)) == n_classes:
-        train_auc = auc(train.labels, torch.softmax(logits, dim=1).numpy())
-    kept = result.history[result.best_epoch]
-    facts = HeadFit(
-        train_auc=train_auc,
-        val_auc=kept["val_auc"],
-        val_loss=kept["val_loss"],
-        fitted=train_auc is not None and train_auc >= mil.fitted_auc,
-        epoch=result.best_epoch,
-        epochs=len(result.history),
-        starts=1,
-    )
-    return FittedHead(head, facts)
+    return FittedHead(head, head_fit(result, train.labels, logits.numpy(), mil))
 
 
 @torch.inference_mode()

@@ -251,9 +251,26 @@ def _fit_once(
     model.load_state_dict(
         stored_weights(model.state_dict())
     )  # rounded: what is evaluated is what a bundle serves
-    kept = result.history[result.best_epoch]
-    train_auc = _auc_or_none(train.labels, bag_logits(model, train, device))
-    facts = HeadFit(
+    facts = head_fit(result, train.labels, bag_logits(model, train, device), section)
+    return FittedHead(model, facts), result
+
+
+def head_fit(
+    result: FitResult, labels: NDArray[np.int64], logits: NDArray[np.float64], section: MILSection
+) -> HeadFit:
+    """Return how well a head learned its own training slides.
+
+    Parameters
+    ----------
+    result : FitResult
+        Its epochs have val_auc and val_loss.
+    labels : (n,) int array
+    logits : (n, C) array
+        Of the training slides, with the weights that are kept.
+    section : MILSection
+    """
+    kept, train_auc = result.history[result.best_epoch], _auc_or_none(labels, logits)
+    return HeadFit(
         train_auc=train_auc,
         val_auc=kept["val_auc"],
         val_loss=kept["val_loss"],
@@ -262,7 +279,6 @@ def _fit_once(
         epochs=len(result.history),
         starts=1,
     )
-    return FittedHead(model, facts), result
 
 
 def class_weights(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.float64]:

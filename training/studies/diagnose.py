@@ -27,14 +27,14 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.terminal import Commands, errors_as_messages
 from training.cohort.localisation import MIN_LESION, tile_lesion_fractions
-from training.data.bags import parents_in_bag
+from training.data.bags import means_of_children
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
@@ -150,26 +150,49 @@ def linear_cka(one: Array, other: Array) -> float:
     return float(cross / np.sqrt(np.square(one.T @ one).sum() * np.square(other.T @ other).sum()))
 
 
-def measure_explained(train: View, test: View) -> Explained:
-    """Return how much of the teacher's view the LR embeddings hold; the ridge's strength is cross-validated on training."""
+class ChildrenRidge(NamedTuple):
+    """What an LR embedding says of the children's mean, whitened, by ridge regression."""
+
+    mean: Array
+    projection: Array
+    """See `whitening`."""
+    model: Pipeline
+
+    def whitened(self, wanted: Array) -> Array:
+        """Return (N, D) children's means in whitened directions, (N, K)."""
+        return np.asarray((wanted - self.mean) @ self.projection)
+
+    def said(self, embeddings: Array) -> Array:
+        """Return what (N, D') LR embeddings say of them, (N, K)."""
+        return np.asarray(self.model.predict(embeddings))
+
+
+def fit_children_ridge(train: View) -> ChildrenRidge:
+    """Fit the regression; its strength is chosen on the second half of the training tiles."""
     mean, projection = whitening(train.wanted)
-    targets = [(view.wanted - mean) @ projection for view in (train, test)]
+    targets = (train.wanted - mean) @ projection
     half = np.arange(len(train.embeddings)) < len(train.embeddings) // 2  # slides one after the other
     scaler = StandardScaler().fit(train.embeddings)
-    inputs = [scaler.transform(view.embeddings) for view in (train, test)]
+    inputs = scaler.transform(train.embeddings)
 
     def held_out(alpha: float) -> float:
-        model = Ridge(alpha=alpha).fit(inputs[0][half], targets[0][half])
-        return whitened_share(model.predict(inputs[0][~half]), targets[0][~half])
+        model = Ridge(alpha=alpha).fit(inputs[half], targets[half])
+        return whitened_share(model.predict(inputs[~half]), targets[~half])
 
     alpha = max(np.geomspace(1, 1e5, 6), key=held_out)
-    model = Ridge(alpha=alpha).fit(inputs[0], targets[0])
-    of_train, of_test = (model.predict(values) for values in inputs)
-    unwhitened = np.linalg.pinv(projection)
+    return ChildrenRidge(
+        mean, projection, make_pipeline(scaler, Ridge(alpha=alpha)).fit(train.embeddings, targets)
+    )
+
+
+def measure_explained(train: View, test: View, ridge: ChildrenRidge | None = None) -> Explained:
+    """Return how much of the teacher's view the LR embeddings hold; `ridge` where `fit_children_ridge` was done before."""
+    ridge = ridge or fit_children_ridge(train)
+    of_train, of_test = ridge.said(train.embeddings), ridge.said(test.embeddings)
     return Explained(
-        whitened_share(of_train, targets[0]),
-        whitened_share(of_test, targets[1]),
-        explained_share(of_test @ unwhitened + mean, test.wanted),
+        whitened_share(of_train, ridge.whitened(train.wanted)),
+        whitened_share(of_test, ridge.whitened(test.wanted)),
+        explained_share(of_test @ np.linalg.pinv(ridge.projection) + ridge.mean, test.wanted),
         linear_cka(test.embeddings, test.wanted),
     )
 
@@ -204,16 +227,12 @@ def view_of(
     rng = np.random.default_rng(0)
     most = max(1, _MOST_TILES // len(rows))
     for item in context.tiles_of(rows):
-        parent = parents_in_bag(item, context.geometry.ratio)
         hr = context.hr_store().read(item.row.slide_id).astype(np.float64)
-        n = len(item.lr_places)
-        count = np.bincount(parent[parent >= 0], minlength=n)
-        total = np.zeros((n, hr.shape[1]))
-        np.add.at(total, parent[parent >= 0], hr[parent >= 0])
+        mean, count = means_of_children(item, context.geometry.ratio, hr)
         has = np.flatnonzero(count)
         has = np.sort(rng.permutation(has)[:most])
         embeddings.append(lr.read(item.row.slide_id).astype(np.float64)[has])
-        means.append(total[has] / count[has, None])
+        means.append(mean[has])
         positive.append(positive_of(item.row, item.lr_places[has]))
     return View(np.concatenate(embeddings), np.concatenate(means), np.concatenate(positive))
 

@@ -40,7 +40,7 @@ from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.slide import choose_level, iter_tiles
 from napari_lrmil.terminal import Commands, errors_as_messages
-from training.data.bags import parents_in_bag
+from training.data.bags import means_of_children
 from training.data.store import EmbeddingStore
 from training.data.table import read_table
 from training.data.tile_index import SlideTiles, TileGeometry, index_slides
@@ -49,7 +49,7 @@ from training.run.context import Context
 from training.run.layout import RunDir
 from training.run.prepare import Prepared, prepare
 from training.stages.embed_tiles import embed_slides
-from training.studies.diagnose import View, linear_cka, measure_explained, whitening
+from training.studies.diagnose import View, fit_children_ridge, measure_explained
 
 Array = NDArray[np.float64]
 app = Commands(add_completion=False, pretty_exceptions_enable=False)
@@ -146,23 +146,20 @@ def measure(train: Sequence[Region], test: Sequence[Region], *, same_space: bool
         )
         for part in (train, test)
     ]
-    mean, projection = whitening(views[0].wanted)
-    ridge = make_pipeline(StandardScaler(), Ridge(alpha=_RIDGE)).fit(
-        views[0].embeddings, (views[0].wanted - mean) @ projection
-    )
+    ridge = fit_children_ridge(views[0])
     as_is, by_ridge = [], []
     for one in test:
-        right = (one.wanted - mean) @ projection
-        by_ridge.append(ranks_of_right_tile(ridge.predict(one.lr), right))
+        right = ridge.whitened(one.wanted)
+        by_ridge.append(ranks_of_right_tile(ridge.said(one.lr), right))
         if same_space:
-            as_is.append(ranks_of_right_tile((one.lr - mean) @ projection, right))
-    explained = measure_explained(*views)
+            as_is.append(ranks_of_right_tile(ridge.whitened(one.lr), right))
+    explained = measure_explained(views[0], views[1], ridge)
     nuclear = tissue = math.nan
     if same_space:
         nuclear, tissue = read_probes(train, [one.lr for one in test], test)
     return StandIn(
         explained.whitened_test,
-        linear_cka(views[1].embeddings, views[1].wanted),
+        explained.cka,
         *_of_ranks(as_is),
         *_of_ranks(by_ridge),
         nuclear,
@@ -277,22 +274,13 @@ def region_of(slide: SlideTiles, lr: EmbeddingStore, hr: EmbeddingStore, truth: 
     truth : (M, 2) array
         Of its HR tiles; see `tile_truth`.
     """
-    parent = parents_in_bag(slide, ratio)
-    inside = parent >= 0
-    n = len(slide.lr_places)
-    count = np.bincount(parent[inside], minlength=n)
+    wanted, count = means_of_children(slide, ratio, hr.read(slide.row.slide_id).astype(np.float64))
     has = np.flatnonzero(count)
-
-    def mean(values: Array) -> Array:
-        total = np.zeros((n, values.shape[1]))
-        np.add.at(total, parent[inside], values[inside])
-        return np.asarray(total[has] / count[has, None])
-
-    of_tiles = mean(truth)
+    of_tiles = means_of_children(slide, ratio, truth)[0][has]
     nuclear, pale = of_tiles[:, 0], of_tiles[:, 1]
     return Region(
         lr.read(slide.row.slide_id).astype(np.float64)[has],
-        mean(hr.read(slide.row.slide_id).astype(np.float64)),
+        wanted[has],
         TileTruth(nuclear, kinds(nuclear, pale)),
     )
 
