@@ -1,4 +1,4 @@
-"""python -m training.studies.atlas SLIDES.csv OUT: real regions with labels made by a rule from HR pixels, and an encoder of them.
+"""python -m training.studies.atlas SLIDES.csv OUT: real regions with labels by a rule from HR pixels, and an encoder of them.
 
 Of the regions of the Pathology Atlas, by docs/protocol.md, 6; any table of pyramidal slides at 0.5 µm/px does.
 
@@ -8,8 +8,8 @@ Of the regions of the Pathology Atlas, by docs/protocol.md, 6; any table of pyra
     OUT/encoder.safetensors      f: the demo's architecture, pretrained on the regions without a label alone
     OUT/pretraining.csv          its curve
 
-What f learns to say of a tile is measured on its pixels at 0.5 µm/px, see `ATTRIBUTES`; no label takes part. A region without a label is
-never one of a patient with one.
+What f learns to say of a tile is measured on its pixels at 0.5 µm/px, see `ATTRIBUTES`; no label takes part. A region without a
+label is never one of a patient with one.
 """
 
 from __future__ import annotations
