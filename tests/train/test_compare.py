@@ -21,7 +21,7 @@ from training.data.derived import ChildrenMean, Ridged, Subset, fit_ridge, write
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import Reading, SlideTiles
-from training.methods import EMBEDDINGS, OURS
+from training.methods import BY_KEY, EMBEDDINGS, OURS
 from training.progress import Reporter
 from training.run import pipeline
 from training.run.layout import RunDir
@@ -72,6 +72,16 @@ def test_sets_hold_each_row_once_and_leave_out_what_the_ratio_cannot_give(tmp_pa
     layers = {row.key: row.options for row in every}["paper_layers"]
     depth = 4  # of convstem_vit
     assert layers == {"stage1": {"layers": (0, 1, depth - 2)}}
+
+
+def test_a_key_alone_names_a_row_of_the_program(tmp_path: Path) -> None:
+    text = '[[compare]]\nkey = "lr_scratch"\n[[compare]]\nkey = "lr_enlarged_2"\n[[compare]]\nkey = "tissue_fraction"\n'
+    config = config_of(tmp_path, text, "[evaluate]\nshortcuts = []\n")
+    assert list(config.rows) == [
+        BY_KEY[key] for key in ("lr_scratch", "lr_enlarged_2", "tissue_fraction", "lrmil")
+    ]
+    again = RunConfig.model_validate(config.model_dump(mode="json"))
+    assert again.rows == config.rows
 
 
 def test_a_row_of_ones_own_comes_back_from_the_kept_config(tmp_path: Path) -> None:

@@ -165,6 +165,23 @@ def test_by_patient_no_patient_is_trained_and_tested_and_all_are_tested_once(sou
     assert sorted(tested) == sorted(region.region_id for region in regions)
 
 
+def test_one_patient_alone_is_tested_where_both_classes_are_there(source: Path, tmp_path: Path) -> None:
+    tables = build(source, tmp_path, by=By.ONE_PATIENT, mosaics=2, seed=0, reporter=silent())
+    # P9 has no viable tumour.
+    assert [table.name for table in tables] == ["slides_without_Case-4.csv", "slides_without_Case-48.csv"]
+    for table, patient in zip(tables, ("Case-4", "Case-48"), strict=True):
+        rows = rows_of(table)
+        assert len(rows) == 30
+        assert all((row["fold"] == "test") == (row["site"] == patient) for row in rows)
+        blocks = {
+            part: {row["patient_id"] for row in rows if row["fold"] == part} for part in ("train", "val")
+        }
+        assert not blocks["train"] & blocks["val"]
+        for part in ("train", "val", "test"):
+            assert {row["label"] for row in rows if row["fold"] == part} == {"other", "viable"}
+    assert not list(tmp_path.glob("mosaics*"))
+
+
 def test_one_patient_with_viable_tumour_cant_be_halved() -> None:
     with pytest.raises(ConfigError, match="can't be halved"):
         deal_patients(regions_of({"Case-1-A": "VN", "Case-1-B": "VN", "Case-2-A": "NN"}), seed=0)
@@ -358,7 +375,9 @@ def test_real_regions_are_dealt_with_both_classes_in_every_fold(shared_file: Cal
 # --- configs and the table for k folds --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["osteosarcoma_regions", "osteosarcoma_mosaics", "results_cohort"])
+@pytest.mark.parametrize(
+    "name", ["osteosarcoma_regions", "osteosarcoma_patients", "osteosarcoma_mosaics", "results_cohort"]
+)
 def test_configs_load(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.toml")
     assert config.run.seed == 0

@@ -87,6 +87,11 @@ def test_numbers_are_those_of_results_json(real: Page, finished: Path) -> None:
     assert_comparison(real, results, names)
 
 
+def test_says_what_f_is_and_which_rows_read_more_than_lr(real: Page) -> None:
+    assert "f is the teacher's encoder, as it came; f′ is the student's" in real.text
+    assert "Pixels finer than LR are read by: teacher on HR. All other rows read LR tiles alone." in real.text
+
+
 def test_says_what_was_held_out(real: Page) -> None:
     # 6 training, 3 validation and 4 test slides, one a patient, and 2 without label.
     (row,) = [row for row in real.rows if len(row) == 13 and row[0] == "0"]

@@ -20,10 +20,12 @@ from napari_lrmil.model.encoder import Encoder
 from training.config import load_config
 from training.data.predictions import Predictions
 from training.methods import BY_KEY, KNOWN, METHODS, Method
+from training.noninferiority import Comparison
 from training.run import results
 from training.run.cli import app
-from training.run.results import results_table
+from training.run.results import front_table, results_table
 from training.stages.evaluate import MethodResult, fold_scores
+from training.stages.front import Costs, Front, FrontRow, Timed
 
 
 @pytest.mark.parametrize(
@@ -186,6 +188,44 @@ def test_a_dry_run_measures_encoders_at_the_precision_of_the_run(
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output
         assert set(seen) == kinds
+
+
+def test_the_table_of_the_front_keeps_to_80_columns() -> None:
+    """All that may be chosen, widest numbers: nothing is cut off, and a long name goes on in the next line."""
+    costs = Costs(seconds=123.4, tiles=123_456, megabytes=1234.56, file_megabytes=1234.56)
+    not_shown = Comparison(difference=0.123, limit=0.123, p=0.5, adjusted_p=1.0, shown=False)
+    chosen = [method for method in KNOWN if method.may_be_chosen]
+    rows = [
+        FrontRow(
+            key=method.key,
+            name=f"{method.name}, student.token_px = 8",
+            mpp=2.0,
+            costs=costs,
+            of_teacher=costs,
+            val_auc=0.9,
+            test_auc=0.9,
+            val=not_shown,
+            test=not_shown,
+        )
+        for method in chosen
+    ]
+    front = Front(
+        margin=0.02,
+        alpha=0.05,
+        rows=tuple(rows),
+        chosen=rows[0].key,
+        patients={"a": 3, "b": 3},
+        timed=Timed(n_slides=3, device="cpu", cores=2, load=1.0),
+    )
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(front_table(front))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    assert sum(line.rstrip().endswith("not shown") for line in lines) == len(rows)
+    first_column = "".join(line[: line.index("not shown")] if "not shown" in line else line for line in lines)
+    for method in chosen[:3]:
+        assert method.name.split()[0] in first_column
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,16 @@ from pydantic import Field, field_validator, model_validator
 
 from training.methods import (
     BY_KEY,
+    CONTROLS,
     CROSS_ENTROPY,
+    DECISIVE,
     DISTILLATION,
     EMBEDDINGS,
+    END_TO_END,
     LEARNED,
     LEAST_MID_RATIO,
     SETS,
+    SHORTCUTS,
     Method,
 )
 from training.section import Section, known_or_nearest
@@ -22,6 +26,8 @@ from training.section import Section, known_or_nearest
 _EMBEDDINGS = EMBEDDINGS | LEARNED
 _RESERVED = ("stage1", "teacher_mil", "ridge_fit", "export", "bundle")
 """Steps and curves of a fold."""
+_BUILT_IN = {row.key for row in (*DECISIVE, *END_TO_END, *CONTROLS, *SHORTCUTS)}
+"""Rows that a key alone names; those of the paper depend on the encoder and come as a set."""
 _KEY = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
@@ -36,7 +42,8 @@ class CompareRow(Section):
     )
     key: str | None = Field(
         default=None,
-        description="of a row of one's own, in results.json and the names of files: a-z, 0-9, _ and -",
+        description="of a row of one's own, in results.json and the names of files: a-z, 0-9, _ and -; alone: one of the "
+        "program's rows (lr_scratch, lr_enlarged_2, ...)",
     )
     name: str | None = Field(default=None, max_length=80, description="in tables; default: made of the rest")
     embedding: str | None = Field(
@@ -94,13 +101,18 @@ class CompareRow(Section):
                     f"a row is a set or one of its own: beside set = {self.set!r} leave out {more[0]!r}"
                 )
             return self
+        if self._is_built_in:
+            return self
         if self.key is None or self.embedding is None:
             missing = "key" if self.key is None else "embedding"
             raise ValueError(f"a row needs {missing!r}, or names a set ({', '.join(SETS)})")
         if _KEY.fullmatch(self.key) is None:
             raise ValueError(f"key {self.key!r}: take up to 40 of a-z, 0-9, _ and -, a letter or digit first")
         if self.key in _RESERVED or self.key.startswith("test_") or self.key in BY_KEY:
-            raise ValueError(f"key {self.key!r} is taken by this program; take another")
+            of_its_own = "; alone, it names the program's own row" if self.key in _BUILT_IN else ""
+            raise ValueError(
+                f"key {self.key!r} is taken by this program: with other values take another{of_its_own}"
+            )
         embedding = _EMBEDDINGS[self.embedding]
         if self.losses != CROSS_ENTROPY and not embedding.on_lr_tiles:
             raise ValueError(
@@ -120,8 +132,18 @@ class CompareRow(Section):
             )
         return self
 
+    @property
+    def _is_built_in(self) -> bool:
+        """Whether a row of the program is named, by its key alone."""
+        given = {
+            name
+            for name, value in self
+            if value != type(self).model_fields[name].get_default(call_default_factory=True)
+        }
+        return self.key in _BUILT_IN and given == {"key"}
+
     def row(self, ratio: int) -> Method:
-        """Return the row of one's own.
+        """Return the row of one's own, or the program's row that a key alone names.
 
         Raises
         ------
@@ -129,13 +151,16 @@ class CompareRow(Section):
             Where the ratio doesn't allow it.
         """
         assert self.key is not None
-        assert self.embedding is not None
-        embedding = _EMBEDDINGS[self.embedding]
-        if embedding.pixels == "mid" and ratio < LEAST_MID_RATIO:
+        built_in = BY_KEY[self.key] if self._is_built_in else None
+        embedding = built_in.embedding if built_in is not None else _EMBEDDINGS[str(self.embedding)]
+        if embedding is not None and embedding.pixels == "mid" and ratio < LEAST_MID_RATIO:
             raise ValueError(
                 f"compare row {self.key!r}: embedding 'mid' needs tiles.ratio of {LEAST_MID_RATIO} or more; with {ratio} "
                 "there is no resolution between LR and HR"
             )
+        if built_in is not None:
+            return built_in
+        assert embedding is not None
         sections = {
             name: getattr(self, name) for name in ("student", "stage1", "mil", "stage2", "end_to_end")
         }

@@ -126,6 +126,7 @@ def _context(data: RunData, *, show_identifiers: bool, date: datetime) -> dict[s
         "ours": next(row for row in rows if row.ours),
         "largest_difference": tables.largest_difference(rows),
         "class_rows": tables.class_rows(data),
+        "encoders_text": tables.encoders_text(data),
         "unfitted": unfitted_trainings(data.results),
         "unfitted_note": unfitted_note(
             config.get("mil", {}).get("fitted_auc", MILSection.model_fields["fitted_auc"].default)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from napari_lrmil.model.bundle import BundleInfo
 from training.data.predictions import Predictions
-from training.methods import BY_KEY, OURS, SHORTCUT_KEYS, method_name
+from training.methods import BY_KEY, EMBEDDINGS, LEARNED, OURS, SHORTCUT_KEYS, method_name
 from training.metrics import Interval, slide_metrics
 from training.report.data import FoldData, RunData
 from training.report.plots import Series
@@ -153,6 +153,30 @@ def class_rows(data: RunData) -> list[ClassRow]:
 
 def _is_transductive(data: RunData, method: str) -> bool:
     return data.is_transductive and method in BY_KEY and BY_KEY[method].is_after_stage1
+
+
+def encoders_text(data: RunData) -> str:
+    """Say in words what f and f' are, and which rows read more of a test slide than its LR pixels."""
+    own = {row.get("key"): row.get("embedding") for row in data.config.get("compare") or []}
+    finer, calls = [], []
+    for method, result in data.results.items():
+        known = BY_KEY.get(method)
+        embedding = known.embedding if known else (EMBEDDINGS | LEARNED).get(str(own.get(method)))
+        if embedding is None:
+            continue
+        if embedding.pixels in ("hr", "mid"):
+            finer.append(method_name(method, result))
+        elif embedding.pixels == "enlarged":
+            calls.append(method_name(method, result))
+    text = (
+        "f is the teacher's encoder, as it came; f\u2032 is the student's, which began as f and learned in stage 1 to say of an "
+        "LR tile what f says of the same tissue at HR."
+    )
+    if finer:
+        text += f" Pixels finer than LR are read by: {', '.join(finer)}."
+    if calls:
+        text += f" LR pixels, but more encoder calls than LRMIL's: {', '.join(calls)}."
+    return text + " All other rows read LR tiles alone."
 
 
 def largest_difference(rows: list[MethodRow]) -> float:

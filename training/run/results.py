@@ -100,7 +100,7 @@ def compare(
         )
     context.reporter.say(called_text(results[OURS.key], config.calibrate.positive_class(context.class_names)))
     if front is not None:
-        context.reporter.console.print(_front_table(front))
+        context.reporter.console.print(front_table(front))
         context.reporter.say(f"{front_text(front)}\n{timed_text(front)}")
     return results
 
@@ -142,11 +142,11 @@ def results_table(
     return table
 
 
-def _front_table(front: Front) -> Table:
+def front_table(front: Front) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # within 80 columns
     limit = f"loses < at {1 - front.alpha:.0%}"
+    table.add_column("what it costs a slide", overflow="fold")  # a long name goes on in the next line
     for name in (
-        "what it costs a slide",
         "s",
         "tiles",
         "MB",

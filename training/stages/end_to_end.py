@@ -76,8 +76,8 @@ class EndToEndSection(Section):
     chunk_tiles: int = Field(default=16, ge=1, description="tiles that go through the encoder at once")
     checkpointing: bool = Field(
         default=True,
-        description="recompute a chunk's activations in the backward pass: a bag needs the memory of one chunk, a third "
-        "more time",
+        description="recompute a chunk's activations in the backward pass, a third more time: of a bag's activations one "
+        "chunk's are held at once, beside its tiles and their gradients, which grow with the bag",
     )
 
     def recipe(self, seed: int) -> Recipe:

@@ -8,7 +8,8 @@ of 112 px at 1.0 µm/px and 2 x 2 LR tiles of 112 px at 4.0 µm/px: no tile reac
     OUT/mosaics/regions.csv              which region lies where
 
 With ``--by patient`` there are two tables instead, slides_patient0.csv and slides_patient1.csv (mosaics_patient0/ and 1/):
-each half of the patients is tested once, by students that never saw a patient of it.
+each half of the patients is tested once, by students that never saw a patient of it. With ``--by one-patient`` there are
+regions only: a table slides_without_PATIENT.csv for each patient who has both classes, who is its test part.
 
 Mosaics of one part share its regions and aren't independent. Their patient_id is therefore the part: intervals resample
 five groups of mosaics, not sixty mosaics, and are coarse. note.txt in each folder says so, and what is confounded.
@@ -39,6 +40,7 @@ from training.studies.regions import (
     deal_blocks,
     deal_patients,
     find_regions,
+    leave_patients_out,
 )
 
 MPP_L0 = 1.0
@@ -64,6 +66,7 @@ class By(StrEnum):
 
     BLOCK = "block"
     PATIENT = "patient"
+    ONE_PATIENT = "one-patient"
 
 
 app = Commands(add_completion=False, pretty_exceptions_enable=False)
@@ -97,9 +100,17 @@ def build(src: Path, out: Path, *, by: By, mosaics: int, seed: int, reporter: Re
     regions = find_regions(src)
     if by is By.BLOCK:
         splits = {"": [str(fold) for fold in deal_blocks(regions, N_FOLDS, seed=seed)]}
-    else:
+    elif by is By.PATIENT:
         splits = {f"_patient{index}": parts for index, parts in enumerate(deal_patients(regions, seed=seed))}
-    planned = {suffix: _plan(regions, parts, mosaics, seed) for suffix, parts in splits.items()}
+    else:
+        dealt = leave_patients_out(regions, seed=seed)
+        splits = {f"_without_{patient}": parts for patient, parts in dealt.items()}
+    # One patient's regions are too few for mosaics of their own.
+    planned = {
+        suffix: _plan(regions, parts, mosaics, seed)
+        for suffix, parts in splits.items()
+        if by is not By.ONE_PATIENT
+    }
     pixels = {
         region.region_id: read_region(region)
         for region in reporter.track(regions, "Reading regions", len(regions))
@@ -109,7 +120,8 @@ def build(src: Path, out: Path, *, by: By, mosaics: int, seed: int, reporter: Re
     tables = []
     for suffix, parts in splits.items():
         tables.append(_write_regions(out / "regions" / f"slides{suffix}.csv", regions, parts))
-        tables.append(_write_mosaics(out / f"mosaics{suffix}", planned[suffix], pixels, reporter))
+        if suffix in planned:
+            tables.append(_write_mosaics(out / f"mosaics{suffix}", planned[suffix], pixels, reporter))
     for folder in sorted({table.parent for table in tables}):
         units = UNITS["regions" if folder.name == "regions" else "mosaics"]
         write_text(folder / "note.txt", f"{confound_note(regions, by_block=by is By.BLOCK)} {units}\n")
@@ -232,7 +244,7 @@ def main(
     mosaics: Annotated[int, typer.Option(help="Mosaics a fold, half of them positive.")] = 12,
     seed: Annotated[int, typer.Option(help="Of folds and mosaics.")] = 0,
 ) -> None:
-    """Make slides of the osteosarcoma regions: one each, and mosaics of 3 x 3 of one fold."""
+    """Make slides of the osteosarcoma regions: one each, and (but for one-patient) mosaics of 3 x 3 of one fold."""
     with errors_as_messages():
         for table in build(src, out, by=by, mosaics=mosaics, seed=seed, reporter=Reporter()):
             typer.echo(f"Wrote {table}.")

@@ -155,17 +155,41 @@ def deal_patients(regions: list[Region], *, seed: int) -> list[list[str]]:
     best = min(halves, key=unevenness, default=set())
     if not best or unevenness(best) == float("inf"):
         raise ConfigError(f"{len(patients)} patients can't be halved so that both halves have both classes")
-    splits = []
-    for tested in (best, set(patients) - best):
-        rest = [region for region in regions if region.patient not in tested]
-        folds = iter(deal_blocks(rest, 3, seed=seed))
-        splits.append(
-            [
-                "test" if region.patient in tested else "val" if next(folds) == 0 else "train"
-                for region in regions
-            ]
-        )
-    return splits
+    return [_parts(regions, tested, seed=seed) for tested in (best, set(patients) - best)]
+
+
+def leave_patients_out(regions: list[Region], *, seed: int) -> dict[str, list[str]]:
+    """Deal one split for each patient who has both classes: tested alone, by students that saw nothing of that patient.
+
+    A patient of one class can't be tested alone, since an AUC counts pairs within a fold. A third of the others
+    validates, by block.
+
+    Returns
+    -------
+    dict of str to list of str
+        For each patient who is tested the part of each region: train, val or test.
+
+    Raises
+    ------
+    ConfigError
+        Where no patient has both classes, or the others can't be dealt.
+    """
+    labels: dict[str, set[str]] = {}
+    for region in regions:
+        labels.setdefault(region.patient, set()).add(region.label)
+    tested = sorted(patient for patient, theirs in labels.items() if len(theirs) == len(LABELS))
+    if not tested:
+        raise ConfigError("no patient has both classes, so none can be tested alone")
+    return {patient: _parts(regions, {patient}, seed=seed) for patient in tested}
+
+
+def _parts(regions: list[Region], tested: set[str], *, seed: int) -> list[str]:
+    """Return the part of each region: test where its patient is tested, else train or, a third by block, val."""
+    rest = [region for region in regions if region.patient not in tested]
+    folds = iter(deal_blocks(rest, 3, seed=seed))
+    return [
+        "test" if region.patient in tested else "val" if next(folds) == 0 else "train" for region in regions
+    ]
 
 
 def confound_note(regions: list[Region], *, by_block: bool) -> str:
