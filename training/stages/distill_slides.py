@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from napari_lrmil.model.mil import MILOutput
-from training.data.bags import Bag, parents_in_bag
+from training.data.bags import SlideBag, parents_in_bag
 from training.data.tile_index import SlideTiles
 from training.losses import (
     attention_kl,
@@ -23,7 +23,6 @@ from training.losses import (
     hard_attention_loss,
     hard_instance_loss,
 )
-from training.methods import TEACHER_TERMS
 from training.section import Section
 
 
@@ -32,10 +31,15 @@ class TeacherOutput(NamedTuple):
 
     bag_logits: Tensor
     """(C,)"""
-    attention_logits: Tensor
-    """(M,) before the softmax over the bag"""
-    attention_scores: Tensor
+    attention_logits: Tensor | None
+    """(M,) before the softmax over the bag, of the slide's class; None where the head has no attention"""
+    attention_scores: Tensor | None
     """(M,) after it"""
+
+    @classmethod
+    def of(cls, output: MILOutput, label: int) -> TeacherOutput:
+        """Return what a head's output says of a slide of class `label`."""
+        return cls(output.bag_logits, output.attention_logits_for(label), output.attention_for(label))
 
 
 class Stage2Section(Section):
@@ -96,29 +100,41 @@ class SlideDistillation:
         for tiles in slides:
             name = tiles.row.slide_id
             self._logits[name] = teacher[name].bag_logits.to(device)
+            scores = teacher[name].attention_scores
+            if scores is None:
+                continue
             parent = torch.from_numpy(parents_in_bag(tiles, ratio))
-            guided, has_children = guided_attention(
-                teacher[name].attention_scores, parent, len(tiles.lr_places), section.aggregation
-            )
+            guided, has_children = guided_attention(scores, parent, len(tiles.lr_places), section.aggregation)
             self._guided[name] = (guided.to(device), has_children.to(device))
 
-    def __call__(self, bag: Bag, output: MILOutput) -> dict[str, Tensor]:
-        """Return the weighted terms of one bag, by `TEACHER_TERMS`."""
+    def __call__(self, bag: SlideBag, output: MILOutput) -> dict[str, Tensor]:
+        """Return the weighted terms of one bag, by `TEACHER_TERMS`; without those of an attention that a head lacks."""
         section = self._section
+        terms = {
+            "bag": section.l_bag * bag_kl(output.bag_logits, self._logits[bag.name], section.temperature_bag)
+        }
+        if bag.name not in self._guided:
+            return terms
         guided, has_children = self._guided[bag.name]
-        terms = (
-            section.l_bag * bag_kl(output.bag_logits, self._logits[bag.name], section.temperature_bag),
-            section.l_soft
-            * attention_kl(output.attention_logits, guided, has_children, section.temperature_attention),
-            section.l_hard * self._hard(output, guided, has_children),
-        )
-        return dict(zip(TEACHER_TERMS, terms, strict=True))
+        attention_logits = output.attention_logits_for(bag.label)
+        if attention_logits is not None:
+            terms["soft"] = section.l_soft * attention_kl(
+                attention_logits, guided, has_children, section.temperature_attention
+            )
+        hard = self._hard(attention_logits, output.instance_logits, guided, has_children)
+        return terms if hard is None else terms | {"hard": section.l_hard * hard}
 
-    def _hard(self, output: MILOutput, guided: Tensor, has_children: Tensor) -> Tensor:
+    def _hard(
+        self,
+        attention_logits: Tensor | None,
+        instance_logits: Tensor | None,
+        guided: Tensor,
+        has_children: Tensor,
+    ) -> Tensor | None:
         hard, k = self._section.hard, self._section.k
-        loss = torch.zeros((), device=guided.device)
-        if hard != "attention":
-            loss = loss + hard_instance_loss(output.instance_logits, guided, has_children, k)
-        if hard != "instances":
-            loss = loss + hard_attention_loss(output.attention_logits, guided, has_children, k)
-        return loss
+        losses = []
+        if hard != "attention" and instance_logits is not None:
+            losses.append(hard_instance_loss(instance_logits, guided, has_children, k))
+        if hard != "instances" and attention_logits is not None:
+            losses.append(hard_attention_loss(attention_logits, guided, has_children, k))
+        return torch.stack(losses).sum() if losses else None
