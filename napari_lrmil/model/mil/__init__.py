@@ -6,8 +6,8 @@ from napari_lrmil.model.mil.registry import HEADS, AnyMILSpec, build_mil
 
 __all__ = [
     "ABMIL",
-    "ABMILSpec",
     "HEADS",
+    "ABMILSpec",
     "AnyBag",
     "AnyMILSpec",
     "Bag",
