@@ -53,8 +53,9 @@ class SlidePrediction:
     class_names : tuple of str
     class_probabilities : (C,) float64 array
         Softmax of the bag logits, scaled as the bundle says.
-    attention_scores, attention_logits : (N,) float64 arrays
-        After and before the softmax over the bag.
+    attention_scores, attention_logits : (N,) float64 arrays, optional
+        After and before the softmax over the bag, of the class that is called where each has its own; None where the head has
+        no attention.
     class_contributions : (N, C) float64 array
         Probability of the whole slide minus that without tile n: positive where the tile speaks for the class.
     log_odds_contributions : (N, C) float64 array
@@ -95,13 +96,17 @@ class SlidePrediction:
         couldn't be seen.
     weights_sha256 : str
         Hash of the bundle's weights alone; empty where it isn't known.
+    class_attention : (C, N) float64 array, optional
+        Attention scores of each class; None where all have the same, or there is none.
+    exact_tiles : (N,) bool array, optional
+        Tiles whose contributions are exact, those of the others being estimates; None: all are.
     """
 
     slide_name: str
     class_names: tuple[str, ...]
     class_probabilities: NDArray[np.float64]
-    attention_scores: NDArray[np.float64]
-    attention_logits: NDArray[np.float64]
+    attention_scores: NDArray[np.float64] | None
+    attention_logits: NDArray[np.float64] | None
     class_contributions: NDArray[np.float64]
     log_odds_contributions: NDArray[np.float64]
     log_odds_alone: NDArray[np.float64]
@@ -124,6 +129,8 @@ class SlidePrediction:
     damaged_tiles: int = 0
     weights_sha256: str = ""
     thresholds: tuple[float, ...] | None = None
+    class_attention: NDArray[np.float64] | None = None
+    exact_tiles: NDArray[np.bool_] | None = None
 
     @property
     def answer(self) -> str:
@@ -343,7 +350,7 @@ def predict_slide(
     thresholds = None if point is None else point.thresholds
     evidence = explain(bundle.mil, instances, scaling=info.vector_scaling, thresholds=thresholds)
     numbers = (evidence.class_probabilities, evidence.attention_logits, evidence.class_contributions)
-    if not all(np.isfinite(values).all() for values in numbers):
+    if not all(np.isfinite(values).all() for values in numbers if values is not None):
         raise SlideError(
             f"{slide.path.name} has no result: {info.name} gave numbers that aren't finite. The model is damaged, or made "
             "for other tiles"
@@ -362,6 +369,8 @@ def predict_slide(
         class_contributions=evidence.class_contributions,
         log_odds_contributions=evidence.log_odds_contributions,
         log_odds_alone=evidence.log_odds_alone,
+        class_attention=evidence.class_attention,
+        exact_tiles=evidence.exact_tiles,
         deletion=evidence.deletion,
         prediction_set=left,
         coverage=None if trust is None else trust.info.conformal.coverage,

@@ -24,6 +24,7 @@ from training.losses import (
     hard_instance_loss,
 )
 from training.section import Section
+from training.stages.heads import Lacks, MILSection, lacks
 
 
 class TeacherOutput(NamedTuple):
@@ -70,6 +71,37 @@ class Stage2Section(Section):
     k: int = Field(default=4, ge=1, description="tiles at each end in the hard losses")
 
 
+def left_out(section: Stage2Section, *, teacher: Lacks, student: Lacks) -> tuple[str, ...]:
+    """Return the terms of L2 that two heads leave without meaning, of those that a weight above 0 asks for."""
+    found = []
+    if section.l_soft and (teacher.attention or student.attention):
+        found.append("l_soft")
+    if section.l_hard:
+        parts = {"instances": student.instances, "attention": student.attention}
+        wanted = parts if section.hard == "both" else {section.hard: parts[section.hard]}
+        missing = [f"l_hard's {name}" for name, lacking in wanted.items() if lacking]
+        if teacher.attention or len(missing) == len(wanted):
+            missing = ["l_hard"]
+        found += missing
+    return tuple(found)
+
+
+def left_out_note(section: Stage2Section, teacher: MILSection, student: MILSection) -> str:
+    """Say which terms of L2 are left out since a head lacks what they compare; empty where none is."""
+    of_teacher, of_student = lacks(teacher), lacks(student)
+    terms = left_out(section, teacher=of_teacher, student=of_student)
+    if not terms:
+        return ""
+    reasons = []
+    if of_teacher.attention:
+        reasons.append(f"the teacher's head ({teacher.name}) has no attention")
+    if of_student.attention:
+        reasons.append(f"its own head ({student.name}) has no attention")
+    if of_student.instances and not of_teacher.attention:
+        reasons.append(f"its own head ({student.name}) doesn't classify tiles as deciding or not")
+    return f"stage 2 without {', '.join(terms)}: {'; '.join(reasons)}"
+
+
 class SlideDistillation:
     """The teacher's part of L2 for each training slide; an `ExtraLoss` of `fit_head`.
 
@@ -83,6 +115,9 @@ class SlideDistillation:
     ratio : int
         LR tiles are so many HR tiles wide.
     device : torch.device
+    student : Lacks, optional
+        What the student's head doesn't say; its terms are left out, as those of an attention that the teacher lacks.
+        Default: nothing.
     """
 
     def __init__(
@@ -93,8 +128,9 @@ class SlideDistillation:
         *,
         ratio: int,
         device: torch.device,
+        student: Lacks | None = None,
     ) -> None:
-        self._section = section
+        self._section, self._student = section, student
         self._logits: dict[str, Tensor] = {}
         self._guided: dict[str, tuple[Tensor, Tensor]] = {}
         for tiles in slides:
@@ -121,7 +157,10 @@ class SlideDistillation:
             terms["soft"] = section.l_soft * attention_kl(
                 attention_logits, guided, has_children, section.temperature_attention
             )
-        hard = self._hard(attention_logits, output.instance_logits, guided, has_children)
+        instance_logits = (
+            None if self._student is not None and self._student.instances else output.instance_logits
+        )
+        hard = self._hard(attention_logits, instance_logits, guided, has_children)
         return terms if hard is None else terms | {"hard": section.l_hard * hard}
 
     def _hard(

@@ -39,6 +39,16 @@ class Bag:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def on(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Bag:
+        """Return the bag on a device, its embeddings as `dtype`."""
+        places, parents = self.places, self.parents
+        return replace(
+            self,
+            embeddings=self.embeddings.to(device, dtype),
+            places=None if places is None else places.to(device),
+            parents=None if parents is None else parents.to(device),
+        )
+
     def part(self, kept: Tensor) -> Bag:
         """Return the bag of some instances, by (N,) bool mask or by indices."""
         places, parents = self.places, self.parents
