@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,31 @@ from training.section import Section
 
 ExtraLoss = Callable[[Bag, MILOutput], dict[str, Tensor]]
 """Bag and the head's output -> named losses, already weighted, that are added to the cross-entropy."""
+
+
+@runtime_checkable
+class TrainedLoss(Protocol):
+    """An `ExtraLoss` that may have trained parameters of its own."""
+
+    def begin(self, head: MILModel, embed_dim: int, n_classes: int) -> nn.Module | None:
+        """Start anew for a head with fresh weights; returns what is trained beside it, if anything."""
+
+    def __call__(self, bag: Bag, output: MILOutput) -> dict[str, Tensor]:
+        """Return the losses."""
+
+
+class _Together(nn.Module):
+    """A head and what is trained beside it, in one checkpoint and one optimizer."""
+
+    def __init__(self, head: MILModel, beside: nn.Module) -> None:
+        super().__init__()
+        self.head, self.beside = head, beside
+
+    def forward(self, instance_embeddings: Tensor) -> MILOutput:
+        output: MILOutput = self.head(instance_embeddings)
+        return output
+
+
 _SEEDS_APART = 1_000_003
 """Between the starts of one head: far from the seeds that runs are given."""
 
@@ -160,7 +185,7 @@ def fit_head(
     ce_weight : float
         Of the cross-entropy with the label.
     extra_loss : callable, optional
-        See `ExtraLoss`.
+        See `ExtraLoss`, and `TrainedLoss`.
     """
     tries: list[tuple[FittedHead, FitResult]] = []
     for start in range(1 + section.restarts):
@@ -207,6 +232,10 @@ def _fit_once(
     device = session.fabric.device
     torch.manual_seed(recipe.seed)
     model = build_mil(spec).to(device)
+    beside = None
+    if isinstance(extra_loss, TrainedLoss):
+        beside = extra_loss.begin(model, spec.embed_dim, spec.n_classes)
+    trained = model if beside is None else _Together(model, beside.to(device))
     weights = class_weights(train.labels, spec.n_classes) if section.balance == "loss" else None
     of_epoch: list[tuple[int, Tensor]] = []
 
@@ -247,7 +276,7 @@ def _fit_once(
         score=lambda metrics: (round(metrics["val_auc"], 6), -metrics["val_loss"]),
         names=lambda bag, losses: bag.name,
     )
-    result = fit(model, task, recipe, session)
+    result = fit(trained, task, recipe, session)
     model.load_state_dict(
         stored_weights(model.state_dict())
     )  # rounded: what is evaluated is what a bundle serves
