@@ -247,7 +247,7 @@ def make_fast_bundle(target: Path) -> None:
     from benchmarks.random_bundle import random_bundle_info
     from napari_lrmil.model.bundle import save_bundle
     from napari_lrmil.model.encoder import Encoder, EncoderSpec
-    from napari_lrmil.model.mil import MILSpec, build_mil
+    from napari_lrmil.model.mil import ABMILSpec, build_mil
 
     torch.manual_seed(0)
     options = {
@@ -259,7 +259,7 @@ def make_fast_bundle(target: Path) -> None:
         "mlp_ratio": 0.25,
     }
     spec = EncoderSpec(architecture="vit_tiny_patch16_224", options=options)
-    encoder, mil_spec = Encoder(spec), MILSpec(embed_dim=BAG_DIM, n_classes=2)
+    encoder, mil_spec = Encoder(spec), ABMILSpec(embed_dim=BAG_DIM, n_classes=2)
     info = random_bundle_info(spec, mil_spec, token_px=encoder.token_px, tile_px=BAG_TILE_PX)
     save_bundle(target, info=info, encoder=encoder, mil=build_mil(mil_spec))
 

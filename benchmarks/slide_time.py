@@ -26,7 +26,7 @@ from rich.table import Table
 
 from napari_lrmil.model.bundle import BundleInfo, ModelBundle, load_bundle
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
-from napari_lrmil.model.mil import MILSpec, build_mil
+from napari_lrmil.model.mil import ABMILSpec, build_mil
 from napari_lrmil.predict import predict_slide, run_to_end, student_tiles
 from napari_lrmil.slide import Slide, iter_tiles
 from napari_lrmil.slide.cache import shared_cache
@@ -55,7 +55,7 @@ def bundles(
     encoder = demo.encoder
     if architecture is not None:
         encoder = Encoder(EncoderSpec(architecture=architecture, options=options)).eval()
-    mil_spec = MILSpec(embed_dim=encoder.embed_dim, n_classes=2)
+    mil_spec = ABMILSpec(embed_dim=encoder.embed_dim, n_classes=2)
     mil = build_mil(mil_spec).eval()
     made = {}
     for name, mpp in (("HR", mpp_lr / ratio), ("LR", mpp_lr)):

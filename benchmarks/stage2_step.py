@@ -22,8 +22,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_lrmil.model.mil import MILOutput, MILSpec, build_mil
-from training.data.bags import Bag
+from napari_lrmil.model.mil import ABMILSpec, MILOutput, build_mil
+from training.data.bags import SlideBag
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles
 from training.stages.distill_slides import SlideDistillation, Stage2Section, TeacherOutput
@@ -51,7 +51,7 @@ class Slide:
         bag_logits = torch.randn(N_CLASSES, generator=generator)
         self.teacher = TeacherOutput(bag_logits, logits, torch.softmax(logits, dim=0))
         self.label = torch.tensor([1])
-        self.bag = Bag("slide", self.instances, 1)
+        self.bag = SlideBag("slide", self.instances, 1)
         self.config = config
         self.guided = self.gather()
 
@@ -83,7 +83,7 @@ class Head:
 
     def __init__(self, config: MILSection) -> None:
         torch.manual_seed(0)
-        spec = MILSpec(
+        spec = ABMILSpec(
             embed_dim=EMBED_DIM,
             n_classes=N_CLASSES,
             hidden_dim=config.hidden_dim,

@@ -70,9 +70,9 @@ class Evidence(NamedTuple):
     class_probabilities: Array
     """(C,) of the whole bag"""
     attention_scores: Array
-    """(N,)"""
+    """(N,) of the class that is called, where each has its own"""
     attention_logits: Array
-    """(N,)"""
+    """(N,) the same before the softmax over the bag"""
     class_contributions: Array
     """(N, C) probability of the whole bag minus that without tile n; positive: the tile speaks for the class."""
     log_odds_contributions: Array
@@ -130,6 +130,9 @@ def explain(
             without = np.zeros_like(without)  # nothing is left, and no bias speaks for a class either
         alone = scaling.scaled(exact.alone_logits(instances).numpy())  # (N, C)
         class_index = int(called_class(whole, thresholds))
+        attention_logits = output.attention_logits_for(class_index)
+        if attention_logits is None:
+            raise ValueError("the head has no attention")
         orders = _removal_orders(without, class_index, n_random=n_random, seed=seed)
         n_removed, kept = _kept(orders)
         parts = scaling.scaled(exact.subset_logits(instances, torch.from_numpy(kept)).numpy())
@@ -139,8 +142,8 @@ def explain(
     low, high = np.quantile(curves[1:], (0.05, 0.95), axis=0)
     return Evidence(
         class_probabilities=whole,
-        attention_scores=output.attention_scores.numpy(),
-        attention_logits=output.attention_logits.numpy(),
+        attention_scores=torch.softmax(attention_logits, dim=0).numpy(),
+        attention_logits=attention_logits.numpy(),
         class_contributions=whole - softmax(without),
         log_odds_contributions=log_odds(whole_logits) - log_odds(without),
         log_odds_alone=log_odds(alone),

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from napari_lrmil.evidence import DeletionCurve, explain
 from napari_lrmil.model.calibration import VectorScaling
-from napari_lrmil.model.mil import ABMIL, MILModel, MILOutput
+from napari_lrmil.model.mil import ABMIL, AnyBag, MILModel, MILOutput
+from napari_lrmil.model.mil.base import one_bag
 
 EXACT = 1e-9
 
@@ -50,11 +51,10 @@ class MeanThenMax(MILModel):
         self.first = torch.nn.Linear(dim, classes)
         self.second = torch.nn.Linear(dim, classes)
 
-    def forward(self, instance_embeddings: Tensor) -> MILOutput:
-        mean = instance_embeddings.mean(dim=0)
-        logits = self.first(mean) + torch.tanh(self.second(instance_embeddings)).amax(dim=0)
-        even = torch.zeros(len(instance_embeddings), dtype=logits.dtype)
-        return MILOutput(logits, even, torch.softmax(even, 0), mean, torch.stack([even, even], 1))
+    def forward(self, bag: AnyBag) -> MILOutput:
+        instances = one_bag(bag).embeddings
+        logits = self.first(instances.mean(dim=0)) + torch.tanh(self.second(instances)).amax(dim=0)
+        return MILOutput(logits, attention_logits=torch.zeros((1, len(instances)), dtype=logits.dtype))
 
 
 def probabilities(head: MILModel, instances: Tensor, temperature: float = 1.0) -> np.ndarray:
@@ -213,9 +213,9 @@ def test_one_tile_with_all_of_the_attention(lead: float) -> None:
     head = abmil(dim=4, classes=2).double()
     instances = torch.randn(5, 4).double()
     with torch.no_grad():
-        logits = head(instances).attention_logits
+        logits = head(instances).attention_logits[0]
         head.score.weight.mul_(lead / float(logits.topk(2).values.diff().abs()))
-        scores = head(instances).attention_scores
+        scores = head(instances).attention_scores[0]
     assert float(scores.max()) == 1.0
     found = explain(head, instances, scaling=of_temperature(head, 1.0))
     whole = probabilities(head, instances)
@@ -335,10 +335,10 @@ def test_results_can_be_read_without_torch() -> None:
 LARGE_BAG = """
 import resource, torch
 from napari_lrmil.evidence import explain
-from napari_lrmil.model.mil import MILSpec, build_mil
+from napari_lrmil.model.mil import ABMILSpec, build_mil
 from napari_lrmil.model.calibration import VectorScaling
 
-head = build_mil(MILSpec(embed_dim=8, n_classes=2, hidden_dim=8)).eval()
+head = build_mil(ABMILSpec(embed_dim=8, n_classes=2, hidden_dim=8)).eval()
 torch.manual_seed(0)
 explain(head, torch.randn(100, 8), scaling=VectorScaling.of_temperature(1.0, 2))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,7 +9,7 @@ import torch
 from benchmarks.random_bundle import random_bundle_info
 from napari_lrmil.model.bundle import save_bundle
 from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_weights
-from napari_lrmil.model.mil import MILSpec, build_mil
+from napari_lrmil.model.mil import ABMILSpec, build_mil
 
 TINY_VIT = {
     "patch_size": 8,
@@ -43,7 +43,7 @@ def write_bundle(
     encoder = Encoder(spec)
     if weights is not None:
         load_weights(encoder, weights)
-    mil_spec = MILSpec(embed_dim=encoder.embed_dim, n_classes=2)
+    mil_spec = ABMILSpec(embed_dim=encoder.embed_dim, n_classes=2)
     mil = build_mil(mil_spec)
     with torch.no_grad():
         mil.get_parameter("score.weight").mul_(attention_scale)

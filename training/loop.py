@@ -135,10 +135,22 @@ class FitResult(NamedTuple):
     history: list[dict[str, float]]
 
 
-def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> FitResult:
+def fit(
+    model: nn.Module, task: Task[T], recipe: Recipe, session: Session, *, called: nn.Module | None = None
+) -> FitResult:
     """Train `model` in place and leave it with the weights of its best epoch.
 
     A fit that goes on from a checkpoint ends where an uninterrupted one does.
+
+    Parameters
+    ----------
+    model : nn.Module
+    task : Task
+    recipe : Recipe
+    session : Session
+    called : nn.Module, optional
+        What `task.losses` gets, wrapped for precision and processes: a module around `model` where that doesn't return
+        tensors in tuples or mappings. Default: `model`.
 
     Raises
     ------
@@ -153,7 +165,7 @@ def fit(model: nn.Module, task: Task[T], recipe: Recipe, session: Session) -> Fi
         # A head's step on a CPU takes half the time. Elsewhere a gradient scaler must see gradients first.
         fused=fabric.device.type == "cpu" or None,
     )
-    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    wrapped, wrapped_optimizer = fabric.setup(model if called is None else called, optimizer)
     steps_per_epoch = -(-task.steps_per_epoch // recipe.accumulate)
     total_steps, rising = recipe.epochs * steps_per_epoch, recipe.rising_epochs * steps_per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(

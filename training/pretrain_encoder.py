@@ -141,6 +141,14 @@ def pretrain(
     return encoder
 
 
+def save_encoder(path: Path, encoder: Encoder) -> None:
+    """Write an encoder's weights in float16, as `encoder.weights` of a config takes them."""
+    state = encoder.vit.state_dict()
+    save_tensors(
+        path, {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    )
+
+
 @app.command()
 def main(
     out: Annotated[Path, typer.Argument(help="Safetensors file to write.", show_default=False)],
@@ -190,10 +198,7 @@ def main(
             reporter=reporter,
             metrics_csv=work_dir / "pretraining.csv",
         )
-        state = encoder.vit.state_dict()
-        save_tensors(
-            out, {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-        )
+        save_encoder(out, encoder)
         reporter.say(f"Encoder: {escape(str(out))}")
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.random_bundle import random_bundle_info
 from napari_lrmil.model.bundle import ModelBundle, load_bundle, save_bundle
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
-from napari_lrmil.model.mil import MILSpec, build_mil
+from napari_lrmil.model.mil import ABMILSpec, build_mil
 from napari_lrmil.model.trust import ConformalInfo, OODInfo, TileGaussian, Trust, TrustInfo
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide
@@ -28,7 +28,7 @@ def write_small_bundle(target: Path) -> Path:
     """Write a bundle of random weights with a trust part."""
     torch.manual_seed(0)
     encoder = Encoder(SPEC)
-    mil_spec = MILSpec(embed_dim=24, n_classes=2, hidden_dim=16)
+    mil_spec = ABMILSpec(embed_dim=24, n_classes=2, hidden_dim=16)
     info = random_bundle_info(
         SPEC, mil_spec, token_px=8, tile_px=32, mpp=MPP, min_tissue=0.1, temperature=1.5
     )

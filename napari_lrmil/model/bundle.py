@@ -24,7 +24,7 @@ from napari_lrmil.model.calibration import OperatingPoint, VectorScaling
 from napari_lrmil.model.card import is_said_of_slides, render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import fetch_bundle, is_hub_name
-from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
+from napari_lrmil.model.mil import ABMILSpec, MILModel, build_mil
 from napari_lrmil.model.tensors import not_finite, read_tensors
 from napari_lrmil.model.trust import Trust, TrustInfo
 from napari_lrmil.outside import parse_json, read_file
@@ -108,7 +108,7 @@ class BundleInfo(BaseModel):
     distilled: bool = Field(
         default=True, description="whether it learned from a teacher; absent where it did"
     )
-    mil: MILSpec
+    mil: ABMILSpec
     class_names: tuple[Name, ...] = Field(min_length=2, max_length=1000)
     temperature: float | None = Field(
         default=None, gt=0, description="the bag logits are divided by it; absent where there is `scaling`"

@@ -44,15 +44,16 @@ def test_folder_table(leica_prediction: SlidePrediction, tmp_path: Path) -> None
     plain, strange, broken = rows_of(path)
     assert list(plain) == COLUMNS == folder_columns(("benign", "lesion"))
     assert plain["slide"] == leica_prediction.slide_name
-    assert (plain["label"], plain["status"]) == ("benign", "demonstration")
+    called = leica_prediction.called
+    assert (plain["label"], plain["status"]) == (called, "demonstration")
     assert float(plain["p_benign"]) == pytest.approx(leica_prediction.class_probabilities[0], rel=1e-5)
     assert {plain[name] for name in COLUMNS[6:14]} == {""}
     assert plain["note"] == "sieht gut aus; µ ≥ –"
     assert plain["fingerprint"] == leica_prediction.slide_fingerprint
     assert plain["tiles"] == str(len(leica_prediction.tiles))
-    assert (plain["answer"], strange["answer"], strange["label"]) == ("benign", "unlike training", "")
+    assert (plain["answer"], strange["answer"], strange["label"]) == (called, "unlike training", "")
     assert (strange["p_benign"], strange["p_lesion"], strange["prediction_set"]) == ("", "", "")
-    assert strange["label_not_to_be_used"] == "benign"
+    assert strange["label_not_to_be_used"] == called
     given = dict(part.split("=") for part in strange["probabilities_not_to_be_used"].split(";"))
     assert [float(p) for p in given.values()] == pytest.approx(certain.class_probabilities, rel=1e-5)
     assert list(given) == ["benign", "lesion"]

@@ -64,6 +64,18 @@ def trusted(prediction: SlidePrediction, **more: Any) -> SlidePrediction:
     return replace(prediction, **(stated | more))
 
 
+def called_and_other(prediction: SlidePrediction) -> tuple[str, str]:
+    """The class that is called and the one that isn't, of two."""
+    (other,) = set(prediction.class_names) - {prediction.called}
+    return prediction.called, other
+
+
+def other_class(raw: dict[str, Any]) -> str:
+    """The class that a document with a label doesn't name, of two."""
+    (other,) = set(raw["class_names"]) - {raw["label"]}
+    return str(other)
+
+
 def raw_of(path: Path) -> dict[str, Any]:
     raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return raw
@@ -187,8 +199,10 @@ def test_label_and_status_stand_together(leica_prediction: SlidePrediction) -> N
     text = result_document(trusted(leica_prediction)).model_dump(mode="json")
     assert list(text)[3:8] == ["answer", "label", "withheld", "status", "class_probabilities"]
     assert text["status"] == ["unsure", "unlike training", "demonstration"]
-    sure = trusted(leica_prediction, prediction_set=("benign",), ood_score=1.0, demonstration=False)
+    called, other = called_and_other(leica_prediction)
+    sure = trusted(leica_prediction, prediction_set=(called,), ood_score=1.0, demonstration=False)
     assert result_document(sure).status == ("ok",)
+    assert result_document(replace(sure, prediction_set=(other,))).status == ("unsure",)
     assert result_document(sure).note == use_note(demonstration=False)
 
 
@@ -237,17 +251,21 @@ def test_a_slide_unlike_those_of_training_has_an_answer_and_no_label(
         is None
     )
     withheld = told["withheld"]
-    assert withheld["deletion_curve"]["class_name"] == "benign"
+    called = prediction.class_names[
+        (prediction.class_probabilities / (prediction.thresholds or 1.0)).argmax()
+    ]
+    assert withheld["deletion_curve"]["class_name"] == called
     rest = json.dumps({name: part for name, part in told.items() if name != "withheld"})
-    assert str(withheld["class_probabilities"]["benign"]) not in rest
-    assert withheld["label"] == prediction.called == "benign"
+    for share in withheld["class_probabilities"].values():
+        assert str(share) not in rest
+    assert withheld["label"] == prediction.called == called
     assert list(withheld["class_probabilities"].values()) == prediction.class_probabilities.tolist()
     assert withheld["prediction_set"] == ["benign", "lesion"]
     assert withheld["note"].startswith("Not to be used")
     assert told["evidence_notes"][0] == withheld["note"]
     for change in (
         {"class_probabilities": withheld["class_probabilities"]},
-        {"prediction_set": ["benign"]},
+        {"prediction_set": [called]},
         {"deletion_curve": withheld["deletion_curve"]},
     ):
         path.write_text(json.dumps(told | change))
@@ -279,8 +297,9 @@ def test_a_file_of_version_2_is_read_and_gives_no_label_to_an_unlike_slide(
     told.pop("answer")
     path.write_text(json.dumps(told | before | {"format_version": 2}))
     document = read_document(path)
+    called = prediction.called
     assert (document.answer, document.label, document.called) == (
-        ("benign", "benign", "benign") if ood_score < 2.5 else ("unlike training", None, "benign")
+        (called, called, called) if ood_score < 2.5 else ("unlike training", None, called)
     )
     assert_same(read_prediction(path), prediction)
 
@@ -383,10 +402,10 @@ def test_numbers_that_are_none_are_not_written(leica_prediction: SlidePrediction
         ),
         (lambda raw: json.dumps(raw | {"status": ["ok"]}), "answer and status don't follow"),
         (
-            lambda raw: json.dumps(raw | {"answer": "lesion", "label": "lesion"}),
+            lambda raw: json.dumps(raw | dict.fromkeys(("answer", "label"), other_class(raw))),
             "answer and status don't follow",
         ),
-        (lambda raw: json.dumps(raw | {"label": "lesion"}), "answer doesn't follow"),
+        (lambda raw: json.dumps(raw | {"label": other_class(raw)}), "answer doesn't follow"),
         (lambda raw: json.dumps(raw | {"answer": "unlike training"}), "answer doesn't follow"),
         (
             lambda raw: json.dumps(raw | {"status": ["unlike training"]}),

@@ -84,6 +84,20 @@ def trusted(leica_prediction: SlidePrediction) -> SlidePrediction:
 
 
 @pytest.fixture(scope="module")
+def called(trusted: SlidePrediction) -> int:
+    """Index of the class that the packaged model happens to call."""
+    return trusted.called_index
+
+
+@pytest.fixture(scope="module")
+def n_shown(trusted: SlidePrediction, called: int) -> int:
+    """Tiles that speak for it, of which a report shows six at most; with none there would be nothing to look for."""
+    number = min(6, int((trusted.log_odds_contributions[:, called] > 0).sum()))
+    assert number > 1
+    return number
+
+
+@pytest.fixture(scope="module")
 def unlike(trusted: SlidePrediction) -> SlidePrediction:
     return replace(trusted, ood_score=4.25)
 
@@ -91,9 +105,9 @@ def unlike(trusted: SlidePrediction) -> SlidePrediction:
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [
-        (Verdict("agree", answer="benign"), "Agrees with the model."),
-        (Verdict("agree", answer="lesion"), "Agreed, when the answer was lesion."),
-        (Verdict("disagree", answer="lesion"), "Disagreed, when the answer was lesion."),
+        (Verdict("agree", answer="called"), "Agrees with the model."),
+        (Verdict("agree", answer="other"), "Agreed, when the answer was other."),
+        (Verdict("disagree", answer="other"), "Disagreed, when the answer was other."),
         (Verdict("unsure", answer=""), "The reviewer was unsure, when there was no label."),
     ],
 )
@@ -101,11 +115,14 @@ def test_a_verdict_on_another_label_is_not_one_on_this(
     trusted: SlidePrediction,
     leica: Slide,
     demo_bundle: ModelBundle,
+    called: int,
     tmp_path: Path,
     verdict: Verdict,
     said: str,
 ) -> None:
-    assert trusted.label == "benign"
+    names = {"called": trusted.class_names[called], "other": trusted.class_names[1 - called], "": ""}
+    assert trusted.label == names["called"]
+    verdict, said = verdict._replace(answer=names[verdict.answer]), said.replace("other", names["other"])
     path = tmp_path / "r.html"
     run_to_end(write_slide_report(trusted, leica, demo_bundle.info, html=path, verdict=verdict))
     text = re.sub(r"\s+", " ", path.read_text(encoding="utf-8"))
@@ -136,19 +153,24 @@ def report(
 
 
 def test_both_say_the_same(
-    report: tuple[str, str, Path], trusted: SlidePrediction, demo_bundle: ModelBundle
+    report: tuple[str, str, Path],
+    trusted: SlidePrediction,
+    demo_bundle: ModelBundle,
+    called: int,
+    n_shown: int,
 ) -> None:
-    top = trusted.class_contributions[:, 0].max()
+    name = trusted.class_names[called]
+    top = trusted.class_contributions[:, called].max()
     said = [
         "Demonstration only, not for diagnosis.",
-        f"benign, {percent_text(float(trusted.class_probabilities[0]), decimals=1)}",
+        f"{name}, {percent_text(float(trusted.class_probabilities[called]), decimals=1)}",
         set_text(trusted),
         "Unsure: benign or lesion at 90 %",
         distance_text(trusted),
         "1.25 (warning above 2.5)",
         "Disagrees with the model. (2026-03-04 15:00)",
         f"<b>{GERMAN}</b> & so",
-        "The 6 tiles that speak most for benign",
+        f"The {n_shown} tiles that speak most for {name}",
         f"1. p {top:+.4f}",
         "shown at 0.5 µm/px; the model read 2 µm/px",
         curve_text(trusted.deletion),
@@ -171,36 +193,37 @@ def test_both_say_the_same(
 
 
 def test_a_slide_unlike_those_of_training_gets_its_answer_and_the_label_apart(
-    unlike: SlidePrediction, leica: Slide, demo_bundle: ModelBundle, tmp_path: Path
+    unlike: SlidePrediction, leica: Slide, demo_bundle: ModelBundle, called: int, tmp_path: Path
 ) -> None:
     html, pdf = tmp_path / "r.html", tmp_path / "r.pdf"
-    verdict = Verdict("agree", answer="benign")
+    name = unlike.class_names[called]
+    verdict = Verdict("agree", answer=name)
     run_to_end(write_slide_report(unlike, leica, demo_bundle.info, html=html, pdf=pdf, verdict=verdict))
     page = re.sub(r"\s+", " ", html.read_text(encoding="utf-8"))
     assert '<div class="result">unlike training</div>' in page
     fold = re.search(r"<details class=\"withheld\"><summary>(.*?)</summary>(.*?)</details>", page)
     assert fold is not None  # folded: no 'open'
     assert fold[1] == "What the model would say: not to be used"
-    share = percent_text(float(unlike.class_probabilities[0]), decimals=1)
+    share = percent_text(float(unlike.class_probabilities[called]), decimals=1)
     inside = Words()
     inside.feed(fold[2])
     assert NOT_TO_BE_USED in inside.text
-    assert f"It would say: benign {share}" in inside.text
-    assert "tiles that speak most for benign" in inside.text
+    assert f"It would say: {name} {share}" in inside.text
+    assert f"tiles that speak most for {name}" in inside.text
     outside = Words()
     outside.feed(page.replace(fold[0], "").partition("<body>")[2])
     told, _, card = re.sub(r"\s+", " ", outside.text).partition("Model card")
     assert card
     assert unlike_training_text(unlike) in told
-    assert "Agreed, when the answer was benign." in told  # the only place that names a class
-    assert not re.search("benign|lesion", told.replace("when the answer was benign", ""))
+    assert f"Agreed, when the answer was {name}." in told  # the only place that names a class
+    assert not re.search("benign|lesion", told.replace(f"when the answer was {name}", ""))
     count, _, text, _ = pdf_of(pdf)
     assert count == 1
     assert "unlike training" in text
     before, mark, after = text.partition(NOT_TO_BE_USED)
     assert mark
-    assert not re.search("benign|lesion", before.replace("when the answer was benign", ""))
-    assert after.strip().startswith(f"It would say: benign {share}")
+    assert not re.search("benign|lesion", before.replace(f"when the answer was {name}", ""))
+    assert after.strip().startswith(f"It would say: {name} {share}")
 
 
 def test_no_identifiers_unless_wanted(
@@ -234,22 +257,22 @@ def test_label_and_macro_are_never_read(
     run_to_end(write_slide_report(leica_prediction, leica, demo_bundle.info, html=tmp_path / "r.html"))
 
 
-def test_html_stands_alone_and_is_escaped(report: tuple[str, str, Path]) -> None:
+def test_html_stands_alone_and_is_escaped(report: tuple[str, str, Path], n_shown: int) -> None:
     words = Words()
     words.feed((report[2] / "r.html").read_text(encoding="utf-8"))
-    assert len(words.loads) == 2 + 6
+    assert len(words.loads) == 2 + n_shown
     assert all(load.startswith("data:image/jpeg;base64,") for load in words.loads)
     assert "script" not in words.tags
     assert "b" not in words.tags
 
 
-@pytest.mark.parametrize("n_for", [0, 1, 3])
+@pytest.mark.parametrize("n_for", [0, 1, 3, 6, 9])
 def test_only_tiles_that_speak_for_the_label_are_shown(
     trusted: SlidePrediction, leica: Slide, demo_bundle: ModelBundle, tmp_path: Path, n_for: int
 ) -> None:
     lesion = np.full(len(trusted.tiles), -0.01)
     lesion[:n_for] = 0.02
-    speaking = -1 if trusted.label == "benign" else 1
+    speaking = 1 if trusted.label == "lesion" else -1
     contributions = np.stack([-lesion, lesion], axis=1) * speaking
     changed = replace(trusted, class_contributions=contributions, log_odds_contributions=5 * contributions)
     html, pdf = tmp_path / "r.html", tmp_path / "r.pdf"
@@ -259,12 +282,11 @@ def test_only_tiles_that_speak_for_the_label_are_shown(
     title = {
         0: f"No tile speaks for {changed.label}",
         1: f"The tile that speaks for {changed.label}",
-        3: f"The 3 tiles that speak most for {changed.label}",
-    }[n_for]
+    }.get(n_for, f"The {min(n_for, 6)} tiles that speak most for {changed.label}")
     for text in (re.sub(r"\s+", " ", words.text), pdf_of(pdf)[2]):
         assert title in text
         assert ("no tile lowers the probability" in text) == (n_for == 0)
-    assert len(words.loads) == 2 + n_for
+    assert len(words.loads) == 2 + min(n_for, 6)
 
 
 @pytest.mark.parametrize(("page", "size"), [("A4", (595, 842)), ("letter", (612, 792))])
@@ -289,6 +311,7 @@ def test_pdf_is_one_page_whatever_the_note(
             trusted,
             class_names=names,
             class_probabilities=np.full(12, 1 / 12),
+            thresholds=(1 / 12,) * 12,
             class_contributions=np.zeros((count, 12)),
             log_odds_contributions=np.tile(np.linspace(-9, 9, count)[:, None], (1, 12)),
             log_odds_alone=np.full((count, 12), -123.456),
@@ -339,12 +362,15 @@ def test_cancelled_or_failed_leaves_nothing(
         made = write_slide_report(leica_prediction, leica, demo_bundle.info, html=html_path, pdf=pdf_path)
         return made
 
+    speaking = int((leica_prediction.log_odds_contributions[:, leica_prediction.called_index] > 0).sum())
+    assert speaking > 1
     seen = [(step.done, step.total) for step in steps()]
-    assert [done for done, _ in seen] == list(range(9))
+    # Room for six tiles is counted from the start; with fewer the steps of those that aren't there are passed over.
+    assert [done for done, _ in seen] == [*range(1 + min(6, speaking)), 7, 8]
     assert {total for _, total in seen} == {9}
     html_path.write_text("older")
     pdf_path.unlink()
-    for stop_after in range(1, 10):
+    for stop_after in range(1, len(seen) + 1):
         running = steps()
         for _ in range(stop_after):
             next(running)

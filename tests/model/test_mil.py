@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from napari_lrmil.model.mil import ABMIL, MILSpec, build_mil
+from napari_lrmil.model.mil import ABMIL, ABMILSpec, build_mil
 
 
 def head(*, gated: bool = True, seed: int = 0) -> ABMIL:
@@ -19,16 +20,13 @@ def head(*, gated: bool = True, seed: int = 0) -> ABMIL:
 def test_output_is_read_by_name_with_the_shapes_that_it_says() -> None:
     output = head()(torch.randn(7, 6))
     assert output.bag_logits.shape == (3,)
-    assert output.attention_logits.shape == output.attention_scores.shape == (7,)
+    assert output.attention_logits.shape == output.attention_scores.shape == (1, 7)
     assert output.bag_embedding.shape == (6,)
     assert output.instance_logits.shape == (7, 2)
-    assert output._fields == (
-        "bag_logits",
-        "attention_logits",
-        "attention_scores",
-        "bag_embedding",
-        "instance_logits",
-    )
+    with pytest.raises(TypeError):
+        tuple(output)
+    with pytest.raises(FrozenInstanceError):
+        output.bag_logits = output.bag_embedding
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -36,14 +34,14 @@ def test_output_is_read_by_name_with_the_shapes_that_it_says() -> None:
 def test_attention_sums_to_one(gated: bool, n: int) -> None:
     output = head(gated=gated)(torch.randn(n, 6) * 5)
     assert output.attention_scores.sum().item() == pytest.approx(1, abs=1e-5)
-    torch.testing.assert_close(output.attention_scores, torch.softmax(output.attention_logits, 0))
+    torch.testing.assert_close(output.attention_scores, torch.softmax(output.attention_logits, 1))
 
 
 def test_a_bag_of_one_is_its_instance() -> None:
     model = head()
     instance = torch.randn(1, 6)
     output = model(instance)
-    assert output.attention_scores.tolist() == [1.0]
+    assert output.attention_scores.tolist() == [[1.0]]
     torch.testing.assert_close(output.bag_embedding, model.norm(instance)[0])
 
 
@@ -51,8 +49,8 @@ def test_order_of_the_instances_changes_nothing_but_their_order() -> None:
     bag, order = torch.randn(50, 6), torch.randperm(50)
     one, other = head()(bag), head()(bag[order])
     torch.testing.assert_close(one.bag_logits, other.bag_logits)
-    torch.testing.assert_close(one.attention_logits[order], other.attention_logits)
-    torch.testing.assert_close(one.attention_scores[order], other.attention_scores)
+    torch.testing.assert_close(one.attention_logits[:, order], other.attention_logits)
+    torch.testing.assert_close(one.attention_scores[:, order], other.attention_scores)
     torch.testing.assert_close(one.instance_logits[order], other.instance_logits)
 
 
@@ -60,7 +58,7 @@ def test_a_bag_twice_says_the_same() -> None:
     bag = torch.randn(9, 6)
     one, twice = head()(bag), head()(torch.cat([bag, bag]))
     torch.testing.assert_close(one.bag_logits, twice.bag_logits)
-    torch.testing.assert_close(one.attention_scores / 2, twice.attention_scores[:9])
+    torch.testing.assert_close(one.attention_scores / 2, twice.attention_scores[:, :9])
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -83,9 +81,9 @@ def test_two_instances_by_hand(gated: bool) -> None:
     for x, y in ((1, -1), (-1, 1)):
         gate = 1 / (1 + math.exp(-(y - 0.2))) if gated else 1.0
         logits.append(2 * math.tanh(0.5 * x + 0.1) * gate + 0.3)
-    assert output.attention_logits.tolist() == pytest.approx(logits, abs=1e-4)
+    assert output.attention_logits[0].tolist() == pytest.approx(logits, abs=1e-4)
     first = 1 / (1 + math.exp(logits[1] - logits[0]))
-    assert output.attention_scores.tolist() == pytest.approx([first, 1 - first], abs=1e-4)
+    assert output.attention_scores[0].tolist() == pytest.approx([first, 1 - first], abs=1e-4)
     bag = (first - (1 - first), (1 - first) - first)
     assert output.bag_embedding.tolist() == pytest.approx(bag, abs=1e-4)
     assert output.bag_logits.tolist() == pytest.approx([bag[0], 3 * bag[1] + 1], abs=1e-4)
@@ -108,7 +106,7 @@ def test_a_projection_by_hand() -> None:
     bag = torch.tensor([[3.0, 1.0], [0.0, 8.0]])
     output = model(bag)
     logits = [2 * math.tanh(0.5 * h + 0.1) + 0.3 for h in (2.5, 0.0)]
-    assert output.attention_logits.tolist() == pytest.approx(logits, abs=1e-4)
+    assert output.attention_logits[0].tolist() == pytest.approx(logits, abs=1e-4)
     first = 1 / (1 + math.exp(logits[1] - logits[0]))
     assert output.bag_embedding.tolist() == pytest.approx([2.5 * first], abs=1e-4)
     assert output.bag_logits.tolist() == pytest.approx([2.5 * first, 1 - 7.5 * first], abs=1e-4)
@@ -120,7 +118,7 @@ def test_a_projection_is_shared_by_the_instance_classifier_and_the_attention() -
     """A step on the instance classifier's loss moves the attention; without one only scale and shift of the norm are shared."""
     for projection, moves in (((), False), ((5, 4), True)):
         torch.manual_seed(0)
-        model = build_mil(MILSpec(embed_dim=6, n_classes=2, projection=projection))
+        model = build_mil(ABMILSpec(embed_dim=6, n_classes=2, projection=projection))
         model.get_submodule("norm").requires_grad_(False)
         bag = torch.randn(9, 6)
         before = model(bag).attention_logits.detach()
@@ -133,7 +131,7 @@ def test_a_projection_is_shared_by_the_instance_classifier_and_the_attention() -
 
 def test_a_head_without_projection_has_the_weights_that_it_always_had() -> None:
     """Bundles and runs of earlier versions are read."""
-    names = {name.split(".")[0] for name in build_mil(MILSpec(embed_dim=6, n_classes=2)).state_dict()}
+    names = {name.split(".")[0] for name in build_mil(ABMILSpec(embed_dim=6, n_classes=2)).state_dict()}
     assert names == {"norm", "value", "gate", "score", "classifier", "instance_classifier"}
 
 
@@ -154,7 +152,7 @@ def test_gradients_are_finite(n: int) -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    model = build_mil(MILSpec(embed_dim=6, n_classes=2, dropout=0.5))
+    model = build_mil(ABMILSpec(embed_dim=6, n_classes=2, dropout=0.5))
     bag = torch.randn(20, 6)
     torch.manual_seed(0)
     model.train()
@@ -165,12 +163,12 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_spec_is_strict_and_frozen() -> None:
     with pytest.raises(ValidationError):
-        MILSpec(embed_dim=6, n_classes=1)
+        ABMILSpec(embed_dim=6, n_classes=1)
     with pytest.raises(ValidationError):
-        MILSpec.model_validate({"embed_dim": 6, "n_classes": 2, "hiden_dim": 3})
+        ABMILSpec.model_validate({"embed_dim": 6, "n_classes": 2, "hiden_dim": 3})
     for wrong in ((0,), (9000,), (8,) * 9):
         with pytest.raises(ValidationError):
-            MILSpec(embed_dim=6, n_classes=2, projection=wrong)
-    spec = MILSpec(embed_dim=6, n_classes=2)
+            ABMILSpec(embed_dim=6, n_classes=2, projection=wrong)
+    spec = ABMILSpec(embed_dim=6, n_classes=2)
     with pytest.raises(ValidationError):
         spec.gated = False  # type: ignore[misc]

@@ -175,7 +175,9 @@ def test_the_frozen_part_and_the_trained_part_say_what_the_encoder_says() -> Non
         section = EndToEndSection.model_validate({"train": train, "blocks": 1, "chunk_tiles": 3})
         head = build_mil(MIL.spec(16, 2)).eval()
         model = EndToEnd(copy.deepcopy(encoder), head, section).eval()
-        for said, wanted in zip(model(some_tiles()), head(expected), strict=True):
+        said_of, wanted_of = model(some_tiles()).tensors(), head(expected).tensors()
+        assert set(said_of) == {"bag_logits", "attention_logits", "instance_logits", "bag_embedding"}
+        for said, wanted in zip(said_of.values(), wanted_of.values(), strict=True):
             torch.testing.assert_close(said, wanted, atol=1e-5, rtol=1e-5)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from napari_lrmil.atomic import replacing
 from napari_lrmil.errors import ConfigError
 from training.checkpoint import Files
-from training.data.bags import Bag, Bags
+from training.data.bags import Bags, SlideBag
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.files import write_json
@@ -98,10 +98,10 @@ def test_patience_counts_epochs_without_a_better_score(tmp_path: Path) -> None:
 
 def test_a_broken_loss_says_where_and_leaves_the_best_weights(tmp_path: Path) -> None:
     model = Model()
-    bags = [Bag("s1", torch.zeros(1, 1), 0), Bag("s2", torch.zeros(1, 1), 0)]
+    bags = [SlideBag("s1", torch.zeros(1, 1), 0), SlideBag("s2", torch.zeros(1, 1), 0)]
     steps = 0
 
-    def losses(wrapped: nn.Module, bag: Bag) -> dict[str, Tensor]:
+    def losses(wrapped: nn.Module, bag: SlideBag) -> dict[str, Tensor]:
         nonlocal steps
         steps += 1
         return {"loss": -wrapped() * (float("nan") if steps == 4 else 1.0)}
@@ -272,7 +272,7 @@ def test_a_head_learns_and_the_seed_decides_it(tmp_path: Path, one_thread: None)
 def test_extra_losses_are_added_and_read_bags_by_name(tmp_path: Path) -> None:
     seen: set[str] = set()
 
-    def extra(bag: Bag, output: Any) -> dict[str, Tensor]:
+    def extra(bag: SlideBag, output: Any) -> dict[str, Tensor]:
         seen.add(bag.name)
         return {"extra": output.attention_logits.square().mean()}
 
@@ -286,7 +286,7 @@ def test_extra_losses_are_added_and_read_bags_by_name(tmp_path: Path) -> None:
 
 
 def test_a_head_that_breaks_names_the_slide(tmp_path: Path) -> None:
-    def extra(bag: Bag, output: Any) -> dict[str, Tensor]:
+    def extra(bag: SlideBag, output: Any) -> dict[str, Tensor]:
         return {"extra": output.bag_logits.sum() * (float("inf") if bag.name == "s7" else 0.0)}
 
     with pytest.raises(TrainingDiverged, match=r"MIL: the loss is .* at epoch 0, step \d+, on s7\."):

@@ -157,7 +157,7 @@ def test_attention_weights_validation_as_it_weights_training(
         monkeypatch.setattr(pipeline, "pair_loader", real)
         of_val = seen[1]["scores"]
         for row, output in zip(split.val, bag_outputs(head, bags, context.device), strict=True):
-            np.testing.assert_allclose(of_val(row.slide_id), output.attention_scores.numpy())
+            np.testing.assert_allclose(of_val(row.slide_id), output.attention_scores[0].numpy())
     assert losses[0] != losses[1]
 
 
@@ -331,8 +331,7 @@ def test_stage2_adds_the_teachers_words_with_their_weights(
         n = len(bag.instance_embeddings)
         output = MILOutput(
             bag_logits=torch.randn(2),
-            attention_logits=torch.randn(n),
-            attention_scores=torch.full((n,), 1 / n),
+            attention_logits=torch.randn(1, n),
             bag_embedding=torch.zeros(3),
             instance_logits=torch.randn(n, 2),
         )
@@ -352,14 +351,14 @@ def test_stage2_adds_the_teachers_words_with_their_weights(
                 with_children.add((y // 4, x // 4))
         assert with_children == set(gathered)
         guided = [value / sum(gathered.values()) for value in gathered.values()]
-        log_q = torch.log_softmax(output.attention_logits / 0.5, 0).tolist()
+        log_q = torch.log_softmax(output.attention_logits[0] / 0.5, 0).tolist()
         soft = sum(g * (math.log(g) - lq) for g, lq in zip(guided, log_q, strict=True))
         assert float(found["soft"]) == pytest.approx(3 * 0.25 * soft, rel=1e-3)
         order = sorted(range(n), key=lambda index: -guided[index])
         yes, no = order[:2], order[-2:]
         log_p = torch.log_softmax(output.instance_logits, 1)
         hard = -sum([float(log_p[i, 1]) for i in yes] + [float(log_p[i, 0]) for i in no]) / 4
-        a = output.attention_logits.tolist()
+        a = output.attention_logits[0].tolist()
         hard += sum(math.log1p(math.exp(a[low] - a[high])) for high in yes for low in no) / 4
         assert float(found["hard"]) == pytest.approx(5 * hard, rel=1e-3)
 

@@ -11,7 +11,7 @@ from run_helpers import absolute_rows
 
 from napari_lrmil.evidence import softmax
 from napari_lrmil.model.bundle import load_bundle
-from napari_lrmil.model.mil import MILSpec, build_mil
+from napari_lrmil.model.mil import ABMILSpec, build_mil
 from napari_lrmil.model.trust import Trust, fit_conformal, prediction_set
 from napari_lrmil.predict import predict_slide, run_to_end
 from napari_lrmil.slide import Slide
@@ -89,7 +89,7 @@ def test_all_slides_have_the_same_say(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_fitted_on_slides_it_warns_of_others(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    mil = build_mil(MILSpec(embed_dim=DIM, n_classes=2))
+    mil = build_mil(ABMILSpec(embed_dim=DIM, n_classes=2))
     train, val, test = (bags(tmp_path, n, seed=seed) for seed, n in ((0, 30), (1, 40), (2, 40)))
     logits = np.stack([output.bag_logits.numpy() for output in served_outputs(mil, val)])
     probabilities = softmax(logits / 1.5)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from napari_lrmil.model.mil import Bag
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles
 
@@ -29,15 +30,19 @@ class Instances(Protocol):
         """Return the bag of a slide, (N, D)."""
 
 
-class Bag(NamedTuple):
+class SlideBag(NamedTuple):
     """One slide: (N, D) embeddings and its class as an index."""
 
     name: str
     instance_embeddings: Tensor
     label: int
 
+    def on(self, device: torch.device) -> Bag:
+        """Return what a head reads of it."""
+        return Bag(self.instance_embeddings.to(device))
 
-class Bags(Sequence[Bag]):
+
+class Bags(Sequence[SlideBag]):
     """The bags of labelled slides, of which the first that fit stay in memory.
 
     Not the last used: each epoch takes every bag once, and a cache that gives up what was longest unused would
@@ -77,10 +82,10 @@ class Bags(Sequence[Bag]):
         return len(self._names)
 
     @overload
-    def __getitem__(self, index: int) -> Bag: ...
+    def __getitem__(self, index: int) -> SlideBag: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Bag]: ...
-    def __getitem__(self, index: int | slice) -> Bag | list[Bag]:
+    def __getitem__(self, index: slice) -> list[SlideBag]: ...
+    def __getitem__(self, index: int | slice) -> SlideBag | list[SlideBag]:
         """Return one bag, as float32."""
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
@@ -90,12 +95,14 @@ class Bags(Sequence[Bag]):
             if values.nbytes <= self._left:
                 self._left -= values.nbytes
                 self._kept[index] = values
-        return Bag(self._names[index], torch.from_numpy(values.astype(np.float32)), int(self.labels[index]))
+        return SlideBag(
+            self._names[index], torch.from_numpy(values.astype(np.float32)), int(self.labels[index])
+        )
 
-    def __iter__(self) -> Iterator[Bag]:
+    def __iter__(self) -> Iterator[SlideBag]:
         return self.in_order(range(len(self)))
 
-    def in_order(self, order: Iterable[int]) -> Iterator[Bag]:
+    def in_order(self, order: Iterable[int]) -> Iterator[SlideBag]:
         """Yield bags by index, the next one read while the last is used."""
         return read_ahead(self.__getitem__, order)
 

@@ -309,6 +309,7 @@ class Folder:
             f"{name}/{field}": value
             for name, output in outputs.items()
             for field, value in output._asdict().items()
+            if value is not None
         }
         save_tensors(self.teacher_outputs, tensors)
 
@@ -322,9 +323,19 @@ class Folder:
         """
         tensors = self._read_tensors(self.teacher_outputs, self.training_step(TEACHER.key))
         names = dict.fromkeys(key.rpartition("/")[0] for key in tensors)
+        attention = ("attention_logits", "attention_scores")
         try:
             return {
-                name: TeacherOutput(*(tensors[f"{name}/{field}"] for field in TeacherOutput._fields))
+                name: TeacherOutput(
+                    tensors[f"{name}/bag_logits"],
+                    # Both or neither: a head without attention.
+                    *(
+                        tensors[f"{name}/{field}"]
+                        if any(f"{name}/{one}" in tensors for one in attention)
+                        else None
+                        for field in attention
+                    ),
+                )
                 for name in names
             }
         except KeyError as error:

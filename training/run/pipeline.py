@@ -398,8 +398,8 @@ def train_teacher(context: Context, head: Head, steps: Steps) -> None:
     outputs = bag_outputs(fitted.model, train, context.device)
     folder.write_teacher_outputs(
         {
-            row.slide_id: TeacherOutput(output.bag_logits, output.attention_logits, output.attention_scores)
-            for row, output in zip(split.train, outputs, strict=True)
+            row.slide_id: TeacherOutput.of(output, int(label))
+            for row, output, label in zip(split.train, outputs, train.labels, strict=True)
         }
     )
 
@@ -486,11 +486,16 @@ def _teacher_attention(
     """
     assert plan.split is not None
     folder = context.run_dir.fold(plan.split.fold)
-    of_slide = {name: output.attention_scores for name, output in folder.read_teacher_outputs().items()}
+    kept = folder.read_teacher_outputs()
+    of_slide = {
+        name: output.attention_scores for name, output in kept.items() if output.attention_scores is not None
+    }
     head = load_head(context, folder, TEACHER, teacher.embed_dim)
     outputs = bag_outputs(head, context.bags(context.hr_store(), plan.val), context.device)
     for row, output in zip(plan.val, outputs, strict=True):
-        of_slide[row.slide_id] = output.attention_scores
+        scores = output.attention_for(context.class_names.index(row.label))
+        assert scores is not None
+        of_slide[row.slide_id] = scores
     return lambda slide_id: np.asarray(of_slide[slide_id].numpy(), np.float32)
 
 

@@ -16,7 +16,7 @@ from napari_lrmil.errors import ConfigError
 from napari_lrmil.evidence import softmax
 from napari_lrmil.model.calibration import OperatingPoint, VectorScaling, called_class
 from napari_lrmil.model.mil import MILModel, MILOutput
-from training.data.bags import Bag
+from training.data.bags import SlideBag
 from training.section import Section
 
 Array = NDArray[np.float64]
@@ -93,7 +93,7 @@ class Calibration(BaseModel):
         return called_class(probabilities, self.operating_point.thresholds)
 
 
-def served_outputs(model: MILModel, bags: Iterable[Bag]) -> Iterator[MILOutput]:
+def served_outputs(model: MILModel, bags: Iterable[SlideBag]) -> Iterator[MILOutput]:
     """Yield what a head says bag by bag, in the precision in which a bundle serves it: float64, on the CPU."""
     exact = copy.deepcopy(model).cpu().double().eval()
     with torch.inference_mode():

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from napari_lrmil.model.mil import MILModel, MILOutput
-from training.data.bags import Bag, parents_in_bag
+from training.data.bags import SlideBag, parents_in_bag
 from training.data.tile_index import SlideTiles
 from training.losses import guided_attention
 from training.objectives import AnyBagObjective, BagObjective, SeenBag, TeacherBag
@@ -27,10 +27,15 @@ class TeacherOutput(NamedTuple):
 
     bag_logits: Tensor
     """(C,)"""
-    attention_logits: Tensor
-    """(M,) before the softmax over the bag"""
-    attention_scores: Tensor
+    attention_logits: Tensor | None
+    """(M,) before the softmax over the bag, of the slide's class; None where the head has no attention"""
+    attention_scores: Tensor | None
     """(M,) after it"""
+
+    @classmethod
+    def of(cls, output: MILOutput, label: int) -> TeacherOutput:
+        """Return what a head's output says of a slide of class `label`."""
+        return cls(output.bag_logits, output.attention_logits_for(label), output.attention_for(label))
 
 
 class Stage2Section(Section):
@@ -113,10 +118,11 @@ class SlideDistillation:
         for tiles in slides:
             name = tiles.row.slide_id
             guided = has_children = None
-            if on_lr_tiles:
+            scores = teacher[name].attention_scores
+            if on_lr_tiles and scores is not None:
                 parent = torch.from_numpy(parents_in_bag(tiles, ratio))
                 gathered, children = guided_attention(
-                    teacher[name].attention_scores, parent, len(tiles.lr_places), section.aggregation
+                    scores, parent, len(tiles.lr_places), section.aggregation
                 )
                 guided, has_children = gathered.to(device), children.to(device)
             embedding = None if embeddings is None else embeddings[name].to(device)
@@ -124,7 +130,7 @@ class SlideDistillation:
             self._teacher[name] = TeacherBag(logits, guided, has_children, embedding)
         self._teacher_bag_dim = None
         if embeddings:
-            self._teacher_bag_dim = len(next(iter(embeddings.values())))
+            self._teacher_bag_dim = next(iter(embeddings.values())).shape[-1]
         self._objectives: list[BagObjective] = []
         self._trained = any(not isinstance(spec, LRMILBagSpec) for spec in bag_specs(section))
         if not self._trained:
@@ -158,7 +164,7 @@ class SlideDistillation:
         ]
         return nn.ModuleList(self._objectives)
 
-    def __call__(self, bag: Bag, output: MILOutput) -> dict[str, Tensor]:
+    def __call__(self, bag: SlideBag, output: MILOutput) -> dict[str, Tensor]:
         """Return the weighted terms of one bag, of all objectives; after `begin` where they have parameters."""
         seen = SeenBag(
             output,

@@ -23,7 +23,14 @@ from training.encoders import train_last_blocks
 from training.loop import Recipe, Session, Task, fit
 from training.metrics import auc
 from training.section import Section
-from training.stages.heads import FittedHead, MILSection, balanced_order, class_weights, head_fit
+from training.stages.heads import (
+    FittedHead,
+    InTensors,
+    MILSection,
+    balanced_order,
+    class_weights,
+    head_fit,
+)
 
 _ADAPTED = ("qkv", "proj")
 """The linear layers of a block's attention."""
@@ -301,7 +308,7 @@ def fit_end_to_end(
     torch.manual_seed(seed)
     head = build_mil(mil.spec(encoder.embed_dim, n_classes)).to(device)
     model = EndToEnd(encoder, head, section)
-    weights = class_weights(train.labels, n_classes) if mil.balance == "loss" else None
+    weights = torch.from_numpy(class_weights(train.labels, n_classes)) if mil.balance == "loss" else None
 
     def batches(epoch: int) -> Iterator[PixelBag]:
         rng = np.random.default_rng((seed, epoch))
@@ -315,10 +322,9 @@ def fit_end_to_end(
         return read_ahead(lambda one: _read(train, *one, section.chunk_tiles), drawn)
 
     def losses(wrapped: nn.Module, bag: PixelBag) -> dict[str, Tensor]:
-        output = MILOutput(*wrapped(bag.tiles))
-        weight = 1.0 if weights is None else float(weights[bag.label])
-        label = torch.tensor([bag.label], device=device)
-        return {"loss": weight * F.cross_entropy(output.bag_logits[None], label)}
+        output = MILOutput.of_tensors(wrapped(bag.tiles))
+        terms = head.losses(output, bag.label, class_weights=weights)
+        return {"loss": torch.stack(list(terms.values())).sum()} | (terms if len(terms) > 1 else {})
 
     def validate() -> dict[str, float]:
         logits = served_logits(encoder, head, val, device, section.chunk_tiles)
@@ -335,7 +341,7 @@ def fit_end_to_end(
         score=lambda metrics: (round(metrics["val_auc"], 6), -metrics["val_loss"]),
         names=lambda bag, losses: bag.name,
     )
-    result = fit(model, task, section.recipe(seed), session)
+    result = fit(model, task, section.recipe(seed), session, called=InTensors(model))
     merge_adapters(encoder)
     encoder.requires_grad_(False).eval()
     # Rounded: what is evaluated is what a bundle serves.

@@ -92,7 +92,7 @@ def predict_test(
     val_predictions : Predictions
         Of the validation slides, which the same numbers were chosen on.
     attention : dict
-        By slide, of the test slides.
+        By slide, of the test slides, for the class that is called; empty where the head has no attention.
     calibration : Calibration
         Which was fitted.
     """
@@ -102,7 +102,10 @@ def predict_test(
     logits, attention = [], {}
     for row, tiles, output in zip(slides, places, served_outputs(model, test), strict=True):
         logits.append(output.bag_logits.numpy())
-        attention[row.slide_id] = SlideAttention(output.attention_scores.numpy(), tiles)
+        called = int(calibration.called(calibration.probabilities(logits[-1])))
+        scores = output.attention_for(called)
+        if scores is not None:
+            attention[row.slide_id] = SlideAttention(scores.numpy(), tiles)
     probabilities = calibration.probabilities(np.stack(logits))
     val_probabilities = calibration.probabilities(of_val)
     return (

@@ -12,7 +12,7 @@ from sklearn.covariance import ledoit_wolf
 from napari_lrmil.evidence import softmax
 from napari_lrmil.model.calibration import VectorScaling
 from napari_lrmil.model.trust import OODInfo, TileGaussian, Trust, TrustInfo, fit_conformal, ood_threshold
-from training.data.bags import Bag, Bags
+from training.data.bags import Bags, SlideBag
 from training.data.predictions import Predictions
 from training.metrics import share_of_patients
 from training.stages.calibrate import fit_scaling, patient_weights
@@ -70,7 +70,7 @@ def fit_trust(
     return Trust(info, gaussian)
 
 
-def trust_metrics(trust: Trust, test: Predictions, test_bags: Iterable[Bag]) -> dict[str, float]:
+def trust_metrics(trust: Trust, test: Predictions, test_bags: Iterable[SlideBag]) -> dict[str, float]:
     """Return what became of the promises on test slides: coverage, slides that are unsure, slides called strange."""
     sets = np.stack([trust.prediction_set(values) for values in test.probabilities])
     strange = [
@@ -119,7 +119,7 @@ def honest_probabilities(
     return found
 
 
-def sample_tiles(bags: Iterable[Bag], *, n_slides: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def sample_tiles(bags: Iterable[SlideBag], *, n_slides: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return at most `MAX_TILES` tiles (M, D), as many of each slide as of any other that has them."""
     share = max(1, MAX_TILES // n_slides)
     chosen = []

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_lrmil.model.bundle import stored_weights
-from napari_lrmil.model.mil import MILModel, MILOutput, MILSpec, build_mil
-from training.data.bags import Bag, Bags
+from napari_lrmil.model.mil import ABMILSpec, AnyBag, MILModel, MILOutput, MILSpec, build_mil
+from training.data.bags import Bags, SlideBag
 from training.loop import FitResult, Recipe, Session, Task, fit, write_history
 from training.metrics import auc
 from training.section import Section
 
-ExtraLoss = Callable[[Bag, MILOutput], dict[str, Tensor]]
-"""Bag and the head's output -> named losses, already weighted, that are added to the cross-entropy."""
+ExtraLoss = Callable[[SlideBag, MILOutput], dict[str, Tensor]]
+"""SlideBag and the head's output -> named losses, already weighted, that are added to the cross-entropy."""
 
 
 @runtime_checkable
@@ -31,20 +31,8 @@ class TrainedLoss(Protocol):
     def begin(self, head: MILModel, embed_dim: int, n_classes: int) -> nn.Module | None:
         """Start anew for a head with fresh weights; returns what is trained beside it, if anything."""
 
-    def __call__(self, bag: Bag, output: MILOutput) -> dict[str, Tensor]:
+    def __call__(self, bag: SlideBag, output: MILOutput) -> dict[str, Tensor]:
         """Return the losses."""
-
-
-class _Together(nn.Module):
-    """A head and what is trained beside it, in one checkpoint and one optimizer."""
-
-    def __init__(self, head: MILModel, beside: nn.Module) -> None:
-        super().__init__()
-        self.head, self.beside = head, beside
-
-    def forward(self, instance_embeddings: Tensor) -> MILOutput:
-        output: MILOutput = self.head(instance_embeddings)
-        return output
 
 
 _SEEDS_APART = 1_000_003
@@ -102,7 +90,7 @@ class MILSection(Section):
 
     def spec(self, embed_dim: int, n_classes: int) -> MILSpec:
         """Return what the model package builds the head from."""
-        return MILSpec(
+        return ABMILSpec(
             embed_dim=embed_dim,
             n_classes=n_classes,
             hidden_dim=self.hidden_dim,
@@ -124,6 +112,18 @@ class MILSection(Section):
             rising_epochs=self.warmup_epochs,
             clip=self.clip,
         )
+
+
+class InTensors(nn.Module):
+    """A head as the training loop calls it: its output as a mapping of tensors, see `MILOutput.tensors`."""
+
+    def __init__(self, head: Callable[[AnyBag], MILOutput]) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, bag: AnyBag) -> dict[str, Tensor]:
+        """Return the tensors of what the head says."""
+        return self.head(bag).tensors()
 
 
 class Fit(BaseModel):
@@ -235,23 +235,24 @@ def _fit_once(
     beside = None
     if isinstance(extra_loss, TrainedLoss):
         beside = extra_loss.begin(model, spec.embed_dim, spec.n_classes)
-    trained = model if beside is None else _Together(model, beside.to(device))
-    weights = class_weights(train.labels, spec.n_classes) if section.balance == "loss" else None
+    trained = model if beside is None else nn.ModuleDict({"head": model, "beside": beside.to(device)})
+    weights = (
+        torch.from_numpy(class_weights(train.labels, spec.n_classes)) if section.balance == "loss" else None
+    )
     of_epoch: list[tuple[int, Tensor]] = []
 
-    def batches(epoch: int) -> Iterator[Bag]:
+    def batches(epoch: int) -> Iterator[SlideBag]:
         of_epoch.clear()
         rng = np.random.default_rng((recipe.seed, epoch))
         if section.balance == "bags":
             return train.in_order(balanced_order(train.labels, rng).tolist())
         return train.in_order(rng.permutation(len(train)).tolist())
 
-    def losses(wrapped: nn.Module, bag: Bag) -> dict[str, Tensor]:
-        output = MILOutput(*wrapped(bag.instance_embeddings.to(device)))
+    def losses(wrapped: nn.Module, bag: SlideBag) -> dict[str, Tensor]:
+        output = MILOutput.of_tensors(wrapped(bag.on(device)))
         of_epoch.append((bag.label, output.bag_logits.detach()))
-        label = torch.tensor([bag.label], device=device)
-        weight = ce_weight if weights is None else ce_weight * float(weights[bag.label])
-        terms = {"ce": weight * F.cross_entropy(output.bag_logits[None], label)}
+        own = model.losses(output, bag.label, class_weights=weights)
+        terms = {name: ce_weight * value for name, value in own.items()}
         if extra_loss is not None:
             terms |= extra_loss(bag, output)
         return {"loss": torch.stack(list(terms.values())).sum()} | terms
@@ -276,7 +277,7 @@ def _fit_once(
         score=lambda metrics: (round(metrics["val_auc"], 6), -metrics["val_loss"]),
         names=lambda bag, losses: bag.name,
     )
-    result = fit(trained, task, recipe, session)
+    result = fit(trained, task, recipe, session, called=InTensors(model))
     model.load_state_dict(
         stored_weights(model.state_dict())
     )  # rounded: what is evaluated is what a bundle serves
@@ -355,14 +356,15 @@ def _auc_or_none(labels: NDArray[np.int64], logits: NDArray[np.float64]) -> floa
         return None
 
 
-def bag_outputs(model: MILModel, bags: Iterable[Bag], device: torch.device) -> Iterator[MILOutput]:
+def bag_outputs(model: MILModel, bags: Iterable[SlideBag], device: torch.device) -> Iterator[MILOutput]:
     """Yield the model's outputs bag by bag, on the CPU, without gradients."""
     model.eval()
     with torch.inference_mode():
         for bag in bags:
-            yield MILOutput(*(value.float().cpu() for value in model(bag.instance_embeddings.to(device))))
+            told = model(bag.on(device)).tensors()
+            yield MILOutput.of_tensors({name: value.float().cpu() for name, value in told.items()})
 
 
-def bag_logits(model: MILModel, bags: Iterable[Bag], device: torch.device) -> NDArray[np.float64]:
+def bag_logits(model: MILModel, bags: Iterable[SlideBag], device: torch.device) -> NDArray[np.float64]:
     """Return the bag logits, (number of bags, C)."""
     return np.stack([output.bag_logits.double().numpy() for output in bag_outputs(model, bags, device)])

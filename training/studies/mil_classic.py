@@ -33,13 +33,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_lrmil.errors import ConfigError
-from napari_lrmil.model.mil import MILOutput, MILSpec, build_mil
+from napari_lrmil.model.mil import ABMILSpec, MILOutput, build_mil
 from napari_lrmil.terminal import Commands, errors_as_messages
 from training.checkpoint import Files
-from training.data.bags import Bag
+from training.data.bags import SlideBag
 from training.loop import Recipe, Session, Task, fit
 from training.progress import Reporter
 from training.runtime import Runtime
+from training.stages.heads import InTensors
 
 WIDTHS = (256, 128, 64)
 DROPOUT = 0.5
@@ -69,7 +70,7 @@ VARIANTS = tuple(
 )
 
 
-def read_bags(path: Path) -> list[Bag]:
+def read_bags(path: Path) -> list[SlideBag]:
     """Read bags in the order of their first rows.
 
     Raises
@@ -89,31 +90,35 @@ def read_bags(path: Path) -> list[Bag]:
                     )
                 known[1].append(features)
         return [
-            Bag(name, torch.tensor(instances, dtype=torch.float32), label)
+            SlideBag(name, torch.tensor(instances, dtype=torch.float32), label)
             for name, (label, instances) in found.items()
         ]
     except (OSError, ValueError, IndexError) as error:
         raise ConfigError(f"{path} can't be read as bags: {error}") from error
 
 
-def standardised(train: Sequence[Bag], test: Sequence[Bag]) -> tuple[list[Bag], list[Bag]]:
+def standardised(
+    train: Sequence[SlideBag], test: Sequence[SlideBag]
+) -> tuple[list[SlideBag], list[SlideBag]]:
     """Return both with mean 0 and standard deviation 1 of each feature over the training instances."""
     instances = torch.cat([bag.instance_embeddings for bag in train])
     mean, std = instances.mean(dim=0), instances.std(dim=0, correction=0)
     std = torch.where(std > 0, std, torch.ones_like(std))
 
-    def scaled(bag: Bag) -> Bag:
+    def scaled(bag: SlideBag) -> SlideBag:
         return bag._replace(instance_embeddings=(bag.instance_embeddings - mean) / std)
 
     return [scaled(bag) for bag in train], [scaled(bag) for bag in test]
 
 
-def accuracy(variant: Variant, train: Sequence[Bag], test: Sequence[Bag], *, epochs: int, seed: int) -> float:
+def accuracy(
+    variant: Variant, train: Sequence[SlideBag], test: Sequence[SlideBag], *, epochs: int, seed: int
+) -> float:
     """Return the share of test bags that a head trained on the others gets right."""
     train, test = standardised(train, test)
     torch.manual_seed(seed)
     model = build_mil(
-        MILSpec(
+        ABMILSpec(
             embed_dim=train[0].instance_embeddings.shape[1],
             n_classes=2,
             hidden_dim=64,
@@ -123,11 +128,11 @@ def accuracy(variant: Variant, train: Sequence[Bag], test: Sequence[Bag], *, epo
         )
     )
 
-    def batches(epoch: int) -> list[Bag]:
+    def batches(epoch: int) -> list[SlideBag]:
         return [train[place] for place in np.random.default_rng((seed, epoch)).permutation(len(train))]
 
-    def losses(wrapped: nn.Module, bag: Bag) -> dict[str, Tensor]:
-        output = MILOutput(*wrapped(bag.instance_embeddings))
+    def losses(wrapped: nn.Module, bag: SlideBag) -> dict[str, Tensor]:
+        output = MILOutput.of_tensors(wrapped(bag.on(torch.device("cpu"))))
         return {"loss": F.cross_entropy(output.bag_logits[None], torch.tensor([bag.label]))}
 
     done = 0
@@ -148,14 +153,20 @@ def accuracy(variant: Variant, train: Sequence[Bag], test: Sequence[Bag], *, epo
     recipe = Recipe(epochs=epochs, learning_rate=5e-4, weight_decay=5e-3, seed=seed, rising_epochs=5)
     with TemporaryDirectory() as folder:
         files, reporter = Files(Path(folder) / "fit.csv"), Reporter(Console(file=io.StringIO()))
-        fit(model, task, recipe, Session(Runtime("cpu").head_fabric, files, reporter, variant.name))
+        fit(
+            model,
+            task,
+            recipe,
+            Session(Runtime("cpu").head_fabric, files, reporter, variant.name),
+            called=InTensors(model),
+        )
     with torch.inference_mode():
         right = [int(model(bag.instance_embeddings).bag_logits.argmax()) == bag.label for bag in test]
     return float(np.mean(right))
 
 
 def cross_validate(
-    variant: Variant, bags: Sequence[Bag], *, n_folds: int, epochs: int, seed: int
+    variant: Variant, bags: Sequence[SlideBag], *, n_folds: int, epochs: int, seed: int
 ) -> NDArray[np.float64]:
     """Return the accuracy of each fold, (n_folds,)."""
     labels = [bag.label for bag in bags]

@@ -1,7 +1,17 @@
-"""MIL aggregators: one a module, all returning `MILOutput`."""
+"""MIL aggregators: one a module with its spec and loss, all taking a `Bag` and returning `MILOutput`."""
 
-from napari_lrmil.model.mil.abmil import ABMIL
-from napari_lrmil.model.mil.base import MILModel, MILOutput, MILSpec
-from napari_lrmil.model.mil.registry import build_mil
+from napari_lrmil.model.mil.abmil import ABMIL, ABMILSpec
+from napari_lrmil.model.mil.base import AnyBag, Bag, MILModel, MILOutput, MILSpec
+from napari_lrmil.model.mil.registry import AnyMILSpec, build_mil
 
-__all__ = ["ABMIL", "MILModel", "MILOutput", "MILSpec", "build_mil"]
+__all__ = [
+    "ABMIL",
+    "ABMILSpec",
+    "AnyBag",
+    "AnyMILSpec",
+    "Bag",
+    "MILModel",
+    "MILOutput",
+    "MILSpec",
+    "build_mil",
+]

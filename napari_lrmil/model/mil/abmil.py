@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from napari_lrmil.model.mil.base import MILModel, MILOutput
+from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, MILSpec, one_bag
 
 _NUMBERS_AT_ONCE = 2**20
+
+
+class ABMILSpec(MILSpec):
+    """Everything needed to build an `ABMIL`, weights apart."""
+
+    name: Literal["abmil"] = "abmil"
+    hidden_dim: int = Field(default=128, gt=0, le=8192)
+    gated: bool = True
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    projection: tuple[Annotated[int, Field(gt=0, le=8192)], ...] = Field(
+        default=(),
+        max_length=8,
+        description="widths of the layers before the attention; none in older bundles",
+    )
+
+    def build(self) -> ABMIL:
+        """Return the head with fresh weights."""
+        return ABMIL(
+            embed_dim=self.embed_dim,
+            n_classes=self.n_classes,
+            hidden_dim=self.hidden_dim,
+            gated=self.gated,
+            dropout=self.dropout,
+            projection=self.projection,
+        )
 
 
 class ABMIL(MILModel):
@@ -63,34 +90,33 @@ class ABMIL(MILModel):
         self.classifier = nn.Linear(dim, n_classes)
         self.instance_classifier = nn.Linear(dim, 2)
 
-    def forward(self, instance_embeddings: Tensor) -> MILOutput:
+    def forward(self, bag: AnyBag) -> MILOutput:
         """Classify one bag.
 
         Parameters
         ----------
-        instance_embeddings : (N, D) tensor
+        bag : (N, D) tensor or Bag
 
         Returns
         -------
         MILOutput
+            One row of attention for all classes; `instance_logits` (N, 2), trained by the term l_hard of stage 2.
         """
-        instances, attention_logits = self._attend(instance_embeddings)
-        attention_scores = torch.softmax(attention_logits, dim=0)
-        bag_embedding = attention_scores @ instances  # (D,)
+        instances, attention_logits = self._attend(bag)
+        bag_embedding = torch.softmax(attention_logits, dim=0) @ instances  # (P,)
         return MILOutput(
             bag_logits=self.classifier(bag_embedding),
-            attention_logits=attention_logits,
-            attention_scores=attention_scores,
-            bag_embedding=bag_embedding,
+            attention_logits=attention_logits[None],  # (1, N)
             instance_logits=self.instance_classifier(instances),
+            bag_embedding=bag_embedding,
         )
 
-    def subset_logits(self, instance_embeddings: Tensor, kept: Tensor) -> Tensor:
+    def subset_logits(self, bag: AnyBag, kept: Tensor) -> Tensor:
         """As in `MILModel`, from one pass: a part's attention is the softmax over its own attention logits.
 
         The classifier is linear, so the attention weighs (N, C) class values instead of (N, P) instances.
         """
-        instances, attention_logits = self._attend(instance_embeddings)
+        instances, attention_logits = self._attend(bag)
         class_values = instances @ self.classifier.weight.T  # (N, C)
         logits = []
         # Some parts at a time: of a bag of 60,000 instances, a number for each of them in 231 parts is 100 MB.
@@ -102,13 +128,13 @@ class ABMIL(MILModel):
             logits.append(found.masked_fill(~holds_any, 0.0))
         return torch.cat(logits)
 
-    def leave_one_out_logits(self, instance_embeddings: Tensor) -> Tensor:
+    def leave_one_out_logits(self, bag: AnyBag) -> Tensor:
         """As in `MILModel`, in closed form: without n the bag is (b - a_n h_n) / (1 - a_n).
 
         Where a_n is above one half, which it is for one instance at most, the difference would cancel: there the
         softmax over the others is taken anew.
         """
-        instances, attention_logits = self._attend(instance_embeddings)
+        instances, attention_logits = self._attend(bag)
         if len(instances) == 1:
             return instances.new_zeros((1, self.classifier.out_features))
         scores = torch.softmax(attention_logits, dim=0)[:, None]  # (N, 1)
@@ -116,22 +142,22 @@ class ABMIL(MILModel):
         dominant = scores[:, 0] > 0.5
         logits = (weighed.sum(dim=0) - weighed) / (1 - scores).clamp_min(0.5) + self.classifier.bias
         if bool(dominant.any()):
-            logits[dominant] = self.subset_logits(instance_embeddings, ~dominant[None])
+            logits[dominant] = self.subset_logits(bag, ~dominant[None])
         return logits
 
-    def alone_logits(self, instance_embeddings: Tensor) -> Tensor:
+    def alone_logits(self, bag: AnyBag) -> Tensor:
         """As in `MILModel`, in closed form: an instance alone has all of the attention."""
-        logits: Tensor = self.classifier(self._instances(instance_embeddings))
+        logits: Tensor = self.classifier(self._instances(bag))
         return logits
 
-    def _instances(self, instance_embeddings: Tensor) -> Tensor:
+    def _instances(self, bag: AnyBag) -> Tensor:
         """Normalised and, where there is a projection, projected: (N, P), or (N, D) without one."""
-        instances: Tensor = self.projection(self.dropout(self.norm(instance_embeddings)))
+        instances: Tensor = self.projection(self.dropout(self.norm(one_bag(bag).embeddings)))
         return instances
 
-    def _attend(self, instance_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend(self, bag: AnyBag) -> tuple[Tensor, Tensor]:
         """Instances (N, P) and their attention logits (N,)."""
-        instances = self._instances(instance_embeddings)
+        instances = self._instances(bag)
         hidden = torch.tanh(self.value(instances))  # (N, hidden)
         if self.gate is not None:
             hidden = hidden * torch.sigmoid(self.gate(instances))

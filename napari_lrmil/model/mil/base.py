@@ -2,40 +2,179 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
-class MILOutput(NamedTuple):
-    """What an aggregator says of one bag of N instances, C classes; read it by name."""
+@dataclass(frozen=True)
+class Bag:
+    """The instances of one slide at one magnification, N of them.
+
+    Attributes
+    ----------
+    embeddings : (N, D) tensor
+    places : (N, 2) int64 tensor, optional
+        x, y of each tile on the grid of its magnification, in tiles.
+    mpp : float, optional
+        µm per pixel of the tiles.
+    parents : (N,) int64 tensor, optional
+        Of several magnifications: index of the tile in the next coarser bag that this one lies in; -1 for none.
+    """
+
+    embeddings: Tensor
+    places: Tensor | None = None
+    mpp: float | None = None
+    parents: Tensor | None = None
+
+    @classmethod
+    def of(cls, bag: Tensor | Bag) -> Bag:
+        """Return a bag as it is, and embeddings alone as a bag."""
+        return bag if isinstance(bag, Bag) else cls(bag)
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def part(self, kept: Tensor) -> Bag:
+        """Return the bag of some instances, by (N,) bool mask or by indices."""
+        places, parents = self.places, self.parents
+        return replace(
+            self,
+            embeddings=self.embeddings[kept],
+            places=None if places is None else places[kept],
+            parents=None if parents is None else parents[kept],
+        )
+
+
+AnyBag = Tensor | Bag | tuple[Bag, ...]
+"""What a head is asked about: embeddings (N, D) alone, a bag, or a bag a magnification, the coarsest first."""
+
+
+def one_bag(bag: AnyBag) -> Bag:
+    """Return the bag of a head that reads one magnification.
+
+    Raises
+    ------
+    ValueError
+        Of several magnifications.
+    """
+    if isinstance(bag, tuple):
+        if len(bag) != 1:
+            raise ValueError(f"bags of {len(bag)} magnifications for a head that reads one")
+        return bag[0]
+    return Bag.of(bag)
+
+
+@dataclass(frozen=True)
+class MILOutput:
+    """What an aggregator says of one bag of N instances, C classes; read it by name.
+
+    Of several magnifications, attention and instance logits are of the finest bag.
+    """
 
     bag_logits: Tensor
     """(C,)"""
-    attention_logits: Tensor
-    """(N,) before the softmax over the bag; any sign."""
-    attention_scores: Tensor
-    """(N,) after it; they sum to 1."""
-    bag_embedding: Tensor
-    """(H,)"""
-    instance_logits: Tensor
-    """(N, 2): is this one of the tiles that decide? Column 1 says yes; trained by the term l_hard of stage 2."""
+    attention_logits: Tensor | None = None
+    """(A, N) before the softmax over the bag, any sign; A = 1, or C where each class has its own. None: no attention."""
+    instance_logits: Tensor | None = None
+    """(N, 2): is this one of the tiles that decide? Column 1 says yes; or (N, C), of each class. None: not said."""
+    bag_embedding: Tensor | None = None
+    """(H,), or (C, H) where each class has its own"""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else the head's own loss needs, by name."""
+
+    @property
+    def attention_scores(self) -> Tensor | None:
+        """(A, N) after the softmax over the bag; each row sums to 1."""
+        return None if self.attention_logits is None else torch.softmax(self.attention_logits, dim=-1)
+
+    def attention_for(self, class_index: int) -> Tensor | None:
+        """Return the (N,) attention scores of a class: of all classes alike where A = 1."""
+        logits = self.attention_logits_for(class_index)
+        return None if logits is None else torch.softmax(logits, dim=0)
+
+    def attention_logits_for(self, class_index: int) -> Tensor | None:
+        """Return the (N,) attention logits of a class: of all classes alike where A = 1."""
+        logits = self.attention_logits
+        if logits is None:
+            return None
+        return logits[class_index if len(logits) > 1 else 0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all of its tensors by name, those of `extras` as ``extras.<name>``; `of_tensors` takes them back.
+
+        Wrappers for mixed precision and for several processes look into mappings, and refuse frozen dataclasses.
+        """
+        named = {
+            "bag_logits": self.bag_logits,
+            "attention_logits": self.attention_logits,
+            "instance_logits": self.instance_logits,
+            "bag_embedding": self.bag_embedding,
+        }
+        found = {name: value for name, value in named.items() if value is not None}
+        return found | {f"extras.{name}": value for name, value in self.extras.items()}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> MILOutput:
+        """Return the output whose `tensors` these are."""
+        extras = {
+            name.removeprefix("extras."): value
+            for name, value in tensors.items()
+            if name.startswith("extras.")
+        }
+        return cls(
+            bag_logits=tensors["bag_logits"],
+            attention_logits=tensors.get("attention_logits"),
+            instance_logits=tensors.get("instance_logits"),
+            bag_embedding=tensors.get("bag_embedding"),
+            extras=extras,
+        )
 
 
 class MILModel(nn.Module):
-    """Base of the aggregators: maps instance embeddings (N, D) to `MILOutput`."""
+    """Base of the aggregators: maps a bag to `MILOutput`.
 
-    def forward(self, instance_embeddings: Tensor) -> MILOutput:
+    Attributes
+    ----------
+    magnifications : int
+        How many it reads. With more than one it takes as many bags, the coarsest first.
+    order_matters : bool
+        Whether the order of the instances counts, beside their places.
+    """
+
+    magnifications: int = 1
+    order_matters: bool = False
+
+    def forward(self, bag: AnyBag) -> MILOutput:
         """See the subclass."""
         raise NotImplementedError
 
-    def __call__(self, instance_embeddings: Tensor) -> MILOutput:  # the type of forward, kept
-        output: MILOutput = super().__call__(instance_embeddings)
+    def __call__(self, bag: AnyBag) -> MILOutput:  # the type of forward, kept
+        output: MILOutput = super().__call__(bag)
         return output
 
-    def subset_logits(self, instance_embeddings: Tensor, kept: Tensor) -> Tensor:
+    def losses(
+        self, output: MILOutput, label: int, *, class_weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the head's own training loss of one bag by term, each weighted as its paper has it.
+
+        This one is the cross-entropy of the bag, "ce"; a head with more terms adds its own.
+
+        Parameters
+        ----------
+        output : MILOutput
+            Of this head, in training mode.
+        label : int
+        class_weights : (C,) tensor, optional
+            How much a bag of each class counts.
+        """
+        return {"ce": bag_cross_entropy(output.bag_logits, label, class_weights)}
+
+    def subset_logits(self, bag: AnyBag, kept: Tensor) -> Tensor:
         """Bag logits of parts of one bag, each as if it were the whole bag.
 
         This one reruns the head on every part, which is exact for any head; a subclass may have a shorter way to
@@ -43,7 +182,7 @@ class MILModel(nn.Module):
 
         Parameters
         ----------
-        instance_embeddings : (N, D) tensor
+        bag : (N, D) tensor or Bag
         kept : (S, N) bool tensor
             The instances of each part.
 
@@ -52,59 +191,76 @@ class MILModel(nn.Module):
         (S, C) tensor
             Zeros for an empty part: every class is equally likely.
         """
-        logits = [self(instance_embeddings[part]).bag_logits for part in kept if bool(part.any())]
-        n_classes = (logits[0] if logits else self(instance_embeddings).bag_logits).shape[0]
-        found = instance_embeddings.new_zeros((len(kept), n_classes))
+        whole = one_bag(bag)
+        logits = [self(whole.part(part)).bag_logits for part in kept if bool(part.any())]
+        n_classes = (logits[0] if logits else self(whole).bag_logits).shape[0]
+        found = whole.embeddings.new_zeros((len(kept), n_classes))
         if logits:
             found[kept.any(dim=1)] = torch.stack(logits)
         return found
 
-    def leave_one_out_logits(self, instance_embeddings: Tensor) -> Tensor:
+    def leave_one_out_logits(self, bag: AnyBag) -> Tensor:
         """Bag logits of the bag without each of its instances.
 
         Parameters
         ----------
-        instance_embeddings : (N, D) tensor
+        bag : (N, D) tensor or Bag
 
         Returns
         -------
         (N, C) tensor
             Row n: without instance n. Zeros for N = 1, as in `subset_logits`.
         """
-        n = len(instance_embeddings)
-        places = torch.arange(n, device=instance_embeddings.device)
+        whole = one_bag(bag)
+        indices = torch.arange(len(whole), device=whole.embeddings.device)
         # One part at a time: all of them as masks would be N x N.
-        parts = [self.subset_logits(instance_embeddings, (places != place)[None]) for place in range(n)]
+        parts = [self.subset_logits(whole, (indices != index)[None]) for index in range(len(whole))]
         return torch.cat(parts)
 
-    def alone_logits(self, instance_embeddings: Tensor) -> Tensor:
+    def alone_logits(self, bag: AnyBag) -> Tensor:
         """Bag logits of the bags that hold one instance each.
 
         Parameters
         ----------
-        instance_embeddings : (N, D) tensor
+        bag : (N, D) tensor or Bag
 
         Returns
         -------
         (N, C) tensor
             Row n: of instance n alone.
         """
-        return torch.stack([self(instance[None]).bag_logits for instance in instance_embeddings])
+        whole = one_bag(bag)
+        indices = torch.arange(len(whole), device=whole.embeddings.device)
+        return torch.stack([self(whole.part(index)).bag_logits for index in indices[:, None]])
+
+
+def bag_cross_entropy(bag_logits: Tensor, label: int, class_weights: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy of one bag, times the weight of its class where there are weights.
+
+    `torch`'s own weights would cancel: of one bag it divides by their sum.
+
+    Parameters
+    ----------
+    bag_logits : (C,) tensor
+    label : int
+    class_weights : (C,) tensor, optional
+    """
+    loss = F.cross_entropy(bag_logits[None], torch.tensor([label], device=bag_logits.device))
+    return loss if class_weights is None else float(class_weights[label]) * loss
 
 
 class MILSpec(BaseModel):
-    """Everything needed to build an aggregator, weights apart."""
+    """Everything needed to build an aggregator, weights apart: base of one spec a head, told apart by `name`.
+
+    A subclass has ``name: Literal["..."] = "..."``, its own keys with their defaults, and `build`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Literal["abmil"] = "abmil"
+    name: str
     embed_dim: int = Field(gt=0, le=65_536)
     n_classes: int = Field(ge=2, le=1000)
-    hidden_dim: int = Field(default=128, gt=0, le=8192)
-    gated: bool = True
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    projection: tuple[Annotated[int, Field(gt=0, le=8192)], ...] = Field(
-        default=(),
-        max_length=8,
-        description="widths of the layers before the attention; none in older bundles",
-    )
+
+    def build(self) -> MILModel:
+        """Return the aggregator with fresh weights."""
+        raise NotImplementedError
