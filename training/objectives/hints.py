@@ -9,9 +9,10 @@ Of bags:   L_hint = MSE(regressor(student's bag embedding), teacher's bag embedd
 
 The regressor is the paper's adaptation layer, a 1 x 1 convolution (for a bag a linear layer), also where both widths are equal.
 
-Choices. Where a head has a bag embedding a class, the label's is taken. The paper's L_bounded bounds the regression of boxes, which slides haven't got: s and t are the class probabilities
+Choices. The paper's L_bounded bounds the regression of boxes, which slides haven't got: s and t are the class probabilities
 here and y is the label, one-hot. Its w_c is 1.5 for the background and 1 for objects; here it is n / (C n_c) over the training
-slides, 1 for each where classes are of equal size. No margin is given: 0. The hinted layer of tiles is the middle block.
+slides, 1 for each where classes are of equal size. No margin is given: 0. The hinted layer of tiles is the middle block. Where
+a head has a bag embedding a class, the label's is taken.
 """
 
 from __future__ import annotations
