@@ -24,7 +24,7 @@ from napari_lrmil.model.calibration import OperatingPoint, VectorScaling
 from napari_lrmil.model.card import is_said_of_slides, render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import fetch_bundle, is_hub_name
-from napari_lrmil.model.mil import ABMILSpec, MILModel, build_mil
+from napari_lrmil.model.mil import HEADS, ABMILSpec, AnyMILSpec, Bag, MILModel, build_mil
 from napari_lrmil.model.tensors import not_finite, read_tensors
 from napari_lrmil.model.trust import Trust, TrustInfo
 from napari_lrmil.outside import parse_json, read_file
@@ -108,7 +108,7 @@ class BundleInfo(BaseModel):
     distilled: bool = Field(
         default=True, description="whether it learned from a teacher; absent where it did"
     )
-    mil: ABMILSpec
+    mil: AnyMILSpec
     class_names: tuple[Name, ...] = Field(min_length=2, max_length=1000)
     temperature: float | None = Field(
         default=None, gt=0, description="the bag logits are divided by it; absent where there is `scaling`"
@@ -136,7 +136,8 @@ class BundleInfo(BaseModel):
         trust = self.trust
         came_with: dict[str, tuple[Literal[2, 3], bool]] = {
             "trust": (2, trust is not None),
-            "mil.projection": (3, bool(self.mil.projection)),
+            "mil.name": (3, not isinstance(self.mil, ABMILSpec)),
+            "mil.projection": (3, isinstance(self.mil, ABMILSpec) and bool(self.mil.projection)),
             "own_slides": (3, trust is not None and trust.conformal.own_slides),
             "scaling": (3, self.scaling is not None),
             "operating_point": (3, self.operating_point is not None),
@@ -158,6 +159,8 @@ class BundleInfo(BaseModel):
             raise ValueError(f"a class is called {taken!r}, which is what the program itself says of slides")
         for name, version in self.newer_keys.items():
             if version > self.format_version:
+                if name == "mil.name":
+                    name = f"mil.name {self.mil.name}"
                 raise ValueError(f"'{name}' in format version {self.format_version}; it came with {version}")
         if (self.temperature is None) == (self.scaling is None):
             raise ValueError("either 'temperature' or 'scaling' says how the bag logits are scaled")
@@ -169,6 +172,11 @@ class BundleInfo(BaseModel):
         if point is not None and point.positive is not None and point.positive not in self.class_names:
             raise ValueError(f"the positive class {point.positive!r} isn't one of the classes")
         return self
+
+    @property
+    def mpps(self) -> tuple[float, ...]:
+        """µm/px of the tiles that the model reads, coarsest first; nothing finer than the last is read."""
+        return tuple(factor * self.tiles.mpp for factor in self.mil.factors)
 
     @property
     def vector_scaling(self) -> VectorScaling:
@@ -297,7 +305,10 @@ def load_info(bundle_dir: str | Path) -> BundleInfo:
         return BundleInfo.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = shortened(".".join(str(part) for part in first["loc"])) or "the whole"
+        place = list(first["loc"])
+        if len(place) > 1 and place[0] == "mil" and place[1] in HEADS:  # which of the specs, not a key
+            del place[1]
+        where = shortened(".".join(map(str, place))) or "the whole"
         raise BundleError(
             f"{path} is not valid: {where}: {shortened(first['msg'])} ({error.error_count()} problems in all)"
         ) from error
@@ -337,6 +348,16 @@ def load_bundle(bundle_dir: str | Path, *, device: torch.device | str = "cpu") -
                 f"{str(parts[part][odd[0]].dtype).removeprefix('torch.')}"
             )
         model.load_state_dict(parts[part])
+    try:
+        with torch.inference_mode():
+            one = torch.zeros(1, dtype=torch.int64)
+            bags = tuple(
+                Bag(torch.zeros((1, info.mil.embed_dim)), places=one.expand(1, 2), mpp=mpp, parents=one)
+                for mpp in info.mpps
+            )
+            mil.eval()(bags if len(bags) > 1 else bags[0])
+    except Exception as error:  # as above
+        raise _unusable(info, error) from error
     trust = _trust(root, info, parts["trust"])
     return ModelBundle(info, encoder.to(device).eval(), mil.to(device).eval(), trust)
 
@@ -368,14 +389,16 @@ def _shapes(info: BundleInfo) -> dict[str, torch.Size]:
         )
     try:
         pixels = torch.empty((1, 3, info.tiles.tile_px, info.tiles.tile_px), device="meta")
-        mil(encoder(pixels).embedding)
+        encoder(pixels)
     except Exception as error:  # a description from outside makes libraries raise anything
-        raise BundleError(
-            f"the model of bundle {info.name!r} can't be used ({shortened(str(error))})"
-        ) from error
+        raise _unusable(info, error) from error
     return {f"encoder.{name}": value.shape for name, value in encoder.vit.state_dict().items()} | {
         f"mil.{name}": value.shape for name, value in mil.state_dict().items()
     }
+
+
+def _unusable(info: BundleInfo, error: Exception) -> BundleError:
+    return BundleError(f"the model of bundle {info.name!r} can't be used ({shortened(str(error))})")
 
 
 def _weights(root: Path, info: BundleInfo, *, n_values: int) -> dict[str, Tensor]:
@@ -462,7 +485,7 @@ def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str
     }
     if info.trust is not None and info.format_version < 3:
         absent["trust"] = {"conformal": {"own_slides": True}}
-    if not info.mil.projection:
+    if isinstance(info.mil, ABMILSpec) and not info.mil.projection:
         absent["mil"] = {"projection": True}
     return absent | _usual(info)
 

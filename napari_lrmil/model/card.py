@@ -61,7 +61,7 @@ or load it in napari: Plugins > LRMIL.
 | reads | {_tiles_text(tiles)}, nothing finer |
 | distilled from | {_teacher_text(info)} |
 | encoder | {info["encoder"]["architecture"]}, tokens of {info["token_px"]} px |
-| aggregator | {mil["name"]}, {mil["embed_dim"]}-d{", gated" if mil["gated"] else ""} |
+| aggregator | {mil["name"]}, {mil["embed_dim"]}-d{", gated" if mil.get("gated") else ""} |
 {_decision_rows(info)}
 
 {_choice_text(provenance)}## Training data

@@ -22,7 +22,7 @@ from napari_lrmil.model.bundle import BundleInfo, load_bundle, load_info, resolv
 from napari_lrmil.model.card import DEMONSTRATION_NOTE
 from napari_lrmil.model.device import available_devices, resolve_device
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
-from napari_lrmil.model.mil import build_mil
+from napari_lrmil.model.mil import HEADS, ABMILSpec, build_mil
 from napari_lrmil.model.trust import ConformalInfo, OODInfo, TileGaussian, Trust, TrustInfo
 
 
@@ -515,6 +515,60 @@ def test_a_head_with_a_projection_says_a_version_that_older_programs_refuse(
     edit(tmp_path / "plain", {"format_version": 2})
     with pytest.raises(BundleError, match=r"'mil\.projection' in format version 2; it came with 3"):
         load_bundle(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("name", ["mean", "max"])
+def test_a_bundle_of_another_head_says_version_3_and_gives_that_head_back(
+    bundle: Path, tmp_path: Path, name: str
+) -> None:
+    model = load_bundle(bundle)
+    spec = HEADS[name](embed_dim=24, n_classes=2)
+    info, head = model.info.model_copy(update={"mil": spec}), build_mil(spec).eval()
+    save_bundle(tmp_path / "new", info=info, encoder=model.encoder, mil=head)
+    raw = json.loads((tmp_path / "new" / "bundle.json").read_text())
+    assert raw["format_version"] == 3
+    assert raw["mil"] == {"name": name, "embed_dim": 24, "n_classes": 2, "dropout": 0.0}
+    loaded = load_bundle(tmp_path / "new")
+    assert type(loaded.mil) is type(head)
+    assert loaded.info.mil == spec
+    assert loaded.info.mpps == (loaded.info.tiles.mpp,)
+    bag = torch.randn(6, 24)
+    torch.testing.assert_close(loaded.mil(bag).bag_logits, head(bag).bag_logits, rtol=1e-2, atol=1e-2)
+    assert f"aggregator | {name}, 24-d |" in (tmp_path / "new" / "README.md").read_text()
+    edit(tmp_path / "new", {"format_version": 2})
+    with pytest.raises(BundleError, match=rf"'mil\.name {name}' in format version 2; it came with 3"):
+        load_bundle(tmp_path / "new")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"mil.name": "mode"}, r"not valid: mil: Input tag 'mode' .* does not match any of the expected tags: .*'mean'"),
+    ({"mil.name": "mean"}, r"not valid: mil\.hidden_dim: Extra"),
+    ({"mil": {"name": "max", "embed_dim": 24, "n_classes": 2}, "format_version": 3}, r"don't fit the model"),
+    ({"mil": "mean"}, r"not valid: mil: Input should be a valid dictionary"),
+])  # fmt: skip
+def test_heads_that_are_none_or_of_other_weights_are_refused(
+    bundle: Path, change: dict[str, Any], message: str
+) -> None:
+    edit(bundle, change)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(bundle)
+
+
+def test_bundles_of_formats_1_and_2_are_read_and_written_as_they_are(bundle: Path, tmp_path: Path) -> None:
+    """The demo was written by a version that knew no head but ABMIL; its JSON is the same byte for byte afterwards."""
+    demo = Path(bundle_module.__file__).parents[1] / "demo" / "bundle"
+    for folder, version in ((bundle, 1), (demo, 2)):
+        raw = json.loads((folder / "bundle.json").read_text())
+        assert raw["format_version"] == version
+        model = load_bundle(folder)
+        assert isinstance(model.info.mil, ABMILSpec)
+        assert model.info.mil.name == "abmil"
+        new = tmp_path / str(version)
+        save_bundle(new, info=model.info, encoder=model.encoder, mil=model.mil, trust=model.trust)
+        assert json.loads((new / "bundle.json").read_text()) == raw
+        assert (new / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+        edit(new, {"mil": {name: value for name, value in raw["mil"].items() if name != "name"}})
+        assert load_info(new).mil == model.info.mil  # ABMIL was the only head: the name says nothing
 
 
 def test_trust_is_not_lost_unasked(trusted: Path) -> None:

@@ -55,7 +55,7 @@ def test_regions_become_slides_of_their_size(tmp_path: Path) -> None:
     other = tmp_path / "others.csv"
     other.write_text(f"slide_id,path,patient_id,label\nA1,{src / 'train_10.jpg'},AP1,malignant\n")
     tables = build(src, tmp_path / "out", unlabelled=other, dealings=2, reporter=Reporter())
-    assert [path.name for path in tables] == ["dealing0.csv", "dealing1.csv"]
+    assert [path.name for path in tables] == ["dealing0.csv", "dealing1.csv", "others.csv"]
     with Slide(tmp_path / "out" / "slides" / "train_11.tif") as slide:
         assert slide.level_dimensions_xy == ((128, 88), (64, 44), (32, 22))
         assert slide.mpp_xy == pytest.approx((0.62, 0.62), rel=1e-4)
@@ -66,6 +66,28 @@ def test_regions_become_slides_of_their_size(tmp_path: Path) -> None:
     rows = read_table(tables[0])
     assert [(row.slide_id, row.label) for row in rows if row.label is None] == [("A1", None)]
     assert len(rows) == len(found) + 1
+
+
+def test_slides_left_out_stand_in_no_dealing_and_their_patients_neither(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    regions(src)
+    other = tmp_path / "others.csv"
+    paths = sorted(src.glob("*.jpg"))[:9]
+    lines = [
+        f"A{place},{path},AP{place // 2},{'malignant' if place % 2 else ''}"
+        for place, path in enumerate(paths)
+    ]
+    other.write_text("slide_id,path,patient_id,label\n" + "\n".join(lines) + "\n")
+    tables = build(src, tmp_path / "out", unlabelled=other, dealings=1, left_out=4, reporter=Reporter())
+    dealt, others, aside = (list(csv.DictReader(table.read_text().splitlines())) for table in tables)
+    assert tables[2].name == "left_out.csv"
+    assert len(aside) == 3  # of patients with two slides or one, as many as fit into four
+    assert {row["patient_id"] for row in aside}.isdisjoint(row["patient_id"] for row in dealt)
+    assert len([row for row in dealt if not row["label"]]) == 6
+    # The other way round, all with their labels, and the colon regions without.
+    assert [row["label"] for row in others if row["slide_id"].startswith("A")] == ["malignant"] * 4
+    assert all(not row["label"] for row in others if row["patient_id"].startswith("glas-"))
 
 
 def test_every_fold_has_both_classes_and_patients_of_its_own(tmp_path: Path) -> None:

@@ -376,7 +376,15 @@ def test_real_regions_are_dealt_with_both_classes_in_every_fold(shared_file: Cal
 
 
 @pytest.mark.parametrize(
-    "name", ["osteosarcoma_regions", "osteosarcoma_patients", "osteosarcoma_mosaics", "results_cohort"]
+    "name",
+    [
+        "osteosarcoma_regions",
+        "osteosarcoma_patients",
+        "osteosarcoma_mosaics",
+        "results_cohort",
+        "atlas",
+        "glas",
+    ],
 )
 def test_configs_load(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.toml")

@@ -8,12 +8,20 @@ research: neither they nor a model made of them belong in a package.
                               until every fold has both classes
 
 With ``--unlabelled SLIDES.csv`` the slides of another table stand in each of them without a label, for stage 1 on other
-patients (`stage1.slides = "unlabelled"`). Ten dealings are ten looks at the same 16 patients, never 160 patients.
+patients (`stage1.slides = "unlabelled"`), and two more tables are written:
+
+    OUT/others.csv            the other way round: those slides with their labels, the colon regions without
+    OUT/left_out.csv          with ``--left-out N``: N of those slides, by patient, which stand in none of the dealings, so that
+                              what stage 1 learned from the rest can be measured on them (`training.studies.stand_in`)
+
+Ten dealings are ten looks at the same 16 patients, never 160 patients.
 """
 
 from __future__ import annotations
 
 import csv
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -25,7 +33,7 @@ from napari_lrmil.atomic import write_csv
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.terminal import Commands, errors_as_messages
 from training.cohort.writer import write_slide
-from training.data.table import read_table
+from training.data.table import SlideRow, read_table
 from training.progress import Reporter
 
 MPP_L0 = 0.62
@@ -98,7 +106,27 @@ def deal(regions: list[Region], *, seed: int) -> dict[str, int]:
     raise ConfigError(f"{len(patients)} patients can't be dealt into {N_FOLDS} folds of both classes")
 
 
-def build(src: Path, out: Path, *, unlabelled: Path | None, dealings: int, reporter: Reporter) -> list[Path]:
+def left_out_patients(rows: Sequence[SlideRow], n_slides: int, *, seed: int = 0) -> set[str]:
+    """Return patients in random order, each as long as the slides of all don't become more than `n_slides`."""
+    slides = Counter(row.patient_id for row in rows)
+    patients = sorted(slides)
+    chosen: set[str] = set()
+    for index in np.random.default_rng(seed).permutation(len(patients)):
+        patient = patients[index]
+        if slides[patient] + sum(slides[other] for other in chosen) <= n_slides:
+            chosen.add(patient)
+    return chosen
+
+
+def build(
+    src: Path,
+    out: Path,
+    *,
+    unlabelled: Path | None,
+    dealings: int,
+    left_out: int = 0,
+    reporter: Reporter,
+) -> list[Path]:
     """Write slides and tables.
 
     Parameters
@@ -111,6 +139,8 @@ def build(src: Path, out: Path, *, unlabelled: Path | None, dealings: int, repor
         Table of other slides, whose labels are left out.
     dealings : int
         Tables to write; number k is of seed k.
+    left_out : int
+        Slides of the other table that stand in none of them.
     reporter : Reporter
 
     Raises
@@ -133,7 +163,9 @@ def build(src: Path, out: Path, *, unlabelled: Path | None, dealings: int, repor
             mpp=MPP_L0,
             downsamples=DOWNSAMPLES,
         )
-    others = [] if unlabelled is None else read_table(unlabelled)
+    every = [] if unlabelled is None else read_table(unlabelled)
+    aside = left_out_patients(every, left_out)
+    others = [row for row in every if row.patient_id not in aside]
     tables = []
     for seed in range(dealings):
         fold_of = deal(regions, seed=seed)
@@ -148,10 +180,24 @@ def build(src: Path, out: Path, *, unlabelled: Path | None, dealings: int, repor
             )
             for region in regions
         )
-        theirs = ((row.slide_id, row.path.resolve(), row.patient_id, "", "", row.mpp or "") for row in others)
         tables.append(out / f"dealing{seed}.csv")
-        write_csv(tables[-1], _COLUMNS, (*ours, *theirs))
+        write_csv(tables[-1], _COLUMNS, (*ours, *map(_without_label, others)))
+    if every:
+        known = ((*_without_label(row)[:3], row.label, "", row.mpp or "") for row in every if row.label)
+        colon = (
+            (region.path.stem, f"slides/{region.path.stem}.tif", f"glas-{region.patient_id}", "", "", MPP_L0)
+            for region in regions
+        )
+        tables.append(out / "others.csv")
+        write_csv(tables[-1], _COLUMNS, (*known, *colon))
+    if aside:
+        tables.append(out / "left_out.csv")
+        write_csv(tables[-1], _COLUMNS, [_without_label(row) for row in every if row.patient_id in aside])
     return tables
+
+
+def _without_label(row: SlideRow) -> tuple[object, ...]:
+    return row.slide_id, row.path.resolve(), row.patient_id, "", "", row.mpp or ""
 
 
 @app.command()
@@ -162,10 +208,16 @@ def main(
         Path | None, typer.Option(help="Table of other slides, to stand in each table without a label.")
     ] = None,
     dealings: Annotated[int, typer.Option(help="Tables, each with the patients dealt anew.", min=1)] = 10,
+    left_out: Annotated[
+        int, typer.Option(help="Slides of the other table that stand in none of these.", min=0)
+    ] = 0,
 ) -> None:
     """Make slides of the GlaS regions, and tables that deal their patients into folds."""
     with errors_as_messages():
-        for table in build(src, out, unlabelled=unlabelled, dealings=dealings, reporter=Reporter()):
+        made = build(
+            src, out, unlabelled=unlabelled, dealings=dealings, left_out=left_out, reporter=Reporter()
+        )
+        for table in made:
             typer.echo(f"Wrote {table}.")
 
 

@@ -2,10 +2,11 @@
 
 from napari_lrmil.model.mil.abmil import ABMIL, ABMILSpec
 from napari_lrmil.model.mil.base import AnyBag, Bag, MILModel, MILOutput, MILSpec
-from napari_lrmil.model.mil.registry import AnyMILSpec, build_mil
+from napari_lrmil.model.mil.registry import HEADS, AnyMILSpec, build_mil
 
 __all__ = [
     "ABMIL",
+    "HEADS",
     "ABMILSpec",
     "AnyBag",
     "AnyMILSpec",

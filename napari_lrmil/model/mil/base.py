@@ -261,6 +261,14 @@ class MILSpec(BaseModel):
     embed_dim: int = Field(gt=0, le=65_536)
     n_classes: int = Field(ge=2, le=1000)
 
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """How many times coarser than the finest each magnification is that the head reads, the finest, 1, last.
+
+        (1,) but for heads of several magnifications, as (8, 4, 1) for 1.25x, 2.5x and 10x.
+        """
+        return (1,)
+
     def build(self) -> MILModel:
         """Return the aggregator with fresh weights."""
         raise NotImplementedError

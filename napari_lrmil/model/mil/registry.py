@@ -1,8 +1,8 @@
-"""Which aggregators there are, by the name in their spec. A new head is one file and one name in `AnyMILSpec`."""
+"""Which aggregators there are, by the name in their spec. A new head is one file and one name in `AnySpec`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -11,16 +11,18 @@ from napari_lrmil.model.mil.base import MILModel, MILSpec
 from napari_lrmil.model.mil.max import MaxSpec
 from napari_lrmil.model.mil.mean import MeanSpec
 
+AnySpec = ABMILSpec | MaxSpec | MeanSpec
+HEADS: dict[str, type[MILSpec]] = {spec.model_fields["name"].default: spec for spec in get_args(AnySpec)}
+"""Spec of each head by its name."""
+
 
 def _named(raw: object) -> object:
     """Specs without a name are ABMIL's: it was the only head."""
     return {"name": "abmil"} | raw if isinstance(raw, dict) and "name" not in raw else raw
 
 
-AnyMILSpec = Annotated[
-    Annotated[ABMILSpec | MeanSpec | MaxSpec, Field(discriminator="name")], BeforeValidator(_named)
-]
-"""The spec of any head, as JSON and TOML say it: ``name`` says which."""
+AnyMILSpec = Annotated[Annotated[AnySpec, Field(discriminator="name")], BeforeValidator(_named)]
+"""The spec of any head, as JSON says it: ``name`` says which."""
 
 
 def build_mil(spec: MILSpec) -> MILModel:
