@@ -102,7 +102,7 @@ LEARNED = {one.key: one for one in _LEARNED}
 
 CROSS_ENTROPY = ("ce",)
 TEACHER_TERMS = ("bag", "soft", "hard")
-"""What the teacher adds in stage 2: the names that `SlideDistillation` gives the weighted terms, in its order."""
+"""What the teacher adds in stage 2 by LRMIL's own objective: its terms, in its order."""
 DISTILLATION = (*CROSS_ENTROPY, *TEACHER_TERMS)
 """The terms of L2, weighted in ``[stage2]``: the cross-entropy, and those that the teacher adds."""
 

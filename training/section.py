@@ -24,14 +24,29 @@ def explained(item: ErrorDetails, root: type[BaseModel]) -> str:
     if item["type"] != "extra_forbidden":
         return shortened(f"{'.'.join(place) or 'the whole'}: {item['msg'].removeprefix('Value error, ')}")
     model = root
+    alternatives: dict[str, type[BaseModel]] = {}
     for part in place[:-1]:
         if part.isdecimal():  # of a list of sections
             continue
-        section = model.model_fields[part].annotation
-        sections = [one for one in (section, *get_args(section)) if isinstance(one, type)]
-        model = next(one for one in sections if issubclass(one, BaseModel))
+        if part in alternatives:  # which of several sections, by its name
+            model, alternatives = alternatives[part], {}
+            continue
+        sections = _sections(model.model_fields[part].annotation)
+        model, alternatives = sections[0], {_name_of(one): one for one in sections if len(sections) > 1}
     near = nearest(place[-1], model.model_fields)
     return f"unknown key {shortened('.'.join(place))!r}; did you mean {'.'.join([*place[:-1], near])!r}?"
+
+
+def _sections(annotation: object) -> list[type[BaseModel]]:
+    """Return the sections that an annotation names, however deep: of a list, of alternatives."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _sections(part)]
+
+
+def _name_of(section: type[BaseModel]) -> str:
+    """Return the only name that a section of several alternatives takes."""
+    return str(get_args(section.model_fields["name"].annotation)[0])
 
 
 def nearest(wanted: str, known: Iterable[str]) -> str:

@@ -359,8 +359,7 @@ def seen(logits: Tensor, label: int = 0, *, n: int = 6) -> SeenBag:
     attention = torch.randn(n, requires_grad=True)
     output = MILOutput(
         bag_logits=logits,
-        attention_logits=attention,
-        attention_scores=torch.softmax(attention, dim=0),
+        attention_logits=attention[None],
         bag_embedding=torch.randn(4, requires_grad=True),
         instance_logits=torch.randn(n, 2, requires_grad=True),
     )

@@ -21,8 +21,10 @@ from training.data.pairs import PairBatch
 from training.data.table import SlideRow
 from training.data.tile_index import TileGeometry
 from training.loop import FitResult, Recipe, Session, Task, fit
+from training.objectives.base import Spreads, Taps, TeacherTiles, TileShapes
+from training.objectives.lrmil import LRMILTile
 from training.stages import distill_tiles
-from training.stages.distill_tiles import Distiller, student_layers
+from training.stages.distill_tiles import Distiller, Stage1Section, student_layers
 
 SMALL = EncoderSpec(
     architecture="vit_tiny_patch16_224",
@@ -39,35 +41,59 @@ def test_layers_are_matched_at_the_same_relative_depth() -> None:
         student_layers(None, (0, 1, 10), depth=4, teacher_depth=12)
 
 
+def lrmil(*layers: int) -> Distiller:
+    """A student of 16 dimensions with LRMIL's terms, of a teacher of 24."""
+    objective = LRMILTile(Stage1Section(layers=layers), Taps(layers, layers), TileShapes(16, 24, 4))
+    return Distiller(Encoder(SMALL), {"lrmil": objective})
+
+
+def said(dim: int, *layers: int) -> TeacherTiles:
+    """A teacher that says nothing but zeros of 3 tiles' children."""
+    zeros, ones = torch.zeros(3, 16, dim), torch.ones(dim)
+    spreads = Spreads(ones, dict.fromkeys(layers, ones), ones, ones, {})
+    valid = torch.ones(3, 16, dtype=torch.bool)
+    return TeacherTiles(zeros, dict.fromkeys(layers, zeros), zeros[..., 0], valid, None, spreads)
+
+
 def test_projections_bring_the_student_to_the_teachers_width_and_learn() -> None:
     torch.manual_seed(0)
-    model = Distiller(Encoder(SMALL), teacher_dim=24, layers=(0, 1), ratio=4)
+    model = lrmil(0, 1)
+    objective = model.objectives["lrmil"]
     tiles = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
-    output = model(tiles)
-    assert output.child_tokens.shape == (2, 3, 16, 24)
-    assert output.embedding.shape == (3, 24)
+    terms = model(tiles, said(24, 0, 1))
     own = model.student(model.student.preprocess(tiles), (0, 1))
     by_hand = [
         torch.einsum("bkd,ed->bke", means, layer.weight) + layer.bias
-        for means, layer in zip(child_means(own.layer_token_maps, 4), model.layer_projections, strict=True)
+        for means, layer in zip(
+            child_means(own.layer_token_maps, 4), objective.layer_projections, strict=True
+        )
     ]
-    torch.testing.assert_close(output.child_tokens, torch.stack(by_hand))
-    torch.stack([value.square().mean() for value in output]).sum().backward()
+    # Of a teacher that says 0 the error is what the student says, in the teacher's 24 dimensions.
+    assert by_hand[0].shape == (3, 16, 24)
+    torch.testing.assert_close(terms["layer"], torch.stack(by_hand).square().mean(dim=(0, 2, 3)))
+    embedding = objective.projection(own.embedding)
+    assert embedding.shape == (3, 24)
+    torch.testing.assert_close(terms["attention"], embedding.square().mean(dim=1))
+    torch.stack(list(terms.values())).mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
 
 
 def test_a_student_as_wide_as_its_teacher_has_no_projection() -> None:
-    model = Distiller(Encoder(SMALL), teacher_dim=16, layers=(0,), ratio=4)
-    assert all(isinstance(part, nn.Identity) for part in (*model.layer_projections, model.projection))
+    objective = LRMILTile(Stage1Section(layers=(0,)), Taps((0,), (0,)), TileShapes(16, 16, 4))
+    parts = (*objective.layer_projections, objective.last_projection, objective.projection)
+    assert all(isinstance(part, nn.Identity) for part in parts)
+    assert len(parts) == 3
 
 
 def test_without_layers_the_final_token_is_all() -> None:
-    model = Distiller(Encoder(SMALL), teacher_dim=24, layers=(), ratio=4)
-    output = model(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))
-    assert output.child_tokens.shape == (0, 2, 16, 24)
-    assert output.embedding.shape == (2, 24)
+    model = lrmil()
+    terms = model(torch.zeros(3, 32, 32, 3, dtype=torch.uint8), said(24))
+    assert terms["layer"].tolist() == [0, 0, 0]
+    assert bool((terms["last"] > 0).all())
+    assert bool((terms["attention"] > 0).all())
+    assert model.weights(0)["layer"] == 0
 
 
 STUDENT = [

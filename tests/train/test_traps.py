@@ -24,8 +24,10 @@ from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import MILOutput, build_mil
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide import tiles as slide_tiles
+from training.objectives.base import Spreads, Taps, TeacherTiles, TileShapes
+from training.objectives.lrmil import LRMILTile
 from training.runtime import Runtime
-from training.stages.distill_tiles import Distiller, DistillerOutput
+from training.stages.distill_tiles import Distiller, Stage1Section
 from training.stages.heads import InTensors, MILSection
 
 CPU = torch.device("cpu")
@@ -105,16 +107,28 @@ def test_results_have_the_same_names_in_every_mode_and_wrapped_for_training() ->
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_distillers_tokens_and_embedding_keep_their_names(tiny_bundle: Path, precision: str) -> None:
+def test_a_distillers_terms_keep_their_names(tiny_bundle: Path, precision: str) -> None:
     student = load_bundle(tiny_bundle).encoder
-    model = Distiller(student, teacher_dim=student.embed_dim, layers=(0,), ratio=2)
+    dim = student.embed_dim
+    objective = LRMILTile(Stage1Section(layers=(0,)), Taps((0,), (0,)), TileShapes(dim, dim, 2))
+    model = Distiller(student, {"lrmil": objective})
     wrapped = Runtime("cpu", precision).fabric.setup_module(model)
     tiles = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    ones, children = torch.ones(dim), torch.randn(3, 4, dim)
+    said = TeacherTiles(
+        children,
+        {0: torch.randn(3, 4, dim)},
+        torch.zeros(3, 4),
+        torch.ones(3, 4, dtype=torch.bool),
+        None,
+        Spreads(ones, {0: ones}, ones, ones, {}),
+    )
     for train in (True, False):
         model.train(train)
         with torch.no_grad():
-            told = DistillerOutput(*wrapped(tiles))
-        assert told.child_tokens.shape == (1, 3, 4, student.embed_dim)
-        assert told.last_tokens.shape == (3, 4, student.embed_dim)
-        assert told.embedding.shape == (3, student.embed_dim)
-        assert told.embedding.dtype == told.child_tokens.dtype == torch.float32
+            told, plain = wrapped(tiles, said), model(tiles, said)
+        assert list(told) == list(plain) == ["layer", "last", "attention"]
+        for name, term in told.items():
+            assert term.shape == (3,)
+            assert term.dtype == torch.float32
+            torch.testing.assert_close(term, plain[name], rtol=0.05, atol=0.05)

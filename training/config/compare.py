@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -125,14 +126,15 @@ class CompareRow(Section):
                 f"key {self.key!r} is taken by this program: with other values take another{of_its_own}"
             )
         embedding = _EMBEDDINGS[self.embedding]
-        if self.losses != CROSS_ENTROPY and not embedding.on_lr_tiles:
+        needs_attention = not self._bag_objectives or "lrmil" in self._bag_objectives
+        if self.is_distilled and needs_attention and not embedding.on_lr_tiles:
             raise ValueError(
-                f"{self.key}: losses {list(self.losses)} need instances that are LR tiles, onto which the teacher's attention "
+                f"{self.key}: losses {list(self._losses)} need instances that are LR tiles, onto which the teacher's attention "
                 f'can be gathered; those of {self.embedding!r} aren\'t: take ["ce"]'
             )
         if self.head is not None and "name" in self.mil:
             raise ValueError(f"{self.key}: head and mil.name say the same: leave out one")
-        if embedding.is_end_to_end and self.losses != CROSS_ENTROPY:
+        if embedding.is_end_to_end and self.is_distilled:
             raise ValueError(
                 f'{self.key}: {self.embedding!r} learns from the label alone: take losses = ["ce"]'
             )
@@ -144,6 +146,20 @@ class CompareRow(Section):
                 f"{self.key}: {section} concerns f' alone, and {self.embedding!r} isn't read by f'"
             )
         return self
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether more than the label trains its head."""
+        return self._losses != CROSS_ENTROPY
+
+    @property
+    def _losses(self) -> tuple[str, ...]:
+        """Terms of L2; where a row names objectives of stage 2, all that they have."""
+        return DISTILLATION if self._bag_objectives and "losses" not in self.model_fields_set else self.losses
+
+    @property
+    def _bag_objectives(self) -> tuple[str, ...]:
+        return _names(self.stage2)
 
     @property
     def _is_built_in(self) -> bool:
@@ -180,14 +196,27 @@ class CompareRow(Section):
         }
         if self.head is not None:
             sections["mil"] = {"name": self.head, **sections["mil"]}
-        if self.losses != CROSS_ENTROPY:
-            absent = {f"l_{term}": 0.0 for term in DISTILLATION if term not in self.losses}
+        if self.is_distilled:
+            absent = {f"l_{term}": 0.0 for term in DISTILLATION if term not in self._losses}
             sections["stage2"] = {**absent, **sections["stage2"]}
         options = {name: values for name, values in sections.items() if values}
-        terms = "" if self.losses == CROSS_ENTROPY else ", " + " + ".join(self.losses)
+        of_head = ("ce", *self._bag_objectives) if self._bag_objectives else self._losses
+        terms = ", " + " + ".join(of_head) if self.is_distilled else ""
+        if _names(self.stage1):
+            terms = f", stage 1 by {' + '.join(_names(self.stage1))}{terms}"
         own = "".join(
-            f", {name}.{key} = {value}" for name in sections for key, value in getattr(self, name).items()
+            f", {name}.{key} = {value}"
+            for name in sections
+            for key, value in getattr(self, name).items()
+            if key != "objectives"
         )
         head = "" if self.head in (None, "abmil") else f", {self.head}"
         name = self.name or embedding.name + head + terms + own
-        return Method(self.key, name, embedding, "mil", self.losses, bar=name, options=options)
+        return Method(self.key, name, embedding, "mil", self._losses, bar=name, options=options)
+
+
+def _names(section: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the objectives among a section's values; whether they are right is checked with the section."""
+    given = section.get("objectives")
+    items = given if isinstance(given, list | tuple) else ()
+    return tuple(str(one["name"]) for one in items if isinstance(one, Mapping) and "name" in one)

@@ -10,18 +10,19 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
-from napari_lrmil.errors import EncoderError
+from napari_lrmil.errors import ConfigError, EncoderError
 from training.config.compare import CompareRow
 from training.data.table import DataSection
 from training.data.tile_index import TilesSection
 from training.encoders import EncoderSection, StudentSection, encoder_depth
 from training.methods import BY_KEY, DECISIVE, OURS, TEACHER, Method, rows_of_set
+from training.objectives.base import Taps
 from training.runtime import Precision
 from training.section import Section, explained
 from training.seeds import Seeds
 from training.stages.calibrate import CalibrateSection
 from training.stages.distill_slides import Stage2Section
-from training.stages.distill_tiles import Stage1Section
+from training.stages.distill_tiles import Stage1Section, reads_lr, target_layers, tile_taps
 from training.stages.end_to_end import EndToEndSection
 from training.stages.evaluate import EvaluateSection
 from training.stages.export import ExportSection
@@ -94,7 +95,25 @@ class RunConfig(Section):
     def layers_of_rows(self) -> tuple[int, ...]:
         """Blocks of f that stage 1 of any row matches."""
         students = [self, *(self.of_row(row) for row in self.rows if row.is_of_student)]
-        return tuple(sorted({layer for config in students for layer in config.stage1.layers}))
+        return tuple(sorted({layer for config in students for layer in config.target_layers}))
+
+    @property
+    def taps(self) -> dict[str, Taps]:
+        """What each objective of stage 1 needs of f and f', by its name.
+
+        Raises
+        ------
+        ConfigError
+            Where an encoder has no such blocks.
+        """
+        depth = encoder_depth(self.encoder.spec)
+        student_depth = encoder_depth(self.student.spec_for(self.encoder.spec))
+        return tile_taps(self.stage1, self.student.layers, depth=depth, student_depth=student_depth)
+
+    @property
+    def target_layers(self) -> tuple[int, ...]:
+        """Blocks of f whose class tokens of HR tiles are targets of stage 1."""
+        return target_layers(self.taps) if self.stage1.objectives else self.stage1.layers
 
     def sharing(self, n_folds: int) -> set[str]:
         """Return the rows whose f' serves all folds of a run."""
@@ -186,11 +205,46 @@ class RunConfig(Section):
                 f"stage1.weighting 'attention' needs a teacher whose head has attention; {self.teacher_mil.name!r} has none: "
                 "take stage1.weighting 'uniform', or another head in [mil.teacher]"
             )
+        self._check_objectives()
         stage1 = self.stage1
-        if not (stage1.lambda_attn or stage1.lambda_last or (stage1.layers and stage1.lambda_layer)):
+        if stage1.learns_lrmil and not (
+            stage1.lambda_attn or stage1.lambda_last or (stage1.layers and stage1.lambda_layer)
+        ):
             raise ValueError(
                 "of stage1.lambda_attn, stage1.lambda_last and, with stage1.layers, stage1.lambda_layer, one must be "
                 "above 0: there is nothing to learn from"
+            )
+
+    def _check_objectives(self) -> None:
+        stage1 = self.stage1
+        for section, objectives in (("stage1", stage1.objectives), ("stage2", self.stage2.objectives)):
+            names = [one.name for one in objectives]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{section}.objectives: {twice!r} is named twice; each can be once")
+        if not stage1.objectives:
+            return
+        if stage1.layers and not stage1.learns_lrmil:
+            raise ValueError(
+                "stage1.layers are those of the objective lrmil, which stage1.objectives doesn't name: leave out "
+                "stage1.layers, or name it too"
+            )
+        if not any(one.weight for one in stage1.objectives):
+            raise ValueError("stage1.objectives: all weights are 0, there is nothing to learn from")
+        try:
+            taps = self.taps
+        except (ConfigError, EncoderError) as error:
+            raise ValueError(str(error)) from error
+        controls = {
+            row.embedding.encoder
+            for row in self.rows
+            if row.embedding is not None and row.embedding.encoder in ("student_shuffled", "student_enlarged")
+        }
+        if reads_lr(taps) and controls:
+            odd = ", ".join(name for name, tap in taps.items() if tap.source == "lr")
+            raise ValueError(
+                f"stage1.objectives: {odd} has f read the LR tile itself (source = 'lr'), which the controls of other targets "
+                f"({', '.join(sorted(controls))}) can't replace: take source = 'children', or leave out these rows"
             )
 
     def _check_tokens(self) -> None:

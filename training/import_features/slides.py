@@ -174,6 +174,13 @@ def check_config(config: RunConfig) -> None:
             f"stage1.layers is {list(config.stage1.layers)}, but imported features hold the last embedding only, no "
             "tokens of layers: set stage1.layers = [] (here and for the run), so that stage 1 matches embeddings alone"
         )
+    if config.target_layers:
+        names = [name for name, tap in config.taps.items() if tap.stored_layers]
+        raise ConfigError(
+            f"stage1.objectives: {', '.join(names)} compares with f's class tokens after blocks {list(config.target_layers)} of "
+            'HR tiles, but imported features hold the last embedding only: set source = "lr", with which f reads the LR tiles '
+            "anew, or take class_and_tokens"
+        )
     if config.stage1.turned:
         raise ConfigError(
             "stage1.turned is true, but imported features hold what the encoder says of tiles as they are: set "

@@ -375,7 +375,9 @@ class BagShapes:
         teacher_bag_dim: int | None,
         class_shares: tuple[float, ...],
     ) -> BagShapes:
-        """Return them as a head has them, which is asked about a bag of one empty tile."""
+        """Return them as a head has them, which is asked about a bag of one empty tile; not one of several magnifications."""
+        if head.magnifications != 1:
+            return cls(embed_dim, n_classes, None, teacher_bag_dim, class_shares)
         training = head.training
         head.eval()
         with torch.no_grad():

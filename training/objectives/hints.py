@@ -11,7 +11,8 @@ The regressor is the paper's adaptation layer, a 1 x 1 convolution (for a bag a 
 
 Choices. The paper's L_bounded bounds the regression of boxes, which slides haven't got: s and t are the class probabilities
 here and y is the label, one-hot. Its w_c is 1.5 for the background and 1 for objects; here it is n / (C n_c) over the training
-slides, 1 for each where classes are of equal size. No margin is given: 0. The hinted layer of tiles is the middle block.
+slides, 1 for each where classes are of equal size. No margin is given: 0. The hinted layer of tiles is the middle block. Where
+a head has a bag embedding a class, the label's is taken.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ def bounded_regression(student: Tensor, teacher: Tensor, truth: Tensor, margin: 
     of_student = (student - truth).square().sum()
     of_teacher = (teacher - truth).square().sum()
     return torch.where(of_student + margin > of_teacher, of_student, of_student * 0)
+
+
+def of_class(bag_embedding: Tensor, label: int) -> Tensor:
+    """Return the bag embedding (H,): the label's, where each class has its own (C, H)."""
+    return bag_embedding if bag_embedding.ndim == 1 else bag_embedding[label]
 
 
 # --- tiles
@@ -167,6 +173,7 @@ class HintsBag(BagObjective):
         if self.regressor is not None:
             assert seen.output.bag_embedding is not None
             assert teacher.embedding is not None
-            predicted = self.regressor(seen.output.bag_embedding)
-            terms = {"hints": spec.hint * F.mse_loss(predicted, teacher.embedding)} | terms
+            predicted = self.regressor(of_class(seen.output.bag_embedding, seen.label))
+            hint = F.mse_loss(predicted, of_class(teacher.embedding, seen.label))
+            terms = {"hints": spec.hint * hint} | terms
         return {name: spec.weight * term for name, term in terms.items()}

@@ -11,7 +11,6 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.encoder import child_means
 from training.losses import (
     attention_kl,
@@ -176,45 +175,42 @@ class LRMILBag(BagObjective):
     numbers : BagNumbers
     weight : float
         Of all of them.
+    instances : bool
+        Whether the head classifies tiles as deciding or not; the instance logits of another say something else.
     """
 
-    def __init__(self, numbers: BagNumbers, weight: float = 1.0) -> None:
+    def __init__(self, numbers: BagNumbers, weight: float = 1.0, *, instances: bool = True) -> None:
         super().__init__()
-        self._numbers, self._weight = numbers, weight
+        self._numbers, self._weight, self._instances = numbers, weight, instances
 
     def forward(self, seen: SeenBag) -> dict[str, Tensor]:
-        """Return the terms ``bag``, ``soft`` and ``hard``; a head without attention has the first alone."""
+        """Return the terms ``bag``, ``soft`` and ``hard``; without those of an attention that a head lacks."""
         numbers, output, teacher = self._numbers, seen.output, seen.teacher
         terms = {"bag": numbers.l_bag * bag_kl(output.bag_logits, teacher.logits, numbers.temperature_bag)}
-        attention = attention_of(output.attention_logits, seen.label)
-        if attention is not None:
-            if teacher.guided is None or teacher.has_children is None:
-                raise ConfigError(
-                    "stage2.objectives: lrmil needs the teacher's attention, gathered onto LR tiles, and these instances "
-                    "aren't LR tiles"
-                )
-            soft = attention_kl(
-                attention, teacher.guided, teacher.has_children, numbers.temperature_attention
+        guided, has_children = teacher.guided, teacher.has_children
+        attention = output.attention_logits_for(seen.label)
+        if guided is not None and has_children is not None:
+            if attention is not None:
+                soft = attention_kl(attention, guided, has_children, numbers.temperature_attention)
+                terms["soft"] = numbers.l_soft * soft
+            hard = self._hard(
+                attention, output.instance_logits if self._instances else None, guided, has_children
             )
-            terms["soft"] = numbers.l_soft * soft
-            terms["hard"] = numbers.l_hard * self._hard(seen, attention)
+            if hard is not None:
+                terms["hard"] = numbers.l_hard * hard
         return terms if self._weight == 1 else {name: self._weight * one for name, one in terms.items()}
 
-    def _hard(self, seen: SeenBag, attention: Tensor) -> Tensor:
-        hard, k, instances = self._numbers.hard, self._numbers.k, seen.output.instance_logits
-        guided, has_children = seen.teacher.guided, seen.teacher.has_children
-        assert guided is not None
-        assert has_children is not None
-        loss = torch.zeros((), device=guided.device)
-        if hard != "attention" and instances is not None and instances.shape[-1] == 2:
-            loss = loss + hard_instance_loss(instances, guided, has_children, k)
-        if hard != "instances":
-            loss = loss + hard_attention_loss(attention, guided, has_children, k)
-        return loss
-
-
-def attention_of(attention_logits: Tensor | None, label: int) -> Tensor | None:
-    """Return one attention logit a tile (N,): the only one, or that of the label where a head has one a class (A, N)."""
-    if attention_logits is None or attention_logits.ndim == 1:
-        return attention_logits
-    return attention_logits[label if len(attention_logits) > 1 else 0]
+    def _hard(
+        self,
+        attention_logits: Tensor | None,
+        instance_logits: Tensor | None,
+        guided: Tensor,
+        has_children: Tensor,
+    ) -> Tensor | None:
+        hard, k = self._numbers.hard, self._numbers.k
+        losses = []
+        if hard != "attention" and instance_logits is not None:
+            losses.append(hard_instance_loss(instance_logits, guided, has_children, k))
+        if hard != "instances" and attention_logits is not None:
+            losses.append(hard_attention_loss(attention_logits, guided, has_children, k))
+        return torch.stack(losses).sum() if losses else None

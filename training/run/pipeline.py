@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from rich.markup import escape
+from torch import Tensor
 
 from napari_lrmil.errors import EncoderError
 from napari_lrmil.model.encoder import Encoder, weights_file
@@ -34,14 +35,20 @@ from training.run.context import Context
 from training.run.layout import Folder
 from training.run.steps import Stage1Plan, Step, Steps, each_once, once
 from training.stages.calibrate import served_outputs
-from training.stages.distill_slides import SlideDistillation, TeacherOutput, left_out_note
+from training.stages.distill_slides import (
+    SlideDistillation,
+    Stage2Section,
+    TeacherOutput,
+    bag_specs,
+    left_out_note,
+)
 from training.stages.distill_tiles import (
     TRANSDUCTIVE_NOTE,
     distill_encoder,
     pair_loader,
     spread_of_targets,
-    student_layers,
     target_array,
+    tile_taps,
 )
 from training.stages.embed_on_cluster import embed_on_cluster
 from training.stages.embed_tiles import EncoderSource, embed_slides
@@ -411,6 +418,7 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
     def train() -> None:
         config = context.config
         scores = _teacher_attention(context, plan, teacher) if plan.split is not None else None
+        layers = config.target_layers
         if plan.encoder == "student_shuffled":
             _shuffle_targets(context, plan, steps)
         train_loader, val_loader = (
@@ -422,16 +430,19 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
                 teacher_dim=teacher.embed_dim,
                 scores=scores,
                 threads=config.run.threads,
+                layers=layers,
                 rank=context.runtime.rank,
                 world=context.runtime.world,
             )
             for rows in (plan.train, plan.val)
         )
         spread = spread_of_targets(
-            config.stage1, context.tiles_of(plan.train), steps.target_store(plan, plan.train)
+            config.stage1, context.tiles_of(plan.train), steps.target_store(plan, plan.train), layers
         )
         student = context.new_student(teacher, plan.seed)
-        files = context.run_dir.folder(plan.folder).files("stage1", step.key, config.run.checkpoint_seconds)
+        # Not the step's key alone: checkpoints of earlier versions name the weights otherwise.
+        key = f"{step.key} objectives"
+        files = context.run_dir.folder(plan.folder).files("stage1", key, config.run.checkpoint_seconds)
         distill_encoder(
             student,
             train_loader,
@@ -439,12 +450,9 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
             config.stage1,
             Session(context.runtime.fabric, files, context.reporter, "Stage 1: tiles"),
             spread=spread,
-            teacher_dim=teacher.embed_dim,
-            layers=student_layers(
-                config.student.layers,
-                config.stage1.layers,
-                depth=student.depth,
-                teacher_depth=teacher.depth,
+            teacher=teacher,
+            taps=tile_taps(
+                config.stage1, config.student.layers, depth=teacher.depth, student_depth=student.depth
             ),
             ratio=context.geometry.ratio,
             seed=plan.seed,
@@ -459,7 +467,7 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
 def _shuffle_targets(context: Context, plan: Stage1Plan, steps: Steps) -> None:
     section = context.config.stage1
     names = [target_array("embedding", section)]
-    if section.layers:
+    if context.config.target_layers:
         names.append(target_array("layer_class_tokens", section))
     if context.runtime.is_main:
         for part in (plan.train, plan.val):
@@ -503,20 +511,26 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
     split, method = head.split, head.method
     config, folder, store = steps.of(method).context.config, head.folder(context), head.embedded.bags
     extra_loss = None
+    train = context.bags(store, split.train, share=_TRAIN_SHARE)
     if method.is_distilled:
+        assert method.embedding is not None
+        teacher = context.folder_of(f"fold{split.fold}", seed=head.seed)
         extra_loss = SlideDistillation(
             config.stage2,
             context.tiles_of(split.train),
-            context.folder_of(f"fold{split.fold}", seed=head.seed).read_teacher_outputs(),
+            teacher.read_teacher_outputs(),
             ratio=context.geometry.ratio,
             device=context.device,
             student=lacks(config.student_mil),
+            on_lr_tiles=method.embedding.on_lr_tiles,
+            embeddings=_teacher_bag_embeddings(context, split, teacher, config.stage2),
+            class_shares=_class_shares(train.labels, len(context.class_names)),
         )
         note = left_out_note(config.stage2, config.teacher_mil, config.student_mil)
         if note:
             context.reporter.say(f"[yellow]Note:[/] {escape(method.name)}: {escape(note)}")
     fitted = fit_head(
-        context.bags(store, split.train, share=_TRAIN_SHARE),
+        train,
         context.bags(store, split.val, share=_VAL_SHARE),
         config.student_mil,
         _head_session(context, head, steps),
@@ -527,6 +541,23 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
         extra_loss=extra_loss,
     )
     folder.write_head(method.key, fitted)
+
+
+def _class_shares(labels: NDArray[np.int64], n_classes: int) -> list[float]:
+    return [float(np.mean(labels == label)) for label in range(n_classes)]
+
+
+def _teacher_bag_embeddings(
+    context: Context, split: Split, folder: Folder, section: Stage2Section
+) -> dict[str, Tensor] | None:
+    """Return what the teacher's head makes of each training slide's HR bag, asked anew; None where no objective reads it."""
+    if not any("embedding" in spec.needs for spec in bag_specs(section)):
+        return None
+    bags = context.bags(context.hr_store(), split.train, share=0.0)
+    head = load_head(context, folder, TEACHER, bags[0].instance_embeddings.shape[1])
+    outputs = bag_outputs(head, bags, context.device)
+    found = {row.slide_id: one.bag_embedding for row, one in zip(split.train, outputs, strict=True)}
+    return {name: one for name, one in found.items() if one is not None} or None
 
 
 def train_end_to_end(context: Context, splits: Sequence[Split], steps: Steps, teacher: Encoder) -> list[Head]:

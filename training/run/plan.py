@@ -22,6 +22,7 @@ from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import Reading
 from training.methods import RANDOM, TEACHER, Embedding, Method
+from training.objectives.base import LRTeacher, Spreads, TeacherTiles, TileShapes
 from training.run.context import Context
 from training.run.pipeline import (
     Embedded,
@@ -36,7 +37,7 @@ from training.run.pipeline import (
 )
 from training.run.steps import Stage1Plan, Step, Steps, is_done
 from training.runtime import Precision, autocast
-from training.stages.distill_tiles import Distiller, student_layers
+from training.stages.distill_tiles import Distiller, reads_lr, tile_objectives, tile_taps
 from training.stages.end_to_end import EndToEnd
 from training.stages.front import planned_text
 
@@ -388,24 +389,38 @@ def _tiles_per_second(context: Context, encoder: Encoder, precision: Precision) 
 
 def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float:
     """Measure one pair in training."""
-    config = context.config
-    layers = student_layers(
-        config.student.layers, config.stage1.layers, depth=student.depth, teacher_depth=teacher.depth
-    )
+    config, ratio, device = context.config, context.geometry.ratio, context.device
+    taps = tile_taps(config.stage1, config.student.layers, depth=teacher.depth, student_depth=student.depth)
+    shapes = TileShapes(student.embed_dim, teacher.embed_dim, ratio)
     model = Distiller(
-        copy.deepcopy(student),
-        teacher_dim=teacher.embed_dim,
-        layers=layers,
-        ratio=context.geometry.ratio,
-        blocks=config.stage1.blocks,
-    ).to(context.device)
+        copy.deepcopy(student), tile_objectives(config.stage1, taps, shapes), blocks=config.stage1.blocks
+    ).to(device)
+    weights = model.weights(None)
     optimizer = torch.optim.AdamW(model.parameters())
     tiles = _random_tiles(context, config.stage1.batch_size)
+    n, dim = len(tiles), teacher.embed_dim
+    children, ones = torch.randn(n, ratio**2, dim, device=device), torch.ones(dim, device=device)
+    layers = {layer: children for one in taps.values() for layer in one.layers}
+    of_layers = dict.fromkeys(layers, ones)
 
     def step() -> None:
-        with autocast(context.device, config.run.precision):
-            output = model(tiles)
-        torch.autograd.backward(sum(value.square().sum() for value in output))
+        with autocast(device, config.run.precision):
+            on_lr = None
+            if reads_lr(taps):
+                with torch.no_grad():
+                    output = teacher(teacher.preprocess(tiles), sorted(layers))
+                maps = dict(zip(sorted(layers), output.layer_token_maps, strict=True))
+                on_lr = LRTeacher(output.embedding, output.token_map, maps)
+            said = TeacherTiles(
+                children,
+                layers,
+                torch.zeros_like(children[..., 0]),
+                torch.ones_like(children[..., 0], dtype=torch.bool),
+                on_lr,
+                Spreads(ones, of_layers, ones, ones, of_layers),
+            )
+            terms = model(tiles, said)
+        torch.autograd.backward(sum(weights[name] * term.sum() for name, term in terms.items()))
         optimizer.step()
         optimizer.zero_grad()
 

@@ -263,7 +263,7 @@ class Steps:
         config = self._context.config
         start = config.student.weights
         key = content_hash(
-            self._context.hr_store(config.stage1.layers).key,  # whatever other rows need beside
+            self._context.hr_store(config.target_layers).key,  # whatever other rows need beside
             self._ids(plan.train, self._context.hr_tiles),
             self._ids(plan.val, self._context.hr_tiles),
             config.stage1.model_dump_json(exclude={"seeds"}),

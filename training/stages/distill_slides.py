@@ -1,28 +1,24 @@
 """Step 5, stage 2: what the teacher says of a slide's bag, as losses of the student's head.
 
-L2 = l_ce CE + l_bag KL + l_soft KL + l_hard (CE of instances + ranking of the attention). CONTRIBUTING.md says what a
-term more takes.
+L2 = l_ce CE + l_bag KL + l_soft KL + l_hard (CE of instances + ranking of the attention), or l_ce CE + other objectives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from napari_lrmil.model.mil import MILOutput
+from napari_lrmil.model.mil import MILModel, MILOutput
 from training.data.bags import SlideBag, parents_in_bag
 from training.data.tile_index import SlideTiles
-from training.losses import (
-    attention_kl,
-    bag_kl,
-    guided_attention,
-    hard_attention_loss,
-    hard_instance_loss,
-)
+from training.losses import guided_attention
+from training.objectives import AnyBagObjective, BagObjective, SeenBag, TeacherBag
+from training.objectives.base import BagShapes
+from training.objectives.lrmil import LRMILBag, LRMILBagSpec
 from training.section import Section
 from training.stages.heads import Lacks, MILSection, lacks
 
@@ -44,7 +40,15 @@ class TeacherOutput(NamedTuple):
 
 
 class Stage2Section(Section):
-    """Slide-level distillation: L2 = l_ce CE + l_bag KL + l_soft KL + l_hard (CE of instances + ranking)."""
+    """Slide-level distillation: L2 = l_ce CE + l_bag KL + l_soft KL + l_hard (CE of instances + ranking), or other objectives."""
+
+    objectives: tuple[AnyBagObjective, ...] = Field(
+        default=(),
+        max_length=20,
+        exclude_if=lambda value: not value,  # what is made without them keeps its key
+        description="what a head learns beside the label, [[stage2.objectives]] with name = lrmil, kd, hints, nkd or uskd "
+        "(docs/objectives.md), their terms added; default: lrmil, by the weights here",
+    )
 
     l_ce: float = Field(default=1.0, ge=0, description="of the cross-entropy with the label")
     l_bag: float = Field(default=1.0, ge=0, description="weight of the KL to the teacher's bag logits")
@@ -71,9 +75,16 @@ class Stage2Section(Section):
     k: int = Field(default=4, ge=1, description="tiles at each end in the hard losses")
 
 
+def bag_specs(section: Stage2Section) -> tuple[AnyBagObjective, ...]:
+    """Return the objectives of stage 2."""
+    return section.objectives or (LRMILBagSpec(name="lrmil"),)
+
+
 def left_out(section: Stage2Section, *, teacher: Lacks, student: Lacks) -> tuple[str, ...]:
     """Return the terms of L2 that two heads leave without meaning, of those that a weight above 0 asks for."""
-    found = []
+    found: list[str] = []
+    if not any(isinstance(spec, LRMILBagSpec) for spec in bag_specs(section)):
+        return ()
     if section.l_soft and (teacher.attention or student.attention):
         found.append("l_soft")
     if section.l_hard:
@@ -115,6 +126,12 @@ class SlideDistillation:
     ratio : int
         LR tiles are so many HR tiles wide.
     device : torch.device
+    on_lr_tiles : bool
+        Whether the student's instances are LR tiles, onto which the teacher's attention can be gathered.
+    embeddings : mapping of str to (H,) tensor, optional
+        The teacher's bag embeddings, where an objective asks for them.
+    class_shares : sequence of float
+        Share of each class among the slides.
     student : Lacks, optional
         What the student's head doesn't say; its terms are left out, as those of an attention that the teacher lacks.
         Default: nothing.
@@ -128,52 +145,75 @@ class SlideDistillation:
         *,
         ratio: int,
         device: torch.device,
+        on_lr_tiles: bool = True,
+        embeddings: Mapping[str, Tensor] | None = None,
+        class_shares: Sequence[float] = (),
         student: Lacks | None = None,
     ) -> None:
-        self._section, self._student = section, student
-        self._logits: dict[str, Tensor] = {}
-        self._guided: dict[str, tuple[Tensor, Tensor]] = {}
+        self._section, self._class_shares = section, tuple(class_shares)
+        self._classifies = student is None or not student.instances
+        self._teacher: dict[str, TeacherBag] = {}
         for tiles in slides:
             name = tiles.row.slide_id
-            self._logits[name] = teacher[name].bag_logits.to(device)
+            guided = has_children = None
             scores = teacher[name].attention_scores
-            if scores is None:
-                continue
-            parent = torch.from_numpy(parents_in_bag(tiles, ratio))
-            guided, has_children = guided_attention(scores, parent, len(tiles.lr_places), section.aggregation)
-            self._guided[name] = (guided.to(device), has_children.to(device))
+            if on_lr_tiles and scores is not None:
+                parent = torch.from_numpy(parents_in_bag(tiles, ratio))
+                gathered, children = guided_attention(
+                    scores, parent, len(tiles.lr_places), section.aggregation
+                )
+                guided, has_children = gathered.to(device), children.to(device)
+            embedding = None if embeddings is None else embeddings[name].to(device)
+            logits = teacher[name].bag_logits.to(device)
+            self._teacher[name] = TeacherBag(logits, guided, has_children, embedding)
+        self._teacher_bag_dim = None
+        if embeddings:
+            self._teacher_bag_dim = next(iter(embeddings.values())).shape[-1]
+        self._objectives: list[BagObjective] = []
+        self._trained = any(not isinstance(spec, LRMILBagSpec) for spec in bag_specs(section))
+        if not self._trained:
+            self._objectives = [self._lrmil(spec) for spec in bag_specs(section)]
+
+    def _lrmil(self, spec: AnyBagObjective) -> LRMILBag:
+        return LRMILBag(self._section, spec.weight, instances=self._classifies)
+
+    def begin(self, head: MILModel, embed_dim: int, n_classes: int) -> nn.Module | None:
+        """Make the objectives anew for a head that is trained from its start, and return their trained parameters, if any.
+
+        Parameters
+        ----------
+        head : MILModel
+        embed_dim, n_classes : int
+
+        Raises
+        ------
+        ConfigError
+            Where teacher or student hasn't got what an objective needs.
+        """
+        if not self._trained:
+            return None
+        shapes = BagShapes.of_head(
+            head,
+            embed_dim=embed_dim,
+            n_classes=n_classes,
+            teacher_bag_dim=self._teacher_bag_dim,
+            class_shares=self._class_shares,
+        )
+        self._objectives = [
+            self._lrmil(spec) if isinstance(spec, LRMILBagSpec) else spec.build(shapes)
+            for spec in bag_specs(self._section)
+        ]
+        return nn.ModuleList(self._objectives)
 
     def __call__(self, bag: SlideBag, output: MILOutput) -> dict[str, Tensor]:
-        """Return the weighted terms of one bag, by `TEACHER_TERMS`; without those of an attention that a head lacks."""
-        section = self._section
-        terms = {
-            "bag": section.l_bag * bag_kl(output.bag_logits, self._logits[bag.name], section.temperature_bag)
-        }
-        if bag.name not in self._guided:
-            return terms
-        guided, has_children = self._guided[bag.name]
-        attention_logits = output.attention_logits_for(bag.label)
-        if attention_logits is not None:
-            terms["soft"] = section.l_soft * attention_kl(
-                attention_logits, guided, has_children, section.temperature_attention
-            )
-        instance_logits = (
-            None if self._student is not None and self._student.instances else output.instance_logits
+        """Return the weighted terms of one bag, of all objectives; after `begin` where they have parameters."""
+        seen = SeenBag(
+            output,
+            bag.instance_embeddings.to(output.bag_logits.device),
+            bag.label,
+            self._teacher[bag.name],
         )
-        hard = self._hard(attention_logits, instance_logits, guided, has_children)
-        return terms if hard is None else terms | {"hard": section.l_hard * hard}
-
-    def _hard(
-        self,
-        attention_logits: Tensor | None,
-        instance_logits: Tensor | None,
-        guided: Tensor,
-        has_children: Tensor,
-    ) -> Tensor | None:
-        hard, k = self._section.hard, self._section.k
-        losses = []
-        if hard != "attention" and instance_logits is not None:
-            losses.append(hard_instance_loss(instance_logits, guided, has_children, k))
-        if hard != "instances" and attention_logits is not None:
-            losses.append(hard_attention_loss(attention_logits, guided, has_children, k))
-        return torch.stack(losses).sum() if losses else None
+        terms: dict[str, Tensor] = {}
+        for objective in self._objectives:
+            terms |= objective(seen)
+        return terms

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.bundle import stored_weights
-from napari_lrmil.model.encoder import Encoder, child_means
+from napari_lrmil.model.encoder import Encoder, EncoderOutput
 from training.data.pairs import PairBatch, PairLoader, SlidePairs
 from training.data.store import EmbeddingStore
 from training.data.tile_index import SlideTiles, TileGeometry
 from training.encoders import train_last_blocks
 from training.loop import Recipe, Session, Task, fit
-from training.losses import (
-    child_attention_loss,
-    last_layer_loss,
-    layer_loss,
-    renormalised_weights,
-    standardised,
+from training.objectives import AnyTileObjective, TileObjective
+from training.objectives.base import (
+    LRTeacher,
+    Spreads,
+    StudentTiles,
+    Taps,
+    TeacherTiles,
+    TileShapes,
 )
+from training.objectives.lrmil import LRMILTile, LRMILTileSpec
 from training.section import Section
 from training.seeds import Seeds
 
 
 class Stage1Section(Section):
-    """Tile-level distillation: L1 = lambda_layer L_layer + lambda_last L_last + lambda_attn L_attn."""
+    """Tile-level distillation: L1 = lambda_layer L_layer + lambda_last L_last + lambda_attn L_attn, or other objectives."""
 
+    objectives: tuple[AnyTileObjective, ...] = Field(
+        default=(),
+        max_length=20,
+        exclude_if=lambda value: not value,  # what is made without them keeps its key
+        description="what f' learns, [[stage1.objectives]] with name = lrmil, hints, review_kd, tat, vitkd or "
+        "class_and_tokens (docs/objectives.md), their terms added; default: lrmil, by the lambdas here",
+    )
     layers: tuple[int, ...] = Field(
         default=(),
         description="early blocks of f whose tokens are matched, the paper's [0, 1, 10] of 12; none by default: beside "
@@ -120,6 +131,11 @@ class Stage1Section(Section):
         alike = self.slides == "all" or (self.slides == "unlabelled" and n_folds > 1)
         return self.scope == "shared" or (self.scope == "auto" and alike)
 
+    @property
+    def learns_lrmil(self) -> bool:
+        """Whether LRMIL's own terms are among the objectives."""
+        return not self.objectives or any(one.name == "lrmil" for one in self.objectives)
+
     def recipe(self, seed: int) -> Recipe:
         """Return how the weights of f' are fitted."""
         return Recipe(
@@ -139,17 +155,6 @@ TRANSDUCTIVE_NOTE = (
 )
 
 
-class DistillerOutput(NamedTuple):
-    """What the student says of B tiles, in the teacher's dimensions."""
-
-    child_tokens: Tensor
-    """(L, B, K, D) means of the token blocks"""
-    last_tokens: Tensor
-    """(B, K, D) means of the token blocks after the final norm"""
-    embedding: Tensor
-    """(B, D)"""
-
-
 class Spread(NamedTuple):
     """Standard deviations of the targets over training tiles, D dimensions; ones where nothing is standardised."""
 
@@ -160,54 +165,109 @@ class Spread(NamedTuple):
 
 
 class Distiller(nn.Module):
-    """The student, with a projection per matched layer where its width isn't the teacher's.
+    """The student, with the objectives that it learns from and their trained parameters.
 
     Parameters
     ----------
     student : Encoder
-    teacher_dim : int
-        D of the teacher.
-    layers : tuple of int
-        The student's blocks to match.
-    ratio : int
-        Children along the edge of a tile.
+    objectives : mapping of str to TileObjective
+        By name.
     blocks : int, optional
         Of the student, the last ones, that are trained; all of it by default.
     """
 
     def __init__(
-        self,
-        student: Encoder,
-        *,
-        teacher_dim: int,
-        layers: tuple[int, ...],
-        ratio: int,
-        blocks: int | None = None,
+        self, student: Encoder, objectives: Mapping[str, TileObjective], *, blocks: int | None = None
     ) -> None:
         super().__init__()
         student.requires_grad_(True)
         if blocks is not None:
             train_last_blocks(student, blocks)
-        self.student, self._layers, self._ratio = student, layers, ratio
-        same = student.embed_dim == teacher_dim
+        self.student = student
+        self.objectives = nn.ModuleDict(objectives)
+        self._layers = _tapped(one.taps.student_layers for one in objectives.values())
 
-        def projection() -> nn.Module:
-            return nn.Identity() if same else nn.Linear(student.embed_dim, teacher_dim)
+    def forward(self, tiles: Tensor, teacher: TeacherTiles) -> dict[str, Tensor]:
+        """Return the terms of all objectives of each tile, (B,) each, not weighted yet.
 
-        self.layer_projections = nn.ModuleList(projection() for _ in layers)
-        self.last_projection = projection()
-        self.projection = projection()
-
-    def forward(self, tiles: Tensor) -> DistillerOutput:
-        """Embed tiles (B, T, T, 3), uint8."""
+        Parameters
+        ----------
+        tiles : (B, T, T, 3) uint8 tensor
+        teacher : TeacherTiles
+        """
         output = self.student(self.student.preprocess(tiles), self._layers)
-        embedding = self.projection(output.embedding).float()
-        last = self.last_projection(child_means(output.token_map[None], self._ratio)[0]).float()
-        if not self._layers:
-            return DistillerOutput(last.new_empty((0, *last.shape)), last, embedding)
-        means = child_means(output.layer_token_maps, self._ratio)  # (L, B, K, D of the student)
-        projected = [project(layer) for project, layer in zip(self.layer_projections, means, strict=True)]
-        return DistillerOutput(torch.stack(projected).float(), last, embedding)
+        maps = dict(zip(self._layers, output.layer_token_maps.unbind(), strict=True))
+        seen = StudentTiles(output.embedding, output.token_map, maps)
+        terms: dict[str, Tensor] = {}
+        for objective in self.objectives.values():
+            terms |= objective(seen, teacher)
+        return terms
+
+    def weights(self, epoch: int | None) -> dict[str, float]:
+        """Return the weight of each term in an epoch; None: at the end of any warm-up."""
+        found: dict[str, float] = {}
+        for objective in self.objectives.values():
+            assert isinstance(objective, TileObjective)
+            found |= objective.weights(epoch)
+        return found
+
+
+def _tapped(parts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted({layer for part in parts for layer in part}))
+
+
+def tile_taps(
+    section: Stage1Section, own_layers: tuple[int, ...] | None, *, depth: int, student_depth: int
+) -> dict[str, Taps]:
+    """Return what each objective of stage 1 needs of f and f', by its name.
+
+    Parameters
+    ----------
+    section : Stage1Section
+    own_layers : tuple of int, optional
+        ``student.layers``.
+    depth, student_depth : int
+        Blocks of f and of f'.
+
+    Raises
+    ------
+    ConfigError
+        Where an encoder has no such blocks.
+    """
+    taps: dict[str, Taps] = {}
+    for spec in _specs(section):
+        if isinstance(spec, LRMILTileSpec):
+            own = student_layers(own_layers, section.layers, depth=student_depth, teacher_depth=depth)
+            taps[spec.name] = Taps(section.layers, own)
+        else:
+            taps[spec.name] = spec.tap(depth=depth, student_depth=student_depth)
+    return taps
+
+
+def target_layers(taps: Mapping[str, Taps]) -> tuple[int, ...]:
+    """Return the blocks of f whose class tokens of HR tiles are targets of stage 1."""
+    return _tapped(one.stored_layers for one in taps.values())
+
+
+def reads_lr(taps: Mapping[str, Taps]) -> bool:
+    """Whether f reads LR tiles beside f' in stage 1."""
+    return any(one.source == "lr" for one in taps.values())
+
+
+def tile_objectives(
+    section: Stage1Section, taps: Mapping[str, Taps], shapes: TileShapes
+) -> dict[str, TileObjective]:
+    """Return the objectives of stage 1 with fresh weights, by name; `taps` as `tile_taps` gives them."""
+    return {
+        spec.name: LRMILTile(section, taps[spec.name], shapes, spec.weight)
+        if isinstance(spec, LRMILTileSpec)
+        else spec.build(taps[spec.name], shapes)
+        for spec in _specs(section)
+    }
+
+
+def _specs(section: Stage1Section) -> tuple[AnyTileObjective, ...]:
+    return section.objectives or (LRMILTileSpec(name="lrmil"),)
 
 
 def student_layers(
@@ -249,9 +309,16 @@ _LEAST_SPREAD = 1e-2
 _MEASURED, _LEAST_APART = 4, 20
 """Batches of an epoch of which each term's gradient is measured alone, and how far apart they are at the least: a measured
 batch takes three times as long. A short epoch has its first one measured."""
+_LR_BATCHES, _LR_SEED = 8, 2**31
+"""Of which the spread of f's words on LR tiles is taken, and what makes their order another one than an epoch's."""
 
 
-def spread_of_targets(section: Stage1Section, slides: Sequence[SlideTiles], store: EmbeddingStore) -> Spread:
+def spread_of_targets(
+    section: Stage1Section,
+    slides: Sequence[SlideTiles],
+    store: EmbeddingStore,
+    layers: tuple[int, ...] | None = None,
+) -> Spread:
     """Return the standard deviations of the teacher's targets over the tiles of some slides, float32.
 
     Of many slides 200, evenly spaced, and of each 2,000 tiles at most.
@@ -263,9 +330,12 @@ def spread_of_targets(section: Stage1Section, slides: Sequence[SlideTiles], stor
         The training slides.
     store : EmbeddingStore
         Of their HR tiles.
+    layers : tuple of int, optional
+        See `target_layers`; by default ``stage1.layers``.
     """
     chosen = [slides[place] for place in _evenly(len(slides), _MOST_SLIDES)]
-    places = layer_places(section, store)
+    wanted = section.layers if layers is None else layers
+    places = layer_places(wanted, store)
 
     def spread(name: str) -> Tensor:
         n, total, squares = 0, np.zeros(1), np.zeros(1)
@@ -277,17 +347,78 @@ def spread_of_targets(section: Stage1Section, slides: Sequence[SlideTiles], stor
             n += values.shape[-2]
             total = total + values.sum(axis=-2)
             squares = squares + np.square(values).sum(axis=-2)
-        deviation = np.sqrt(np.maximum(squares / n - np.square(total / n), 0))  # ([L,] D)
-        least = np.maximum(_LEAST_SPREAD * deviation.mean(axis=-1, keepdims=True), np.finfo(np.float16).tiny)
-        return torch.from_numpy(np.maximum(deviation, least).astype(np.float32))
+        return _not_too_small(np.sqrt(np.maximum(squares / n - np.square(total / n), 0)))  # ([L,] D)
 
-    layers = spread(target_array("layer_class_tokens", section)) if section.layers else None
+    of_layers = spread(target_array("layer_class_tokens", section)) if wanted else None
     embedding = spread(target_array("embedding", section))
-    if layers is None:
-        layers = torch.ones(0, len(embedding))
+    if of_layers is None:
+        of_layers = torch.ones(0, len(embedding))
     if not section.standardise:
-        layers, embedding = torch.ones_like(layers), torch.ones_like(embedding)
-    return Spread(layers[:, None, None], embedding)
+        of_layers, embedding = torch.ones_like(of_layers), torch.ones_like(embedding)
+    return Spread(of_layers[:, None, None], embedding)
+
+
+def _not_too_small(deviation: NDArray[np.float64]) -> Tensor:
+    least = np.maximum(_LEAST_SPREAD * deviation.mean(axis=-1, keepdims=True), np.finfo(np.float16).tiny)
+    return torch.from_numpy(np.maximum(deviation, least).astype(np.float32))
+
+
+class _LRTargets:
+    """What f says of the LR tiles that f' reads, and how much that varies.
+
+    Parameters
+    ----------
+    teacher : Encoder
+        f, frozen, in eval mode.
+    layers : tuple of int
+        Its blocks whose tokens are targets.
+    fabric : Fabric
+    """
+
+    def __init__(self, teacher: Encoder, layers: tuple[int, ...], fabric: Fabric) -> None:
+        self._teacher, self._layers, self._fabric = teacher, layers, fabric
+
+    def __call__(self, tiles: Tensor) -> LRTeacher:
+        """Read tiles (B, T, T, 3), uint8."""
+        with torch.no_grad(), self._fabric.autocast():
+            output: EncoderOutput = self._teacher(self._teacher.preprocess(tiles), self._layers)
+        maps = output.layer_token_maps.float().unbind()
+        of_layers = dict(zip(self._layers, maps, strict=True))
+        return LRTeacher(output.embedding.float(), output.token_map.float(), of_layers)
+
+    def spreads(self, batches: Iterable[PairBatch]) -> LRTeacher:
+        """Return standard deviations in the place of values, (D,) each, over the tiles of some batches."""
+        moments: dict[object, tuple[Tensor, Tensor, Tensor]] = {}
+
+        def add(key: object, values: Tensor) -> None:
+            values = values.double() if values.device.type != "mps" else values
+            rows = values if values.ndim == 2 else values.transpose(0, 1).flatten(1).T  # (n, D)
+            found = (rows.new_tensor(len(rows)), rows.sum(dim=0), rows.square().sum(dim=0))
+            before = moments.get(key)
+            moments[key] = (
+                found if before is None else tuple(a + b for a, b in zip(before, found, strict=True))  # type: ignore[assignment]  # three each
+            )
+
+        for batch in batches:
+            said = self(batch.tiles.to(self._fabric.device))
+            add("embedding", said.embedding)
+            add("token_map", said.token_map)
+            for layer, maps in said.layer_maps.items():
+                add(layer, maps)
+
+        def deviation(key: object) -> Tensor:
+            n, total, squares = (self._fabric.all_reduce(one, reduce_op="sum") for one in moments[key])
+            assert isinstance(n, Tensor)
+            assert isinstance(total, Tensor)
+            assert isinstance(squares, Tensor)
+            variance = (squares / n - (total / n).square()).clamp_min(0)
+            return _not_too_small(variance.sqrt().cpu().numpy()).to(self._fabric.device)
+
+        return LRTeacher(
+            deviation("embedding"),
+            deviation("token_map"),
+            {layer: deviation(layer) for layer in self._layers},
+        )
 
 
 def target_array(name: str, section: Stage1Section) -> str:
@@ -295,12 +426,12 @@ def target_array(name: str, section: Stage1Section) -> str:
     return f"turned_{name}" if section.turned else name
 
 
-def layer_places(section: Stage1Section, store: EmbeddingStore) -> tuple[int, ...] | None:
-    """Return where ``stage1.layers`` are among the layers that a store holds; None where it holds these alone."""
+def layer_places(layers: tuple[int, ...], store: EmbeddingStore) -> tuple[int, ...] | None:
+    """Return where some layers are among those that a store holds; None where it holds these alone."""
     stored = store.spec.get("layers")
-    if not isinstance(stored, list) or tuple(stored) == section.layers:
+    if not isinstance(stored, list) or tuple(stored) == layers:
         return None
-    return tuple(stored.index(layer) for layer in section.layers)
+    return tuple(stored.index(layer) for layer in layers)
 
 
 def _evenly(n: int, most: int) -> NDArray[np.int64]:
@@ -315,8 +446,8 @@ def distill_encoder(
     session: Session,
     *,
     spread: Spread,
-    teacher_dim: int,
-    layers: tuple[int, ...],
+    teacher: Encoder,
+    taps: Mapping[str, Taps],
     ratio: int,
     seed: int,
 ) -> None:
@@ -332,46 +463,55 @@ def distill_encoder(
     session : Session
     spread : Spread
         See `spread_of_targets`.
-    teacher_dim : int
-        D of f.
-    layers : tuple of int
-        The student's blocks that are matched with ``section.layers``; see `student_layers`.
+    teacher : Encoder
+        f, frozen, in eval mode; it reads LR tiles where an objective wants that.
+    taps : mapping of str to Taps
+        See `tile_taps`.
     ratio : int
         Children along the edge of a tile.
     seed : int
     """
     fabric = session.fabric
     device = fabric.device
-    model = Distiller(student, teacher_dim=teacher_dim, layers=layers, ratio=ratio, blocks=section.blocks).to(
-        device
-    )
+    shapes = TileShapes(student.embed_dim, teacher.embed_dim, ratio)
+    model = Distiller(student, tile_objectives(section, taps, shapes), blocks=section.blocks).to(device)
     if section.checkpointing:
         student.set_grad_checkpointing(True)
     spread = Spread(*(value.to(device) for value in spread))
-    weights_of_terms = {
-        "layer": section.lambda_layer if section.layers else 0.0,
-        "last": section.lambda_last,
-        "attention": section.lambda_attn,
-    }
+    layers = target_layers(taps)
+    on_lr: _LRTargets | None = None
+    ones = torch.ones_like(spread.embedding)
+    lr_layers = _tapped(one.layers for one in taps.values() if one.source == "lr")
+    of_lr = LRTeacher(ones, ones, dict.fromkeys(lr_layers, ones))
+    if reads_lr(taps):
+        on_lr = _LRTargets(teacher, lr_layers, fabric)
+        if section.standardise:
+            limit = _LR_BATCHES * section.batch_size
+            rng = np.random.default_rng((seed, _LR_SEED))
+            of_lr = on_lr.spreads(train.batches(rng, limit=limit, turned=section.turned))
+    spreads = Spreads(
+        spread.embedding,
+        dict(zip(layers, spread.layers[:, 0, 0], strict=True)),
+        of_lr.embedding,
+        of_lr.token_map,
+        of_lr.layer_maps,
+    )
+    weights_of_terms = model.weights(None)
     steps = train.steps(section.pairs_per_epoch)
     measured: dict[str, list[Tensor]] = {}
 
     def terms_of(wrapped: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
         """The terms of each tile (B,), not weighted yet."""
-        output = DistillerOutput(*wrapped(batch.tiles))
-        final = standardised(batch.child_embeddings, spread.embedding)
-        weights = renormalised_weights(batch.child_scores, batch.valid)
-        return {
-            "layer": layer_loss(
-                standardised(output.child_tokens, spread.layers),
-                standardised(batch.child_layer_tokens, spread.layers),
-                batch.valid,
-            ),
-            "last": last_layer_loss(standardised(output.last_tokens, spread.embedding), final, batch.valid),
-            "attention": child_attention_loss(
-                standardised(output.embedding, spread.embedding), final, weights
-            ),
-        }
+        said = TeacherTiles(
+            batch.child_embeddings,
+            dict(zip(layers, batch.child_layer_tokens, strict=True)),
+            batch.child_scores,
+            batch.valid,
+            None if on_lr is None else on_lr(batch.tiles),
+            spreads,
+        )
+        terms: dict[str, Tensor] = wrapped(batch.tiles, said)
+        return terms
 
     def losses(wrapped: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
         batch = batch.to(device)
@@ -402,6 +542,7 @@ def distill_encoder(
     def batches(epoch: int) -> Iterator[PairBatch]:
         rng = np.random.default_rng((seed, epoch))
         measured.clear()
+        weights_of_terms.update(model.weights(epoch))
         every = max(_LEAST_APART, steps // _MEASURED)
         loaded = train.batches(rng, limit=section.pairs_per_epoch, turned=section.turned)
         for place, batch in enumerate(loaded):
@@ -412,7 +553,9 @@ def distill_encoder(
     def validate() -> dict[str, float]:
         sums = torch.zeros(2, dtype=torch.float32, device=device)
         rng = np.random.default_rng(seed)
-        with torch.inference_mode(), fabric.autocast():
+        weights_of_terms.update(model.weights(None))  # epochs of a warm-up are compared by one measure
+        with torch.random.fork_rng(devices=()), torch.inference_mode(), fabric.autocast():
+            torch.manual_seed(seed)  # what an objective draws at random: the same each time
             for batch in val.batches(rng, limit=section.val_pairs, turned=False):
                 if batch.weight:  # else it is there for a training step's sake only
                     loss = losses(model, batch)["per_tile"]
@@ -448,6 +591,7 @@ def pair_loader(
     teacher_dim: int,
     scores: Callable[[str], NDArray[np.float32]] | None,
     threads: int,
+    layers: tuple[int, ...] | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> PairLoader:
@@ -459,13 +603,15 @@ def pair_loader(
     section : Stage1Section
     geometry : TileGeometry
     store : EmbeddingStore
-        Of f on the HR tiles, with the class token after each of ``section.layers``.
+        Of f on the HR tiles, with the class token after each of `layers`.
     teacher_dim : int
         D of f.
     scores : callable, optional
         Slide id -> (M,) attention scores of its HR tiles; None for uniform weights.
     threads : int
         Tiles decoded at once.
+    layers : tuple of int, optional
+        See `target_layers`; by default ``stage1.layers``.
     rank, world : int
         Of this process.
 
@@ -474,6 +620,7 @@ def pair_loader(
     ConfigError
         Where there is no pair at all.
     """
+    layers = section.layers if layers is None else layers
     pairs = [
         SlidePairs(tiles, ratio=geometry.ratio, shifted=section.shifted, min_children=section.min_children)
         for tiles in slides
@@ -489,12 +636,12 @@ def pair_loader(
         store,
         scores=scores,
         embeddings=target_array("embedding", section),
-        layer_tokens=target_array("layer_class_tokens", section) if section.layers else None,
-        layer_places=layer_places(section, store),
+        layer_tokens=target_array("layer_class_tokens", section) if layers else None,
+        layer_places=layer_places(layers, store),
         batch_size=section.batch_size,
         threads=threads,
         window_bytes=section.window_gib * 2**30,
-        bytes_per_tile=2 * teacher_dim * (1 + len(section.layers)),
+        bytes_per_tile=2 * teacher_dim * (1 + len(layers)),
         rank=rank,
         world=world,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,19 @@ _OF_ABMIL = ("hidden_dim", "gated", "projection", "dropout")
 _SIDES: tuple[Literal["teacher", "student"], ...] = ("teacher", "student")
 ExtraLoss = Callable[[SlideBag, MILOutput], dict[str, Tensor]]
 """SlideBag and the head's output -> named losses, already weighted, that are added to the cross-entropy."""
+
+
+@runtime_checkable
+class TrainedLoss(Protocol):
+    """An `ExtraLoss` that may have trained parameters of its own."""
+
+    def begin(self, head: MILModel, embed_dim: int, n_classes: int) -> nn.Module | None:
+        """Start anew for a head with fresh weights; returns what is trained beside it, if anything."""
+
+    def __call__(self, bag: SlideBag, output: MILOutput) -> dict[str, Tensor]:
+        """Return the losses."""
+
+
 _SEEDS_APART = 1_000_003
 """Between the starts of one head: far from the seeds that runs are given."""
 
@@ -323,7 +336,7 @@ def fit_head(
     ce_weight : float
         Of the cross-entropy with the label.
     extra_loss : callable, optional
-        See `ExtraLoss`.
+        See `ExtraLoss`, and `TrainedLoss`.
     """
     tries: list[tuple[FittedHead, FitResult]] = []
     for start in range(1 + section.restarts):
@@ -370,6 +383,10 @@ def _fit_once(
     device = session.fabric.device
     torch.manual_seed(recipe.seed)
     model = build_mil(spec).to(device)
+    beside = None
+    if isinstance(extra_loss, TrainedLoss):
+        beside = extra_loss.begin(model, spec.embed_dim, spec.n_classes)
+    trained = model if beside is None else nn.ModuleDict({"head": model, "beside": beside.to(device)})
     weights = (
         torch.from_numpy(class_weights(train.labels, spec.n_classes)) if section.balance == "loss" else None
     )
@@ -411,7 +428,7 @@ def _fit_once(
         score=lambda metrics: (round(metrics["val_auc"], 6), -metrics["val_loss"]),
         names=lambda bag, losses: bag.name,
     )
-    result = fit(model, task, recipe, session, called=InTensors(model))
+    result = fit(trained, task, recipe, session, called=InTensors(model))
     model.load_state_dict(
         stored_weights(model.state_dict())
     )  # rounded: what is evaluated is what a bundle serves
