@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from napari_lrmil.model.calibration import VectorScaling, called_class
 
 if TYPE_CHECKING:  # importing this module loads no torch: results are read without it
-    from torch import Tensor
-
-    from napari_lrmil.model.mil import Bag, MILModel
+    from napari_lrmil.model.mil import AnyBag, MILModel
 
 Array = NDArray[np.float64]
 
@@ -98,7 +96,7 @@ class Evidence(NamedTuple):
 
 def explain(
     mil: MILModel,
-    bag: Tensor | Bag,
+    bag: AnyBag,
     *,
     scaling: VectorScaling,
     thresholds: Sequence[float] | None = None,
@@ -115,7 +113,8 @@ def explain(
     ----------
     mil : MILModel
         Any head; it is copied, not changed.
-    bag : (N, D) tensor or Bag
+    bag : (N, D) tensor, Bag or tuple of Bag
+        Of several magnifications, the tiles are those of the finest; the coarser bags stay as they are when tiles go.
     scaling : VectorScaling
         Of the bag logits, before the softmax.
     thresholds : sequence of float, optional
@@ -136,12 +135,13 @@ def explain(
     import torch
 
     # Copied outside of inference mode: what is made inside could never be trained again.
-    from napari_lrmil.model.mil import Bag
+    from napari_lrmil.model.mil.base import Bag, finest_bag
 
     exact = copy.deepcopy(mil).cpu().double().eval()
-    given = Bag.of(bag)
-    instances = given.on("cpu", torch.float64)
-    n = len(instances)
+    several = bag if isinstance(bag, tuple) else (Bag.of(bag),)
+    doubles = tuple(one.on("cpu", torch.float64) for one in several)
+    instances: AnyBag = doubles if len(doubles) > 1 else doubles[0]
+    n = len(finest_bag(instances))
     n_exact = _affordable(exact, n, most_work)
     if n_exact < n:
         n_random = min(n_random, _FEW_RANDOM)
@@ -201,15 +201,19 @@ def _affordable(mil: MILModel, n: int, most_work: float) -> int:
     return min(n, max(LEAST_EXACT, runs))
 
 
-def _slopes(mil: MILModel, bag: Bag, scaling: VectorScaling) -> Array:
+def _slopes(mil: MILModel, bag: AnyBag, scaling: VectorScaling) -> Array:
     """(N, C) by how much each scaled logit falls, to first order, where a tile becomes the mean of the tiles."""
     import torch
 
-    embeddings = bag.embeddings.detach().clone().requires_grad_()
+    from napari_lrmil.model.mil.base import finest_bag
+
+    finest = finest_bag(bag)
+    embeddings = finest.embeddings.detach().clone().requires_grad_()
     mil.requires_grad_(False)
     with torch.enable_grad():
-        logits = mil(replace(bag, embeddings=embeddings)).bag_logits
-        apart = bag.embeddings - bag.embeddings.mean(dim=0)
+        asked = replace(finest, embeddings=embeddings)
+        logits = mil((*bag[:-1], asked) if isinstance(bag, tuple) else asked).bag_logits
+        apart = finest.embeddings - finest.embeddings.mean(dim=0)
         falls = []
         for place in range(len(logits)):
             (gradient,) = torch.autograd.grad(logits[place], embeddings, retain_graph=True)
@@ -220,7 +224,7 @@ def _slopes(mil: MILModel, bag: Bag, scaling: VectorScaling) -> Array:
 
 def _estimated(
     mil: MILModel,
-    bag: Bag,
+    bag: AnyBag,
     scaling: VectorScaling,
     slopes: Array,
     whole_logits: Array,
@@ -240,7 +244,7 @@ def _estimated(
     first, last = (n_ends + 1) // 2, len(order) - n_ends // 2
     between = order[np.linspace(first, last - 1, n_spread).round().astype(np.int64)]
     chosen = np.concatenate([between, order[:first], order[last:]])
-    kept = np.ones((n_exact, len(bag)), bool)
+    kept = np.ones((n_exact, len(slopes)), bool)
     kept[np.arange(n_exact), chosen] = False
     truly = scaling.scaled(mil.subset_logits(bag, torch.from_numpy(kept)).numpy())
     without = np.empty_like(slopes)
@@ -251,7 +255,7 @@ def _estimated(
         stretch = float(((steep - middle) * falls).sum()) / spread if spread > 0 else 0.0
         without[:, one] = whole_logits[one] - falls.mean() - stretch * (slopes[:, one] - middle)
     without[chosen] = truly
-    exact = np.zeros(len(bag), bool)
+    exact = np.zeros(len(slopes), bool)
     exact[chosen] = True
     return without, exact
 

@@ -147,7 +147,13 @@ class MILSection(Section):
             if of_other is not None:
                 own = ", ".join(_own_keys(self.name)) or "none"
                 raise ValueError(f"mil.{of_other} is a key of abmil; {self.name} has, in [mil.head]: {own}")
-            self._own_spec(embed_dim=768, n_classes=2)
+            factors = self._own_spec(embed_dim=768, n_classes=2).factors
+            if len(factors) > 1:
+                times = ", ".join(map(str, factors[:-1]))
+                raise ValueError(
+                    f"head {self.name!r} reads {len(factors)} magnifications (tiles {times} and 1 times as coarse), and a run "
+                    "makes bags of one: take another head. A bundle of it is read all the same"
+                )
         for side in _SIDES:
             values = getattr(self, side)
             odd = next((key for key in _SIDES if key in values), None)
@@ -172,12 +178,19 @@ class MILSection(Section):
 
         Raises
         ------
-        ValidationError
+        ValueError
             Where one of them is wrong.
         """
-        base = self.model_dump(exclude_unset=True)
-        own = _over(self.student, dict(values), self.of("student").name)
-        return MILSection.model_validate(base | {"student": own})
+        odd = next((side for side in _SIDES if side in values), None)
+        if odd is not None:
+            raise ValueError(f"a row's mil is of its own head: leave out {odd!r}")
+        mine, teacher = self.of("student"), self.of("teacher")
+        base = mine.model_dump(exclude_unset=True, exclude={"teacher", "student"})
+        # The teacher's values one by one, as what is the row's alone isn't to reach it.
+        kept = {key: value for key, value in teacher if key not in _SIDES}
+        if teacher.name != "abmil":
+            kept = {key: value for key, value in kept.items() if key not in _OF_ABMIL}
+        return MILSection.model_validate(_over(base, dict(values), mine.name) | {"teacher": kept})
 
     def spec(self, embed_dim: int, n_classes: int) -> MILSpec:
         """Return what the model package builds the head from."""
