@@ -8,10 +8,14 @@ from pydantic import BeforeValidator, Field
 
 from napari_lrmil.model.mil.abmil import ABMILSpec
 from napari_lrmil.model.mil.base import MILModel, MILSpec
+from napari_lrmil.model.mil.clam import CLAMMBSpec, CLAMSBSpec
+from napari_lrmil.model.mil.dsmil import DSMILSpec
+from napari_lrmil.model.mil.dtfd import DTFDSpec
 from napari_lrmil.model.mil.max import MaxSpec
 from napari_lrmil.model.mil.mean import MeanSpec
+from napari_lrmil.model.mil.transmil import TransMILSpec
 
-AnySpec = ABMILSpec | MaxSpec | MeanSpec
+AnySpec = ABMILSpec | MaxSpec | MeanSpec | CLAMSBSpec | CLAMMBSpec | DSMILSpec | TransMILSpec | DTFDSpec
 HEADS: dict[str, type[MILSpec]] = {spec.model_fields["name"].default: spec for spec in get_args(AnySpec)}
 """Spec of each head by its name."""
 
