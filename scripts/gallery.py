@@ -95,7 +95,7 @@ def make_real_slide(out: Path, slide: Path) -> None:
     """Draw real_slide.png, or stop where the model gives the slide a label."""
     from screenshot import take_screenshot
 
-    from napari_lrmil.model.calibration import UNLIKE_TRAINING
+    from napari_lrmil.model.card import UNLIKE_TRAINING
 
     with tempfile.TemporaryDirectory(prefix="lrmil-") as folder:
         shot = Path(folder) / "shot.png"
