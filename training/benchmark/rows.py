@@ -128,10 +128,12 @@ def _objectives() -> Iterable[Row]:
     student = {"embedding": "student"}
     for name in _names(AnyTileObjective):
         entry = {"losses": list(DISTILLATION), "stage1": {"layers": [], "objectives": [{"name": name}]}}
-        yield Row(f"stage1_{name}", "objective", {"key": f"stage1_{name}", **student, **entry})
+        named = {"key": f"stage1_{name}", "name": f"LRMIL, stage 1 by {name}"}
+        yield Row(named["key"], "objective", {**named, **student, **entry})
     for name in _names(AnyBagObjective):
         entry = {"stage2": {"objectives": [{"name": name}]}}
-        yield Row(f"stage2_{name}", "objective", {"key": f"stage2_{name}", **student, **entry})
+        named = {"key": f"stage2_{name}", "name": f"LRMIL, stage 2 by {name}"}
+        yield Row(named["key"], "objective", {**named, **student, **entry})
 
 
 def _names(union: object) -> list[str]:
