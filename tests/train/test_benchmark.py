@@ -61,7 +61,10 @@ def test_rows_are_those_of_the_config_and_every_objective_in_lrmils_place(tmp_pa
     ]
     bags = [f"stage2_{name}" for name in ("kd", "hints", "nkd", "uskd")]
     assert [key for key in rows if key.startswith("stage2_") and rows[key].kind == "objective"] == bags
-    for row in rows.values():  # what is written for the command line is what a config reads
+    assert {"hr_mean", "lr_mean", "student_mean"} <= rows.keys()
+    assert not {"hr_abmil", "lr_abmil"} & rows.keys()  # the config's own head: teacher_hr and lr_scratch
+    for row in (one for one in rows.values() if one.entry.get("head") in (None, "mean")):
+        # What is written for the command line is what a config reads.
         read = load_config(tmp_path / "config.toml", ["--compare", inline([row.entry])])
         assert row.key in {one.key for one in read.rows}
     tat = next(one for one in read.rows if one.key == bags[-1])
