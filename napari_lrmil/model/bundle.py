@@ -138,6 +138,7 @@ class BundleInfo(BaseModel):
             "trust": (2, trust is not None),
             "mil.name": (3, not isinstance(self.mil, ABMILSpec)),
             "mil.projection": (3, isinstance(self.mil, ABMILSpec) and bool(self.mil.projection)),
+            "mil.normalise": (3, isinstance(self.mil, ABMILSpec) and not self.mil.normalise),
             "own_slides": (3, trust is not None and trust.conformal.own_slides),
             "scaling": (3, self.scaling is not None),
             "operating_point": (3, self.operating_point is not None),
