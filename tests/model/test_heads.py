@@ -24,7 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dtfd": {"projection_dim": 16, "hidden_dim": 16},
     "dtfd max": {"projection_dim": 16, "hidden_dim": 16, "selection": "max"},
     "dtfd maxmin": {"projection_dim": 16, "hidden_dim": 16, "selection": "maxmin"},
-    "focus": {"text_dim": 16, "n_texts": 3, "heads": 2, "similarity": 0.95},
+    "focus": {"text_dim": 16, "n_texts": 3, "heads": 2, "similarity": 0.5},
 }
 """Small ones of one magnification, by name and where there are several by what is different."""
 DIM = 12
