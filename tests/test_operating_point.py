@@ -23,7 +23,7 @@ from napari_lrmil.errors import BundleError
 from napari_lrmil.export.errors import ResultFileError
 from napari_lrmil.export.result import read_prediction, write_prediction
 from napari_lrmil.export.slide_report import write_slide_report
-from napari_lrmil.model.bundle import load_bundle, save_bundle
+from napari_lrmil.model.bundle import load_bundle, resolve_bundle, save_bundle
 from napari_lrmil.model.calibration import OperatingPoint, VectorScaling, called_class
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide
@@ -173,9 +173,16 @@ def test_older_bundles_are_read_and_written_as_they_were(tiny_bundle: Path, tmp_
     assert not {"scaling", "operating_point", "trust"} & set(raw)
 
 
-def test_the_demonstration_model_is_read_with_its_temperature() -> None:
+def test_the_demonstration_model_has_an_operating_point_and_its_card_states_it() -> None:
     info = load_bundle("demo").info
-    assert len(set(info.vector_scaling.temperatures)) == 1
+    assert (info.format_version, info.temperature) == (3, None)
+    assert len(info.vector_scaling.biases) == len(info.class_names)
+    point = info.operating_point
+    assert point is not None
+    assert (point.rule, point.positive) == ("youden", "lesion")
+    card = (resolve_bundle("demo") / "README.md").read_text(encoding="utf-8")
+    assert "sensitivity" in card
+    assert "specificity" in card
 
 
 def test_scaling_and_point_come_back_and_the_card_states_them(tiny_bundle: Path, tmp_path: Path) -> None:
