@@ -486,9 +486,11 @@ def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str
     }
     if info.trust is not None and info.format_version < 3:
         absent["trust"] = {"conformal": {"own_slides": True}}
+    usual = _usual(info)
     if isinstance(info.mil, ABMILSpec) and not info.mil.projection:
-        absent["mil"] = {"projection": True}
-    return absent | _usual(info)
+        of_mil: dict[str, bool | dict[str, bool]] = {"projection": True}
+        absent["mil"] = of_mil | ({"normalise": True} if info.mil.normalise else {})
+    return usual | absent
 
 
 def _usual(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str, bool]]]:
@@ -501,6 +503,8 @@ def _usual(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str, bool
         of_tiles |= {"one_in": True, "seed": True}
     if of_tiles:
         usual["tiles"] = of_tiles
+    if isinstance(info.mil, ABMILSpec) and info.mil.normalise:
+        usual["mil"] = {"normalise": True}
     if info.distilled:
         usual["distilled"] = True
     if not info.provenance.choice:

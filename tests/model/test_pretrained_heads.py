@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from napari_lrmil.model.bundle import load_bundle, save_bundle
 from napari_lrmil.model.mil.abmil import ABMIL, ABMILSpec
 from napari_lrmil.model.mil.focus import FOCUSSpec, TextError, compressed, not_redundant, read_text
 from napari_lrmil.model.mil.pretrained import PretrainedHeadError, read_pretrained, start_from
@@ -200,3 +202,18 @@ class TestFOCUS:
         kept = output.extras["kept"]
         assert len(kept) <= 3
         assert scores[kept].sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_bundle_says_that_there_is_no_layer_norm_and_nothing_where_there_is(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Keys that older programs don't know are written where they say something."""
+    model = load_bundle(tiny_bundle)
+    assert "normalise" not in json.loads((tiny_bundle / "bundle.json").read_text())["mil"]
+    spec = ABMILSpec(embed_dim=model.info.mil.embed_dim, n_classes=model.info.mil.n_classes, normalise=False)
+    info = model.info.model_copy(update={"mil": spec})
+    save_bundle(tmp_path / "plain", info=info, encoder=model.encoder, mil=spec.build().eval())
+    raw = json.loads((tmp_path / "plain" / "bundle.json").read_text())
+    assert raw["mil"]["normalise"] is False
+    assert raw["format_version"] == 3
+    assert load_bundle(tmp_path / "plain").info.mil == spec
