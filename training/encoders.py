@@ -111,6 +111,12 @@ def encoder_depth(spec: EncoderSpec) -> int:
         return Encoder(spec).depth
 
 
+def encoder_width(spec: EncoderSpec) -> int:
+    """Return the length of an encoder's embeddings, without making its weights."""
+    with torch.device("meta"):
+        return Encoder(spec).embed_dim
+
+
 def random_encoder(spec: EncoderSpec, *, seed: int, device: torch.device) -> Encoder:
     """Return an encoder with fresh weights, frozen, in eval mode."""
     torch.manual_seed(seed)

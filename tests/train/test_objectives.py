@@ -24,9 +24,12 @@ from training.objectives import (
 from training.objectives.base import (
     BagShapes,
     LRTeacher,
-    Spreads,
+    Projection,
+    Scale,
+    Scales,
     StudentTiles,
     Taps,
+    Target,
     TeacherTiles,
     TileShapes,
     masked_mse,
@@ -74,7 +77,7 @@ def student_tiles(n: int = 3, dim: int = 6, grid: int = 4) -> StudentTiles:
 
 
 def teacher_tiles(n: int = 3, dim: int = 8, ratio: int = 2, grid: int = 4) -> TeacherTiles:
-    ones, layers = torch.ones(dim), range(DEPTH)
+    unit, layers = Scale(torch.zeros(dim), torch.ones(dim)), range(DEPTH)
     of_lr = LRTeacher(
         torch.randn(n, dim),
         torch.randn(n, dim, grid, grid),
@@ -86,7 +89,7 @@ def teacher_tiles(n: int = 3, dim: int = 8, ratio: int = 2, grid: int = 4) -> Te
         child_scores=torch.zeros(n, ratio**2),
         valid=torch.tensor([[True, True, False, True]] * n),
         lr=of_lr,
-        spreads=Spreads(ones, dict.fromkeys(layers, ones), ones, ones, dict.fromkeys(layers, ones)),
+        scales=Scales(unit, dict.fromkeys(layers, unit), unit, unit, dict.fromkeys(layers, unit)),
     )
 
 
@@ -117,6 +120,17 @@ def test_pooling_to_children_keeps_their_order() -> None:
     maps = torch.arange(16.0).reshape(1, 1, 4, 4)
     assert pooled_to(maps, 2)[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
     assert pooled_to(maps, 4) is maps
+
+
+def test_targets_are_less_their_mean_in_units_of_their_spread() -> None:
+    values = torch.tensor([[[[10.0, 14.0]], [[1.0, 1.0]]]])  # (B=1, D=2, h=1, w=2)
+    scale = Scale(torch.tensor([10.0, 0.0]), torch.tensor([2.0, 0.5]))
+    target = Target(values, scale, torch.ones(1, 1, 2, dtype=torch.bool))
+    assert target.standardised.tolist() == [[[[0, 2]], [[2, 2]]]]
+    # A student as wide as its teacher says the same thing in the same units; a narrower one has a trained layer for it.
+    torch.testing.assert_close(Projection(2, 2)(values, scale), target.standardised)
+    assert not list(Projection(2, 2).parameters())
+    assert Projection(3, 2)(torch.zeros(1, 3, 1, 2), scale).shape == values.shape
 
 
 # --- ReviewKD --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from training.data.pairs import PairBatch
 from training.data.table import SlideRow
 from training.data.tile_index import TileGeometry
 from training.loop import FitResult, Recipe, Session, Task, fit
-from training.objectives.base import Spreads, Taps, TeacherTiles, TileShapes
+from training.objectives.base import Scale, Scales, Taps, TeacherTiles, TileShapes
 from training.objectives.lrmil import LRMILTile
 from training.stages import distill_tiles
 from training.stages.distill_tiles import Distiller, Stage1Section, student_layers
@@ -49,10 +49,10 @@ def lrmil(*layers: int) -> Distiller:
 
 def said(dim: int, *layers: int) -> TeacherTiles:
     """A teacher that says nothing but zeros of 3 tiles' children."""
-    zeros, ones = torch.zeros(3, 16, dim), torch.ones(dim)
-    spreads = Spreads(ones, dict.fromkeys(layers, ones), ones, ones, {})
+    zeros, unit = torch.zeros(3, 16, dim), Scale(torch.zeros(dim), torch.ones(dim))
+    scales = Scales(unit, dict.fromkeys(layers, unit), unit, unit, {})
     valid = torch.ones(3, 16, dtype=torch.bool)
-    return TeacherTiles(zeros, dict.fromkeys(layers, zeros), zeros[..., 0], valid, None, spreads)
+    return TeacherTiles(zeros, dict.fromkeys(layers, zeros), zeros[..., 0], valid, None, scales)
 
 
 def test_projections_bring_the_student_to_the_teachers_width_and_learn() -> None:

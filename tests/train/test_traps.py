@@ -24,7 +24,7 @@ from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import MILOutput, build_mil
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide import tiles as slide_tiles
-from training.objectives.base import Spreads, Taps, TeacherTiles, TileShapes
+from training.objectives.base import Scale, Scales, Taps, TeacherTiles, TileShapes
 from training.objectives.lrmil import LRMILTile
 from training.runtime import Runtime
 from training.stages.distill_tiles import Distiller, Stage1Section
@@ -114,14 +114,14 @@ def test_a_distillers_terms_keep_their_names(tiny_bundle: Path, precision: str) 
     model = Distiller(student, {"lrmil": objective})
     wrapped = Runtime("cpu", precision).fabric.setup_module(model)
     tiles = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
-    ones, children = torch.ones(dim), torch.randn(3, 4, dim)
+    unit, children = Scale(torch.zeros(dim), torch.ones(dim)), torch.randn(3, 4, dim)
     said = TeacherTiles(
         children,
         {0: torch.randn(3, 4, dim)},
         torch.zeros(3, 4),
         torch.ones(3, 4, dtype=torch.bool),
         None,
-        Spreads(ones, {0: ones}, ones, ones, {}),
+        Scales(unit, {0: unit}, unit, unit, {}),
     )
     for train in (True, False):
         model.train(train)

@@ -73,19 +73,26 @@ class LRTeacher(NamedTuple):
     """Block -> (B, D, g, g) tokens after it"""
 
 
-class Spreads(NamedTuple):
-    """Standard deviations of the targets, dimension by dimension; ones where nothing is standardised."""
+class Scale(NamedTuple):
+    """Mean and standard deviation of a target over training tiles, (D,) each; zeros and ones where nothing is standardised."""
 
-    embedding: Tensor
-    """(D,) of the children's final class tokens"""
-    layers: Mapping[int, Tensor]
-    """Block -> (D,) of the children's class tokens after it"""
-    lr_embedding: Tensor
-    """(D,) of f's final class tokens of LR tiles"""
-    lr_token_map: Tensor
-    """(D,) of f's tokens of LR tiles after the final norm"""
-    lr_layers: Mapping[int, Tensor]
-    """Block -> (D,) of f's tokens of LR tiles after it"""
+    mean: Tensor
+    spread: Tensor
+
+
+class Scales(NamedTuple):
+    """Of all targets."""
+
+    embedding: Scale
+    """Of the children's final class tokens"""
+    layers: Mapping[int, Scale]
+    """Block -> of the children's class tokens after it"""
+    lr_embedding: Scale
+    """Of f's final class tokens of LR tiles"""
+    lr_token_map: Scale
+    """Of f's tokens of LR tiles after the final norm"""
+    lr_layers: Mapping[int, Scale]
+    """Block -> of f's tokens of LR tiles after it"""
 
 
 class TeacherTiles(NamedTuple):
@@ -101,27 +108,26 @@ class TeacherTiles(NamedTuple):
     """(B, K) bool: children with tissue"""
     lr: LRTeacher | None
     """None where no objective reads it"""
-    spreads: Spreads
+    scales: Scales
 
 
 class Target(NamedTuple):
     """A map of targets."""
 
     values: Tensor
-    """(B, D, h, w)"""
-    spread: Tensor
-    """(D,)"""
+    """(B, D, h, w) as f says them"""
+    scale: Scale
     valid: Tensor
     """(B, h, w) bool"""
 
     @property
     def standardised(self) -> Tensor:
-        """In units of its standard deviation, (B, D, h, w)."""
-        return self.values / self.spread[:, None, None]
+        """Less their mean, in units of their standard deviation, (B, D, h, w).
 
-    def scaled(self, prediction: Tensor) -> Tensor:
-        """Return a prediction of `values` (B, D, h, w) in the same units as `standardised`."""
-        return prediction / self.spread[:, None, None]
+        What a trained layer predicts: it would take a bias of many standard deviations to reach the mean of early layers,
+        which vary little around it, and a bias moves by the learning rate a step.
+        """
+        return standardised_map(self.values, self.scale)
 
 
 class TileObjective(nn.Module):
@@ -158,19 +164,19 @@ class TileObjective(nn.Module):
         """
         if self.taps.source == "children":
             tokens = teacher.child_embeddings if layer is None else teacher.child_layers[layer]
-            spread = teacher.spreads.embedding if layer is None else teacher.spreads.layers[layer]
+            scale = teacher.scales.embedding if layer is None else teacher.scales.layers[layer]
             n, n_children, dim = tokens.shape
             edge = round(n_children**0.5)
             return Target(
                 tokens.transpose(1, 2).reshape(n, dim, edge, edge),  # children row by row
-                spread,
+                scale,
                 teacher.valid.reshape(n, edge, edge),
             )
         assert teacher.lr is not None
         values = teacher.lr.token_map if layer is None else teacher.lr.layer_maps[layer]
-        spread = teacher.spreads.lr_token_map if layer is None else teacher.spreads.lr_layers[layer]
+        scale = teacher.scales.lr_token_map if layer is None else teacher.scales.lr_layers[layer]
         everywhere = torch.ones(values.shape[0], *values.shape[2:], dtype=torch.bool, device=values.device)
-        return Target(values, spread, everywhere)
+        return Target(values, scale, everywhere)
 
 
 class TileShapes(NamedTuple):
@@ -244,9 +250,24 @@ def matched_blocks(layers: tuple[int, ...], depth: int, student_depth: int, key:
     return found
 
 
-def projection(student_dim: int, teacher_dim: int) -> nn.Module:
-    """Return what brings the student's dimensions to the teacher's: nothing where they are as many, else a linear layer."""
-    return nn.Identity() if student_dim == teacher_dim else nn.Conv2d(student_dim, teacher_dim, 1)
+def standardised_map(maps: Tensor, scale: Scale) -> Tensor:
+    """Return maps (B, D, h, w) less a mean, in units of a standard deviation."""
+    return (maps - scale.mean[:, None, None]) / scale.spread[:, None, None]
+
+
+class Projection(nn.Module):
+    """Brings the student's tokens to the teacher's standardised ones: as they are where widths are equal, else linearly."""
+
+    def __init__(self, student_dim: int, teacher_dim: int) -> None:
+        super().__init__()
+        self.linear = None if student_dim == teacher_dim else nn.Conv2d(student_dim, teacher_dim, 1)
+
+    def forward(self, maps: Tensor, scale: Scale) -> Tensor:
+        """Return (B, D, h, w) in the units of `Target.standardised`, float32."""
+        if self.linear is None:
+            return standardised_map(maps.float(), scale)
+        projected: Tensor = self.linear(maps)
+        return projected.float()
 
 
 def pooled_to(maps: Tensor, edge: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.objectives.base import (
+    Projection,
     Source,
     StudentTiles,
     Taps,
@@ -31,7 +32,7 @@ from training.objectives.base import (
     masked_mse,
     masked_pool,
     pooled_to,
-    projection,
+    standardised_map,
 )
 
 
@@ -80,25 +81,26 @@ class ClassAndTokens(TileObjective):
     def __init__(self, spec: ClassAndTokensSpec, taps: Taps, shapes: TileShapes) -> None:
         super().__init__()
         self._spec, self.taps = spec, taps
-        self.class_projection = projection(shapes.student_dim, shapes.teacher_dim)
-        self.token_projection = projection(shapes.student_dim, shapes.teacher_dim)
+        self.class_projection = Projection(shapes.student_dim, shapes.teacher_dim)
+        self.token_projection = Projection(shapes.student_dim, shapes.teacher_dim)
 
     def forward(self, student: StudentTiles, teacher: TeacherTiles) -> dict[str, Tensor]:
         """Return the terms ``class_token`` and ``tokens``."""
         apart = {"mse": masked_mse, "cosine": masked_cosine}[self._spec.distance]
         target = self.target(teacher, None)
-        maps = self.token_projection(pooled_to(student.token_map, target.values.shape[-1])).float()
-        own = self.class_projection(student.embedding[:, :, None, None]).float()  # (B, D, 1, 1)
+        maps = self.token_projection(pooled_to(student.token_map, target.values.shape[-1]), target.scale)
         if self.taps.source == "lr":
             assert teacher.lr is not None
-            spread = teacher.spreads.lr_embedding[:, None, None]
-            wanted, valid = teacher.lr.embedding[:, :, None, None], torch.ones_like(target.valid[:, :1, :1])
+            scale = teacher.scales.lr_embedding
+            wanted = standardised_map(teacher.lr.embedding[:, :, None, None], scale)
+            valid = torch.ones_like(target.valid[:, :1, :1])
         else:
-            spread = target.spread[:, None, None]
-            wanted, valid = masked_pool(target.values, target.valid, 1)
+            scale = target.scale
+            wanted, valid = masked_pool(target.standardised, target.valid, 1)
+        own = self.class_projection(student.embedding[:, :, None, None], scale)  # (B, D, 1, 1)
         return {
-            "class_token": apart(own / spread, wanted / spread, valid),
-            "tokens": apart(target.scaled(maps), target.standardised, target.valid),
+            "class_token": apart(own, wanted, valid),
+            "tokens": apart(maps, target.standardised, target.valid),
         }
 
     def weights(self, epoch: int | None) -> dict[str, float]:

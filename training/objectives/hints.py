@@ -104,7 +104,7 @@ class HintsTile(TileObjective):
         target = self.target(teacher, self.taps.layers[0])
         maps = student.layer_maps[self.taps.student_layers[0]]
         predicted = self.regressor(pooled_to(maps, target.values.shape[-1])).float()
-        return {"hints": masked_mse(target.scaled(predicted), target.standardised, target.valid)}
+        return {"hints": masked_mse(predicted, target.standardised, target.valid)}
 
     def weights(self, epoch: int | None) -> dict[str, float]:
         """Return the config's."""

@@ -125,11 +125,12 @@ class LRMILTile(TileObjective):
 
     def forward(self, student: StudentTiles, teacher: TeacherTiles) -> dict[str, Tensor]:
         """Return the terms ``layer``, ``last`` and ``attention``."""
-        spreads, valid = teacher.spreads, teacher.valid
+        scales, valid = teacher.scales, teacher.valid
+        of_final = scales.embedding.spread
         embedding = self.projection(student.embedding).float()
         last = self.last_projection(child_means(student.token_map[None], self._ratio)[0]).float()
         child_tokens, their_tokens = last.new_empty((0, *last.shape)), last.new_empty((0, *last.shape))
-        spread = torch.ones_like(spreads.embedding)
+        spread = torch.ones_like(of_final)
         if self.taps.layers:
             maps = torch.stack([student.layer_maps[layer] for layer in self.taps.student_layers])
             means = child_means(maps, self._ratio)  # (L, B, K, D of the student)
@@ -137,15 +138,15 @@ class LRMILTile(TileObjective):
                 [project(layer) for project, layer in zip(self.layer_projections, means, strict=True)]
             ).float()
             their_tokens = torch.stack([teacher.child_layers[layer] for layer in self.taps.layers])
-            spread = torch.stack([spreads.layers[layer] for layer in self.taps.layers])[:, None, None]
-        final = standardised(teacher.child_embeddings, spreads.embedding)
+            spread = torch.stack([scales.layers[layer].spread for layer in self.taps.layers])[:, None, None]
+        final = standardised(teacher.child_embeddings, of_final)
         return {
             "layer": layer_loss(
                 standardised(child_tokens, spread), standardised(their_tokens, spread), valid
             ),
-            "last": last_layer_loss(standardised(last, spreads.embedding), final, valid),
+            "last": last_layer_loss(standardised(last, of_final), final, valid),
             "attention": child_attention_loss(
-                standardised(embedding, spreads.embedding),
+                standardised(embedding, of_final),
                 final,
                 renormalised_weights(teacher.child_scores, valid),
             ),

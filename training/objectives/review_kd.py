@@ -149,7 +149,7 @@ class ReviewKD(TileObjective):
             maps = student.layer_maps[taps.student_layers[place]]
             predicted, deeper = self.fusions[place](maps, deeper)
             predicted = pooled_to(predicted, target.values.shape[-1]).float()
-            losses.append(pyramid_loss(target.scaled(predicted), target.standardised, target.valid))
+            losses.append(pyramid_loss(predicted, target.standardised, target.valid))
         return {"review_kd": torch.stack(losses).sum(dim=0)}
 
     def weights(self, epoch: int | None) -> dict[str, float]:

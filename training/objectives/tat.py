@@ -91,7 +91,7 @@ class TaT(TileObjective):
         ours = student.layer_maps[self.taps.student_layers[0]].flatten(2).transpose(1, 2)  # (B, N, D')
         found = reconfigured(self.query(theirs), self.key(ours), self.value(ours)).float()
         predicted = found.transpose(1, 2).reshape(target.values.shape)
-        return {"tat": masked_mse(target.scaled(predicted), target.standardised, target.valid)}
+        return {"tat": masked_mse(predicted, target.standardised, target.valid)}
 
     def weights(self, epoch: int | None) -> dict[str, float]:
         """Return the config's."""

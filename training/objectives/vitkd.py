@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.objectives.base import (
+    Projection,
     Source,
     StudentTiles,
     Taps,
@@ -30,7 +31,6 @@ from training.objectives.base import (
     blocks_named,
     matched_blocks,
     pooled_to,
-    projection,
 )
 
 
@@ -89,7 +89,7 @@ class ViTKD(TileObjective):
         super().__init__()
         self._spec, self.taps = spec, taps
         dim = shapes.teacher_dim
-        self.projections = nn.ModuleList(projection(shapes.student_dim, dim) for _ in taps.layers)
+        self.projections = nn.ModuleList(Projection(shapes.student_dim, dim) for _ in taps.layers)
         self.mask_token = nn.Parameter(torch.zeros(dim, 1, 1))
         self.generator = nn.Sequential(
             nn.Conv2d(dim, dim, 3, padding=1), nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1)
@@ -99,19 +99,18 @@ class ViTKD(TileObjective):
         """Return the terms ``vitkd_mimic`` and ``vitkd_generate``."""
         targets = [self.target(teacher, layer) for layer in self.taps.layers]
         maps = [
-            project(pooled_to(student.layer_maps[layer], target.values.shape[-1]))
+            project(pooled_to(student.layer_maps[layer], target.values.shape[-1]), target.scale)
             for project, layer, target in zip(
                 self.projections, self.taps.student_layers, targets, strict=True
             )
         ]
         mimicked = [
-            summed_squares(target.scaled(one.float()), target.standardised, target.valid)
+            summed_squares(one, target.standardised, target.valid)
             for one, target in zip(maps[:-1], targets[:-1], strict=True)
         ]
         deep, target = maps[-1], targets[-1]
         masked = random_mask(len(deep), deep.shape[-1], self._spec.mask).to(deep.device)
-        seen = torch.where(masked[:, None], self.mask_token.to(deep.dtype), deep)
-        generated = target.scaled(self.generator(seen).float())
+        generated = self.generator(torch.where(masked[:, None], self.mask_token, deep)).float()
         squares = summed_squares(generated, target.standardised, masked & target.valid)
         return {
             "vitkd_mimic": torch.stack(mimicked).sum(dim=0),

@@ -22,7 +22,7 @@ from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import Reading
 from training.methods import RANDOM, TEACHER, Embedding, Method
-from training.objectives.base import LRTeacher, Spreads, TeacherTiles, TileShapes
+from training.objectives.base import LRTeacher, Scale, Scales, TeacherTiles, TileShapes
 from training.run.context import Context
 from training.run.pipeline import (
     Embedded,
@@ -401,7 +401,8 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
     n, dim = len(tiles), teacher.embed_dim
     children, ones = torch.randn(n, ratio**2, dim, device=device), torch.ones(dim, device=device)
     layers = {layer: children for one in taps.values() for layer in one.layers}
-    of_layers = dict.fromkeys(layers, ones)
+    scale = Scale(torch.zeros_like(ones), ones)
+    of_layers = dict.fromkeys(layers, scale)
 
     def step() -> None:
         with autocast(device, config.run.precision):
@@ -417,7 +418,7 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
                 torch.zeros_like(children[..., 0]),
                 torch.ones_like(children[..., 0], dtype=torch.bool),
                 on_lr,
-                Spreads(ones, of_layers, ones, ones, of_layers),
+                Scales(scale, of_layers, scale, scale, of_layers),
             )
             terms = model(tiles, said)
         torch.autograd.backward(sum(weights[name] * term.sum() for name, term in terms.items()))

@@ -125,7 +125,8 @@ class SlideDistillation:
                     scores, parent, len(tiles.lr_places), section.aggregation
                 )
                 guided, has_children = gathered.to(device), children.to(device)
-            embedding = None if embeddings is None else embeddings[name].to(device)
+            # A tensor of its own: one that was made for inference can't be part of a loss.
+            embedding = None if embeddings is None else embeddings[name].to(device).clone()
             logits = teacher[name].bag_logits.to(device)
             self._teacher[name] = TeacherBag(logits, guided, has_children, embedding)
         self._teacher_bag_dim = None

@@ -23,7 +23,8 @@ from training.loop import Recipe, Session, Task, fit
 from training.objectives import AnyTileObjective, TileObjective
 from training.objectives.base import (
     LRTeacher,
-    Spreads,
+    Scale,
+    Scales,
     StudentTiles,
     Taps,
     TeacherTiles,
@@ -156,12 +157,17 @@ TRANSDUCTIVE_NOTE = (
 
 
 class Spread(NamedTuple):
-    """Standard deviations of the targets over training tiles, D dimensions; ones where nothing is standardised."""
+    """Standard deviations of the targets over training tiles, and their means, D dimensions; ones and zeros where nothing is
+    standardised."""
 
     layers: Tensor
     """(L, 1, 1, D)"""
     embedding: Tensor
     """(D,)"""
+    layer_means: Tensor
+    """(L, D)"""
+    mean: Tensor
+    """(D,) of the embeddings"""
 
 
 class Distiller(nn.Module):
@@ -337,7 +343,7 @@ def spread_of_targets(
     wanted = section.layers if layers is None else layers
     places = layer_places(wanted, store)
 
-    def spread(name: str) -> Tensor:
+    def spread(name: str) -> tuple[Tensor, Tensor]:
         n, total, squares = 0, np.zeros(1), np.zeros(1)
         for tiles in chosen:
             values = store.read(tiles.row.slide_id, name, dtype=np.float16)
@@ -347,15 +353,18 @@ def spread_of_targets(
             n += values.shape[-2]
             total = total + values.sum(axis=-2)
             squares = squares + np.square(values).sum(axis=-2)
-        return _not_too_small(np.sqrt(np.maximum(squares / n - np.square(total / n), 0)))  # ([L,] D)
+        deviation = _not_too_small(np.sqrt(np.maximum(squares / n - np.square(total / n), 0)))  # ([L,] D)
+        return deviation, torch.from_numpy((total / n).astype(np.float32))
 
-    of_layers = spread(target_array("layer_class_tokens", section)) if wanted else None
-    embedding = spread(target_array("embedding", section))
-    if of_layers is None:
-        of_layers = torch.ones(0, len(embedding))
-    if not section.standardise:
-        of_layers, embedding = torch.ones_like(of_layers), torch.ones_like(embedding)
-    return Spread(of_layers[:, None, None], embedding)
+    embedding, mean = spread(target_array("embedding", section))
+    of_layers, means = torch.ones(0, len(embedding)), torch.zeros(0, len(embedding))
+    if wanted:
+        of_layers, means = spread(target_array("layer_class_tokens", section))
+    found = Spread(of_layers[:, None, None], embedding, means, mean)
+    if section.standardise:
+        return found
+    ones = (torch.ones_like(one) for one in found[:2])
+    return Spread(*ones, *(torch.zeros_like(one) for one in found[2:]))
 
 
 def _not_too_small(deviation: NDArray[np.float64]) -> Tensor:
@@ -386,8 +395,8 @@ class _LRTargets:
         of_layers = dict(zip(self._layers, maps, strict=True))
         return LRTeacher(output.embedding.float(), output.token_map.float(), of_layers)
 
-    def spreads(self, batches: Iterable[PairBatch]) -> LRTeacher:
-        """Return standard deviations in the place of values, (D,) each, over the tiles of some batches."""
+    def scales(self, batches: Iterable[PairBatch]) -> tuple[Scale, Scale, dict[int, Scale]]:
+        """Return mean and spread of embedding, tokens and each block's tokens over the tiles of some batches."""
         moments: dict[object, tuple[Tensor, Tensor, Tensor]] = {}
 
         def add(key: object, values: Tensor) -> None:
@@ -406,19 +415,16 @@ class _LRTargets:
             for layer, maps in said.layer_maps.items():
                 add(layer, maps)
 
-        def deviation(key: object) -> Tensor:
+        def scale(key: object) -> Scale:
             n, total, squares = (self._fabric.all_reduce(one, reduce_op="sum") for one in moments[key])
             assert isinstance(n, Tensor)
             assert isinstance(total, Tensor)
             assert isinstance(squares, Tensor)
             variance = (squares / n - (total / n).square()).clamp_min(0)
-            return _not_too_small(variance.sqrt().cpu().numpy()).to(self._fabric.device)
+            spread = _not_too_small(variance.sqrt().cpu().numpy()).to(self._fabric.device)
+            return Scale((total / n).to(spread), spread)
 
-        return LRTeacher(
-            deviation("embedding"),
-            deviation("token_map"),
-            {layer: deviation(layer) for layer in self._layers},
-        )
+        return scale("embedding"), scale("token_map"), {layer: scale(layer) for layer in self._layers}
 
 
 def target_array(name: str, section: Stage1Section) -> str:
@@ -480,22 +486,17 @@ def distill_encoder(
     spread = Spread(*(value.to(device) for value in spread))
     layers = target_layers(taps)
     on_lr: _LRTargets | None = None
-    ones = torch.ones_like(spread.embedding)
+    as_it_is = Scale(torch.zeros_like(spread.mean), torch.ones_like(spread.embedding))
     lr_layers = _tapped(one.layers for one in taps.values() if one.source == "lr")
-    of_lr = LRTeacher(ones, ones, dict.fromkeys(lr_layers, ones))
+    of_lr = as_it_is, as_it_is, dict.fromkeys(lr_layers, as_it_is)
     if reads_lr(taps):
         on_lr = _LRTargets(teacher, lr_layers, fabric)
         if section.standardise:
             limit = _LR_BATCHES * section.batch_size
             rng = np.random.default_rng((seed, _LR_SEED))
-            of_lr = on_lr.spreads(train.batches(rng, limit=limit, turned=section.turned))
-    spreads = Spreads(
-        spread.embedding,
-        dict(zip(layers, spread.layers[:, 0, 0], strict=True)),
-        of_lr.embedding,
-        of_lr.token_map,
-        of_lr.layer_maps,
-    )
+            of_lr = on_lr.scales(train.batches(rng, limit=limit, turned=section.turned))
+    of_layers = map(Scale, spread.layer_means, spread.layers[:, 0, 0])
+    scales = Scales(Scale(spread.mean, spread.embedding), dict(zip(layers, of_layers, strict=True)), *of_lr)
     weights_of_terms = model.weights(None)
     steps = train.steps(section.pairs_per_epoch)
     measured: dict[str, list[Tensor]] = {}
@@ -508,7 +509,7 @@ def distill_encoder(
             batch.child_scores,
             batch.valid,
             None if on_lr is None else on_lr(batch.tiles),
-            spreads,
+            scales,
         )
         terms: dict[str, Tensor] = wrapped(batch.tiles, said)
         return terms
