@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.formats import stained, unplanted, write_lossless_tiff, write_ome_zarr
 from napari_lrmil.cache import ResultCache, ResultKeys
+from napari_lrmil.heatmap import ATTENTION, channel_values
 from napari_lrmil.model.bundle import ModelBundle, load_bundle, resolve_bundle
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide
@@ -122,7 +123,7 @@ def differences(folder: Path, bundle: str, *, side_px: int = SIDE_PX) -> list[Di
                 way,
                 result.called == first.called and result.prediction_set == first.prediction_set,
                 float(np.abs(result.class_probabilities - first.class_probabilities).max()),
-                float(np.abs(result.attention_scores - first.attention_scores).max() * len(first.tiles)),
+                float(np.abs(channel_values(result, ATTENTION) - channel_values(first, ATTENTION)).max()),
             )
         )
     return found

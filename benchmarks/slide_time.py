@@ -83,7 +83,7 @@ def classify(path: Path, bundle: ModelBundle, *, mpp: float | None, threads: int
             predict_slide(slide, bundle, device=torch.device("cpu"), batch_size=batch_size, threads=threads)
         )
     seconds = time.perf_counter() - started
-    n = len(result.attention_scores)
+    n = len(result.tiles)
     return Turn(seconds, n, result.level, n * bundle.info.tiles.tile_px**2 * 3)
 
 

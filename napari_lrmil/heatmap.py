@@ -24,7 +24,9 @@ if TYPE_CHECKING:  # it loads torch, which showing a result doesn't need
 Array = NDArray[np.float64]
 
 ATTENTION = "attention"
-"""The channel of attention; every other channel is the name of a class."""
+"""The channel of attention, see `is_attention`; every other channel is the name of a class."""
+_ATTENTION_FOR = "attention for "
+"""Begins the channel of one class's attention, where each has its own."""
 AVERAGE = 1.0
 LEAST_ATTENTION_TOP = 4.0
 LEAST_POINTS = 1.0
@@ -97,7 +99,7 @@ class HeatmapLook:
     @property
     def signed(self) -> bool:
         """Whether 0 is the middle of the scale instead of its low end."""
-        return self.channel != ATTENTION
+        return not is_attention(self.channel)
 
     @property
     def colormap(self) -> str:
@@ -111,6 +113,11 @@ class ShownHeatmap(NamedTuple):
     heatmap: Heatmap
     limits: tuple[float, float]
     threshold: float
+
+
+def is_attention(channel: str) -> bool:
+    """Whether a channel is of attention: of all classes alike, or of one."""
+    return channel == ATTENTION or channel.startswith(_ATTENTION_FOR)
 
 
 def unit_of(prediction: SlidePrediction, wanted: Unit | None) -> Unit:
@@ -127,7 +134,8 @@ def channel_values(prediction: SlidePrediction, channel: str, unit: Unit = Unit.
     ----------
     prediction : SlidePrediction
     channel : str
-        'attention': score * N, so that 1 is a tile that matters as much as any other. A class: the probability of the
+        'attention': score * N, so that 1 is a tile that matters as much as any other; 'attention for <class>': the same,
+        where each class has its own, the other being that of the class that is called. A class: the probability of the
         slide minus that without the tile, in percentage points; positive where the tile speaks for the class.
     unit : Unit
         Of a class, in place of percentage points.
@@ -135,10 +143,10 @@ def channel_values(prediction: SlidePrediction, channel: str, unit: Unit = Unit.
     Raises
     ------
     ValueError
-        Where `channel` is neither.
+        Where `channel` is neither, or of an attention that the model doesn't have.
     """
-    if channel == ATTENTION:
-        return prediction.attention_scores * len(prediction.tiles)
+    if is_attention(channel) and channel not in prediction.class_names:
+        return _attention(prediction, channel) * len(prediction.tiles)
     if channel not in prediction.class_names:
         raise ValueError(f"no class {channel!r}; there are {', '.join(prediction.class_names)}")
     number = prediction.class_names.index(channel)
@@ -147,6 +155,19 @@ def channel_values(prediction: SlidePrediction, channel: str, unit: Unit = Unit.
     if unit is Unit.ALONE:
         return prediction.log_odds_alone[:, number]
     return prediction.class_contributions[:, number] * 100
+
+
+def _attention(prediction: SlidePrediction, channel: str) -> Array:
+    """(N,) attention scores."""
+    if prediction.attention_scores is None:
+        raise ValueError("this model's head has no attention")
+    if channel == ATTENTION:
+        return prediction.attention_scores
+    name = channel.removeprefix(_ATTENTION_FOR)
+    if prediction.class_attention is None or name not in prediction.class_names:
+        raise ValueError(f"no attention for {name!r} alone")
+    scores: Array = prediction.class_attention[prediction.class_names.index(name)]
+    return scores
 
 
 def speaking_tiles(prediction: SlidePrediction, class_name: str, *, against: bool = False) -> list[int]:
@@ -225,20 +246,38 @@ _LEAST = {Unit.POINTS: LEAST_POINTS, Unit.LOG_ODDS: LEAST_LOG_ODDS, Unit.ALONE: 
 
 
 def channels_of(prediction: SlidePrediction) -> tuple[str, ...]:
-    """What can be shown: attention, and each class."""
-    return (ATTENTION, *prediction.class_names)
+    """What can be shown: attention where the model has one, by class where each has its own, and each class."""
+    attention: tuple[str, ...] = () if prediction.attention_scores is None else (ATTENTION,)
+    if prediction.class_attention is not None:
+        attention += tuple(
+            f"{_ATTENTION_FOR}{name}" for name in prediction.class_names if name != prediction.called
+        )
+    return (*attention, *prediction.class_names)
 
 
 def channel_titles(prediction: SlidePrediction) -> tuple[str, ...]:
     """The channels in words, in the order of `channels_of`."""
-    return ("Attention", *(f"Contribution to {name}" for name in prediction.class_names))
+    of_called = "" if prediction.class_attention is None else f" for {prediction.called}"
+    return tuple(
+        f"Attention{of_called}"
+        if channel == ATTENTION
+        else f"Contribution to {channel}"
+        if channel in prediction.class_names
+        else channel[0].upper() + channel[1:]
+        for channel in channels_of(prediction)
+    )
 
 
 def fitting_look(prediction: SlidePrediction, look: HeatmapLook) -> HeatmapLook:
-    """The look, or attention where this model doesn't know the class."""
-    if look.channel in (ATTENTION, *prediction.class_names):
+    """The look, or attention where this model doesn't know the class; where it has none, the class that is called."""
+    if look.channel in channels_of(prediction):
         return look
-    return replace(look, channel=ATTENTION)
+    return replace(look, channel=main_channel(prediction))
+
+
+def main_channel(prediction: SlidePrediction) -> str:
+    """What is shown where nothing is asked for: attention, or the class that is called where there is none."""
+    return prediction.called if prediction.attention_scores is None else ATTENTION
 
 
 def shown_heatmap(prediction: SlidePrediction, look: HeatmapLook) -> ShownHeatmap:
@@ -317,7 +356,7 @@ class TileFinder:
 
 def value_text(value: float, channel: str, unit: Unit = Unit.POINTS) -> str:
     """One tile's value with its unit."""
-    if channel == ATTENTION:
+    if is_attention(channel):
         return f"{value:.2f}×"
     return f"{_signed(value)} {'pp' if unit is Unit.POINTS else 'log-odds'}"
 
@@ -325,7 +364,11 @@ def value_text(value: float, channel: str, unit: Unit = Unit.POINTS) -> str:
 def tile_text(prediction: SlidePrediction, n: int) -> str:
     """All values of one tile: where it lies, attention, and what it does to each class."""
     row, col = int(prediction.tiles.rows[n]), int(prediction.tiles.cols[n])
-    values = [f"attention {value_text(float(channel_values(prediction, ATTENTION)[n]), ATTENTION)}"]
+    values = [
+        f"{title[0].lower()}{title[1:]} {value_text(float(channel_values(prediction, channel)[n]), channel)}"
+        for channel, title in zip(channels_of(prediction), channel_titles(prediction), strict=True)
+        if channel not in prediction.class_names
+    ]
     for name in prediction.class_names:
         points, in_log_odds, alone = (
             float(channel_values(prediction, name, unit)[n])
@@ -334,7 +377,8 @@ def tile_text(prediction: SlidePrediction, n: int) -> str:
         values.append(
             f"{name} {value_text(points, name)} ({_signed(in_log_odds)} log-odds, alone {_signed(alone)})"
         )
-    return f"Tile in row {row}, column {col}\n{', '.join(values)}"
+    estimate = "" if prediction.exact_tiles is None or prediction.exact_tiles[n] else " (estimated)"
+    return f"Tile in row {row}, column {col}{estimate}\n{', '.join(values)}"
 
 
 def _signed(value: float) -> str:

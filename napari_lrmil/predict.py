@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -20,6 +20,7 @@ from napari_lrmil.model.bundle import BundleInfo, ModelBundle
 from napari_lrmil.model.calibration import answer_of, called_class
 from napari_lrmil.model.card import UNLIKE_TRAINING
 from napari_lrmil.model.encoder import Encoder
+from napari_lrmil.model.mil import Bag
 from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, find_tiles, iter_tiles
 from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE, check_damage
 
@@ -53,8 +54,9 @@ class SlidePrediction:
     class_names : tuple of str
     class_probabilities : (C,) float64 array
         Softmax of the bag logits, scaled as the bundle says.
-    attention_scores, attention_logits : (N,) float64 arrays
-        After and before the softmax over the bag.
+    attention_scores, attention_logits : (N,) float64 arrays, optional
+        After and before the softmax over the bag, of the class that is called where each has its own; None where the head has
+        no attention.
     class_contributions : (N, C) float64 array
         Probability of the whole slide minus that without tile n: positive where the tile speaks for the class.
     log_odds_contributions : (N, C) float64 array
@@ -95,13 +97,17 @@ class SlidePrediction:
         couldn't be seen.
     weights_sha256 : str
         Hash of the bundle's weights alone; empty where it isn't known.
+    class_attention : (C, N) float64 array, optional
+        Attention scores of each class; None where all have the same, or there is none.
+    exact_tiles : (N,) bool array, optional
+        Tiles whose contributions are exact, those of the others being estimates; None: all are.
     """
 
     slide_name: str
     class_names: tuple[str, ...]
     class_probabilities: NDArray[np.float64]
-    attention_scores: NDArray[np.float64]
-    attention_logits: NDArray[np.float64]
+    attention_scores: NDArray[np.float64] | None
+    attention_logits: NDArray[np.float64] | None
     class_contributions: NDArray[np.float64]
     log_odds_contributions: NDArray[np.float64]
     log_odds_alone: NDArray[np.float64]
@@ -124,6 +130,8 @@ class SlidePrediction:
     damaged_tiles: int = 0
     weights_sha256: str = ""
     thresholds: tuple[float, ...] | None = None
+    class_attention: NDArray[np.float64] | None = None
+    exact_tiles: NDArray[np.bool_] | None = None
 
     @property
     def answer(self) -> str:
@@ -269,7 +277,43 @@ def student_tiles(slide: Slide, info: BundleInfo) -> TileSet:
     )
 
 
+def bundle_tiles(slide: Slide, info: BundleInfo) -> tuple[TileSet, ...]:
+    """The tiles that a bundle may read, at each magnification of its head, the coarsest first.
+
+    Of several, all lie on the grid of the coarsest and share its tissue mask.
+
+    Raises
+    ------
+    NoTissueError, UnknownMppError, SlideError
+    """
+    factors = info.mil.factors
+    if len(factors) == 1:
+        return (student_tiles(slide, info),)
+    coarsest = factors[0]
+    return tuple(
+        find_tiles(
+            slide,
+            TileSpec(info.tiles.tile_px, info.tiles.mpp * coarsest),
+            min_tissue=info.tiles.min_tissue,
+            ratio=coarsest,
+            within=coarsest // factor,
+        )
+        for factor in factors
+    )
+
+
+def parents_of(tiles: TileSet, coarser: TileSet) -> NDArray[np.int64]:
+    """(N,) index of the tile of a coarser set in which each tile lies; -1 where that one isn't among them."""
+    index = np.full(coarser.grid.shape_yx, -1, np.int64)
+    index[coarser.rows, coarser.cols] = np.arange(len(coarser))
+    ratio = tiles.grid.shape_yx[0] // coarser.grid.shape_yx[0]
+    found: NDArray[np.int64] = index[tiles.rows // ratio, tiles.cols // ratio]
+    return found
+
+
 def _ratio(info: BundleInfo) -> int:
+    if len(info.mil.factors) > 1:
+        return info.mil.factors[0]
     return max(1, round(info.tiles.mpp / info.teacher_mpp))
 
 
@@ -307,43 +351,62 @@ def predict_slide(
     started = time.perf_counter()
     info = bundle.info
     fingerprint = slide.fingerprint()
-    embeddings: list[torch.Tensor] = []
+    read: list[TileSet] = []
+    bags: list[Bag] = []
     with slide.in_colours(icc=info.tiles.apply_icc) as source:
-        tiles = student_tiles(source, info)
-        allowed = partial(check_damage, source, tiles, ratio=_ratio(info), max_damaged=max_damaged)
-        damaged = allowed()
-        yield PredictProgress(0, len(tiles), time.perf_counter() - started)
-        done, note = 0, ""
+        sets = bundle_tiles(source, info)
+        damage = [
+            partial(check_damage, source, tiles, ratio=_ratio(info), max_damaged=max_damaged)
+            for tiles in sets
+        ]
+        damaged = max(count() for count in damage)
+        done, total, note = 0, len(sets[0]), ""
+        yield PredictProgress(0, total, time.perf_counter() - started)
 
         def smaller(at_once: int) -> None:
             nonlocal note
             note = _smaller_text(at_once)
 
-        batches = embed_tiles(
-            bundle.encoder,
-            source,
-            tiles.grid,
-            tiles.level,
-            tiles.places,
-            device=device,
-            batch_size=batch_size,
-            threads=threads,
-            smaller=smaller,
-        )
-        for batch in batches:
-            embeddings.append(batch)
-            done += len(batch)
-            damaged = allowed()
-            yield PredictProgress(done, len(tiles), time.perf_counter() - started, note)
+        for tiles in sets:
+            parents = None
+            if bags:
+                with torch.inference_mode():
+                    wanted = bundle.mil.children_to_read(bags).cpu().numpy()
+                tiles, parents = _children(tiles, read[-1], wanted)
+                if not len(tiles):
+                    raise SlideError(
+                        f"{slide.path.name} has no result: {info.name} wants to look closer at tiles that hold no tile of "
+                        f"{tiles.grid.spec.mpp:g} µm/px with enough tissue"
+                    )
+                total += len(tiles)
+            embeddings: list[torch.Tensor] = []
+            batches = embed_tiles(
+                bundle.encoder,
+                source,
+                tiles.grid,
+                tiles.level,
+                tiles.places,
+                device=device,
+                batch_size=batch_size,
+                threads=threads,
+                smaller=smaller,
+            )
+            for batch in batches:
+                embeddings.append(batch)
+                done += len(batch)
+                damaged = max(count() for count in damage)
+                yield PredictProgress(done, total, time.perf_counter() - started, note)
+            bags.append(_bag(torch.cat(embeddings).float(), tiles, parents))
+            embeddings.clear()  # a large bag isn't kept twice
+            read.append(tiles)
         source.check_unchanged()
     slide.check_unchanged()  # the pixels are of the slide whose fingerprint it is
-    instances = torch.cat(embeddings).float()
-    embeddings.clear()  # a large bag isn't kept twice
+    tiles, instances = read[-1], bags[-1].embeddings
     point = info.operating_point
     thresholds = None if point is None else point.thresholds
-    evidence = explain(bundle.mil, instances, scaling=info.vector_scaling, thresholds=thresholds)
+    evidence = explain(bundle.mil, tuple(bags), scaling=info.vector_scaling, thresholds=thresholds)
     numbers = (evidence.class_probabilities, evidence.attention_logits, evidence.class_contributions)
-    if not all(np.isfinite(values).all() for values in numbers):
+    if not all(np.isfinite(values).all() for values in numbers if values is not None):
         raise SlideError(
             f"{slide.path.name} has no result: {info.name} gave numbers that aren't finite. The model is damaged, or made "
             "for other tiles"
@@ -362,6 +425,8 @@ def predict_slide(
         class_contributions=evidence.class_contributions,
         log_odds_contributions=evidence.log_odds_contributions,
         log_odds_alone=evidence.log_odds_alone,
+        class_attention=evidence.class_attention,
+        exact_tiles=evidence.exact_tiles,
         deletion=evidence.deletion,
         prediction_set=left,
         coverage=None if trust is None else trust.info.conformal.coverage,
@@ -381,6 +446,25 @@ def predict_slide(
         device=str(device),
         slide_fingerprint=fingerprint,
         version=__version__,
+    )
+
+
+def _children(
+    tiles: TileSet, coarser: TileSet, wanted: NDArray[np.int64]
+) -> tuple[TileSet, NDArray[np.int64]]:
+    """The tiles that lie in some of the coarser ones, and in which."""
+    parents = parents_of(tiles, coarser)
+    kept = np.isin(parents, wanted)
+    return replace(tiles, rows=tiles.rows[kept], cols=tiles.cols[kept]), parents[kept]
+
+
+def _bag(embeddings: torch.Tensor, tiles: TileSet, parents: NDArray[np.int64] | None) -> Bag:
+    places = torch.from_numpy(np.stack([tiles.cols, tiles.rows], axis=1)).to(embeddings.device)
+    return Bag(
+        embeddings,
+        places=places,
+        mpp=tiles.grid.spec.mpp,
+        parents=None if parents is None else torch.from_numpy(parents).to(embeddings.device),
     )
 
 

@@ -215,7 +215,19 @@ def evidence_notes(prediction: SlidePrediction) -> tuple[str, ...]:
     """What must be known beside evidence: that it isn't to be used, that it is saturated, that it isn't to be relied on."""
     unreliable = _MATTER_LESS[0].upper() + _MATTER_LESS[1:] + "." if _misleading(prediction.deletion) else ""
     unlike = "" if prediction.label is not None else NOT_TO_BE_USED
-    return tuple(filter(None, (unlike, saturated_text(prediction), unreliable)))
+    return tuple(filter(None, (unlike, saturated_text(prediction), unreliable, estimated_text(prediction))))
+
+
+def estimated_text(prediction: SlidePrediction) -> str:
+    """That contributions are estimates, and of how many tiles; empty where all are exact."""
+    exact = prediction.exact_tiles
+    if exact is None:
+        return ""
+    n, left = int(exact.sum()), int((~exact).sum())
+    return (
+        f"Contributions are exact for {n} of {n + left} tiles, those that the model's gradient says matter most; the other "
+        f"{left} are estimates, as leaving each of them out would take too long."
+    )
 
 
 _MATTER_LESS = "these tiles matter less than tiles by chance: don't rely on the heatmap"

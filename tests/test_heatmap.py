@@ -50,6 +50,7 @@ class Made:
         self.mpp_xy = (0.5, 1.0)
         self.class_names = ("benign", "lesion")
         self.attention_scores = np.array(attention, np.float64)
+        self.class_attention = self.exact_tiles = None
         lesion = np.array(points, np.float64) / 100
         self.class_contributions = np.stack([-lesion, lesion], axis=1)
         self.log_odds_contributions = 5 * self.class_contributions

@@ -121,7 +121,8 @@ class Method:
         None for baselines that take numbers of the whole slide instead.
     slide_features : tuple of str
         These numbers, by their names in `ShortcutFeatures`.
-    head : {"abmil", "logistic"}
+    head : {"mil", "logistic"}
+        One on bags, see ``[mil]``, or a regression on numbers of the slide.
     losses : tuple of str
         Of the head.
     bar : str
@@ -136,7 +137,7 @@ class Method:
     key: str
     name: str
     embedding: Embedding | None
-    head: Literal["abmil", "logistic"]
+    head: Literal["mil", "logistic"]
     losses: tuple[str, ...]
     slide_features: tuple[str, ...] = ()
     bar: str = ""
@@ -182,20 +183,20 @@ class Method:
 
 
 DECISIVE = (
-    Method("teacher_hr", "teacher on HR", HR, "abmil", CROSS_ENTROPY, bar="Teacher MIL"),
-    Method("lr_scratch", "LR from scratch", LR, "abmil", CROSS_ENTROPY, bar="LR from scratch"),
-    Method("stage1_only", "stage 1 only", STUDENT, "abmil", CROSS_ENTROPY, bar="Stage 1 only"),
-    Method("stage2_only", "stage 2 only", LR, "abmil", DISTILLATION, bar="Stage 2 only"),
-    Method("lrmil", "LRMIL", STUDENT, "abmil", DISTILLATION, bar="Stage 2: slides"),
+    Method("teacher_hr", "teacher on HR", HR, "mil", CROSS_ENTROPY, bar="Teacher MIL"),
+    Method("lr_scratch", "LR from scratch", LR, "mil", CROSS_ENTROPY, bar="LR from scratch"),
+    Method("stage1_only", "stage 1 only", STUDENT, "mil", CROSS_ENTROPY, bar="Stage 1 only"),
+    Method("stage2_only", "stage 2 only", LR, "mil", DISTILLATION, bar="Stage 2 only"),
+    Method("lrmil", "LRMIL", STUDENT, "mil", DISTILLATION, bar="Stage 2: slides"),
 )
 """What would falsify the paper."""
 END_TO_END = (
-    Method("end_to_end", "end to end", _LEARNED[0], "abmil", CROSS_ENTROPY, bar="End to end"),
+    Method("end_to_end", "end to end", _LEARNED[0], "mil", CROSS_ENTROPY, bar="End to end"),
     Method(
         "end_to_end_scratch",
         "end to end, no stage 1",
         _LEARNED[1],
-        "abmil",
+        "mil",
         CROSS_ENTROPY,
         bar="End to end, no stage 1",
     ),
@@ -226,7 +227,7 @@ SHORTCUTS = (
         "random_init",
         "random encoder",
         RANDOM,
-        "abmil",
+        "mil",
         CROSS_ENTROPY,
         bar="Random encoder",
         is_shortcut=True,
@@ -234,7 +235,7 @@ SHORTCUTS = (
     ),
 )
 CONTROLS = (
-    *(Method(one.key, one.name, one, "abmil", CROSS_ENTROPY, bar=one.name) for one in _CONTROLS),
+    *(Method(one.key, one.name, one, "mil", CROSS_ENTROPY, bar=one.name) for one in _CONTROLS),
     SHORTCUTS[-1],
 )
 """What tells why LRMIL works: a head on each of the other embeddings."""
@@ -253,12 +254,12 @@ def paper_rows(depth: int) -> tuple[Method, ...]:
     options: dict[str, tuple[str, dict[str, Mapping[str, object]]]] = {
         "paper_attention": ("LRMIL, by attention", {"stage1": attention}),
         "paper_mean": ("LRMIL, mean attention", {"stage2": {"aggregation": "mean"}}),
-        "paper_ungated": ("LRMIL, ungated head", {"mil": {"gated": False}}),
+        "paper_ungated": ("LRMIL, ungated head", {"mil": {"name": "abmil", "gated": False}}),
         "paper_layers": ("LRMIL, early layers", {"stage1": {"layers": layers}}),
         "paper_unshifted": ("LRMIL, unshifted", {"stage1": {"shifted": False}}),
     }
     return tuple(
-        Method(key, name, STUDENT, "abmil", DISTILLATION, bar=name, options=own)
+        Method(key, name, STUDENT, "mil", DISTILLATION, bar=name, options=own)
         for key, (name, own) in options.items()
     )
 

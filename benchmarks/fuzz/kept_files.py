@@ -35,6 +35,7 @@ from napari_lrmil.cache import CACHE_DIR_VARIABLE, ResultCache, ResultKeys, keep
 from napari_lrmil.errors import LRMILError, WorklistError
 from napari_lrmil.export.errors import ExportError, ResultFileError
 from napari_lrmil.export.result import read_prediction, result_document, write_prediction
+from napari_lrmil.heatmap import ATTENTION, channel_values
 from napari_lrmil.model.bundle import BundleInfo, load_bundle
 from napari_lrmil.predict import SlidePrediction
 from napari_lrmil.worklist import REVIEW_NAME, Review, ReviewFile, thumbnail
@@ -359,7 +360,7 @@ def _use_result(folder: Path) -> None:
         found.class_probabilities, right.class_probabilities, atol=1e-3
     ):
         raise WrongValue(f"{found.called} {found.class_probabilities.tolist()}")
-    if not np.array_equal(found.attention_scores, right.attention_scores):
+    if not np.array_equal(channel_values(found, ATTENTION), channel_values(right, ATTENTION)):
         raise WrongValue("other attention")
     if result_document(found).contributions != result_document(right).contributions:
         raise WrongValue("other contributions")

@@ -569,7 +569,7 @@ class Controller:
                 self._canvas.remove_heatmap(slide)
 
     def choose_look(self, look: HeatmapLook) -> None:
-        """Change what the heatmaps of all slides show; a slide whose model lacks its class shows attention."""
+        """Change what the heatmaps of all slides show; see `fitting_look` where a model lacks its class."""
         self._look = look
         for slide, result in self.results.items():
             if self._canvas.has_heatmap(slide):

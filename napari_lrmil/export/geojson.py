@@ -135,6 +135,8 @@ def heatmap_to_geojson(
 ) -> dict[str, object]:
     """The tiles that were read as QuPath detections with measurements, highest attention first.
 
+    Of a model without attention: those first that speak most for the class that is called.
+
     In QuPath, Measure > Show measurement maps colours them.
 
     Parameters
@@ -143,7 +145,7 @@ def heatmap_to_geojson(
     bounds_l0_xywh, cropped
         See `annotations_to_geojson`.
     top_fraction : float
-        Of the tiles, by attention; above 0, at most 1. At least one tile is kept.
+        Of the tiles, in this order; above 0, at most 1. At least one tile is kept.
 
     Returns
     -------
@@ -160,18 +162,22 @@ def heatmap_to_geojson(
     if not 0 < top_fraction <= 1:
         raise ValueError(f"top_fraction must lie above 0 and not above 1, got {top_fraction}")
     tiles, scores = prediction.tiles, prediction.attention_scores
+    weight = prediction.log_odds_contributions[:, prediction.called_index] if scores is None else scores
     x0, y0 = _offset(bounds_l0_xywh, cropped)
-    kept = np.argsort(-scores, kind="stable")[: max(1, math.ceil(top_fraction * len(tiles)))]
+    kept = np.argsort(-weight, kind="stable")[: max(1, math.ceil(top_fraction * len(tiles)))]
     contributions = prediction.class_contributions
     features: list[dict[str, object]] = []
     for index in kept.tolist():
         row, col = int(tiles.rows[index]), int(tiles.cols[index])
         left, top = tiles.grid.corner_l0_xy(row, col)
         right, bottom = tiles.grid.corner_l0_xy(row + 1, col + 1)
-        measurements = {
-            "Attention relative to uniform": float(scores[index] * len(tiles)),
-            "Attention score": float(scores[index]),
-        }
+        measurements: dict[str, float] = {}
+        if scores is not None:
+            measurements["Attention relative to uniform"] = float(scores[index] * len(tiles))
+            measurements["Attention score"] = float(scores[index])
+        if prediction.class_attention is not None:
+            for number, name in enumerate(prediction.class_names):
+                measurements[f"Attention score for {name}"] = float(prediction.class_attention[number, index])
         for number, name in enumerate(prediction.class_names):
             measurements[f"Contribution to p({name})"] = float(contributions[index, number])
             measurements[f"Contribution to log-odds({name})"] = float(

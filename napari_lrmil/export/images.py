@@ -21,7 +21,7 @@ from napari_lrmil.export.painting import (
     scale_of,
     thumbnail,
 )
-from napari_lrmil.heatmap import ATTENTION, Unit
+from napari_lrmil.heatmap import Unit, channels_of, main_channel
 from napari_lrmil.wording import slide_warnings, status_of
 
 if TYPE_CHECKING:  # predict loads torch
@@ -36,7 +36,7 @@ def heatmap_image(
     prediction: SlidePrediction,
     *,
     slide: Slide | None = None,
-    channel: str = ATTENTION,
+    channel: str | None = None,
     max_px: int = 2048,
     opacity: float = OVERLAY_OPACITY,
     legend: bool = True,
@@ -48,8 +48,9 @@ def heatmap_image(
     prediction : SlidePrediction
     slide : Slide, optional
         Lay it over a thumbnail of the scanned area. Without one the picture shows the tile grid.
-    channel : str
-        'attention' (relative to uniform), or a class: the exact change of its probability by each tile.
+    channel : str, optional
+        'attention' (relative to uniform), or a class: the exact change of its probability by each tile. Default: attention, of
+        a model without one the class that is called.
     max_px : int
         Of the longer side.
     opacity : float
@@ -68,6 +69,7 @@ def heatmap_image(
         Where `channel` is neither.
     SlideError
     """
+    channel = channel or main_channel(prediction)
     grid, scale = prediction.tiles.grid, scale_of(prediction, channel)
     values = grid_values(prediction, channel)
     if slide is None:
@@ -101,7 +103,7 @@ def write_heatmap_png(
     prediction: SlidePrediction,
     *,
     slide: Slide | None = None,
-    channel: str = ATTENTION,
+    channel: str | None = None,
     max_px: int = 2048,
     opacity: float = OVERLAY_OPACITY,
     legend: bool = True,
@@ -111,6 +113,7 @@ def write_heatmap_png(
     The file says which bundle and program made it, and its status as the result's JSON has it; nothing of the slide's name.
     """
     path = Path(path)
+    channel = channel or main_channel(prediction)
     picture = heatmap_image(
         prediction, slide=slide, channel=channel, max_px=max_px, opacity=opacity, legend=legend
     )
@@ -165,7 +168,10 @@ def write_heatmap_zarr(path: str | Path, prediction: SlidePrediction, *, overwri
 def _write_zarr(folder: Path, prediction: SlidePrediction) -> None:
     import zarr
 
-    channels = ((ATTENTION, Unit.POINTS), *((name, unit) for unit in Unit for name in prediction.class_names))
+    channels = (
+        *((one, Unit.POINTS) for one in channels_of(prediction) if one not in prediction.class_names),
+        *((name, unit) for unit in Unit for name in prediction.class_names),
+    )
     pixels = np.stack([grid_values(prediction, channel, unit) for channel, unit in channels])
     group = zarr.create_group(folder, zarr_format=3, attributes=_attributes(prediction, channels))
     array = group.create_array(

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from napari_lrmil.heatmap import (
-    ATTENTION,
     DIVERGING,
     LEAST_POINTS,
     SEQUENTIAL,
@@ -21,6 +20,7 @@ from napari_lrmil.heatmap import (
     Unit,
     channel_values,
     heat_opacity,
+    is_attention,
     on_grid,
     scale_limits,
 )
@@ -88,7 +88,7 @@ def values_of(prediction: SlidePrediction, channel: str, unit: Unit = Unit.POINT
         Where `channel` is neither 'attention' nor a class.
     """
     values = channel_values(prediction, channel, unit)
-    return values / _POINTS if channel != ATTENTION and unit is Unit.POINTS else values
+    return values / _POINTS if not is_attention(channel) and unit is Unit.POINTS else values
 
 
 def grid_values(prediction: SlidePrediction, channel: str, unit: Unit = Unit.POINTS) -> NDArray[np.float32]:
@@ -99,7 +99,7 @@ def grid_values(prediction: SlidePrediction, channel: str, unit: Unit = Unit.POI
 def scale_of(prediction: SlidePrediction, channel: str, unit: Unit = Unit.POINTS) -> Scale:
     """The scale that fits the 99th percentile, and never stretches noise to full colour."""
     values = channel_values(prediction, channel, unit)
-    if channel == ATTENTION:
+    if is_attention(channel):
         return attention_scale(values)
     low, high = scale_limits(values, signed=True, scaling=Scaling.RAW, unit=unit)
     if unit is Unit.POINTS:
@@ -110,6 +110,14 @@ def scale_of(prediction: SlidePrediction, channel: str, unit: Unit = Unit.POINTS
         Unit.ALONE: f"log-odds of {channel} by a tile alone",
     }[unit]
     return Scale(low, high, DIVERGING[0], label)
+
+
+def contribution_scale(values: NDArray[np.float64]) -> Scale:
+    """The scale of contributions to the class that is called, from the values of the tiles of several slides."""
+    low, high = scale_limits(values * _POINTS, signed=True, scaling=Scaling.RAW)
+    return Scale(
+        low / _POINTS, high / _POINTS, DIVERGING[0], "contribution of a tile to the class that is called"
+    )
 
 
 def attention_scale(values: NDArray[np.float64]) -> Scale:

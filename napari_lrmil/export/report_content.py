@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from napari_lrmil import __version__
 from napari_lrmil.export.painting import Scale, font_path, grid_values, overlay, scale_of, thumbnail
 from napari_lrmil.export.tables import shown_name
-from napari_lrmil.heatmap import ATTENTION, speaking_tiles
+from napari_lrmil.heatmap import main_channel, speaking_tiles
 from napari_lrmil.wording import (
     ATTENTION_NOTE,
     answer_text,
@@ -66,7 +66,8 @@ class ReportTile(NamedTuple):
 
     jpeg: bytes
     mpp: float
-    attention: float
+    attention: float | None
+    """Times the average tile; None where the model has none."""
     contribution: float
     log_odds: float
     log_odds_alone: float
@@ -100,6 +101,9 @@ class ReportContent:
     evidence_notes: tuple[str, ...]
     tile_um: float
     read_mpp: float
+    has_attention: bool
+    all_exact: bool
+    """Whether each tile was left out; else some contributions are estimates."""
     deletion: DeletionCurve
     curve_line: str
     verdict: Verdict
@@ -122,11 +126,12 @@ def gather(
     """Read the pictures and put the text together, step by step."""
     yield ReportProgress(0, total, "reading the overview")
     plain = thumbnail(slide, max_px=_THUMBNAIL_PX)
-    scale = scale_of(prediction, ATTENTION)
+    channel = main_channel(prediction)
+    scale = scale_of(prediction, channel)
     left, top, width, height = (float(value) for value in slide.bounds_l0_xywh)
     marked = overlay(
         plain,
-        grid_values(prediction, ATTENTION),
+        grid_values(prediction, channel),
         prediction.tiles.grid,
         scale,
         area_l0_xywh=(left, top, width, height),
@@ -139,7 +144,8 @@ def gather(
     for number, index in enumerate(order):
         yield ReportProgress(1 + number, total, f"reading tile {number + 1} of {len(order)}")
         jpeg, mpp = _tile_jpeg(prediction, slide, index)
-        attention = float(prediction.attention_scores[index] * len(prediction.tiles))
+        scores = prediction.attention_scores
+        attention = None if scores is None else float(scores[index] * len(prediction.tiles))
         in_log_odds, alone = (
             float(values[index, predicted])
             for values in (prediction.log_odds_contributions, prediction.log_odds_alone)
@@ -168,8 +174,15 @@ def gather(
         evidence_notes=evidence_notes(prediction),
         tile_um=prediction.tiles.grid.spec.tile_um,
         read_mpp=prediction.tiles.grid.spec.mpp,
+        has_attention=prediction.attention_scores is not None,
+        all_exact=prediction.exact_tiles is None,
         deletion=prediction.deletion,
-        curve_line=f"{curve_text(prediction.deletion)} {ATTENTION_NOTE}",
+        curve_line=" ".join(
+            (
+                curve_text(prediction.deletion),
+                *((ATTENTION_NOTE,) if prediction.attention_scores is not None else ()),
+            )
+        ),
         verdict=verdict,
         verdict_text=_verdict_text(verdict, prediction.answer),
         model_facts=_model_facts(prediction, info),

@@ -10,9 +10,10 @@ from napari_lrmil.export.painting import Scale, length_text, nice_length
 from napari_lrmil.export.report_content import ReportContent
 from napari_lrmil.wording import NOT_TO_BE_USED, percent_text
 
-_TEMPLATE = """{% macro overlay_figure() %}<figure><div class="whole"><img src="{{ overlay }}" alt="Overview with attention">
+_TEMPLATE = """{% macro overlay_figure() %}<figure><div class="whole"><img src="{{ overlay }}"
+alt="Overview with {% if c.has_attention %}attention{% else %}contributions{% endif %}">
 <div class="ramp" style="background: linear-gradient(to right, {{ ramp }})"></div>
-<figcaption><div class="ends"><span>1</span><span>{{ "%.2g"|format(c.scale.high) }}</span></div>
+<figcaption><div class="ends"><span>{{ "%.2g"|format(c.scale.low) }}</span><span>{{ "%.2g"|format(c.scale.high) }}</span></div>
 {{ c.scale.label }}; clear: no tile read; numbers: tiles below</figcaption></div></figure>{% endmacro -%}
 {% macro of_label() %}<div class="bars">{% for name, p in c.classes %}
 <span>{{ name }}</span>
@@ -23,8 +24,9 @@ _TEMPLATE = """{% macro overlay_figure() %}<figure><div class="whole"><img src="
 <section class="tiles">{% for tile in c.tiles %}
 <figure><img src="{{ pictures[loop.index0] }}" alt="Tile {{ loop.index }}">
 <figcaption>{{ loop.index }}. p {{ "%+.4f"|format(tile.contribution) }}<br>
-log-odds {{ "%+.3g"|format(tile.log_odds) }}, alone {{ "%+.2g"|format(tile.log_odds_alone) }}<br>
-attention {{ "%.2g"|format(tile.attention) }}×</figcaption></figure>
+log-odds {{ "%+.3g"|format(tile.log_odds) }}, alone {{ "%+.2g"|format(tile.log_odds_alone) }}
+{%- if tile.attention is not none %}<br>
+attention {{ "%.2g"|format(tile.attention) }}×{% endif %}</figcaption></figure>
 {% endfor %}</section>
 <p style="font-size: 90%">{{ tiles_line }}</p>{% endmacro -%}
 {% macro curve() %}<div><h2>Do these tiles matter?</h2>
@@ -148,10 +150,12 @@ def tiles_line(content: ReportContent) -> str:
             f"none can be named as what the result rests on.{notes}"
         )
     mpp = content.tiles[0].mpp
+    attention = " Attention: times the average tile." if content.has_attention else ""
+    exact = "exact" if content.all_exact else "exact where it isn't estimated"
     return (
         f"Tiles of {content.tile_um:.0f} µm, shown at {mpp:.2g} µm/px; the model read {content.read_mpp:g} µm/px. "
-        f"p and log-odds: of {content.called} with the tile minus without it, exact; alone: log-odds of the tile by itself. "
-        f"Attention: times the average tile.{notes}"
+        f"p and log-odds: of {content.called} with the tile minus without it, {exact}; alone: log-odds of the tile by "
+        f"itself.{attention}{notes}"
     )
 
 

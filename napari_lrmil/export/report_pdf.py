@@ -162,7 +162,7 @@ class _Sheet:
             canvas.rect(x + number * width / 64, self.y - used - 9, width / 64 + 0.3, 5, fill=1, stroke=0)
         canvas.setFillColor(black)
         canvas.setFont(FONT, 7)
-        canvas.drawString(x, self.y - used - 17, "1")
+        canvas.drawString(x, self.y - used - 17, f"{content.scale.low:.2g}")
         canvas.drawRightString(x + width, self.y - used - 17, f"{content.scale.high:.2g}")
         self.text(
             f"{content.scale.label}; clear: no tile read; numbers: tiles below",
@@ -248,7 +248,7 @@ class _Sheet:
             caption = (
                 f"{number + 1}. p {tile.contribution:+.4f}\n"
                 f"log-odds {tile.log_odds:+.3g}, alone {tile.log_odds_alone:+.2g}\n"
-                f"attention {tile.attention:.2g}×"
+                + ("" if tile.attention is None else f"attention {tile.attention:.2g}×")
             )
             self.text(caption, x, self.y - step + 4, step - 6, 28, size=6.5)
         self.y -= step + 25

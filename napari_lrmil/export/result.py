@@ -191,6 +191,11 @@ class ResultDocument(_Part):
     """Where the warning ``unlike training`` starts."""
     contributions: dict[str, ClassContributions]
     """By class."""
+    attention: Literal["none", "of all", "by class"] = "of all"
+    """Whether the model weighs the tiles, for all classes alike or for each class; `attention_score` of the CSV is then of the
+    class that is called."""
+    exact_tiles: int | None = None
+    """How many tiles have exact contributions, where those of the others are estimates; null where all are exact."""
     saturated: bool
     """Whether the probability is so high that it hardly moves when a tile is left out."""
     evidence_notes: tuple[str, ...]
@@ -239,12 +244,17 @@ def result_schema() -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-def tile_columns(class_names: Sequence[str]) -> list[str]:
-    """Columns of the tile CSV: place, values, and for each class contributions and what the tile says alone."""
+def tile_columns(class_names: Sequence[str], *, by_class: bool = False, estimated: bool = False) -> list[str]:
+    """Columns of the tile CSV: place, values, and for each class contributions and what the tile says alone.
+
+    Then, of a model with an attention a class, each one's; and where some contributions are estimates, which are exact.
+    """
     return [
         *_PLACE_COLUMNS,
         *_VALUE_COLUMNS,
         *(spreadsheet_safe(f"{kind}_{name}") for kind in _CLASS_COLUMNS for name in class_names),
+        *(spreadsheet_safe(f"attention_score_{name}") for name in class_names if by_class),
+        *(("exact",) if estimated else ()),
     ]
 
 
@@ -252,20 +262,29 @@ def tile_table(prediction: SlidePrediction) -> str:
     """The tile CSV: a row a tile that was read, in the order of the grid."""
     tiles = prediction.tiles
     places = np.column_stack([tiles.corners_l0_xy, np.tile(tiles.grid.tile_l0_xy, (len(tiles), 1))])
+    none = np.full(len(tiles), np.nan)
+    by_class, exact = prediction.class_attention, prediction.exact_tiles
     values = np.column_stack(
         [
             tiles.tissue_fraction[tiles.rows, tiles.cols].astype(np.float64),
-            prediction.attention_scores,
-            prediction.attention_logits,
+            none if prediction.attention_scores is None else prediction.attention_scores,
+            none if prediction.attention_logits is None else prediction.attention_logits,
             prediction.class_contributions,
             prediction.log_odds_contributions,
             prediction.log_odds_alone,
+            *(() if by_class is None else (by_class.T,)),
+            *(() if exact is None else (exact.astype(np.float64),)),
         ]
     )
-    rows = zip(tiles.rows.tolist(), tiles.cols.tolist(), places.tolist(), values.tolist(), strict=True)
+    if prediction.attention_scores is None:  # cells that say nothing are empty
+        of_tiles = [[cell if cell == cell else "" for cell in row] for row in values.tolist()]
+    else:
+        of_tiles = values.tolist()
+    rows = zip(tiles.rows.tolist(), tiles.cols.tolist(), places.tolist(), of_tiles, strict=True)
     # The csv module writes a float as repr does: the shortest text that is read as the same number.
     return csv_text(
-        tile_columns(prediction.class_names), ([row, col, *place, *value] for row, col, place, value in rows)
+        tile_columns(prediction.class_names, by_class=by_class is not None, estimated=exact is not None),
+        ([row, col, *place, *value] for row, col, place, value in rows),
     )
 
 
@@ -331,6 +350,12 @@ def result_document(prediction: SlidePrediction) -> ResultDocument:
                     }
                     for number, name in enumerate(prediction.class_names)
                 },
+                "attention": "none"
+                if prediction.attention_scores is None
+                else "of all"
+                if prediction.class_attention is None
+                else "by class",
+                "exact_tiles": None if prediction.exact_tiles is None else int(prediction.exact_tiles.sum()),
                 "saturated": prediction.saturated,
                 "evidence_notes": evidence_notes(prediction),
                 "deletion_curve": None if withheld else curve_of_class,
@@ -484,10 +509,14 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
     )
     rows, cols = (values[:, number].astype(np.int64) for number in (0, 1))
     tissue, scores, logits, *of_classes = values[:, len(_PLACE_COLUMNS) :].T.copy()
+    attended = document.attention != "none"
     n_classes = len(document.class_names)
     contributions, in_log_odds, alone = (
         np.column_stack(of_classes[start : start + n_classes]) for start in range(0, 3 * n_classes, n_classes)
     )
+    by_class, exact = of_classes[3 * n_classes :], None
+    if document.exact_tiles is not None:
+        exact = by_class.pop().astype(bool)
     tissue_fraction = np.zeros(grid.shape_yx, np.float32)
     tissue_fraction[rows, cols] = tissue
     for tile in document.tiles.left_out:
@@ -498,8 +527,10 @@ def read_prediction(path: str | Path, tiles_csv: str | Path | None = None) -> Sl
         slide_name=document.slide,
         class_names=document.class_names,
         class_probabilities=np.array([document.probabilities[name] for name in document.class_names]),
-        attention_scores=scores,
-        attention_logits=logits,
+        attention_scores=scores if attended else None,
+        attention_logits=logits if attended else None,
+        class_attention=np.stack(by_class) if by_class else None,
+        exact_tiles=exact,
         class_contributions=contributions,
         log_odds_contributions=in_log_odds,
         log_odds_alone=alone,
@@ -573,14 +604,30 @@ def _read_tiles(path: Path, document: ResultDocument, json_name: str) -> NDArray
     """(N, columns) of a tile CSV, checked against its document."""
     cure = f"Give the CSV that was written with {json_name}, or export both again."
     text = _read_text(path)
-    columns = tile_columns(document.class_names)
+    columns = tile_columns(
+        document.class_names,
+        by_class=document.attention == "by class",
+        estimated=document.exact_tiles is not None,
+    )
     try:
         header, *rows = csv.reader(io.StringIO(text)) if text else [[]]
         if header != columns:
             raise ResultFileError(f"{path.name} is not the table of these tiles: other columns. {cure}")
         if _sha256(text) != document.tiles_csv_sha256:
             raise ResultFileError(f"{path.name} belongs to another result, or was changed. {cure}")
-        values = np.array([[float(cell) for cell in row] for row in rows])
+        empty = ("", "") if document.attention == "none" else ()
+        start = len(_PLACE_COLUMNS) + 1
+        if any(tuple(row[start : start + len(empty)]) != empty for row in rows):
+            raise ValueError("it has an attention, and the JSON says that there is none")
+        values = np.array(
+            [
+                [
+                    float("nan") if empty and 0 <= place - start < 2 else float(cell)
+                    for place, cell in enumerate(row)
+                ]
+                for row in rows
+            ]
+        )
     except (csv.Error, ValueError) as error:
         raise ResultFileError(f"{path.name} is damaged: {error}. {cure}") from error
     if values.shape != (document.tiles.count, len(columns)):

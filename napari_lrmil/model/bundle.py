@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -165,6 +166,11 @@ class BundleInfo(BaseModel):
                 raise ValueError(f"'{name}' in format version {self.format_version}; it came with {version}")
         if (self.temperature is None) == (self.scaling is None):
             raise ValueError("either 'temperature' or 'scaling' says how the bag logits are scaled")
+        factors = self.mil.factors
+        if factors[-1] != 1 or any(coarse % fine or coarse <= fine for coarse, fine in pairwise(factors)):
+            raise ValueError(f"magnifications {factors}: each is to be a multiple of the next, the last 1")
+        if len(factors) > 1 and (self.tiles.within, self.tiles.one_in) != (1, 1):
+            raise ValueError("tiles.within and tiles.one_in are for heads of one magnification")
         n_classes, point = len(self.class_names), self.operating_point
         if self.scaling is not None and len(self.scaling.temperatures) != n_classes:
             raise ValueError(f"a scaling of {len(self.scaling.temperatures)} classes for {n_classes}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from napari_lrmil.model.mil import HEADS
 from training.methods import (
     BY_KEY,
     CONTROLS,
@@ -50,7 +51,10 @@ class CompareRow(Section):
     embedding: str | None = Field(
         default=None, description="what the bag's instances are: " + ", ".join(_EMBEDDINGS)
     )
-    head: Literal["abmil"] = Field(default="abmil", description="of the bag")
+    head: str | None = Field(
+        default=None,
+        description="of the bag: " + ", ".join(HEADS) + "; default that of [mil]; its keys in mil.head",
+    )
     losses: tuple[str, ...] = Field(
         default=CROSS_ENTROPY,
         description='terms of L2 that train the head: ["ce"] or more of ' + ", ".join(DISTILLATION),
@@ -81,6 +85,11 @@ class CompareRow(Section):
     def _known_embedding(cls, value: str | None) -> str | None:
         return value if value is None else known_or_nearest(value, _EMBEDDINGS, "embedding")
 
+    @field_validator("head")
+    @classmethod
+    def _known_head(cls, value: str | None) -> str | None:
+        return value if value is None else known_or_nearest(value, HEADS, "head")
+
     @field_validator("losses")
     @classmethod
     def _known_losses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -97,6 +106,8 @@ class CompareRow(Section):
                 self.model_fields_set - {"set"} - {name for name, value in self if value in (None, {})}
             )
             more = [name for name in more if getattr(self, name) != type(self).model_fields[name].default]
+            if self.head == "abmil":  # as configs say that were kept when there was no other
+                more.remove("head")
             if more:
                 raise ValueError(
                     f"a row is a set or one of its own: beside set = {self.set!r} leave out {more[0]!r}"
@@ -121,6 +132,8 @@ class CompareRow(Section):
                 f"{self.key}: losses {list(self._losses)} need instances that are LR tiles, onto which the teacher's attention "
                 f'can be gathered; those of {self.embedding!r} aren\'t: take ["ce"]'
             )
+        if self.head is not None and "name" in self.mil:
+            raise ValueError(f"{self.key}: head and mil.name say the same: leave out one")
         if embedding.is_end_to_end and self.is_distilled:
             raise ValueError(
                 f'{self.key}: {self.embedding!r} learns from the label alone: take losses = ["ce"]'
@@ -155,6 +168,7 @@ class CompareRow(Section):
             name
             for name, value in self
             if value != type(self).model_fields[name].get_default(call_default_factory=True)
+            and (name, value) != ("head", "abmil")  # as above
         }
         return self.key in _BUILT_IN and given == {"key"}
 
@@ -180,6 +194,8 @@ class CompareRow(Section):
         sections = {
             name: getattr(self, name) for name in ("student", "stage1", "mil", "stage2", "end_to_end")
         }
+        if self.head is not None:
+            sections["mil"] = {"name": self.head, **sections["mil"]}
         if self.is_distilled:
             absent = {f"l_{term}": 0.0 for term in DISTILLATION if term not in self._losses}
             sections["stage2"] = {**absent, **sections["stage2"]}
@@ -194,8 +210,9 @@ class CompareRow(Section):
             for key, value in getattr(self, name).items()
             if key != "objectives"
         )
-        name = self.name or embedding.name + terms + own
-        return Method(self.key, name, embedding, "abmil", self._losses, bar=name, options=options)
+        head = "" if self.head in (None, "abmil") else f", {self.head}"
+        name = self.name or embedding.name + head + terms + own
+        return Method(self.key, name, embedding, "mil", self._losses, bar=name, options=options)
 
 
 def _names(section: Mapping[str, Any]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from training.stages.end_to_end import EndToEndSection
 from training.stages.evaluate import EvaluateSection
 from training.stages.export import ExportSection
 from training.stages.front import FrontSection
-from training.stages.heads import MILSection
+from training.stages.heads import MILSection, lacks
 
 
 class RunSection(Section):
@@ -123,6 +123,16 @@ class RunConfig(Section):
             if row.is_of_student and self.of_row(row).stage1.serves_all_folds(n_folds)
         }
 
+    @property
+    def teacher_mil(self) -> MILSection:
+        """Of the teacher's head."""
+        return self.mil.of("teacher")
+
+    @property
+    def student_mil(self) -> MILSection:
+        """Of all other heads."""
+        return self.mil.of("student")
+
     def of_row(self, row: Method) -> RunConfig:
         """Return the config of a row, with its options.
 
@@ -137,6 +147,9 @@ class RunConfig(Section):
         for name, values in row.options.items():
             section: Section = getattr(self, name)
             try:
+                if isinstance(section, MILSection):
+                    sections[name] = section.with_student(values)
+                    continue
                 sections[name] = type(section).model_validate(
                     section.model_dump(exclude_unset=True) | dict(values)
                 )
@@ -187,6 +200,11 @@ class RunConfig(Section):
         ):
             raise ValueError("student.layers must ascend and name one block for each of stage1.layers")
         self._check_stage1_slides()
+        if self.stage1.weighting == "attention" and lacks(self.teacher_mil).attention:
+            raise ValueError(
+                f"stage1.weighting 'attention' needs a teacher whose head has attention; {self.teacher_mil.name!r} has none: "
+                "take stage1.weighting 'uniform', or another head in [mil.teacher]"
+            )
         self._check_objectives()
         stage1 = self.stage1
         if stage1.learns_lrmil and not (

@@ -176,11 +176,13 @@ class LRMILBag(BagObjective):
     numbers : BagNumbers
     weight : float
         Of all of them.
+    instances : bool
+        Whether the head classifies tiles as deciding or not; the instance logits of another say something else.
     """
 
-    def __init__(self, numbers: BagNumbers, weight: float = 1.0) -> None:
+    def __init__(self, numbers: BagNumbers, weight: float = 1.0, *, instances: bool = True) -> None:
         super().__init__()
-        self._numbers, self._weight = numbers, weight
+        self._numbers, self._weight, self._instances = numbers, weight, instances
 
     def forward(self, seen: SeenBag) -> dict[str, Tensor]:
         """Return the terms ``bag``, ``soft`` and ``hard``; without those of an attention that a head lacks."""
@@ -192,7 +194,9 @@ class LRMILBag(BagObjective):
             if attention is not None:
                 soft = attention_kl(attention, guided, has_children, numbers.temperature_attention)
                 terms["soft"] = numbers.l_soft * soft
-            hard = self._hard(attention, output.instance_logits, guided, has_children)
+            hard = self._hard(
+                attention, output.instance_logits if self._instances else None, guided, has_children
+            )
             if hard is not None:
                 terms["hard"] = numbers.l_hard * hard
         return terms if self._weight == 1 else {name: self._weight * one for name, one in terms.items()}

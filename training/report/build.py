@@ -87,6 +87,8 @@ def build_report(
             _context(data, show_identifiers=show_identifiers, date=date or datetime.now(UTC)),
             examples=examples,
             heat_top=scale.high,
+            heat_low=scale.low,
+            heat_attention=not scale.diverging,
             colour_bar=colour_bar(scale),
         )
     )

@@ -18,12 +18,14 @@ from napari_lrmil.export.painting import (
     Area,
     Scale,
     attention_scale,
+    contribution_scale,
     grid_values,
     nice_length,
     overlay,
     thumbnail,
+    values_of,
 )
-from napari_lrmil.heatmap import ATTENTION, channel_values
+from napari_lrmil.heatmap import main_channel
 from napari_lrmil.model.bundle import ModelBundle, load_bundle
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide, TileGrid, TileSpec
@@ -63,7 +65,7 @@ class Example:
     aspect: float = 1.0
     bar_um: float = 0.0
     bar_share: float = 0.0
-    highest: float = 0.0
+    highest: float | None = 0.0
     n_tiles: int = 0
     problem: str = ""
     detail: str = ""
@@ -131,8 +133,11 @@ def make_examples(
     steps = choices if reporter is None else reporter.track(choices, "Report: examples", len(choices))
     for choice in steps:
         found.append((choice, _try(data, folds[choice.fold], choice, device)))
-    values = [channel_values(one.prediction, ATTENTION) for _, one in found if isinstance(one, _Classified)]
-    scale = attention_scale(np.concatenate(values or [np.ones(1)]))
+    shown = [one.prediction for _, one in found if isinstance(one, _Classified)]
+    values = [values_of(one, main_channel(one)) for one in shown]
+    together = np.concatenate(values or [np.ones(1)])
+    attended = all(one.attention_scores is not None for one in shown)
+    scale = attention_scale(together) if attended else contribution_scale(together)
     return [_shown(choice, one, scale) for choice, one in found], scale
 
 
@@ -189,7 +194,7 @@ def _shown(choice: Choice, one: _Classified | LRMILError, scale: Scale) -> Examp
         remark = f"The bundle now gives {now:.2f} where the run gave {before:.2f}: slide or bundle have changed since."
     width_um = one.area_l0_xywh[2] * prediction.mpp_xy[0]
     bar_um = nice_length(width_um / 4)
-    values = grid_values(prediction, ATTENTION)
+    values = grid_values(prediction, main_channel(prediction))
     heat = overlay(one.picture, values, prediction.tiles.grid, scale, area_l0_xywh=one.area_l0_xywh)
     return Example(
         choice,
@@ -198,7 +203,7 @@ def _shown(choice: Choice, one: _Classified | LRMILError, scale: Scale) -> Examp
         aspect=one.picture.width / one.picture.height,
         bar_um=bar_um,
         bar_share=bar_um / width_um,
-        highest=float(np.nanmax(values)),
+        highest=None if prediction.attention_scores is None else float(np.nanmax(values)),
         n_tiles=len(prediction.tiles),
         remark=remark,
     )

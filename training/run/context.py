@@ -20,11 +20,12 @@ from training.data.table import SlideRow
 from training.data.tile_index import Reading, SlideTiles, TileGeometry
 from training.encoders import new_student, random_encoder, teacher_encoder, trained_student
 from training.hashing import content_hash, file_hash
-from training.methods import Method
+from training.methods import TEACHER, Method
 from training.progress import Reporter
 from training.run.layout import Folder, RunDir
 from training.runtime import Precision, Runtime
 from training.stages.embed_tiles import EmbedJob
+from training.stages.heads import MILSection
 
 _RANDOM_SEED_OFFSET = 7919
 
@@ -252,6 +253,10 @@ class Context:
         """Of f'."""
         return self.config.student.spec_for(self.config.encoder.spec)
 
-    def head_spec(self, embed_dim: int) -> MILSpec:
-        """Return what a head on embeddings of D numbers is built from."""
-        return self.config.mil.spec(embed_dim, len(self.class_names))
+    def head_section(self, method: Method) -> MILSection:
+        """Return what the head of a method is, and how it is trained; the context is that of its row."""
+        return self.config.teacher_mil if method == TEACHER else self.config.student_mil
+
+    def head_spec(self, method: Method, embed_dim: int) -> MILSpec:
+        """Return what the head of a method, on embeddings of D numbers, is built from."""
+        return self.head_section(method).spec(embed_dim, len(self.class_names))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 from torch import Tensor
 
 from napari_lrmil.errors import EncoderError
@@ -34,7 +35,13 @@ from training.run.context import Context
 from training.run.layout import Folder
 from training.run.steps import Stage1Plan, Step, Steps, each_once, once
 from training.stages.calibrate import served_outputs
-from training.stages.distill_slides import SlideDistillation, Stage2Section, TeacherOutput, bag_specs
+from training.stages.distill_slides import (
+    SlideDistillation,
+    Stage2Section,
+    TeacherOutput,
+    bag_specs,
+    left_out_note,
+)
 from training.stages.distill_tiles import (
     TRANSDUCTIVE_NOTE,
     distill_encoder,
@@ -67,7 +74,7 @@ from training.stages.front import (
     slides_to_time,
     tile_costs,
 )
-from training.stages.heads import Fit, bag_outputs, fit_head
+from training.stages.heads import Fit, bag_outputs, fit_head, lacks
 from training.stages.shortcuts import ShortcutFeatures, slide_shortcuts
 
 _TRAIN_SHARE, _VAL_SHARE = 0.75, 0.25
@@ -387,7 +394,7 @@ def train_teacher(context: Context, head: Head, steps: Steps) -> None:
     fitted = fit_head(
         train,
         context.bags(store, split.val, share=_VAL_SHARE),
-        context.config.mil,
+        context.config.teacher_mil,
         _head_session(context, head, steps),
         embed_dim=head.embedded.encoder.embed_dim,
         n_classes=len(context.class_names),
@@ -514,14 +521,18 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
             teacher.read_teacher_outputs(),
             ratio=context.geometry.ratio,
             device=context.device,
+            student=lacks(config.student_mil),
             on_lr_tiles=method.embedding.on_lr_tiles,
             embeddings=_teacher_bag_embeddings(context, split, teacher, config.stage2),
             class_shares=_class_shares(train.labels, len(context.class_names)),
         )
+        note = left_out_note(config.stage2, config.teacher_mil, config.student_mil)
+        if note:
+            context.reporter.say(f"[yellow]Note:[/] {escape(method.name)}: {escape(note)}")
     fitted = fit_head(
         train,
         context.bags(store, split.val, share=_VAL_SHARE),
-        config.mil,
+        config.student_mil,
         _head_session(context, head, steps),
         embed_dim=head.embedded.encoder.embed_dim,
         n_classes=len(context.class_names),
@@ -585,7 +596,7 @@ def train_end_to_end(context: Context, splits: Sequence[Split], steps: Steps, te
             train_pixels,
             val_pixels,
             config.end_to_end,
-            config.mil,
+            config.student_mil,
             Session(context.runtime.end_to_end_fabric, files, context.reporter, bar),
             n_classes=len(context.class_names),
             seed=seed,
@@ -618,7 +629,7 @@ def _head_session(context: Context, head: Head, steps: Steps) -> Session:
 
 def load_head(context: Context, folder: Folder, method: Method, embed_dim: int) -> MILModel:
     """Return the head of a method that lies in a folder, in eval mode."""
-    spec = context.of_row(method).head_spec(embed_dim)
+    spec = context.of_row(method).head_spec(method, embed_dim)
     return folder.read_head(method.key, spec).to(context.device)
 
 
@@ -710,8 +721,14 @@ def find_runs_front(
     """
     config, geometry = context.config, context.geometry
     reads = {key: tiles_read(context, head.method) for key, head in heads.items()}
+    names = {key: context.of_row(head.method).head_section(head.method).name for key, head in heads.items()}
     specs = {
-        key: content_hash(head.embedded.encoder.spec, head.embedded.encoder.token_px, tuple(reads[key]))
+        key: content_hash(
+            head.embedded.encoder.spec,
+            head.embedded.encoder.token_px,
+            tuple(reads[key]),
+            *([] if names[key] == "abmil" else [names[key]]),
+        )
         for key, head in heads.items()
     }
     readings: dict[str, Served] = {}
@@ -885,7 +902,7 @@ def _export(context: Context, steps: Steps, head: Head, bundle: Path, choice: st
             bundle,
             encoder,
             mil,
-            mine.head_spec(encoder.embed_dim),
+            mine.head_spec(method, encoder.embed_dim),
             trust,
             config.export,
             geometry=context.geometry,

@@ -333,7 +333,7 @@ def _end_to_end_seconds(context: Context, student: Encoder) -> float:
     """Measure one tile in training together with the head."""
     section, config = context.config.end_to_end, context.config
     encoder = copy.deepcopy(student)
-    head = build_mil(context.head_spec(encoder.embed_dim)).to(context.device)
+    head = build_mil(config.student_mil.spec(encoder.embed_dim, len(context.class_names))).to(context.device)
     model = EndToEnd(encoder, head, section)
     optimizer = torch.optim.AdamW(model.parameters())
     tiles = _random_tiles(context, min(section.max_tiles, 2 * section.chunk_tiles))
@@ -431,7 +431,8 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
 def _head_seconds(context: Context, embed_dim: int, *, hr: bool) -> float:
     """Measure a step on one bag of mean size."""
     sizes = [len(item.hr_places if hr else item.lr_places) for item in context.tiles.values()]
-    model = build_mil(context.head_spec(embed_dim)).to(context.device)
+    section = context.config.teacher_mil if hr else context.config.student_mil
+    model = build_mil(section.spec(embed_dim, len(context.class_names))).to(context.device)
     bag = torch.randn(max(1, sum(sizes) // len(sizes)), embed_dim, device=context.device)
     optimizer = torch.optim.AdamW(model.parameters())
 

@@ -6,12 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from training.intervals import FoldScores
 from training.methods import BY_KEY, OURS, method_name
 from training.run.context import Context
 from training.run.steps import Steps, once
+from training.stages.distill_slides import left_out_note
 from training.stages.distill_tiles import TRANSDUCTIVE_NOTE
 from training.stages.evaluate import (
     MethodResult,
@@ -87,13 +89,20 @@ def compare(
         f"\nTest slides: {slides}. AUC: pairs of slides within a fold and a training. Intervals: bootstrap over patients"
         f"{_trainings(context)} ({config.evaluate.bootstrap} resamples)."
     )
+    notes = {
+        row.key: left_out_note(mine.stage2, mine.teacher_mil, mine.student_mil)
+        for row, mine in ((row, config.of_row(row)) for row in config.rows if row.is_distilled)
+    }
+    notes = {key: note for key, note in notes.items() if note and key in results}
     transductive = config.stage1.is_transductive
     of_student = {row.key for row in config.rows if row.is_after_stage1}
     context.reporter.console.print(
-        results_table(results, mark_student="*" if transductive else "", of_student=of_student)
+        results_table(results, mark_student="*" if transductive else "", of_student=of_student, marked=notes)
     )
     if transductive:
         context.reporter.say(f"* {TRANSDUCTIVE_NOTE}")
+    for key, note in notes.items():
+        context.reporter.say(escape(f"° {method_name(key, results[key])}: {note}."))
     if any(is_unfitted(method, metrics) for method, metrics in results.items()):
         context.reporter.say(
             f"! {unfitted_note(config.mil.fitted_auc)} Trainings: {unfitted_trainings(results)}."
@@ -114,7 +123,11 @@ def _trainings(context: Context) -> str:
 
 
 def results_table(
-    results: Mapping[str, MethodResult], *, mark_student: str, of_student: Collection[str]
+    results: Mapping[str, MethodResult],
+    *,
+    mark_student: str,
+    of_student: Collection[str],
+    marked: Collection[str] = (),
 ) -> Table:
     """Return what a run prints: a row a method, within 80 columns.
 
@@ -126,6 +139,8 @@ def results_table(
         Put behind the names of methods that read tiles by f'.
     of_student : collection of str
         Those methods.
+    marked : collection of str
+        Methods that get a mark ° of which a note below says more.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", overflow="fold")  # a long name goes on in the next line
@@ -133,7 +148,9 @@ def results_table(
         table.add_column(name, no_wrap=True)
     for method, metrics in results.items():
         table.add_row(
-            method_name(method, metrics) + (mark_student if method in of_student else ""),
+            method_name(method, metrics)
+            + (mark_student if method in of_student else "")
+            + ("°" if method in marked else ""),
             _shown(metrics["train_auc"], ".3f") + ("!" if is_unfitted(method, metrics) else ""),
             _shown(metrics["auc_interval"], ".3f"),
             _shown(metrics.get("lrmil_minus_this"), "+.3f"),

@@ -201,7 +201,7 @@ class Steps:
             self._labelled(split.train, hr=True),
             self._labelled(split.val, hr=True),
             self._context.class_names,
-            self._context.config.mil,
+            self._context.config.teacher_mil,
             seed,
         )
         folder = self._context.folder_of(f"fold{split.fold}", seed=seed)
@@ -311,7 +311,7 @@ class Steps:
             self._labelled_of(method, split.train),
             self._labelled_of(method, split.val),
             self._context.class_names,
-            config.mil,
+            config.student_mil,
             seed,
             (self.teacher(split, seed).key, config.stage2.model_dump_json()) if method.is_distilled else None,
         )
@@ -346,7 +346,7 @@ class Steps:
             self._labelled_of(method, split.train),
             self._labelled_of(method, split.val),
             context.class_names,
-            config.mil,
+            config.student_mil,
             config.end_to_end,
             config.run.precision,
             seed,

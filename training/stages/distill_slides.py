@@ -20,6 +20,7 @@ from training.objectives import AnyBagObjective, BagObjective, SeenBag, TeacherB
 from training.objectives.base import BagShapes
 from training.objectives.lrmil import LRMILBag, LRMILBagSpec
 from training.section import Section
+from training.stages.heads import Lacks, MILSection, lacks
 
 
 class TeacherOutput(NamedTuple):
@@ -79,6 +80,39 @@ def bag_specs(section: Stage2Section) -> tuple[AnyBagObjective, ...]:
     return section.objectives or (LRMILBagSpec(name="lrmil"),)
 
 
+def left_out(section: Stage2Section, *, teacher: Lacks, student: Lacks) -> tuple[str, ...]:
+    """Return the terms of L2 that two heads leave without meaning, of those that a weight above 0 asks for."""
+    found: list[str] = []
+    if not any(isinstance(spec, LRMILBagSpec) for spec in bag_specs(section)):
+        return ()
+    if section.l_soft and (teacher.attention or student.attention):
+        found.append("l_soft")
+    if section.l_hard:
+        parts = {"instances": student.instances, "attention": student.attention}
+        wanted = parts if section.hard == "both" else {section.hard: parts[section.hard]}
+        missing = [f"l_hard's {name}" for name, lacking in wanted.items() if lacking]
+        if teacher.attention or len(missing) == len(wanted):
+            missing = ["l_hard"]
+        found += missing
+    return tuple(found)
+
+
+def left_out_note(section: Stage2Section, teacher: MILSection, student: MILSection) -> str:
+    """Say which terms of L2 are left out since a head lacks what they compare; empty where none is."""
+    of_teacher, of_student = lacks(teacher), lacks(student)
+    terms = left_out(section, teacher=of_teacher, student=of_student)
+    if not terms:
+        return ""
+    reasons = []
+    if of_teacher.attention:
+        reasons.append(f"the teacher's head ({teacher.name}) has no attention")
+    if of_student.attention:
+        reasons.append(f"its own head ({student.name}) has no attention")
+    if of_student.instances and not of_teacher.attention:
+        reasons.append(f"its own head ({student.name}) doesn't classify tiles as deciding or not")
+    return f"stage 2 without {', '.join(terms)}: {'; '.join(reasons)}"
+
+
 class SlideDistillation:
     """The teacher's part of L2 for each training slide; an `ExtraLoss` of `fit_head`.
 
@@ -98,6 +132,9 @@ class SlideDistillation:
         The teacher's bag embeddings, where an objective asks for them.
     class_shares : sequence of float
         Share of each class among the slides.
+    student : Lacks, optional
+        What the student's head doesn't say; its terms are left out, as those of an attention that the teacher lacks.
+        Default: nothing.
     """
 
     def __init__(
@@ -111,9 +148,10 @@ class SlideDistillation:
         on_lr_tiles: bool = True,
         embeddings: Mapping[str, Tensor] | None = None,
         class_shares: Sequence[float] = (),
+        student: Lacks | None = None,
     ) -> None:
-        self._section = section
-        self._class_shares = tuple(class_shares)
+        self._section, self._class_shares = section, tuple(class_shares)
+        self._classifies = student is None or not student.instances
         self._teacher: dict[str, TeacherBag] = {}
         for tiles in slides:
             name = tiles.row.slide_id
@@ -135,7 +173,10 @@ class SlideDistillation:
         self._objectives: list[BagObjective] = []
         self._trained = any(not isinstance(spec, LRMILBagSpec) for spec in bag_specs(section))
         if not self._trained:
-            self._objectives = [LRMILBag(section, spec.weight) for spec in bag_specs(section)]
+            self._objectives = [self._lrmil(spec) for spec in bag_specs(section)]
+
+    def _lrmil(self, spec: AnyBagObjective) -> LRMILBag:
+        return LRMILBag(self._section, spec.weight, instances=self._classifies)
 
     def begin(self, head: MILModel, embed_dim: int, n_classes: int) -> nn.Module | None:
         """Make the objectives anew for a head that is trained from its start, and return their trained parameters, if any.
@@ -160,7 +201,7 @@ class SlideDistillation:
             class_shares=self._class_shares,
         )
         self._objectives = [
-            LRMILBag(self._section, spec.weight) if isinstance(spec, LRMILBagSpec) else spec.build(shapes)
+            self._lrmil(spec) if isinstance(spec, LRMILBagSpec) else spec.build(shapes)
             for spec in bag_specs(self._section)
         ]
         return nn.ModuleList(self._objectives)

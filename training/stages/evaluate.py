@@ -246,7 +246,7 @@ def is_unfitted(method: str, result: Mapping[str, object]) -> bool:
     return (
         isinstance(n_unfitted, int)
         and n_unfitted > 0
-        and (method not in BY_KEY or BY_KEY[method].head == "abmil")
+        and (method not in BY_KEY or BY_KEY[method].head == "mil")
     )
 
 

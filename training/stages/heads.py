@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from napari_lrmil.errors import shortened
 from napari_lrmil.model.bundle import stored_weights
-from napari_lrmil.model.mil import ABMILSpec, AnyBag, MILModel, MILOutput, MILSpec, build_mil
+from napari_lrmil.model.mil import (
+    HEADS,
+    ABMILSpec,
+    AnyBag,
+    AnyMILSpec,
+    Bag,
+    MILModel,
+    MILOutput,
+    MILSpec,
+    build_mil,
+)
 from training.data.bags import Bags, SlideBag
 from training.loop import FitResult, Recipe, Session, Task, fit, write_history
 from training.metrics import auc
-from training.section import Section
+from training.section import Section, explained, known_or_nearest, nearest
 
+_OF_ABMIL = ("hidden_dim", "gated", "projection", "dropout")
+_SIDES: tuple[Literal["teacher", "student"], ...] = ("teacher", "student")
 ExtraLoss = Callable[[SlideBag, MILOutput], dict[str, Tensor]]
 """SlideBag and the head's output -> named losses, already weighted, that are added to the cross-entropy."""
 
@@ -40,8 +64,20 @@ _SEEDS_APART = 1_000_003
 
 
 class MILSection(Section):
-    """ABMIL heads, teacher's and student's, and how they are trained."""
+    """MIL heads, teacher's and student's, and how they are trained."""
 
+    name: str = Field(default="abmil", description="of the head: " + ", ".join(HEADS))
+    head: dict[str, Any] = Field(
+        default_factory=dict,
+        description="the head's own keys, with its paper's defaults (docs/comparison.md); those of abmil stand in [mil] itself: "
+        + ", ".join(f"mil.{key}" for key in _OF_ABMIL),
+    )
+    teacher: dict[str, Any] = Field(
+        default_factory=dict, description="values of [mil] for the teacher's head alone"
+    )
+    student: dict[str, Any] = Field(
+        default_factory=dict, description="values of [mil] for all other heads than the teacher's"
+    )
     hidden_dim: int = Field(default=128, gt=0, description="width of the attention's hidden layer")
     gated: bool = Field(default=True, description="attention times a sigmoid gate")
     projection: tuple[Annotated[int, Field(gt=0, le=8192)], ...] = Field(
@@ -88,8 +124,78 @@ class MILSection(Section):
         "several the one with the best validation AUC is kept, those that fitted first",
     )
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A section that doesn't use these keys has the hash that it had before they came."""
+        usual: dict[str, object] = {"name": "abmil", "head": {}, "teacher": {}, "student": {}}
+        return {key: value for key, value in dump(self).items() if key not in usual or value != usual[key]}
+
+    @field_validator("name")
+    @classmethod
+    def _known_head(cls, value: str) -> str:
+        return known_or_nearest(value, HEADS, "head")
+
+    @model_validator(mode="after")
+    def _of_its_head(self) -> MILSection:
+        if self.name == "abmil":
+            if self.head:
+                raise ValueError(
+                    f"mil.head: the keys of abmil stand in [mil] itself: mil.{next(iter(self.head))}"
+                )
+        else:
+            of_other = next((key for key in _OF_ABMIL if key in self.model_fields_set), None)
+            if of_other is not None:
+                own = ", ".join(_own_keys(self.name)) or "none"
+                raise ValueError(f"mil.{of_other} is a key of abmil; {self.name} has, in [mil.head]: {own}")
+            factors = self._own_spec(embed_dim=768, n_classes=2).factors
+            if len(factors) > 1:
+                times = ", ".join(map(str, factors[:-1]))
+                raise ValueError(
+                    f"head {self.name!r} reads {len(factors)} magnifications (tiles {times} and 1 times as coarse), and a run "
+                    "makes bags of one: take another head. A bundle of it is read all the same"
+                )
+        for side in _SIDES:
+            values = getattr(self, side)
+            odd = next((key for key in _SIDES if key in values), None)
+            if odd is not None:
+                raise ValueError(f"mil.{side}: leave out {odd!r}")
+            try:
+                self.of(side)
+            except ValidationError as error:
+                raise ValueError(f"mil.{side}: {explained(error.errors()[0], MILSection)}") from error
+        return self
+
+    def of(self, side: Literal["teacher", "student"]) -> MILSection:
+        """Return the section of the teacher's head, or of the others: without sides of its own."""
+        own = getattr(self, side)
+        if not self.teacher and not self.student:
+            return self
+        base = self.model_dump(exclude_unset=True, exclude={"teacher", "student"})
+        return MILSection.model_validate(_over(base, own, self.name))
+
+    def with_student(self, values: Mapping[str, Any]) -> MILSection:
+        """Return the section with other values for all heads but the teacher's.
+
+        Raises
+        ------
+        ValueError
+            Where one of them is wrong.
+        """
+        odd = next((side for side in _SIDES if side in values), None)
+        if odd is not None:
+            raise ValueError(f"a row's mil is of its own head: leave out {odd!r}")
+        mine, teacher = self.of("student"), self.of("teacher")
+        base = mine.model_dump(exclude_unset=True, exclude={"teacher", "student"})
+        # The teacher's values one by one, as what is the row's alone isn't to reach it.
+        kept = {key: value for key, value in teacher if key not in _SIDES}
+        if teacher.name != "abmil":
+            kept = {key: value for key, value in kept.items() if key not in _OF_ABMIL}
+        return MILSection.model_validate(_over(base, dict(values), mine.name) | {"teacher": kept})
+
     def spec(self, embed_dim: int, n_classes: int) -> MILSpec:
         """Return what the model package builds the head from."""
+        if self.name != "abmil":
+            return self._own_spec(embed_dim, n_classes)
         return ABMILSpec(
             embed_dim=embed_dim,
             n_classes=n_classes,
@@ -98,6 +204,18 @@ class MILSection(Section):
             dropout=self.dropout,
             projection=self.projection,
         )
+
+    def _own_spec(self, embed_dim: int, n_classes: int) -> MILSpec:
+        spec = HEADS[self.name]
+        odd = next((key for key in self.head if key not in _own_keys(self.name)), None)
+        if odd is not None:
+            known = _own_keys(self.name)
+            meant = f"did you mean 'mil.head.{nearest(odd, known)}'?" if known else f"{self.name} has none"
+            raise ValueError(f"unknown key 'mil.head.{shortened(odd)}'; {meant}")
+        try:
+            return spec.model_validate({"embed_dim": embed_dim, "n_classes": n_classes, **self.head})
+        except ValidationError as error:
+            raise ValueError(f"mil.head: {explained(error.errors()[0], spec)}") from error
 
     def recipe(self, seed: int, *, again: bool = False) -> Recipe:
         """Return how its weights are fitted, for the first time or after a training that didn't fit."""
@@ -112,6 +230,52 @@ class MILSection(Section):
             rising_epochs=self.warmup_epochs,
             clip=self.clip,
         )
+
+
+def _own_keys(name: str) -> list[str]:
+    """Keys of a head's spec that a config can set."""
+    return [key for key in HEADS[name].model_fields if key not in MILSpec.model_fields]
+
+
+def _over(base: dict[str, Any], values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return values over others, of the head `name`: where they name another, without what is this one's alone."""
+    if values.get("name", name) != name:
+        base = {key: value for key, value in base.items() if key not in ("head", *_OF_ABMIL)}
+    elif isinstance(values.get("head"), dict) and "head" in base:
+        values = values | {"head": base["head"] | values["head"]}
+    return base | values
+
+
+class Lacks(NamedTuple):
+    """What a head doesn't say, of which stage 2 has terms."""
+
+    attention: bool
+    instances: bool
+    """No instance classifier of tiles that decide: none, or one of the slide's classes."""
+
+
+@functools.cache
+def _lacks(spec_json: str) -> Lacks:
+    spec = TypeAdapter[MILSpec](AnyMILSpec).validate_json(spec_json)
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        one = torch.zeros(2, dtype=torch.int64)
+        bags = tuple(
+            Bag(
+                torch.randn(2, spec.embed_dim),
+                places=one[:, None].expand(2, 2),
+                mpp=float(factor),
+                parents=one,
+            )
+            for factor in spec.factors
+        )
+        output = build_mil(spec).eval()(bags if len(bags) > 1 else bags[0])
+    logits = output.instance_logits
+    return Lacks(output.attention_logits is None, logits is None or logits.shape[1] != 2)
+
+
+def lacks(section: MILSection) -> Lacks:
+    """Return what the head of a section doesn't say, by asking a small one."""
+    return _lacks(section.spec(embed_dim=16, n_classes=3).model_dump_json())
 
 
 class InTensors(nn.Module):

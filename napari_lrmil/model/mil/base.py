@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -39,6 +39,16 @@ class Bag:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def on(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Bag:
+        """Return the bag on a device, its embeddings as `dtype`."""
+        places, parents = self.places, self.parents
+        return replace(
+            self,
+            embeddings=self.embeddings.to(device, dtype),
+            places=None if places is None else places.to(device),
+            parents=None if parents is None else parents.to(device),
+        )
+
     def part(self, kept: Tensor) -> Bag:
         """Return the bag of some instances, by (N,) bool mask or by indices."""
         places, parents = self.places, self.parents
@@ -67,6 +77,18 @@ def one_bag(bag: AnyBag) -> Bag:
             raise ValueError(f"bags of {len(bag)} magnifications for a head that reads one")
         return bag[0]
     return Bag.of(bag)
+
+
+def finest_bag(bag: AnyBag) -> Bag:
+    """Return the only bag, or the finest of several."""
+    return bag[-1] if isinstance(bag, tuple) else Bag.of(bag)
+
+
+def with_part(bag: AnyBag, kept: Tensor) -> AnyBag:
+    """Return the bag of some instances, by mask or by indices; of several magnifications, of some of the finest."""
+    if isinstance(bag, tuple):
+        return (*bag[:-1], bag[-1].part(kept))
+    return Bag.of(bag).part(kept)
 
 
 @dataclass(frozen=True)
@@ -157,6 +179,22 @@ class MILModel(nn.Module):
         output: MILOutput = super().__call__(bag)
         return output
 
+    def children_to_read(self, read: Sequence[Bag]) -> Tensor:
+        """Return whose children are read at the next magnification: of all tiles, but for heads that choose.
+
+        Parameters
+        ----------
+        read : sequence of Bag
+            What has been read, the coarsest first: at least one, and fewer than `magnifications`.
+
+        Returns
+        -------
+        (k,) int64 tensor
+            Indices of tiles in the last of them, in order.
+        """
+        last = read[-1].embeddings
+        return torch.arange(len(last), device=last.device)
+
     def losses(
         self, output: MILOutput, label: int, *, class_weights: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -182,19 +220,18 @@ class MILModel(nn.Module):
 
         Parameters
         ----------
-        bag : (N, D) tensor or Bag
+        bag : (N, D) tensor, Bag or tuple of Bag
         kept : (S, N) bool tensor
-            The instances of each part.
+            The instances of each part; of several magnifications those of the finest bag, the coarser staying as they are.
 
         Returns
         -------
         (S, C) tensor
             Zeros for an empty part: every class is equally likely.
         """
-        whole = one_bag(bag)
-        logits = [self(whole.part(part)).bag_logits for part in kept if bool(part.any())]
-        n_classes = (logits[0] if logits else self(whole).bag_logits).shape[0]
-        found = whole.embeddings.new_zeros((len(kept), n_classes))
+        logits = [self(with_part(bag, part)).bag_logits for part in kept if bool(part.any())]
+        n_classes = (logits[0] if logits else self(bag).bag_logits).shape[0]
+        found = finest_bag(bag).embeddings.new_zeros((len(kept), n_classes))
         if logits:
             found[kept.any(dim=1)] = torch.stack(logits)
         return found
@@ -211,10 +248,10 @@ class MILModel(nn.Module):
         (N, C) tensor
             Row n: without instance n. Zeros for N = 1, as in `subset_logits`.
         """
-        whole = one_bag(bag)
-        indices = torch.arange(len(whole), device=whole.embeddings.device)
+        n = len(finest_bag(bag))
+        indices = torch.arange(n, device=finest_bag(bag).embeddings.device)
         # One part at a time: all of them as masks would be N x N.
-        parts = [self.subset_logits(whole, (indices != index)[None]) for index in range(len(whole))]
+        parts = [self.subset_logits(bag, (indices != index)[None]) for index in range(n)]
         return torch.cat(parts)
 
     def alone_logits(self, bag: AnyBag) -> Tensor:
@@ -229,9 +266,9 @@ class MILModel(nn.Module):
         (N, C) tensor
             Row n: of instance n alone.
         """
-        whole = one_bag(bag)
+        whole = finest_bag(bag)
         indices = torch.arange(len(whole), device=whole.embeddings.device)
-        return torch.stack([self(whole.part(index)).bag_logits for index in indices[:, None]])
+        return torch.stack([self(with_part(bag, index)).bag_logits for index in indices[:, None]])
 
 
 def bag_cross_entropy(bag_logits: Tensor, label: int, class_weights: Tensor | None = None) -> Tensor:

@@ -105,6 +105,10 @@ def evidence_panel(prediction: SlidePrediction, look: HeatmapLook) -> EvidencePa
     maps = DIVERGING if look.signed else SEQUENTIAL
     unit = unit_of(prediction, look.unit)
     legend = _LEGENDS[unit].format(name=look.channel) if look.signed else _ATTENTION_LEGEND
+    if prediction.exact_tiles is not None:
+        legend = legend.replace(
+            "worked out exactly by leaving each one out", "exact or estimated as said above"
+        )
     relative = look.scaling is Scaling.PERCENTILE
     return EvidencePanel(
         channels=channel_titles(prediction),

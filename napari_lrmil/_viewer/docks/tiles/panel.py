@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from napari_lrmil._viewer.canvas import magnification_of
 from napari_lrmil.heatmap import (
-    ATTENTION,
     Unit,
     channel_titles,
     channel_values,
     channels_of,
+    is_attention,
     speaking_tiles,
     tile_text,
     unit_of,
@@ -71,9 +71,10 @@ def tiles_panel(
     """The k tiles of highest and of lowest value in a channel of the result; `unit` as in `HeatmapLook`."""
     unit = unit_of(result, unit)
     values = channel_values(result, channel, unit)
-    attention = channel == ATTENTION
-    n_speaking = int((values > 0).sum()) if unit is Unit.ALONE else len(speaking_tiles(result, channel))
-    most_top = None if attention else n_speaking
+    attention = is_attention(channel) and channel not in result.class_names
+    most_top = None
+    if not attention:
+        most_top = int((values > 0).sum()) if unit is Unit.ALONE else len(speaking_tiles(result, channel))
     top, bottom = ranked_tiles(values, k, most_top=most_top)
 
     def entries(numbers: list[int]) -> tuple[TileEntry, ...]:
