@@ -142,7 +142,8 @@ def computed(config: RunConfig, row: Method, n_tiles: float | None, n_classes: i
     encoder = own.encoder.spec
     if row.is_of_student or row.is_end_to_end:
         encoder = own.student.spec_for(encoder)
-    head = own.mil.spec(encoder_width(encoder), n_classes)
+    section = own.teacher_mil if row == TEACHER else own.student_mil
+    head = section.spec(encoder_width(encoder), n_classes)
     whole = computation(encoder, head, tile_px=config.tiles.tile_px, n_tiles=n_tiles)
     return {"parameters": whole.parameters, "gflops": whole.flops / 1e9}
 
