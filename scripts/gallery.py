@@ -1,9 +1,10 @@
 """Pictures of the workspace, for the documentation and for whoever changes it and wants to see all of it.
 
     python scripts/gallery.py [docs/screenshots] [--only main worklist]
+    python scripts/gallery.py --real-slide CMU-1-Small-Region.svs
 
-Real windows (`gallery_scenes.py`), with generated slides and the demonstration model (`gallery_files.py`). Without a
-display it starts itself under xvfb-run.
+Real windows (`gallery_scenes.py`), with generated slides and the demonstration model (`gallery_files.py`); or real_slide.png
+alone, of a slide of which that model says that it is unlike its training. Without a display it starts itself under xvfb-run.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def write_list(out: Path, texts: dict[str, str]) -> None:
         "# Screenshots",
         "",
         "Made by `python scripts/gallery.py` from generated slides and the demonstration model, with a trust part",
-        "fitted to 30 generated slides where it has none; `real_slide.png` by `scripts/screenshot.py`.",
+        "fitted to 30 generated slides where it has none; `real_slide.png` with `--real-slide FILE`.",
         "",
         *(f"- [{name}.png]({name}.png): {text}" for name, text in texts.items()),
         "- [real_slide.png](real_slide.png): a real slide (CMU-1-Small-Region of the OpenSlide test data, CC0), of which the",
@@ -90,6 +91,22 @@ def make_gallery(out: Path, names: list[str]) -> None:
     write_list(out, {each.name: each.text for each in PICTURES})
 
 
+def make_real_slide(out: Path, slide: Path) -> None:
+    """Draw real_slide.png, or stop where the model gives the slide a label."""
+    from screenshot import take_screenshot
+
+    from napari_lrmil.model.card import UNLIKE_TRAINING
+
+    with tempfile.TemporaryDirectory(prefix="lrmil-") as folder:
+        shot = Path(folder) / "shot.png"
+        answer = take_screenshot(slide, shot)
+        if answer != UNLIKE_TRAINING:
+            raise SystemExit(f"{slide.name}: {answer}; a slide that is {UNLIKE_TRAINING} is wanted")
+        data = shrink(shot.read_bytes())
+    (out / "real_slide.png").write_bytes(data)
+    print(f"real_slide.png: {len(data) / 1e3:.0f} kB", flush=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -97,6 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("out", type=Path, nargs="?", default=OUT)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of the pictures")
+    parser.add_argument(
+        "--real-slide", type=Path, metavar="FILE", help="draw real_slide.png of it, and nothing else"
+    )
     options = parser.parse_args(arguments)
     if sys.platform.startswith("linux") and "DISPLAY" not in os.environ:
         screen = ["xvfb-run", "-a", "-s", "-screen 0 1920x1200x24"]
@@ -104,7 +124,10 @@ def main(arguments: list[str] | None = None) -> int:
         return subprocess.run([*screen, *again], check=False).returncode
     os.environ["NAPARI_CONFIG"] = ""  # default settings of napari, and none are kept
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `training` isn't installed everywhere
-    make_gallery(options.out, options.only)
+    if options.real_slide:
+        make_real_slide(options.out, options.real_slide)
+    else:
+        make_gallery(options.out, options.only)
     return 0
 
 

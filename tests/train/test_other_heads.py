@@ -16,6 +16,7 @@ from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.model.mil import ABMIL, HEADS, MILOutput
 from napari_lrmil.model.mil.mean import MeanMIL, MeanSpec
 from training.config import RunConfig, load_config
+from training.config.compare import CompareRow
 from training.data.bags import SlideBag
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles
@@ -136,6 +137,8 @@ def test_a_head_of_several_magnifications_is_refused_in_words(monkeypatch: pytes
         ValueError, match=r"head 'two' reads 2 magnifications \(tiles 4 and 1 times as coarse\)"
     ):
         MILSection(name="two")
+    with pytest.raises(ValueError, match="head 'two' reads 2 magnifications"):
+        CompareRow(key="a", embedding="lr", head="two")
 
 
 # --- terms without meaning

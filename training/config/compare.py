@@ -24,6 +24,7 @@ from training.methods import (
     Method,
 )
 from training.section import Section, known_or_nearest
+from training.stages.heads import refuse_several
 
 _EMBEDDINGS = EMBEDDINGS | LEARNED
 _RESERVED = ("stage1", "teacher_mil", "ridge_fit", "export", "bundle")
@@ -88,7 +89,10 @@ class CompareRow(Section):
     @field_validator("head")
     @classmethod
     def _known_head(cls, value: str | None) -> str | None:
-        return value if value is None else known_or_nearest(value, HEADS, "head")
+        if value is not None:
+            spec = HEADS[known_or_nearest(value, HEADS, "head")]
+            refuse_several(spec.model_validate({"embed_dim": 768, "n_classes": 2}))
+        return value
 
     @field_validator("losses")
     @classmethod

@@ -147,13 +147,7 @@ class MILSection(Section):
             if of_other is not None:
                 own = ", ".join(_own_keys(self.name)) or "none"
                 raise ValueError(f"mil.{of_other} is a key of abmil; {self.name} has, in [mil.head]: {own}")
-            factors = self._own_spec(embed_dim=768, n_classes=2).factors
-            if len(factors) > 1:
-                times = ", ".join(map(str, factors[:-1]))
-                raise ValueError(
-                    f"head {self.name!r} reads {len(factors)} magnifications (tiles {times} and 1 times as coarse), and a run "
-                    "makes bags of one: take another head. A bundle of it is read all the same"
-                )
+            refuse_several(self._own_spec(embed_dim=768, n_classes=2))
         for side in _SIDES:
             values = getattr(self, side)
             odd = next((key for key in _SIDES if key in values), None)
@@ -229,6 +223,16 @@ class MILSection(Section):
             min_epochs=self.epochs if again else min(self.min_epochs, max(1, self.epochs // 2)),
             rising_epochs=self.warmup_epochs,
             clip=self.clip,
+        )
+
+
+def refuse_several(spec: MILSpec) -> None:
+    """Raise ValueError for a head of several magnifications: a run's bags have one."""
+    if len(spec.factors) > 1:
+        times = ", ".join(map(str, spec.factors[:-1]))
+        raise ValueError(
+            f"head {spec.name!r} reads {len(spec.factors)} magnifications (tiles {times} and 1 times as coarse), and a run "
+            "makes bags of one: take another head. A bundle of it is read all the same"
         )
 
 
