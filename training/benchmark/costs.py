@@ -16,8 +16,8 @@ class Computation(NamedTuple):
 
     parameters: int
     flops: float | None
-    """Of a slide: the encoder's on each of its tiles, and the head's on the bag; a multiplication and an addition are two. None of a
-    head of several magnifications, whose tiles depend on what it sees."""
+    """Of a slide: the encoder's on each of its tiles, and the head's on the bag; a multiplication and an addition are two.
+    None of a head of several magnifications, whose tiles depend on what it sees."""
 
 
 def computation(encoder: EncoderSpec, head: MILSpec, *, tile_px: int, n_tiles: float) -> Computation:
