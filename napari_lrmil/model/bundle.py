@@ -139,6 +139,7 @@ class BundleInfo(BaseModel):
             "trust": (2, trust is not None),
             "mil.name": (3, not isinstance(self.mil, ABMILSpec)),
             "mil.projection": (3, isinstance(self.mil, ABMILSpec) and bool(self.mil.projection)),
+            "mil.normalise": (3, isinstance(self.mil, ABMILSpec) and not self.mil.normalise),
             "own_slides": (3, trust is not None and trust.conformal.own_slides),
             "scaling": (3, self.scaling is not None),
             "operating_point": (3, self.operating_point is not None),
@@ -491,9 +492,11 @@ def _absent_keys(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str
     }
     if info.trust is not None and info.format_version < 3:
         absent["trust"] = {"conformal": {"own_slides": True}}
+    usual = _usual(info)
     if isinstance(info.mil, ABMILSpec) and not info.mil.projection:
-        absent["mil"] = {"projection": True}
-    return absent | _usual(info)
+        of_mil: dict[str, bool | dict[str, bool]] = {"projection": True}
+        absent["mil"] = of_mil | ({"normalise": True} if info.mil.normalise else {})
+    return usual | absent
 
 
 def _usual(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str, bool]]]:
@@ -506,6 +509,8 @@ def _usual(info: BundleInfo) -> dict[str, bool | dict[str, bool | dict[str, bool
         of_tiles |= {"one_in": True, "seed": True}
     if of_tiles:
         usual["tiles"] = of_tiles
+    if isinstance(info.mil, ABMILSpec) and info.mil.normalise:
+        usual["mil"] = {"normalise": True}
     if info.distilled:
         usual["distilled"] = True
     if not info.provenance.choice:

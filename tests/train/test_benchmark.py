@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from run_helpers import python, write_config
 from sklearn.metrics import f1_score
 
@@ -25,7 +27,7 @@ from training.benchmark.table import (
     weighted_calls,
 )
 from training.benchmark.trials import Trials, run_process
-from training.benchmark.write import as_csv, as_html, as_markdown
+from training.benchmark.write import as_csv, as_html, as_markdown, printed
 from training.config import RunConfig, load_config
 from training.intervals import FoldScores, Resampled
 from training.metrics import call_metrics
@@ -59,7 +61,10 @@ def test_rows_are_those_of_the_config_and_every_objective_in_lrmils_place(tmp_pa
     ]
     bags = [f"stage2_{name}" for name in ("kd", "hints", "nkd", "uskd")]
     assert [key for key in rows if key.startswith("stage2_") and rows[key].kind == "objective"] == bags
-    for row in rows.values():  # what is written for the command line is what a config reads
+    assert {"hr_mean", "lr_mean", "student_mean"} <= rows.keys()
+    assert not {"hr_abmil", "lr_abmil"} & rows.keys()  # the config's own head: teacher_hr and lr_scratch
+    for row in (one for one in rows.values() if one.entry.get("head") in (None, "mean")):
+        # What is written for the command line is what a config reads.
         read = load_config(tmp_path / "config.toml", ["--compare", inline([row.entry])])
         assert row.key in {one.key for one in read.rows}
     tat = next(one for one in read.rows if one.key == bags[-1])
@@ -208,6 +213,12 @@ def test_the_table_as_text() -> None:
     text = as_markdown(ROWS, "Title")
     assert "| LRMIL \\| <b> | 1.000! | 0.900 [0.800, -] |" in text
     assert "- stage2_kd: out of memory" in text
+    console = Console(file=io.StringIO(), width=80)
+    console.print(printed(ROWS))
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "stage2_kd" in shown
+    assert "0.900 [0.800, -]" in shown
     page = as_html(ROWS, "Title")
     assert "LRMIL | &lt;b&gt;" in page
     assert page.count("<svg") == 2
@@ -268,6 +279,7 @@ mil = { learning_rate = 1e300 }
         assert float(row["gflops"]) > 0
         assert float(row["train_seconds"]) > 0
     assert rows["stage2_kd"]["p"]
+    assert rows["stage2_kd"]["name"] == "LRMIL, stage 2 by kd"
     assert float(rows["teacher_hr"]["gflops"]) > float(rows["lrmil"]["gflops"])  # it reads 16 times the tiles
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert float(rows["lrmil"]["brier"]) == pytest.approx(results["lrmil"]["brier"])

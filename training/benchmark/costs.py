@@ -15,8 +15,9 @@ class Computation(NamedTuple):
     """Of encoder and head together."""
 
     parameters: int
-    flops: float
-    """Of a slide: the encoder's on each of its tiles, and the head's on the bag; a multiplication and an addition are two."""
+    flops: float | None
+    """Of a slide: the encoder's on each of its tiles, and the head's on the bag; a multiplication and an addition are two.
+    None of a head of several magnifications, whose tiles depend on what it sees."""
 
 
 def computation(encoder: EncoderSpec, head: MILSpec, *, tile_px: int, n_tiles: float) -> Computation:
@@ -35,6 +36,9 @@ def computation(encoder: EncoderSpec, head: MILSpec, *, tile_px: int, n_tiles: f
         mil = build_mil(head).eval()
         tile = torch.empty(1, 3, tile_px, tile_px)
         bag = torch.empty(max(1, round(n_tiles)), head.embed_dim)
+    parameters = sum(one.numel() for part in (vit, mil) for one in part.parameters())
+    if mil.magnifications != 1:
+        return Computation(parameters, None)
     with torch.no_grad():
         with FlopCounterMode(display=False) as of_tile:
             vit(tile)
@@ -45,5 +49,4 @@ def computation(encoder: EncoderSpec, head: MILSpec, *, tile_px: int, n_tiles: f
             real = build_mil(head).eval()
             with FlopCounterMode(display=False) as of_bag:
                 real(torch.randn(bag.shape))
-    parameters = sum(one.numel() for part in (vit, mil) for one in part.parameters())
     return Computation(parameters, n_tiles * of_tile.get_total_flops() + of_bag.get_total_flops())

@@ -39,7 +39,7 @@ def rows_of(config: RunConfig) -> list[Row]:
     for entry in config.compare or (CompareRow(set="decisive"),):
         for row in _unfolded(entry, config):
             found.setdefault(row.key, row)
-    for row in (*_heads(), *_objectives()):
+    for row in (*_heads(config.mil.name), *_objectives()):
         found.setdefault(row.key, row)
     fixed = (TEACHER.key, OURS.key)  # trained in every run
     first = [Row(key, "method", {"key": key}) for key in fixed]
@@ -107,9 +107,9 @@ def _unfolded(entry: CompareRow, config: RunConfig) -> Iterable[Row]:
                 yield Row(row.key, "method", {"key": row.key})
 
 
-def _heads() -> Iterable[Row]:
-    """Each head on HR tiles, on LR tiles, and as LRMIL's student."""
-    for name in HEADS:
+def _heads(own: str) -> Iterable[Row]:
+    """Each head but the config's own on HR tiles, on LR tiles, and as LRMIL's student."""
+    for name in (one for one in HEADS if one != own):
         for key, entry in (
             (f"hr_{name}", {"embedding": "hr"}),
             (f"lr_{name}", {"embedding": "lr"}),
@@ -128,10 +128,12 @@ def _objectives() -> Iterable[Row]:
     student = {"embedding": "student"}
     for name in _names(AnyTileObjective):
         entry = {"losses": list(DISTILLATION), "stage1": {"layers": [], "objectives": [{"name": name}]}}
-        yield Row(f"stage1_{name}", "objective", {"key": f"stage1_{name}", **student, **entry})
+        named = {"key": f"stage1_{name}", "name": f"LRMIL, stage 1 by {name}"}
+        yield Row(named["key"], "objective", {**named, **student, **entry})
     for name in _names(AnyBagObjective):
         entry = {"stage2": {"objectives": [{"name": name}]}}
-        yield Row(f"stage2_{name}", "objective", {"key": f"stage2_{name}", **student, **entry})
+        named = {"key": f"stage2_{name}", "name": f"LRMIL, stage 2 by {name}"}
+        yield Row(named["key"], "objective", {**named, **student, **entry})
 
 
 def _names(union: object) -> list[str]:

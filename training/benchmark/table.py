@@ -145,7 +145,7 @@ def computed(config: RunConfig, row: Method, n_tiles: float | None, n_classes: i
     section = own.teacher_mil if row == TEACHER else own.student_mil
     head = section.spec(encoder_width(encoder), n_classes)
     whole = computation(encoder, head, tile_px=config.tiles.tile_px, n_tiles=n_tiles)
-    return {"parameters": whole.parameters, "gflops": whole.flops / 1e9}
+    return {"parameters": whole.parameters} | ({} if whole.flops is None else {"gflops": whole.flops / 1e9})
 
 
 def folds_of(experiment: Experiment, key: str) -> list[FoldScores]:

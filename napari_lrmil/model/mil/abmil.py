@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from napari_lrmil.model.mil.attention import input_norm
 from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, MILSpec, one_bag
 
 _NUMBERS_AT_ONCE = 2**20
@@ -27,6 +28,9 @@ class ABMILSpec(MILSpec):
         max_length=8,
         description="widths of the layers before the attention; none in older bundles",
     )
+    normalise: bool = Field(
+        default=True, description="layer norm of the embeddings first; heads published elsewhere have none"
+    )
 
     def build(self) -> ABMIL:
         """Return the head with fresh weights."""
@@ -37,6 +41,7 @@ class ABMILSpec(MILSpec):
             gated=self.gated,
             dropout=self.dropout,
             projection=self.projection,
+            normalise=self.normalise,
         )
 
 
@@ -61,6 +66,8 @@ class ABMIL(MILModel):
         On the instances and after each layer of the projection, in training only.
     projection : tuple of int
         Widths of its layers; the last is that of the bag. Empty for none.
+    normalise : bool
+        Whether the layer norm is there; a head that was published without one starts from its weights without it.
     """
 
     def __init__(
@@ -72,9 +79,10 @@ class ABMIL(MILModel):
         gated: bool = True,
         dropout: float = 0.0,
         projection: Sequence[int] = (),
+        normalise: bool = True,
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(embed_dim)
+        self.norm = input_norm(embed_dim, normalise)
         self.dropout = nn.Dropout(dropout)
         widths = (embed_dim, *projection)
         self.projection = nn.Sequential(

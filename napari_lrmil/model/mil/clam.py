@@ -99,25 +99,29 @@ class CLAM(MILModel):
         Returns
         -------
         MILOutput
-            Attention (1, N) or (C, N). ``extras``: "class_instance_logits" (N, C), log odds that a tile is one of the
-            class; "end_logits" (C, 2 k, 2), each class's instance classifier on the k tiles that its attention ranks
+            Attention (1, N) or (C, N). ``extras``: "class_instance_logits" (N, C) at prediction, log odds that a tile is one
+            of the class; "end_logits" (C, 2 k, 2), each class's instance classifier on the k tiles that its attention ranks
             highest, then on the k lowest.
         """
         instances, attention_logits = self._attend(bag)
         embeddings = torch.softmax(attention_logits, dim=1) @ instances  # (A, P)
         # Of several branches class c reads the bag embedding of its own.
         bag_logits = (embeddings * self.classifier.weight).sum(dim=1) + self.classifier.bias  # (C,)
-        by_class = self.instance_classifiers(instances).unflatten(1, (-1, 2))  # (N, 2 C) -> (N, C, 2)
         ends = attention_ends(attention_logits, self.spec.k)  # (A, 2 k)
-        n_classes = self.spec.n_classes
+        # (A, 2 k, P) -> (A, 2 k, 2 C) -> (A, 2 k, C, 2) -> (C, 2 k, 2)
+        of_ends = self.instance_classifiers(instances[ends]).unflatten(2, (-1, 2))
         end_logits = torch.stack(
-            [by_class[ends[c if len(ends) > 1 else 0], c] for c in range(n_classes)]
-        )  # (C, 2 k, 2)
+            [of_ends[c if len(ends) > 1 else 0, :, c] for c in range(self.spec.n_classes)]
+        )
+        extras = {"end_logits": end_logits}
+        if not self.training:
+            by_class = self.instance_classifiers(instances).unflatten(1, (-1, 2))  # (N, 2 C) -> (N, C, 2)
+            extras["class_instance_logits"] = by_class[..., 1] - by_class[..., 0]
         return MILOutput(
             bag_logits=bag_logits,
             attention_logits=attention_logits,
             bag_embedding=embeddings if len(embeddings) > 1 else embeddings[0],
-            extras={"end_logits": end_logits, "class_instance_logits": by_class[..., 1] - by_class[..., 0]},
+            extras=extras,
         )
 
     def losses(

@@ -11,11 +11,26 @@ from napari_lrmil.model.mil.base import MILModel, MILSpec
 from napari_lrmil.model.mil.clam import CLAMMBSpec, CLAMSBSpec
 from napari_lrmil.model.mil.dsmil import DSMILSpec
 from napari_lrmil.model.mil.dtfd import DTFDSpec
+from napari_lrmil.model.mil.focus import FOCUSSpec
+from napari_lrmil.model.mil.hdmil import HDMILSpec
 from napari_lrmil.model.mil.max import MaxSpec
 from napari_lrmil.model.mil.mean import MeanSpec
 from napari_lrmil.model.mil.transmil import TransMILSpec
+from napari_lrmil.model.mil.zoommil import ZoomMILSpec
 
-AnySpec = ABMILSpec | MaxSpec | MeanSpec | CLAMSBSpec | CLAMMBSpec | DSMILSpec | TransMILSpec | DTFDSpec
+AnySpec = (
+    ABMILSpec
+    | MaxSpec
+    | MeanSpec
+    | CLAMSBSpec
+    | CLAMMBSpec
+    | DSMILSpec
+    | TransMILSpec
+    | DTFDSpec
+    | FOCUSSpec
+    | ZoomMILSpec
+    | HDMILSpec
+)
 HEADS: dict[str, type[MILSpec]] = {spec.model_fields["name"].default: spec for spec in get_args(AnySpec)}
 """Spec of each head by its name."""
 
