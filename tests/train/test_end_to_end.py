@@ -22,6 +22,7 @@ from napari_lrmil.model.mil import build_mil
 from training.checkpoint import Files
 from training.config import load_config
 from training.loop import Session
+from training.methods import BY_KEY
 from training.progress import Reporter
 from training.run.plan import plan
 from training.run.prepare import Prepared, prepare
@@ -327,7 +328,7 @@ def test_a_run_trains_scores_and_resumes_its_rows(cohort: Path, tmp_path: Path, 
         context, splits, _ = prepared(tmp_path, *words)
         folder = context.run_dir.fold(0)
         encoder = context.student_encoder(folder.read_encoder(key))
-        head = folder.read_head(key, context.head_spec(encoder.embed_dim))
+        head = folder.read_head(key, context.head_spec(BY_KEY[key], encoder.embed_dim))
         pixels = SlidePixels(
             context.tiles_of(splits[0].test), context.geometry, context.class_names, threads=1
         )
