@@ -94,7 +94,7 @@ def filled(hint: Any, draw: st.DrawFn) -> Any:
     if origin is np.ndarray:
         dtype = get_args(arguments[1])[0]
         shape = draw(st.sampled_from([(0,), (3,), (2, 3), (0, 2)]))
-        return np.arange(np.prod(shape), dtype=dtype).reshape(shape)
+        return np.arange(np.prod(shape)).astype(dtype).reshape(shape)
     if origin is tuple:
         if arguments[-1] is Ellipsis:
             return tuple(filled(arguments[0], draw) for _ in range(draw(st.integers(0, 3))))
