@@ -11,9 +11,10 @@ from napari_lrmil.errors import SlideError
 
 def main() -> None:
     rank, how, *args = sys.argv[1:]
-    from training.losses import layer_loss
+    from training.losses import last_layer_loss
+    from training.objectives import lrmil
     from training.run import cli
-    from training.stages import distill_tiles, embed_tiles
+    from training.stages import embed_tiles
 
     def bad(*values: object, **options: object) -> int:
         if how == "disk":
@@ -22,7 +23,7 @@ def main() -> None:
 
     if os.environ["RANK"] == rank:
         if how == "nan":
-            distill_tiles.layer_loss = lambda *values: layer_loss(*values) * float("nan")
+            lrmil.last_layer_loss = lambda *values: last_layer_loss(*values) * float("nan")
         else:
             embed_tiles.embed_slide = bad
     cli.app(args, prog_name="failing_rank")
