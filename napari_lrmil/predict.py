@@ -22,7 +22,7 @@ from napari_lrmil.model.card import UNLIKE_TRAINING
 from napari_lrmil.model.encoder import Encoder
 from napari_lrmil.model.mil import Bag
 from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, find_tiles, iter_tiles
-from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE, check_damage
+from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE, check_damage, parents_in
 
 T = TypeVar("T")
 
@@ -304,11 +304,9 @@ def bundle_tiles(slide: Slide, info: BundleInfo) -> tuple[TileSet, ...]:
 
 def parents_of(tiles: TileSet, coarser: TileSet) -> NDArray[np.int64]:
     """(N,) index of the tile of a coarser set in which each tile lies; -1 where that one isn't among them."""
-    index = np.full(coarser.grid.shape_yx, -1, np.int64)
-    index[coarser.rows, coarser.cols] = np.arange(len(coarser))
+    places, theirs = (np.stack([one.rows, one.cols], axis=1) for one in (tiles, coarser))
     ratio = tiles.grid.shape_yx[0] // coarser.grid.shape_yx[0]
-    found: NDArray[np.int64] = index[tiles.rows // ratio, tiles.cols // ratio]
-    return found
+    return parents_in(places, theirs, coarser.grid.shape_yx, ratio)
 
 
 def _ratio(info: BundleInfo) -> int:

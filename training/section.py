@@ -32,7 +32,7 @@ def explained(item: ErrorDetails, root: type[BaseModel]) -> str:
             model, alternatives = alternatives[part], {}
             continue
         sections = _sections(model.model_fields[part].annotation)
-        model, alternatives = sections[0], {_name_of(one): one for one in sections if len(sections) > 1}
+        model, alternatives = sections[0], _by_name(sections) if len(sections) > 1 else {}
     near = nearest(place[-1], model.model_fields)
     return f"unknown key {shortened('.'.join(place))!r}; did you mean {'.'.join([*place[:-1], near])!r}?"
 
@@ -44,9 +44,14 @@ def _sections(annotation: object) -> list[type[BaseModel]]:
     return [found for part in get_args(annotation) for found in _sections(part)]
 
 
-def _name_of(section: type[BaseModel]) -> str:
-    """Return the only name that a section of several alternatives takes."""
-    return str(get_args(section.model_fields["name"].annotation)[0])
+def _by_name(sections: Iterable[type[BaseModel]]) -> dict[str, type[BaseModel]]:
+    """Return alternatives by the only name that each takes."""
+    return {str(get_args(one.model_fields["name"].annotation)[0]): one for one in sections}
+
+
+def names_of(alternatives: object) -> list[str]:
+    """Return the names that tell the sections of a union apart."""
+    return list(_by_name(_sections(alternatives)))
 
 
 def nearest(wanted: str, known: Iterable[str]) -> str:

@@ -172,6 +172,27 @@ def holding(
     return np.asarray(np.argwhere(held), np.int64)
 
 
+def parents_in(
+    places: NDArray[np.int64], coarser: NDArray[np.int64], shape_yx: tuple[int, int], ratio: int
+) -> NDArray[np.int64]:
+    """Return the tile of a coarser grid that each tile lies in, (M,) index into `coarser`; -1 where it isn't among them.
+
+    Parameters
+    ----------
+    places : (M, 2) array
+        (row, col) in a grid that divides the tiles of the coarser one into `ratio` x `ratio`.
+    coarser : (N, 2) array
+        (row, col) of the tiles that are there.
+    shape_yx : (int, int)
+        Of the coarser grid.
+    ratio : int
+    """
+    index_of = np.full(shape_yx, -1, np.int64)
+    index_of[coarser[:, 0], coarser[:, 1]] = np.arange(len(coarser))
+    found: NDArray[np.int64] = index_of[places[:, 0] // ratio, places[:, 1] // ratio]
+    return found
+
+
 def random_part(places: NDArray[np.int64], one_in: int, seed: int) -> NDArray[np.int64]:
     """Return the indices, ascending, of a random 1 / one_in of some tiles, of one at least.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -14,7 +14,7 @@ from training.config import RunConfig
 from training.config.compare import CompareRow
 from training.methods import CONTROLS, DECISIVE, DISTILLATION, END_TO_END, OURS, TEACHER
 from training.objectives import AnyBagObjective, AnyTileObjective
-from training.section import known_or_nearest
+from training.section import known_or_nearest, names_of
 
 _OWN = "lrmil"
 
@@ -126,17 +126,15 @@ def _heads(own: str) -> Iterable[Row]:
 def _objectives() -> Iterable[Row]:
     """Each objective in place of LRMIL's: of tiles in stage 1, of bags in stage 2; the other stage stays LRMIL's."""
     student = {"embedding": "student"}
-    for name in _names(AnyTileObjective):
+    for name in _others(AnyTileObjective):
         entry = {"losses": list(DISTILLATION), "stage1": {"layers": [], "objectives": [{"name": name}]}}
         named = {"key": f"stage1_{name}", "name": f"LRMIL, stage 1 by {name}"}
         yield Row(named["key"], "objective", {**named, **student, **entry})
-    for name in _names(AnyBagObjective):
+    for name in _others(AnyBagObjective):
         entry = {"stage2": {"objectives": [{"name": name}]}}
         named = {"key": f"stage2_{name}", "name": f"LRMIL, stage 2 by {name}"}
         yield Row(named["key"], "objective", {**named, **student, **entry})
 
 
-def _names(union: object) -> list[str]:
-    specs = get_args(get_args(union)[0])
-    names = [str(get_args(spec.model_fields["name"].annotation)[0]) for spec in specs]
-    return [name for name in names if name != _OWN]
+def _others(objectives: object) -> list[str]:
+    return [name for name in names_of(objectives) if name != _OWN]

@@ -106,15 +106,10 @@ class CompareRow(Section):
     @model_validator(mode="after")
     def _whole(self) -> CompareRow:
         if self.set is not None:
-            more = sorted(
-                self.model_fields_set - {"set"} - {name for name, value in self if value in (None, {})}
-            )
-            more = [name for name in more if getattr(self, name) != type(self).model_fields[name].default]
-            if self.head == "abmil":  # as configs say that were kept when there was no other
-                more.remove("head")
+            more = self._given - {"set"}
             if more:
                 raise ValueError(
-                    f"a row is a set or one of its own: beside set = {self.set!r} leave out {more[0]!r}"
+                    f"a row is a set or one of its own: beside set = {self.set!r} leave out {min(more)!r}"
                 )
             return self
         if self._is_built_in:
@@ -166,15 +161,19 @@ class CompareRow(Section):
         return _names(self.stage2)
 
     @property
-    def _is_built_in(self) -> bool:
-        """Whether a row of the program is named, by its key alone."""
-        given = {
+    def _given(self) -> frozenset[str]:
+        """Keys that say something: not the default, which kept configs write out."""
+        return frozenset(
             name
             for name, value in self
             if value != type(self).model_fields[name].get_default(call_default_factory=True)
-            and (name, value) != ("head", "abmil")  # as above
-        }
-        return self.key in _BUILT_IN and given == {"key"}
+            and (name, value) != ("head", "abmil")  # in configs that were kept when there was no other
+        )
+
+    @property
+    def _is_built_in(self) -> bool:
+        """Whether a row of the program is named, by its key alone."""
+        return self.key in _BUILT_IN and self._given == {"key"}
 
     def row(self, ratio: int) -> Method:
         """Return the row of one's own, or the program's row that a key alone names.

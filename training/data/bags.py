@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_lrmil.model.mil import Bag
+from napari_lrmil.slide.tiles import parents_in
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles
 
@@ -122,9 +123,7 @@ def read_ahead(read: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
 
 def parents_in_bag(tiles: SlideTiles, ratio: int) -> NDArray[np.int64]:
     """Return the index in the LR bag of the tile that each HR tile lies in, (M,); -1 where it isn't in the bag."""
-    index_of = np.full(tiles.lr_shape_yx, -1, np.int64)
-    index_of[tiles.lr_places[:, 0], tiles.lr_places[:, 1]] = np.arange(len(tiles.lr_places))
-    return index_of[tiles.hr_places[:, 0] // ratio, tiles.hr_places[:, 1] // ratio]
+    return parents_in(tiles.hr_places, tiles.lr_places, tiles.lr_shape_yx, ratio)
 
 
 def means_of_children(

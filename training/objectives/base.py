@@ -189,8 +189,9 @@ class TileShapes(NamedTuple):
 
 
 class TileObjectiveSpec(Section):
-    """A term of ``[[stage1.objectives]]``."""
+    """A term of ``[[stage1.objectives]]``; a subclass has ``name: Literal["..."]``."""
 
+    name: str
     weight: float = Field(default=1.0, ge=0, description="of all its terms")
 
     def tap(self, *, depth: int, student_depth: int) -> Taps:
@@ -206,6 +207,21 @@ class TileObjectiveSpec(Section):
     def build(self, taps: Taps, shapes: TileShapes) -> TileObjective:
         """Return its module with fresh weights."""
         raise NotImplementedError
+
+
+class BlockObjectiveSpec(TileObjectiveSpec):
+    """A term that compares blocks of f' with blocks of f."""
+
+    source: Source = Field(
+        default="children",
+        description="children: f's class tokens of HR children, stored; lr: f's tokens of the LR tile",
+    )
+
+    def taps_at(self, wanted: tuple[int, ...], keys: str, *, depth: int, student_depth: int) -> Taps:
+        """Return blocks of f as the config names them, and those of f' at the same relative depth; `keys` for errors."""
+        layers = blocks_named(wanted, depth, f"stage1.objectives: {self.name}.{keys}")
+        student = matched_blocks(layers, depth, student_depth, f"{self.name}.{keys}")
+        return Taps(layers, student, self.source)
 
 
 def blocks_named(wanted: tuple[int, ...], depth: int, key: str) -> tuple[int, ...]:
@@ -284,6 +300,12 @@ def pooled_to(maps: Tensor, edge: int) -> Tensor:
     return means.transpose(1, 2).reshape(len(maps), -1, edge, edge)
 
 
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Return the mean of each tile's values (B, h, w) over valid places, (B,); 0 where there is none."""
+    mask = valid.to(values.dtype)
+    return (values * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)
+
+
 def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Return the mean squared error of each tile over dimensions and valid places.
 
@@ -297,9 +319,7 @@ def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     (B,) tensor
         0 where no place is valid.
     """
-    squared = (prediction - target).square().mean(dim=1)  # (B, h, w)
-    mask = valid.to(squared.dtype)
-    return (squared * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)
+    return masked_mean((prediction - target).square().mean(dim=1), valid)
 
 
 def masked_pool(maps: Tensor, valid: Tensor, edge: int) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ from training.objectives.base import (
     TileObjective,
     TileObjectiveSpec,
     TileShapes,
+    masked_mean,
     masked_mse,
     masked_pool,
     pooled_to,
@@ -49,9 +50,7 @@ def masked_cosine(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     (B,) tensor
         0 where no place is valid.
     """
-    apart = 1 - F.cosine_similarity(prediction, target, dim=1)  # (B, h, w)
-    mask = valid.to(apart.dtype)
-    return (apart * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp_min(1)
+    return masked_mean(1 - F.cosine_similarity(prediction, target, dim=1), valid)
 
 
 class ClassAndTokensSpec(TileObjectiveSpec):

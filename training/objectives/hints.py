@@ -29,18 +29,15 @@ from training.objectives.base import (
     BagObjective,
     BagObjectiveSpec,
     BagShapes,
+    BlockObjectiveSpec,
     Need,
     SeenBag,
-    Source,
     StudentTiles,
     Taps,
     TeacherTiles,
     TileObjective,
-    TileObjectiveSpec,
     TileShapes,
-    blocks_named,
     masked_mse,
-    matched_blocks,
     pooled_to,
 )
 
@@ -66,7 +63,7 @@ def of_class(bag_embedding: Tensor, label: int) -> Tensor:
 # --- tiles
 
 
-class HintsTileSpec(TileObjectiveSpec):
+class HintsTileSpec(BlockObjectiveSpec):
     """A regressor from a layer of f' to one of f."""
 
     name: Literal["hints"]
@@ -75,16 +72,11 @@ class HintsTileSpec(TileObjectiveSpec):
         description="block of f that hints, negative from the last; default the middle one. The student's is at the same "
         "relative depth",
     )
-    source: Source = Field(
-        default="children",
-        description="children: f's class tokens of HR children, stored; lr: f's tokens of the LR tile",
-    )
 
     def tap(self, *, depth: int, student_depth: int) -> Taps:
         """Return the one block of each."""
         wanted = (depth // 2 if self.layer is None else self.layer,)
-        layers = blocks_named(wanted, depth, "stage1.objectives: hints.layer")
-        return Taps(layers, matched_blocks(layers, depth, student_depth, "hints.layer"), self.source)
+        return self.taps_at(wanted, "layer", depth=depth, student_depth=student_depth)
 
     def build(self, taps: Taps, shapes: TileShapes) -> TileObjective:
         """Return its module with fresh weights."""

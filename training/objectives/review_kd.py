@@ -23,17 +23,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.objectives.base import (
-    Source,
+    BlockObjectiveSpec,
     StudentTiles,
     Taps,
     TeacherTiles,
     TileObjective,
-    TileObjectiveSpec,
     TileShapes,
-    blocks_named,
     masked_mse,
     masked_pool,
-    matched_blocks,
     pooled_to,
 )
 
@@ -94,7 +91,7 @@ class Fusion(nn.Module):
         return self.outer(fused), fused
 
 
-class ReviewKDSpec(TileObjectiveSpec):
+class ReviewKDSpec(BlockObjectiveSpec):
     """Fusion from deep to shallow."""
 
     name: Literal["review_kd"]
@@ -102,10 +99,6 @@ class ReviewKDSpec(TileObjectiveSpec):
         default=None,
         min_length=1,
         description="blocks of f, negative from the last; default the last of each quarter, 2, 5, 8 and 11 of 12",
-    )
-    source: Source = Field(
-        default="children",
-        description="children: f's class tokens of HR children, stored; lr: f's tokens of the LR tile",
     )
     mid_dim: int = Field(default=256, ge=1, le=8192, description="width in which layers are fused")
     warmup_epochs: int = Field(default=20, ge=0, description="over which its weight rises from near 0")
@@ -115,8 +108,7 @@ class ReviewKDSpec(TileObjectiveSpec):
         if self.layers is None:
             parts = min(4, depth, student_depth)
             return Taps(_ends(depth, parts), _ends(student_depth, parts), self.source)
-        layers = blocks_named(self.layers, depth, "stage1.objectives: review_kd.layers")
-        return Taps(layers, matched_blocks(layers, depth, student_depth, "review_kd.layers"), self.source)
+        return self.taps_at(self.layers, "layers", depth=depth, student_depth=student_depth)
 
     def build(self, taps: Taps, shapes: TileShapes) -> TileObjective:
         """Return its module with fresh weights."""

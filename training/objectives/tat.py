@@ -22,16 +22,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.objectives.base import (
-    Source,
+    BlockObjectiveSpec,
     StudentTiles,
     Taps,
     TeacherTiles,
     TileObjective,
-    TileObjectiveSpec,
     TileShapes,
-    blocks_named,
     masked_mse,
-    matched_blocks,
 )
 
 
@@ -51,22 +48,17 @@ def reconfigured(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return torch.softmax(queries @ keys.transpose(1, 2), dim=-1) @ values
 
 
-class TaTSpec(TileObjectiveSpec):
+class TaTSpec(BlockObjectiveSpec):
     """Attention of the teacher's places over the student's."""
 
     name: Literal["tat"]
     weight: float = Field(default=0.1, ge=0, description="of the squared error")
     layer: int = Field(default=-1, description="block of f, negative from the last")
-    source: Source = Field(
-        default="children",
-        description="children: f's class tokens of HR children, stored; lr: f's tokens of the LR tile",
-    )
     dim: int | None = Field(default=None, ge=1, le=8192, description="width of queries and keys; default f's")
 
     def tap(self, *, depth: int, student_depth: int) -> Taps:
         """Return the one block of each."""
-        layers = blocks_named((self.layer,), depth, "stage1.objectives: tat.layer")
-        return Taps(layers, matched_blocks(layers, depth, student_depth, "tat.layer"), self.source)
+        return self.taps_at((self.layer,), "layer", depth=depth, student_depth=student_depth)
 
     def build(self, taps: Taps, shapes: TileShapes) -> TileObjective:
         """Return its module with fresh weights."""

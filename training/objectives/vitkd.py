@@ -20,16 +20,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from training.objectives.base import (
+    BlockObjectiveSpec,
     Projection,
-    Source,
     StudentTiles,
     Taps,
     TeacherTiles,
     TileObjective,
-    TileObjectiveSpec,
     TileShapes,
-    blocks_named,
-    matched_blocks,
     pooled_to,
 )
 
@@ -57,25 +54,20 @@ def random_mask(n: int, edge: int, ratio: float) -> Tensor:
     return (order.argsort(dim=1) < round(ratio * places)).reshape(n, edge, edge)
 
 
-class ViTKDSpec(TileObjectiveSpec):
+class ViTKDSpec(BlockObjectiveSpec):
     """Mimicking and masked generation."""
 
     name: Literal["vitkd"]
     mimic: tuple[int, ...] = Field(default=(0, 1), min_length=1, description="shallow blocks of f")
     generate: int = Field(default=-1, description="deep block of f, negative from the last")
-    source: Source = Field(
-        default="children",
-        description="children: f's class tokens of HR children, stored; lr: f's tokens of the LR tile",
-    )
     alpha: float = Field(default=3e-5, ge=0, description="of the mimicking")
     beta: float = Field(default=3e-6, ge=0, description="of the generation")
     mask: float = Field(default=0.5, gt=0, lt=1, description="share of places that are masked")
 
     def tap(self, *, depth: int, student_depth: int) -> Taps:
         """Return the shallow blocks and the deep one."""
-        layers = blocks_named((*self.mimic, self.generate), depth, "stage1.objectives: vitkd.mimic, generate")
-        student = matched_blocks(layers, depth, student_depth, "vitkd.mimic, generate")
-        return Taps(layers, student, self.source)
+        wanted = (*self.mimic, self.generate)
+        return self.taps_at(wanted, "mimic, generate", depth=depth, student_depth=student_depth)
 
     def build(self, taps: Taps, shapes: TileShapes) -> TileObjective:
         """Return its module with fresh weights."""

@@ -339,7 +339,8 @@ def spread_of_targets(
     layers : tuple of int, optional
         See `target_layers`; by default ``stage1.layers``.
     """
-    chosen = [slides[place] for place in _evenly(len(slides), _MOST_SLIDES)]
+    # Where nothing is standardised one slide tells the shapes.
+    chosen = [slides[place] for place in _evenly(len(slides), _MOST_SLIDES if section.standardise else 1)]
     wanted = section.layers if layers is None else layers
     places = layer_places(wanted, store)
 

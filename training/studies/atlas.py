@@ -67,12 +67,17 @@ def read_maps(slide: Slide) -> RegionMaps:
     ConfigError
         Where level 0 isn't at 0.5 µm/px.
     """
-    if abs(slide.level_mpps[0] / MPP_HR - 1) > 0.02:
-        raise ConfigError(f"{slide.path.name} isn't at {MPP_HR} µm/px")
-    pixels = slide.read_region((0, 0), 0, slide.level_dimensions_xy[0])
+    pixels = _read_pixels(slide)
     stains = rgb2hed(pixels).astype(np.float32)
     density = -np.log10((pixels.astype(np.float32) + 1) / 256).mean(axis=-1)
     return RegionMaps(stains[..., 0], stains[..., 1], density < PALE_OD)
+
+
+def _read_pixels(slide: Slide) -> NDArray[np.uint8]:
+    """Return a whole region, (H, W, 3); raises ConfigError where level 0 isn't at 0.5 µm/px."""
+    if abs(slide.level_mpps[0] / MPP_HR - 1) > 0.02:
+        raise ConfigError(f"{slide.path.name} isn't at {MPP_HR} µm/px")
+    return slide.read_region((0, 0), 0, slide.level_dimensions_xy[0])
 
 
 def measure_tiles(maps: RegionMaps, threshold: float, tile_px: int) -> NDArray[np.float64]:
@@ -241,8 +246,9 @@ def _haematoxylin_threshold(rows: list[SlideRow], reporter: Reporter) -> float:
     values = []
     for row in reporter.track(rows, "Drawing pixels", len(rows)):
         with Slide(row.path) as slide:
-            drawn = read_maps(slide).haematoxylin.ravel()
-        values.append(drawn[rng.integers(len(drawn), size=_PIXELS_OF_A_REGION)])
+            pixels = _read_pixels(slide).reshape(-1, 3)
+        drawn = pixels[rng.integers(len(pixels), size=_PIXELS_OF_A_REGION)]
+        values.append(rgb2hed(drawn[None])[0, :, 0].astype(np.float32))
     return float(threshold_otsu(np.concatenate(values)))
 
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from napari_lrmil.model.mil.attention import input_norm
+from napari_lrmil.model.mil.attention import input_norm, pooled_without_each
 from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, MILSpec, one_bag
 
 _NUMBERS_AT_ONCE = 2**20
@@ -137,21 +137,12 @@ class ABMIL(MILModel):
         return torch.cat(logits)
 
     def leave_one_out_logits(self, bag: AnyBag) -> Tensor:
-        """As in `MILModel`, in closed form: without n the bag is (b - a_n h_n) / (1 - a_n).
-
-        Where a_n is above one half, which it is for one instance at most, the difference would cancel: there the
-        softmax over the others is taken anew.
-        """
+        """As in `MILModel`, in closed form: the classifier is linear, so class values are pooled without each."""
         instances, attention_logits = self._attend(bag)
         if len(instances) == 1:
             return instances.new_zeros((1, self.classifier.out_features))
-        scores = torch.softmax(attention_logits, dim=0)[:, None]  # (N, 1)
-        weighed = scores * (instances @ self.classifier.weight.T)  # (N, C)
-        dominant = scores[:, 0] > 0.5
-        logits = (weighed.sum(dim=0) - weighed) / (1 - scores).clamp_min(0.5) + self.classifier.bias
-        if bool(dominant.any()):
-            logits[dominant] = self.subset_logits(bag, ~dominant[None])
-        return logits
+        values = instances @ self.classifier.weight.T  # (N, C)
+        return pooled_without_each(attention_logits[None], values) + self.classifier.bias
 
     def alone_logits(self, bag: AnyBag) -> Tensor:
         """As in `MILModel`, in closed form: an instance alone has all of the attention."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+
+from napari_lrmil.model.mil.base import MILSpec
 
 
 class GatedAttention(nn.Module):
@@ -33,6 +36,14 @@ class GatedAttention(nn.Module):
         gate = self.dropout(torch.sigmoid(self.gate(instances)))  # (N, hidden)
         logits: Tensor = self.score(value * gate).T  # (N, A) -> (A, N)
         return logits
+
+
+class NormalisedSpec(MILSpec):
+    """Spec of a head whose paper has no layer norm of the embeddings, as heads of this package start with; see `input_norm`."""
+
+    normalise: bool = Field(
+        default=True, description="layer norm of the embeddings first; the paper has none"
+    )
 
 
 def input_norm(embed_dim: int, normalise: bool) -> nn.Module:

@@ -18,13 +18,21 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_lrmil.model.mil.attention import GatedAttention, input_norm, pooled_without_each, xavier_init
-from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, MILSpec, bag_cross_entropy, one_bag
+from napari_lrmil.model.mil.attention import (
+    GatedAttention,
+    NormalisedSpec,
+    input_norm,
+    pooled_without_each,
+    xavier_init,
+)
+from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, bag_cross_entropy, one_bag
 
 InstanceLoss = Literal["svm", "ce"]
 
 
-class _CLAMSpec(MILSpec):
+class InstanceLossSpec(NormalisedSpec):
+    """Numbers of a gated attention on projected instances, trained with CLAM's instance loss too."""
+
     projection_dim: int = Field(
         default=512, gt=0, le=8192, description="width of the layer before the attention"
     )
@@ -33,15 +41,15 @@ class _CLAMSpec(MILSpec):
     k: int = Field(
         default=8, ge=1, le=4096, description="tiles at each end of the attention for the instance loss"
     )
-    bag_weight: float = Field(
-        default=0.7, ge=0, le=1, description="of the bag's loss; the instances' has the rest"
-    )
     subtyping: bool = Field(
         default=False, description="classes exclude each other: also the others' top k, as negatives"
     )
     instance_loss: InstanceLoss = Field(default="svm", description="svm: smooth top-1 SVM; ce: cross-entropy")
-    normalise: bool = Field(
-        default=True, description="layer norm of the embeddings first; the paper has none"
+
+
+class _CLAMSpec(InstanceLossSpec):
+    bag_weight: float = Field(
+        default=0.7, ge=0, le=1, description="of the bag's loss; the instances' has the rest"
     )
 
 

@@ -19,11 +19,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from napari_lrmil.model.mil.attention import input_norm, pooled_without_each
-from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, MILSpec, bag_cross_entropy, one_bag
+from napari_lrmil.model.mil.attention import NormalisedSpec, input_norm, pooled_without_each
+from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, bag_cross_entropy, one_bag
 
 
-class DSMILSpec(MILSpec):
+class DSMILSpec(NormalisedSpec):
     """Everything needed to build a `DSMIL`, weights apart."""
 
     name: Literal["dsmil"] = "dsmil"
@@ -33,9 +33,6 @@ class DSMILSpec(MILSpec):
     )
     bag_weight: float = Field(
         default=0.5, ge=0, le=1, description="of the bag stream's loss; the max stream has the rest"
-    )
-    normalise: bool = Field(
-        default=True, description="layer norm of the embeddings first; the paper has none"
     )
 
     def build(self) -> DSMIL:

@@ -22,13 +22,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from napari_lrmil.model.mil.attention import GatedAttention, input_norm
-from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, MILSpec, bag_cross_entropy, one_bag
+from napari_lrmil.model.mil.attention import GatedAttention, NormalisedSpec, input_norm
+from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, bag_cross_entropy, one_bag
 
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-class DTFDSpec(MILSpec):
+class DTFDSpec(NormalisedSpec):
     """Everything needed to build a `DTFD`, weights apart."""
 
     name: Literal["dtfd"] = "dtfd"
@@ -45,9 +45,6 @@ class DTFDSpec(MILSpec):
     )
     hidden_dim: int = Field(default=128, gt=0, le=8192, description="width of the attentions' hidden layers")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before both classifiers, in training only")
-    normalise: bool = Field(
-        default=True, description="layer norm of the embeddings first; the paper has none"
-    )
 
     def build(self) -> DTFD:
         """Return the head with fresh weights."""

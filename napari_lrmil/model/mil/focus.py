@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_lrmil.errors import LRMILError
-from napari_lrmil.model.mil.attention import input_norm, scores_as_logits
-from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, MILSpec, one_bag
+from napari_lrmil.model.mil.attention import NormalisedSpec, input_norm, scores_as_logits
+from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, one_bag
 from napari_lrmil.model.tensors import not_finite, read_tensors
 
 
-class FOCUSSpec(MILSpec):
+class FOCUSSpec(NormalisedSpec):
     """Everything needed to build a `FOCUS`, weights apart; the text embeddings are weights."""
 
     name: Literal["focus"] = "focus"
@@ -41,9 +41,6 @@ class FOCUSSpec(MILSpec):
     similarity: float = Field(default=0.8, ge=-1, le=1, description="above it a tile repeats the one before")
     max_tiles: int = Field(default=1024, ge=1, le=2**20, description="that the texts may attend to")
     dropout: float = Field(default=0.25, ge=0, lt=1, description="on encoded tiles, in training only")
-    normalise: bool = Field(
-        default=True, description="layer norm of the embeddings first; the paper has none"
-    )
 
     @model_validator(mode="after")
     def _heads_share(self) -> FOCUSSpec:

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_lrmil.model.mil.attention import GatedAttention, input_norm, scores_as_logits, xavier_init
-from napari_lrmil.model.mil.base import AnyBag, Bag, MILModel, MILOutput, MILSpec, bag_cross_entropy
-from napari_lrmil.model.mil.clam import InstanceLoss, attention_ends, clam_instance_loss
+from napari_lrmil.model.mil.base import AnyBag, Bag, MILModel, MILOutput, bag_cross_entropy
+from napari_lrmil.model.mil.clam import InstanceLossSpec, attention_ends, clam_instance_loss
 from napari_lrmil.model.mil.zoommil import several_bags
 
 
-class HDMILSpec(MILSpec):
+class HDMILSpec(InstanceLossSpec):
     """Everything needed to build an `HDMIL`, weights apart."""
 
     name: Literal["hdmil"] = "hdmil"
@@ -43,22 +43,7 @@ class HDMILSpec(MILSpec):
     )
     temperature: float = Field(default=0.7, gt=0, description="of the mask, in training")
     degree: int = Field(default=12, ge=1, le=64, description="of the classifiers' polynomials")
-    projection_dim: int = Field(
-        default=512, gt=0, le=8192, description="width of the layer before the attention"
-    )
-    hidden_dim: int = Field(default=256, gt=0, le=8192, description="width of the attention's hidden layer")
     light_dim: int = Field(default=256, gt=0, le=8192, description="width of the light network")
-    dropout: float = Field(default=0.25, ge=0, lt=1, description="after each hidden layer, in training only")
-    k: int = Field(
-        default=8, ge=1, le=4096, description="tiles at each end of the attention for the instance loss"
-    )
-    subtyping: bool = Field(
-        default=False, description="classes exclude each other: also the others' top k, as negatives"
-    )
-    instance_loss: InstanceLoss = Field(default="svm", description="svm: smooth top-1 SVM; ce: cross-entropy")
-    normalise: bool = Field(
-        default=True, description="layer norm of the embeddings first; the paper has none"
-    )
 
     @property
     def factors(self) -> tuple[int, ...]:

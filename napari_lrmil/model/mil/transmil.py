@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from napari_lrmil.model.mil.attention import input_norm, scores_as_logits
-from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, MILSpec, one_bag
+from napari_lrmil.model.mil.attention import NormalisedSpec, input_norm, scores_as_logits
+from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, one_bag
 
 _NUMBERS_AT_ONCE = 2**24
 
 
-class TransMILSpec(MILSpec):
+class TransMILSpec(NormalisedSpec):
     """Everything needed to build a `TransMIL`, weights apart."""
 
     name: Literal["transmil"] = "transmil"
@@ -45,9 +45,6 @@ class TransMILSpec(MILSpec):
         default=True, description="add a convolution over the values to the attention"
     )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="after each attention, in training only")
-    normalise: bool = Field(
-        default=True, description="layer norm of the embeddings first; the paper has none"
-    )
 
     @model_validator(mode="after")
     def _heads_share(self) -> TransMILSpec:

@@ -22,11 +22,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from napari_lrmil.model.mil.attention import GatedAttention, input_norm, scores_as_logits
-from napari_lrmil.model.mil.base import AnyBag, Bag, MILModel, MILOutput, MILSpec
+from napari_lrmil.model.mil.attention import GatedAttention, NormalisedSpec, input_norm, scores_as_logits
+from napari_lrmil.model.mil.base import AnyBag, Bag, MILModel, MILOutput
 
 
-class ZoomMILSpec(MILSpec):
+class ZoomMILSpec(NormalisedSpec):
     """Everything needed to build a `ZoomMIL`, weights apart."""
 
     name: Literal["zoommil"] = "zoommil"
@@ -46,9 +46,6 @@ class ZoomMILSpec(MILSpec):
     )
     hidden_dim: int = Field(default=256, gt=0, le=8192, description="width of the attentions' hidden layers")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="after each hidden layer, in training only")
-    normalise: bool = Field(
-        default=True, description="layer norm of the embeddings first; the paper has none"
-    )
 
     @property
     def factors(self) -> tuple[int, ...]:
