@@ -25,7 +25,7 @@ from napari_lrmil.model.calibration import OperatingPoint, VectorScaling
 from napari_lrmil.model.card import is_said_of_slides, render_card
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import fetch_bundle, is_hub_name
-from napari_lrmil.model.mil import HEADS, ABMILSpec, AnyMILSpec, Bag, MILModel, build_mil
+from napari_lrmil.model.mil import HEADS, ABMILSpec, AnyMILSpec, MILModel, build_mil
 from napari_lrmil.model.tensors import not_finite, read_tensors
 from napari_lrmil.model.trust import Trust, TrustInfo
 from napari_lrmil.outside import parse_json, read_file
@@ -357,12 +357,7 @@ def load_bundle(bundle_dir: str | Path, *, device: torch.device | str = "cpu") -
         model.load_state_dict(parts[part])
     try:
         with torch.inference_mode():
-            one = torch.zeros(1, dtype=torch.int64)
-            bags = tuple(
-                Bag(torch.zeros((1, info.mil.embed_dim)), places=one.expand(1, 2), mpp=mpp, parents=one)
-                for mpp in info.mpps
-            )
-            mil.eval()(bags if len(bags) > 1 else bags[0])
+            mil.eval()(info.mil.smallest_bag(info.tiles.mpp))
     except Exception as error:  # as above
         raise _unusable(info, error) from error
     trust = _trust(root, info, parts["trust"])

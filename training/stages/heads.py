@@ -31,7 +31,6 @@ from napari_lrmil.model.mil import (
     ABMILSpec,
     AnyBag,
     AnyMILSpec,
-    Bag,
     MILModel,
     MILOutput,
     MILSpec,
@@ -262,17 +261,7 @@ class Lacks(NamedTuple):
 def _lacks(spec_json: str) -> Lacks:
     spec = TypeAdapter[MILSpec](AnyMILSpec).validate_json(spec_json)
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        one = torch.zeros(2, dtype=torch.int64)
-        bags = tuple(
-            Bag(
-                torch.randn(2, spec.embed_dim),
-                places=one[:, None].expand(2, 2),
-                mpp=float(factor),
-                parents=one,
-            )
-            for factor in spec.factors
-        )
-        output = build_mil(spec).eval()(bags if len(bags) > 1 else bags[0])
+        output = build_mil(spec).eval()(spec.smallest_bag())
     logits = output.instance_logits
     return Lacks(output.attention_logits is None, logits is None or logits.shape[1] != 2)
 

@@ -306,6 +306,20 @@ class MILSpec(BaseModel):
         """
         return (1,)
 
+    def smallest_bag(self, mpp: float = 1.0) -> AnyBag:
+        """Return one tile of zeros at each magnification, to try a head with; `mpp` of the finest."""
+        first = torch.zeros(1, dtype=torch.int64)
+        bags = tuple(
+            Bag(
+                torch.zeros((1, self.embed_dim)),
+                places=first.expand(1, 2),
+                mpp=factor * mpp,
+                parents=first,
+            )
+            for factor in self.factors
+        )
+        return bags if len(bags) > 1 else bags[0]
+
     def build(self) -> MILModel:
         """Return the aggregator with fresh weights."""
         raise NotImplementedError
