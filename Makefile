@@ -23,8 +23,6 @@ demo: $(VENV)/.ready
 
 # A plugin that writes to the viewer from another thread fails.
 test: export NAPARI_ENSURE_PLUGIN_MAIN_THREAD = 1
-# One thread for each process: together they have all cores.
-test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.ready
 	$(PY) -m pytest $(WORKERS) $(PYTEST_ARGS)
 
