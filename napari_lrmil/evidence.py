@@ -237,7 +237,7 @@ class _Asked:
             # A steep slope says that the tile speaks for the class, in the bag and alone.
             asked = places if all_alone else chosen
             alone = self._alone(asked)
-            alone = alone if all_alone else _estimated(slopes, chosen, n_spread, alone)
+            alone = alone if all_alone else _estimated(slopes, chosen, len(chosen), alone)
         exact = np.zeros(self.n, bool)
         exact[chosen] = True
         return without, alone, exact
@@ -276,7 +276,7 @@ class _Asked:
         return n_removed, np.concatenate([first, *others])
 
     def _single(self) -> _Asked:
-        """The same in float32, twice as fast; its weights can have gradients."""
+        """The same in float32, twice as fast."""
         import torch
 
         from napari_lrmil.model.mil.base import Bag
@@ -309,19 +309,18 @@ class _Asked:
 
         from napari_lrmil.model.mil.base import finest_bag
 
-        asked = self._single()
-        bag, finest = asked.bag, finest_bag(asked.bag)
+        bag, finest = self.bag, finest_bag(self.bag)
         embeddings = finest.embeddings.detach().clone().requires_grad_()
-        asked.mil.requires_grad_(False)
+        self.mil.requires_grad_(False)
         with torch.enable_grad():
             leaf = replace(finest, embeddings=embeddings)
-            logits = asked.mil((*bag[:-1], leaf) if isinstance(bag, tuple) else leaf).bag_logits
+            logits = self.mil((*bag[:-1], leaf) if isinstance(bag, tuple) else leaf).bag_logits
             apart = finest.embeddings - finest.embeddings.mean(dim=0)
             falls = []
             for place in range(len(logits)):
                 (gradient,) = torch.autograd.grad(logits[place], embeddings, retain_graph=True)
                 falls.append((gradient * apart).sum(dim=1))
-        found: Array = torch.stack(falls, dim=1).double().numpy() / np.asarray(self.scaling.temperatures)
+        found: Array = torch.stack(falls, dim=1).numpy() / np.asarray(self.scaling.temperatures)
         return found
 
 

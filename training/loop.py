@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -27,6 +27,12 @@ from training.files import save_tensors
 from training.progress import Advance, Reporter
 
 T = TypeVar("T")
+OptimizerName = Literal["adamw", "adam", "radam"]
+_OPTIMIZERS: dict[OptimizerName, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "radam": torch.optim.RAdam,
+}
 
 
 class TrainingDiverged(LRMILError):
@@ -35,7 +41,7 @@ class TrainingDiverged(LRMILError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are fitted, with AdamW.
+    """How weights are fitted.
 
     Attributes
     ----------
@@ -61,6 +67,10 @@ class Recipe:
     clip : float
         A gradient that is longer is shortened to it; inf: never. An epoch's metrics say how long gradients were and which
         share of them was.
+    optimizer : {"adamw", "adam", "radam"}
+        The weight decay of the last two is added to the gradient.
+    betas : tuple of float
+        Of the optimizer's running means of gradients and of their squares.
     """
 
     epochs: int
@@ -74,6 +84,8 @@ class Recipe:
     rising_epochs: float = 0.0
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     clip: float = 5.0
+    optimizer: OptimizerName = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 @dataclass(frozen=True)
@@ -158,12 +170,17 @@ def fit(
         Naming step and slides; the weights of the best epoch so far are back in the model and in `files.last_good`.
     """
     fabric, files = session.fabric, session.files
-    optimizer = torch.optim.AdamW(
+    # A head's step on a CPU takes half the time. Elsewhere a gradient scaler must see gradients first.
+    fused: dict[str, Any] = (
+        {} if recipe.optimizer == "radam" else {"fused": fabric.device.type == "cpu" or None}
+    )
+    kind: Callable[..., torch.optim.Optimizer] = _OPTIMIZERS[recipe.optimizer]
+    optimizer = kind(
         _by_learning_rate(model, recipe),
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
-        # A head's step on a CPU takes half the time. Elsewhere a gradient scaler must see gradients first.
-        fused=fabric.device.type == "cpu" or None,
+        betas=recipe.betas,
+        **fused,
     )
     wrapped, wrapped_optimizer = fabric.setup(model if called is None else called, optimizer)
     steps_per_epoch = -(-task.steps_per_epoch // recipe.accumulate)

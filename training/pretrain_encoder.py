@@ -9,7 +9,7 @@ No slide label and no lesion mask takes part, and the slides have a seed of thei
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -59,6 +59,24 @@ def load_examples(slide_paths: list[Path], spec: TileSpec, reporter: Reporter) -
         values = tile_truth(truth, origins_l0_xy=found.corners_l0_xy, tile_l0_px=found.grid.tile_l0_xy[0])
         attributes.append(values[:, keep])
     return Examples(np.concatenate(tiles), np.concatenate(attributes))
+
+
+def parts_of(paths: Sequence[Path], n_fine: int, *, finest: bool) -> tuple[list[Path], list[Path]]:
+    """Return the slides that train and those that validate at one scale.
+
+    An eighth validates, the same at every scale: no slide trains one scale and validates another.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        All slides.
+    n_fine : int
+        Of which so many, the first, are read at the finest scale, and all at the others.
+    finest : bool
+    """
+    held_out = {*paths[: n_fine // 8], *paths[n_fine::8]}
+    read = paths[:n_fine] if finest else paths
+    return [path for path in read if path not in held_out], [path for path in read if path in held_out]
 
 
 def standardise(train: Examples, val: Examples) -> tuple[Examples, Examples]:
@@ -156,6 +174,13 @@ def main(
         "demo/pretraining"
     ),
     slides: Annotated[int, typer.Option(min=8, help="Generated slides; an eighth validates.")] = 96,
+    coarse_slides: Annotated[
+        int,
+        typer.Option(
+            help="Slides read at all but the finest of several scales, at least --slides: a slide has 16 times fewer tiles "
+            "at 4 times the µm/px, and an encoder that saw few of them knows that scale no better than a random one."
+        ),
+    ] = 0,
     epochs: Annotated[int, typer.Option(min=1)] = 4,
     tile_px: Annotated[int, typer.Option(help="Edge of a tile.")] = 64,
     mpp: Annotated[
@@ -168,8 +193,9 @@ def main(
     """Train the demo's teacher encoder on generated slides and write its weights (float16)."""
     reporter = Reporter()
     with errors_as_messages():
-        config = CohortConfig(n_unlabelled=slides, n_train=0, n_val=0, n_test=0)
-        with reporter.bar("Generating slides", slides) as advance:
+        n_slides = max(slides, coarse_slides if len(mpp) > 1 else 0)
+        config = CohortConfig(n_unlabelled=n_slides, n_train=0, n_val=0, n_test=0)
+        with reporter.bar("Generating slides", n_slides) as advance:
             done = 0
 
             def progress(n: int, total: int) -> None:
@@ -181,12 +207,11 @@ def main(
                 work_dir, config, seed=PRETRAINING_SEED, workers=os.cpu_count() or 1, progress=progress
             )
         paths = sorted((table.parent / "slides").glob("*.tif"))
-        held_out = max(1, len(paths) // 8)
         scales = []
         for one in mpp:  # each in units of its own spread: a larger tile holds more of everything
             spec = TileSpec(tile_px, one)
-            parts = (load_examples(part, spec, reporter) for part in (paths[held_out:], paths[:held_out]))
-            scales.append(standardise(*parts))
+            parts = parts_of(paths, slides, finest=one == min(mpp))
+            scales.append(standardise(*(load_examples(part, spec, reporter) for part in parts)))
         train, val = balanced([one[0] for one in scales]), balanced([one[1] for one in scales])
         encoder = pretrain(
             train,

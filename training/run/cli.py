@@ -129,7 +129,8 @@ def _describe(wanted: bool) -> None:
 
 _HELP = (
     "Build an LRMIL student from a table of slides.\n\n"
-    "Every key of the config can be set here: --section.key value, for instance --run.seed 3 (--describe lists them). "
+    "Every key of the config can be set here: --section.key value, for instance --run.seed 3 (--describe lists them); "
+    "--set heads/clam_sb takes a set of values, as a paper's recipe for a head (docs/heads.md). "
     "Paths in it start at the current folder. A finished step isn't done again, and a killed run goes on where it was.\n\n"
     "Several GPUs: torchrun --nproc-per-node N -m training.run CONFIG"
 )

@@ -37,7 +37,7 @@ from napari_lrmil.model.mil import (
     build_mil,
 )
 from training.data.bags import Bags, SlideBag
-from training.loop import FitResult, Recipe, Session, Task, fit, write_history
+from training.loop import FitResult, OptimizerName, Recipe, Session, Task, fit, write_history
 from training.metrics import auc
 from training.section import Section, explained, known_or_nearest, nearest
 
@@ -98,11 +98,17 @@ class MILSection(Section):
         ge=1,
         description="epochs without a better validation AUC before stopping, after mil.min_epochs",
     )
-    learning_rate: float = Field(default=2e-4, gt=0, description="of AdamW, constant after mil.warmup_epochs")
+    optimizer: OptimizerName = Field(
+        default="adamw", description="adam and radam, of papers, add the weight decay to the gradient"
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.999), description="of the optimizer's running means"
+    )
+    learning_rate: float = Field(default=2e-4, gt=0, description="constant after mil.warmup_epochs")
     warmup_epochs: float = Field(default=2.0, ge=0, description="over which the learning rate rises from 0")
-    weight_decay: float = Field(default=1e-3, ge=0, description="of AdamW")
+    weight_decay: float = Field(default=1e-3, ge=0)
     accumulate: int = Field(default=1, ge=1, description="bags a step")
-    clip: float = Field(default=5.0, gt=0, description="longest gradient; inf: any")
+    clip: float = Field(default=5.0, gt=0, description="longest gradient; 1e9: any")
     balance: Literal["none", "loss", "bags"] = Field(
         default="none",
         description="of classes of unlike size. loss: a slide's cross-entropy counts n / (classes x slides of its class); "
@@ -126,8 +132,19 @@ class MILSection(Section):
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A section that doesn't use these keys has the hash that it had before they came."""
-        usual: dict[str, object] = {"name": "abmil", "head": {}, "teacher": {}, "student": {}}
-        return {key: value for key, value in dump(self).items() if key not in usual or value != usual[key]}
+        usual: dict[str, object] = {
+            "name": "abmil",
+            "head": {},
+            "teacher": {},
+            "student": {},
+            "optimizer": "adamw",
+            "betas": (0.9, 0.999),
+        }
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if key not in usual or getattr(self, key) != usual[key]
+        }
 
     @field_validator("name")
     @classmethod
@@ -222,6 +239,8 @@ class MILSection(Section):
             min_epochs=self.epochs if again else min(self.min_epochs, max(1, self.epochs // 2)),
             rising_epochs=self.warmup_epochs,
             clip=self.clip,
+            optimizer=self.optimizer,
+            betas=self.betas,
         )
 
 
@@ -247,6 +266,12 @@ def _over(base: dict[str, Any], values: dict[str, Any], name: str) -> dict[str, 
     elif isinstance(values.get("head"), dict) and "head" in base:
         values = values | {"head": base["head"] | values["head"]}
     return base | values
+
+
+def put_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of ``[mil]`` over others as they stand in a file; another head's own keys go with its name."""
+    name = base.get("name", "abmil")
+    return _over(dict(base), dict(values), name if isinstance(name, str) else "")
 
 
 class Lacks(NamedTuple):
