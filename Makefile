@@ -9,8 +9,10 @@ PY := $(VENV)/bin/python
 # a fifth slower on an idle one.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-# A real screen where there is one; else a virtual one. Tests always take the virtual one: they click and type.
-XVFB := xvfb-run -a -s "-screen 0 1600x1200x24"
+# The tests run in as many processes as there are cores, four at most: each takes about 2 GB. Those of a file stay
+# together, for what they share. Tests click and type: pytest-xvfb gives each process a virtual display of its own.
+# `make test PYTEST_ARGS="-n0 -x tests/slide"` runs some in one process.
+WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test check schema lock clean
 
@@ -22,7 +24,7 @@ demo: $(VENV)/.ready
 # A plugin that writes to the viewer from another thread fails.
 test: export NAPARI_ENSURE_PLUGIN_MAIN_THREAD = 1
 test: $(VENV)/.ready
-	$(XVFB) $(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 check: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

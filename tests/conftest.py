@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from hypothesis import HealthCheck, settings
 
 from napari_lrmil._viewer.models import import_models
 
+# Before torch is loaded, and for the processes that tests start. Each of a small head's sums is over sooner than a second
+# thread wakes up; `make test` has a process for each core instead.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 import_models()  # before any test draws with OpenGL; see there
 
 import torch  # noqa: E402
