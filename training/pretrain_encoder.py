@@ -9,7 +9,8 @@ No slide label and no lesion mask takes part, and the slides have a seed of thei
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -46,37 +47,26 @@ class Examples(NamedTuple):
     attributes: NDArray[np.float32]
 
 
-def load_examples(slide_paths: list[Path], spec: TileSpec, reporter: Reporter) -> Examples:
-    """Read every tissue tile of generated slides with its attributes, not standardised yet."""
+def load_examples(
+    slide_paths: list[Path], spec: TileSpec, reporter: Reporter, *, most: int = 1_000_000
+) -> Examples:
+    """Read tissue tiles of generated slides, `most` of each, with their attributes, not standardised yet."""
     keep = [index for index, name in enumerate(TILE_ATTRIBUTES) if name not in _LEFT_OUT]
     tiles: list[NDArray[np.uint8]] = []
     attributes: list[NDArray[np.float32]] = []
     for path in reporter.track(slide_paths, "Reading tiles", len(slide_paths)):
         with Slide(path) as slide:
             found = find_tiles(slide, spec, min_tissue=0.25)
-            tiles.extend(iter_tiles(slide, found.grid, found.level, found.places, batch_size=256))
+            # Of the slide's own name, so that a slide's tiles are the same in any cohort that has it.
+            rng = np.random.default_rng(zlib.crc32(path.stem.encode()))
+            drawn = np.sort(rng.permutation(len(found.places))[:most])
+            places = [found.places[index] for index in drawn]
+            tiles.extend(iter_tiles(slide, found.grid, found.level, places, batch_size=256))
         truth = read_truth(path.parents[1] / "truth" / f"{path.stem}.safetensors")
-        values = tile_truth(truth, origins_l0_xy=found.corners_l0_xy, tile_l0_px=found.grid.tile_l0_xy[0])
+        origins = found.corners_l0_xy[drawn]
+        values = tile_truth(truth, origins_l0_xy=origins, tile_l0_px=found.grid.tile_l0_xy[0])
         attributes.append(values[:, keep])
     return Examples(np.concatenate(tiles), np.concatenate(attributes))
-
-
-def parts_of(paths: Sequence[Path], n_fine: int, *, finest: bool) -> tuple[list[Path], list[Path]]:
-    """Return the slides that train and those that validate at one scale.
-
-    An eighth validates, the same at every scale: no slide trains one scale and validates another.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        All slides.
-    n_fine : int
-        Of which so many, the first, are read at the finest scale, and all at the others.
-    finest : bool
-    """
-    held_out = {*paths[: n_fine // 8], *paths[n_fine::8]}
-    read = paths[:n_fine] if finest else paths
-    return [path for path in read if path not in held_out], [path for path in read if path in held_out]
 
 
 def standardise(train: Examples, val: Examples) -> tuple[Examples, Examples]:
@@ -174,13 +164,14 @@ def main(
         "demo/pretraining"
     ),
     slides: Annotated[int, typer.Option(min=8, help="Generated slides; an eighth validates.")] = 96,
-    coarse_slides: Annotated[
+    tiles_per_slide: Annotated[
         int,
         typer.Option(
-            help="Slides read at all but the finest of several scales, at least --slides: a slide has 16 times fewer tiles "
-            "at 4 times the µm/px, and an encoder that saw few of them knows that scale no better than a random one."
+            min=1,
+            help="At most, drawn at random, at each scale. A slide has 16 times fewer tiles at 4 times the µm/px: many slides "
+            "and few tiles of each show an encoder of several scales as much of either.",
         ),
-    ] = 0,
+    ] = 1_000_000,
     epochs: Annotated[int, typer.Option(min=1)] = 4,
     tile_px: Annotated[int, typer.Option(help="Edge of a tile.")] = 64,
     mpp: Annotated[
@@ -193,9 +184,8 @@ def main(
     """Train the demo's teacher encoder on generated slides and write its weights (float16)."""
     reporter = Reporter()
     with errors_as_messages():
-        n_slides = max(slides, coarse_slides if len(mpp) > 1 else 0)
-        config = CohortConfig(n_unlabelled=n_slides, n_train=0, n_val=0, n_test=0)
-        with reporter.bar("Generating slides", n_slides) as advance:
+        config = CohortConfig(n_unlabelled=slides, n_train=0, n_val=0, n_test=0)
+        with reporter.bar("Generating slides", slides) as advance:
             done = 0
 
             def progress(n: int, total: int) -> None:
@@ -207,11 +197,14 @@ def main(
                 work_dir, config, seed=PRETRAINING_SEED, workers=os.cpu_count() or 1, progress=progress
             )
         paths = sorted((table.parent / "slides").glob("*.tif"))
+        held_out = max(1, len(paths) // 8)
         scales = []
         for one in mpp:  # each in units of its own spread: a larger tile holds more of everything
             spec = TileSpec(tile_px, one)
-            parts = parts_of(paths, slides, finest=one == min(mpp))
-            scales.append(standardise(*(load_examples(part, spec, reporter) for part in parts)))
+            parts = (paths[held_out:], paths[:held_out])
+            scales.append(
+                standardise(*(load_examples(part, spec, reporter, most=tiles_per_slide) for part in parts))
+            )
         train, val = balanced([one[0] for one in scales]), balanced([one[1] for one in scales])
         encoder = pretrain(
             train,
