@@ -137,7 +137,8 @@ class RandomFeatures:
 
     def _raw(self, images: NDArray[np.float32]) -> Tensor:
         found = F.relu(F.conv2d(torch.from_numpy(images)[:, None], self._filters, padding=3))
-        return F.max_pool2d(found, 7).flatten(1)  # (n, 48, 28, 28) -> (n, 48, 4, 4) -> (n, 768)
+        largest: Tensor = F.max_pool2d(found, 7).flatten(1)  # (n, 48, 28, 28) -> (n, 48, 4, 4) -> (n, 768)
+        return largest
 
 
 def as_bag(one: ImageBag, features: RandomFeatures, n_magnifications: int) -> AnyBag:
