@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -15,7 +14,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_serializer,
@@ -30,7 +28,6 @@ from napari_lrmil.model.mil import (
     HEADS,
     ABMILSpec,
     AnyBag,
-    AnyMILSpec,
     MILModel,
     MILOutput,
     MILSpec,
@@ -282,18 +279,10 @@ class Lacks(NamedTuple):
     """No instance classifier of tiles that decide: none, or one of the slide's classes."""
 
 
-@functools.cache
-def _lacks(spec_json: str) -> Lacks:
-    spec = TypeAdapter[MILSpec](AnyMILSpec).validate_json(spec_json)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        output = build_mil(spec).eval()(spec.smallest_bag())
-    logits = output.instance_logits
-    return Lacks(output.attention_logits is None, logits is None or logits.shape[1] != 2)
-
-
 def lacks(section: MILSection) -> Lacks:
-    """Return what the head of a section doesn't say, by asking a small one."""
-    return _lacks(section.spec(embed_dim=16, n_classes=3).model_dump_json())
+    """Return what the head of a section doesn't say."""
+    head = HEADS[section.name]
+    return Lacks(attention=not head.has_attention, instances=not head.tells_deciding_tiles)
 
 
 class InTensors(nn.Module):
