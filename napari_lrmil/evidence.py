@@ -1,15 +1,16 @@
 """Which tiles carry a slide's classification, by leaving them out: exact, and checked against chance.
 
 Attention says what the head weighed. What a tile does to the probability is another question, and an LR bag is small
-enough to answer it exactly: classify the bag again without that tile. A head that has no short way to that, and is too
-large to run as often as there are tiles, is asked so for the tiles that its gradient says matter most; the numbers of the
-others are then estimates, and are called so wherever they are shown.
+enough to answer it exactly: classify the bag again without that tile. A head that has no short way to that, and has too
+much work with a bag to be run as often as there are tiles, is asked so for the tiles that its gradient says matter most;
+the numbers of the others are then estimates, and are called so wherever they are shown. What is too much is counted in
+operations, not in seconds (`napari_lrmil.model.mil.work`): the same slide has the same evidence on every machine.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,13 +29,15 @@ SATURATED_ABOVE = 0.99
 
 N_STEPS = 11
 N_RANDOM = 20
-_FEW_RANDOM = 5
+LEAST_RANDOM = 2
 """Orders where a head is too slow for more."""
-MOST_WORK = 1e11
-"""Weights of the head times instances that leaving tiles out one by one may take: about half a minute on a core."""
-MOST_RUNS = 2000
-LEAST_EXACT = 16
+MOST_WORK = 1.5e11
+"""Work, see `napari_lrmil.model.mil.work`, that leaving tiles out one by one may take, and as much the tiles alone and
+the deletion curve each: about 4 seconds on a core of 40 GFLOP/s in float64."""
+LEAST_EXACT = 8
 """Tiles that are left out exactly, however slow the head."""
+_COUNTED = 4
+"""Tiles whose work is counted, of these."""
 
 
 class DeletionCurve(NamedTuple):
@@ -84,7 +87,8 @@ class Evidence(NamedTuple):
     class_attention: Array | None
     """(C, N) attention scores of each class; None where all have the same, or none"""
     exact_tiles: NDArray[np.bool_] | None
-    """(N,) whose contributions are exact, the others' being estimates; None: all"""
+    """(N,) of which all is exact; of the others contributions are estimates, and so is what they say alone where that would
+    have been too much work as well. None: all"""
     class_contributions: Array
     """(N, C) probability of the whole bag minus that without tile n; positive: the tile speaks for the class."""
     log_odds_contributions: Array
@@ -124,7 +128,8 @@ def explain(
     seed : int
         Of these orders.
     most_work : float
-        See `MOST_WORK`. Of a head that would take more, tiles whose gradient promises little are estimated.
+        See `MOST_WORK`. Of a head that would take more, tiles whose gradient promises little are estimated, and random
+        orders are fewer.
 
     Returns
     -------
@@ -134,40 +139,30 @@ def explain(
     """
     import torch
 
-    # Copied outside of inference mode: what is made inside could never be trained again.
     from napari_lrmil.model.mil.base import Bag, finest_bag
 
+    # Copied outside of inference mode: what is made inside could never be trained again.
     exact = copy.deepcopy(mil).cpu().double().eval()
     several = bag if isinstance(bag, tuple) else (Bag.of(bag),)
     doubles = tuple(one.on("cpu", torch.float64) for one in several)
     instances: AnyBag = doubles if len(doubles) > 1 else doubles[0]
     n = len(finest_bag(instances))
-    n_exact = _affordable(exact, n, most_work)
-    if n_exact < n:
-        n_random = min(n_random, _FEW_RANDOM)
-    slopes = None if n_exact >= n else _slopes(exact, instances, scaling)
     with torch.inference_mode():
         output = exact(instances)
         whole_logits = scaling.scaled(output.bag_logits.numpy())
         whole = softmax(whole_logits)
         class_index = int(called_class(whole, thresholds))
-        exact_tiles = None
-        if slopes is None:
-            without = scaling.scaled(exact.leave_one_out_logits(instances).numpy())  # (N, C)
-        else:
-            without, exact_tiles = _estimated(
-                exact, instances, scaling, slopes, whole_logits, class_index, n_exact
-            )
+    asked = _Asked(exact, instances, scaling)
+    without, alone, exact_tiles = asked.tiles(whole_logits, class_index, most_work)
+    with torch.inference_mode():
         if n == 1:
             without = np.zeros_like(without)  # nothing is left, and no bias speaks for a class either
-        alone = scaling.scaled(exact.alone_logits(instances).numpy())  # (N, C)
         attention_logits = output.attention_logits_for(class_index)
         by_class = output.attention_scores
         orders = _removal_orders(without, class_index, n_random=n_random, seed=seed)
-        n_removed, kept = _kept(orders)
-        parts = scaling.scaled(exact.subset_logits(instances, torch.from_numpy(kept)).numpy())
-        parts[~np.asarray(kept).any(axis=1)] = 0
-        probabilities = softmax(parts)
+        n_removed, parts = asked.curves(orders, whole_logits, most_work, estimated=exact_tiles is not None)
+        probabilities = softmax(parts.reshape(-1, parts.shape[-1]))
+        orders = orders[: len(parts)]
     curves = probabilities[:, class_index].reshape(len(orders), N_STEPS)
     low, high = np.quantile(curves[1:], (0.05, 0.95), axis=0)
     return Evidence(
@@ -190,74 +185,192 @@ def explain(
     )
 
 
-def _affordable(mil: MILModel, n: int, most_work: float) -> int:
-    """How many of n tiles can be left out exactly: all where the head has a short way, or is small enough."""
-    from napari_lrmil.model.mil import MILModel
+class _Asked:
+    """A head in float64 that is asked about parts of one bag of N tiles, C classes; all it says is scaled logits.
 
-    if type(mil).leave_one_out_logits is not MILModel.leave_one_out_logits:
-        return n
-    n_weights = sum(weights.numel() for weights in mil.parameters())
-    runs = min(MOST_RUNS, int(most_work / max(1, n_weights * n)))
-    return min(n, max(LEAST_EXACT, runs))
+    Parameters
+    ----------
+    mil : MILModel
+    bag : Bag or tuple of Bag
+    scaling : VectorScaling
+    """
+
+    def __init__(self, mil: MILModel, bag: AnyBag, scaling: VectorScaling) -> None:
+        from napari_lrmil.model.mil.base import finest_bag
+
+        self.mil, self.bag, self.scaling = mil, bag, scaling
+        self.n = len(finest_bag(bag))
+
+    def tiles(
+        self, whole_logits: Array, class_index: int, most_work: float
+    ) -> tuple[Array, Array, NDArray[np.bool_] | None]:
+        """The bag without each tile (N, C), each tile alone (N, C), and of which tiles both are exact, None: of all."""
+        import torch
+
+        from napari_lrmil.model.mil import MILModel
+        from napari_lrmil.model.mil.base import finest_bag
+
+        kind, places = type(self.mil), np.arange(self.n)
+        # Some tiles of all sorts, in whatever order they come.
+        sums = finest_bag(self.bag).embeddings.sum(dim=1).numpy()
+        counted = np.argsort(sums, kind="stable")[
+            np.linspace(0, self.n - 1, _COUNTED).round().astype(np.int64)
+        ]
+        n_exact, known = self.n, None
+        if self.n > LEAST_EXACT and kind.leave_one_out_logits is MILModel.leave_one_out_logits:
+            n_exact, known = _affordable(self._without, counted, self.n, most_work)
+        all_alone = True
+        if self.n > LEAST_EXACT and kind.alone_logits is MILModel.alone_logits:
+            all_alone = _affordable(self._alone, counted, self.n, most_work)[0] == self.n
+        with torch.inference_mode():
+            if known is None or n_exact == self.n:
+                whole_bag = self.mil.leave_one_out_logits(self.bag).numpy()
+                # Whoever can leave out every tile can ask each alone: that is a part of the work.
+                return self.scaling.scaled(whole_bag), self._alone(places), None
+        slopes = self._slopes()
+        order = np.argsort(log_odds(whole_logits - slopes)[:, class_index], kind="stable")
+        others, n_spread = _chosen(order[~np.isin(order, counted)], n_exact - _COUNTED)
+        chosen, n_spread = np.concatenate([counted, others]), _COUNTED + n_spread
+        with torch.inference_mode():
+            truly = np.concatenate([known, self._without(others)])
+            without = _estimated(whole_logits - slopes, chosen, n_spread, truly)
+            # A steep slope says that the tile speaks for the class, in the bag and alone.
+            asked = places if all_alone else chosen
+            alone = self._alone(asked)
+            alone = alone if all_alone else _estimated(slopes, chosen, len(chosen), alone)
+        exact = np.zeros(self.n, bool)
+        exact[chosen] = True
+        return without, alone, exact
+
+    def curves(
+        self, orders: NDArray[np.int64], whole_logits: Array, most_work: float, *, estimated: bool
+    ) -> tuple[NDArray[np.int64], Array]:
+        """How many tiles are gone at each step (K,), and what the rest says, (orders, K, C): of as many orders as can be paid.
+
+        Where tiles are `estimated`, the random orders are asked about in float32: of these a mean is shown.
+        """
+        import torch
+
+        from napari_lrmil.model.mil.work import WorkCounter
+
+        def rest(some: NDArray[np.int64], asked: _Asked) -> Array:
+            _, kept = _kept(some)
+            steps = kept.reshape(len(some), N_STEPS, -1)
+            found = np.zeros((len(some), N_STEPS, len(whole_logits)))
+            known, empty = steps.all(axis=2), ~steps.any(axis=2)
+            found[known] = whole_logits
+            between = ~known & ~empty
+            if between.any():
+                parts = asked.mil.subset_logits(asked.bag, torch.from_numpy(steps[between]))
+                found[between] = self.scaling.scaled(parts.double().numpy())
+            return found
+
+        n_removed, _ = _kept(orders[:1])
+        with torch.inference_mode():
+            with WorkCounter() as work:
+                first = rest(orders[:1], self)
+            n_random = min(len(orders) - 1, max(LEAST_RANDOM, int(most_work / max(1.0, work.done))))
+            others = (
+                [rest(orders[1 : 1 + n_random], self._single() if estimated else self)] if n_random else []
+            )
+        return n_removed, np.concatenate([first, *others])
+
+    def _single(self) -> _Asked:
+        """The same in float32, twice as fast."""
+        import torch
+
+        from napari_lrmil.model.mil.base import Bag
+
+        bags = self.bag if isinstance(self.bag, tuple) else (self.bag,)
+        singles = tuple(Bag.of(one).on("cpu", torch.float32) for one in bags)
+        bag: AnyBag = singles if len(singles) > 1 else singles[0]
+        return _Asked(copy.deepcopy(self.mil).float(), bag, self.scaling)
+
+    def _without(self, tiles: NDArray[np.int64]) -> Array:
+        """(n, C) of the bag without each of n tiles."""
+        import torch
+
+        kept = np.ones((len(tiles), self.n), bool)
+        kept[np.arange(len(tiles)), tiles] = False
+        return self.scaling.scaled(self.mil.subset_logits(self.bag, torch.from_numpy(kept)).numpy())
+
+    def _alone(self, tiles: NDArray[np.int64]) -> Array:
+        """(n, C) of each of n tiles alone."""
+        import torch
+
+        from napari_lrmil.model.mil.base import with_part
+
+        part = self.bag if len(tiles) == self.n else with_part(self.bag, torch.from_numpy(tiles))
+        return self.scaling.scaled(self.mil.alone_logits(part).numpy())
+
+    def _slopes(self) -> Array:
+        """(N, C) by how much each logit falls, to first order, where a tile becomes the mean of the tiles."""
+        import torch
+
+        from napari_lrmil.model.mil.base import finest_bag
+
+        bag, finest = self.bag, finest_bag(self.bag)
+        embeddings = finest.embeddings.detach().clone().requires_grad_()
+        self.mil.requires_grad_(False)
+        with torch.enable_grad():
+            leaf = replace(finest, embeddings=embeddings)
+            logits = self.mil((*bag[:-1], leaf) if isinstance(bag, tuple) else leaf).bag_logits
+            apart = finest.embeddings - finest.embeddings.mean(dim=0)
+            falls = []
+            for place in range(len(logits)):
+                (gradient,) = torch.autograd.grad(logits[place], embeddings, retain_graph=True)
+                falls.append((gradient * apart).sum(dim=1))
+        found: Array = torch.stack(falls, dim=1).numpy() / np.asarray(self.scaling.temperatures)
+        return found
 
 
-def _slopes(mil: MILModel, bag: AnyBag, scaling: VectorScaling) -> Array:
-    """(N, C) by how much each scaled logit falls, to first order, where a tile becomes the mean of the tiles."""
-    import torch
+def _affordable(
+    ask: Callable[[NDArray[np.int64]], Array], some: NDArray[np.int64], n: int, most_work: float
+) -> tuple[int, Array]:
+    """How many of n tiles `ask` can be asked about, and its answers for some, (k, C), which were counted.
 
-    from napari_lrmil.model.mil.base import finest_bag
-
-    finest = finest_bag(bag)
-    embeddings = finest.embeddings.detach().clone().requires_grad_()
-    mil.requires_grad_(False)
-    with torch.enable_grad():
-        asked = replace(finest, embeddings=embeddings)
-        logits = mil((*bag[:-1], asked) if isinstance(bag, tuple) else asked).bag_logits
-        apart = finest.embeddings - finest.embeddings.mean(dim=0)
-        falls = []
-        for place in range(len(logits)):
-            (gradient,) = torch.autograd.grad(logits[place], embeddings, retain_graph=True)
-            falls.append((gradient * apart).sum(dim=1))
-    found: Array = torch.stack(falls, dim=1).numpy() / np.asarray(scaling.temperatures)
-    return found
-
-
-def _estimated(
-    mil: MILModel,
-    bag: AnyBag,
-    scaling: VectorScaling,
-    slopes: Array,
-    whole_logits: Array,
-    class_index: int,
-    n_exact: int,
-) -> tuple[Array, NDArray[np.bool_]]:
-    """(N, C) scaled logits without each tile, and which are exact.
-
-    Exact are the tiles of steepest slope for and against the class, and a quarter spread evenly over the others, which says
-    how the slopes of the rest have to be shifted and stretched to come nearest to the truth.
+    That is what one tile more takes, beside what all have in common.
     """
     import torch
 
-    order = np.argsort(log_odds(whole_logits - slopes)[:, class_index], kind="stable")
+    from napari_lrmil.model.mil.work import WorkCounter
+
+    with torch.inference_mode():
+        with WorkCounter() as one:
+            first = ask(some[:1])
+        with WorkCounter() as more:
+            rest = ask(some[1:])
+    of_one_more = (more.done - one.done) / (len(some) - 2)
+    left = most_work - max(0.0, one.done - of_one_more)
+    return min(n, max(LEAST_EXACT, int(left / max(1.0, of_one_more)))), np.concatenate([first, rest])
+
+
+def _chosen(order: NDArray[np.int64], n_exact: int) -> tuple[NDArray[np.int64], int]:
+    """Which tiles are asked about exactly, and how many of these, the first, are spread evenly.
+
+    The others are those of steepest slope for and against the class, the ends of `order`.
+    """
     n_spread = n_exact // 4
     n_ends = n_exact - n_spread
     first, last = (n_ends + 1) // 2, len(order) - n_ends // 2
     between = order[np.linspace(first, last - 1, n_spread).round().astype(np.int64)]
-    chosen = np.concatenate([between, order[:first], order[last:]])
-    kept = np.ones((n_exact, len(slopes)), bool)
-    kept[np.arange(n_exact), chosen] = False
-    truly = scaling.scaled(mil.subset_logits(bag, torch.from_numpy(kept)).numpy())
-    without = np.empty_like(slopes)
-    for one in range(slopes.shape[1]):
-        steep, falls = slopes[between, one], whole_logits[one] - truly[:n_spread, one]
-        middle = steep.mean()
-        spread = float(((steep - middle) ** 2).sum())
-        stretch = float(((steep - middle) * falls).sum()) / spread if spread > 0 else 0.0
-        without[:, one] = whole_logits[one] - falls.mean() - stretch * (slopes[:, one] - middle)
-    without[chosen] = truly
-    exact = np.zeros(len(slopes), bool)
-    exact[chosen] = True
-    return without, exact
+    return np.concatenate([between, order[:first], order[last:]]), n_spread
+
+
+def _estimated(guess: Array, chosen: NDArray[np.int64], n_spread: int, truly: Array) -> Array:
+    """(N, C) logits: true ones of the `chosen` tiles; of the others `guess`, shifted and stretched.
+
+    So that it comes nearest to the truth of the first `n_spread`, which are as the others.
+    """
+    found = np.empty_like(guess)
+    for one in range(guess.shape[1]):
+        guessed, true = guess[chosen[:n_spread], one], truly[:n_spread, one]
+        middle = guessed.mean()
+        spread = float(((guessed - middle) ** 2).sum())
+        stretch = float(((guessed - middle) * (true - true.mean())).sum()) / spread if spread > 0 else 0.0
+        found[:, one] = true.mean() + stretch * (guess[:, one] - middle)
+    found[chosen] = truly
+    return found
 
 
 def softmax(logits: Array) -> Array:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from torch import nn
 from napari_lrmil._viewer.docks.classify.evidence import evidence_panel
 from napari_lrmil._viewer.docks.tiles.panel import tiles_panel
 from napari_lrmil.cache.codec import flatten, restore
-from napari_lrmil.evidence import LEAST_EXACT, Evidence, explain, log_odds, softmax
+from napari_lrmil.evidence import LEAST_EXACT, LEAST_RANDOM, Evidence, explain, log_odds, softmax
 from napari_lrmil.export.errors import ResultFileError
 from napari_lrmil.export.geojson import heatmap_to_geojson
 from napari_lrmil.export.images import write_heatmap_png, write_heatmap_zarr
@@ -37,6 +40,7 @@ from napari_lrmil.model.mil import AnyBag, MILModel, MILOutput, build_mil
 from napari_lrmil.model.mil.base import one_bag
 from napari_lrmil.model.mil.max import MaxMIL
 from napari_lrmil.model.mil.mean import MeanMIL, MeanSpec
+from napari_lrmil.model.mil.work import ELEMENT, OPERATION, WorkCounter
 from napari_lrmil.predict import SlidePrediction, predict_slide, run_to_end
 from napari_lrmil.slide import Slide
 from napari_lrmil.wording import evidence_notes
@@ -109,11 +113,20 @@ def test_attention_of_a_class_is_that_of_the_called_one_and_of_each() -> None:
     np.testing.assert_allclose(found.attention_scores, scores[called].numpy(), atol=1e-12)
 
 
+def work_of_one(head: MILModel, instances: torch.Tensor) -> float:
+    """What one tile more that is left out is counted as."""
+    head, kept = copy.deepcopy(head).double(), ~torch.eye(len(instances), dtype=torch.bool)
+    counted = []
+    for parts in (kept[:1], kept[:3]):
+        with torch.inference_mode(), WorkCounter() as work:
+            head.subset_logits(instances.double(), parts)
+        counted.append(work.done)
+    return (counted[1] - counted[0]) / 2
+
+
 def estimated(head: MILModel, instances: torch.Tensor, *, exact: int) -> Evidence:
-    """Evidence of which only so many tiles are paid for."""
-    n_weights = sum(weights.numel() for weights in head.parameters())
-    work = exact * n_weights * len(instances)
-    return explain(head, instances, scaling=PLAIN, most_work=work + 0.5 * n_weights * len(instances))
+    """Evidence of which only so many tiles are paid for, and what they have in common, which is less than a half of one."""
+    return explain(head, instances, scaling=PLAIN, most_work=(exact + 0.9) * work_of_one(head, instances))
 
 
 def test_what_can_be_paid_is_exact_and_the_rest_is_called_an_estimate() -> None:
@@ -157,6 +170,83 @@ def test_estimates_do_not_depend_on_the_order_of_the_tiles() -> None:
     instances, order = torch.randn(60, 6), torch.randperm(60)
     one, other = (estimated(by_class(), bag, exact=20) for bag in (instances, instances[order]))
     np.testing.assert_allclose(other.class_contributions, one.class_contributions[order], atol=1e-9)
+
+
+def test_work_is_counted_as_it_is() -> None:
+    """A product of (2, 3) and (3, 4) is 48 FLOPs, one call, 8 numbers; attention of 5 over 7 is two products."""
+    left, right = torch.ones(2, 3), torch.ones(3, 4)
+    with torch.inference_mode(), WorkCounter() as work:
+        left @ right
+    assert work.done == 48 + OPERATION + 8 * ELEMENT
+    linear = nn.Linear(3, 4, bias=False)
+    with torch.inference_mode(), WorkCounter() as within:
+        linear(left)
+    assert within.done - 48 == pytest.approx(work.done - 48, abs=2 * OPERATION)  # it turns the weights first
+    query, key = torch.ones(1, 2, 5, 16), torch.ones(1, 2, 7, 16)
+    counted = []
+    for length in (7, 14):
+        with torch.inference_mode(), WorkCounter() as attention:
+            nn.functional.scaled_dot_product_attention(
+                query, key.repeat(1, 1, length // 7, 1), key.repeat(1, 1, length // 7, 1)
+            )
+        counted.append(attention.done)
+    assert counted[1] - counted[0] >= 2 * 2 * 2 * 5 * 7 * 16
+    with torch.inference_mode(), WorkCounter() as nothing:
+        pass
+    assert nothing.done == 0
+
+
+def test_the_same_bag_has_the_same_evidence_however_busy_the_machine() -> None:
+    """The budget counts operations: two runs give the same numbers, the second beside another thread that runs the head."""
+    head, instances = by_class(), torch.randn(60, 6)
+    budget = 20.5 * work_of_one(head, instances)
+    quiet = explain(head, instances, scaling=PLAIN, most_work=budget)
+    stop = threading.Event()
+
+    def busy() -> None:
+        while not stop.is_set():
+            head(instances)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    try:
+        beside = explain(head, instances, scaling=PLAIN, most_work=budget)
+    finally:
+        stop.set()
+        thread.join()
+    np.testing.assert_array_equal(quiet.exact_tiles, beside.exact_tiles)
+    np.testing.assert_array_equal(quiet.class_contributions, beside.class_contributions)
+    np.testing.assert_array_equal(quiet.log_odds_alone, beside.log_odds_alone)
+    np.testing.assert_array_equal(quiet.deletion.random_mean, beside.deletion.random_mean)
+
+
+def test_the_budget_is_of_tiles_alone_and_of_random_orders_too() -> None:
+    class Counted(ClassAttention):
+        bags: ClassVar[list[int]] = []
+
+        def forward(self, bag: AnyBag) -> MILOutput:
+            self.bags.append(len(one_bag(bag)))
+            return super().forward(bag)
+
+    torch.manual_seed(0)
+    head, instances = Counted().eval(), torch.randn(120, 6, generator=torch.Generator().manual_seed(3))
+    found = explain(head, instances, scaling=PLAIN, most_work=0)
+    assert found.exact_tiles is not None
+    exact = found.exact_tiles
+    assert head.bags.count(1) <= LEAST_EXACT + 4  # four are counted first
+    # The whole bag, its gradient, those without a tile, and the steps of one order by evidence and of the fewest at random.
+    others = [size for size in head.bags if size > 1]
+    assert len(others) <= 2 + LEAST_EXACT + (1 + LEAST_RANDOM) * 9
+    with torch.no_grad():
+        alone = log_odds(
+            np.stack([head.double()(one[None].double()).bag_logits.numpy() for one in instances])
+        )
+    np.testing.assert_allclose(found.log_odds_alone[exact], alone[exact], atol=1e-9)
+    off = found.log_odds_alone[~exact] - alone[~exact]
+    assert (off**2).mean() < 0.8 * alone[~exact].var()  # nearer than their mean, from 8 tiles
+    paid = explain(head, instances, scaling=PLAIN, most_work=1e15)
+    np.testing.assert_allclose(paid.log_odds_alone, alone, atol=1e-9)
+    assert paid.exact_tiles is None
 
 
 # --- how it is shown and kept

@@ -171,10 +171,36 @@ class TestTransMIL:
         tokens = torch.randn(6, 8, dtype=torch.float64)
         query, key, value = attention.query_key_value(tokens).view(6, 3, 2, 4).permute(1, 2, 0, 3)
         exact = torch.softmax(query @ key.transpose(1, 2) / 2, dim=-1)  # (2, 6, 6)
-        found, row = attention.with_row(tokens)
+        first, row = attention.with_row(tokens[None])
         torch.testing.assert_close(row, exact[:, 0].mean(dim=0), atol=1e-6, rtol=1e-6)
         expected = attention.out((exact @ value).transpose(0, 1).reshape(6, 8))
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(attention(tokens[None])[0], expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(first, expected[:1], atol=1e-6, rtol=1e-6)
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("length", [1, 3, 20, 43, 44, 60])
+    def test_one_landmark_for_all_that_are_zeros_changes_nothing(self, length: int) -> None:
+        """Beside the attention written with all M landmarks and zeros in front, as it is published."""
+        torch.manual_seed(length)
+        attention = NystromAttention(8, heads=2, landmarks=16).double()
+        tokens = torch.randn(length, 8, dtype=torch.float64)
+        stretch = -(-length // 16)
+        in_front = 16 * stretch - length
+        padded = nn.functional.pad(tokens, (0, 0, in_front, 0))
+        query, key, value = attention.query_key_value(padded).view(-1, 3, 2, 4).permute(1, 2, 0, 3)
+        marks = [one.unflatten(1, (16, stretch)).mean(dim=2) for one in (query, key)]
+        kernels = [
+            torch.softmax(q @ k.transpose(1, 2) / 2, dim=-1)
+            for q, k in ((query, marks[1]), (marks[0], marks[1]), (marks[0], key))
+        ]
+        whole = kernels[0] @ iterated_inverse(kernels[1]) @ kernels[2]  # (2, L', L')
+        assert attention.convolution is not None
+        expected = (whole @ value + attention.convolution(value)).transpose(0, 1).reshape(-1, 8)
+        expected = attention.out(expected)[in_front:]
+        torch.testing.assert_close(attention(tokens[None])[0], expected, atol=1e-10, rtol=0)
+        first, row = attention.with_row(tokens[None])
+        torch.testing.assert_close(first, expected[:1], atol=1e-10, rtol=0)
+        torch.testing.assert_close(row, whole[:, in_front, in_front:].mean(dim=0), atol=1e-10, rtol=0)
 
     @torch.no_grad()
     def test_positions_are_three_convolutions_and_the_tokens_themselves(self) -> None:
@@ -184,7 +210,7 @@ class TestTransMIL:
             convolution.bias.zero_()
         tokens = torch.zeros(81, 2, dtype=torch.float64)
         tokens[4 * 9 + 4] = torch.tensor([1.0, 2.0])
-        found = positions(tokens, 9).reshape(9, 9, 2)
+        found = positions(tokens[None], 9)[0].reshape(9, 9, 2)
         seven, five, three = (convolution.weight[:, 0] for convolution in positions.convolutions)
         for channel, value in enumerate((1.0, 2.0)):
             centre = seven[channel, 3, 3] + five[channel, 2, 2] + three[channel, 1, 1] + 1

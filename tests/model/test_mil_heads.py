@@ -132,7 +132,7 @@ def test_every_weight_is_trained_by_the_head_s_own_loss(name: str) -> None:
 
 
 @every_head
-def test_one_left_out_and_one_alone_are_those_of_a_rerun(name: str) -> None:
+def test_one_left_out_one_alone_and_parts_are_those_of_a_rerun(name: str) -> None:
     model = head(name, n_classes=3).eval()
     for n in (1, 2, 11):
         bag = random_bag(n, seed=n) * 3
@@ -145,6 +145,14 @@ def test_one_left_out_and_one_alone_are_those_of_a_rerun(name: str) -> None:
             )
             torch.testing.assert_close(
                 model.alone_logits(bag), MILModel.alone_logits(model, bag), atol=1e-5, rtol=1e-4
+            )
+            kept = torch.rand(8, n, generator=torch.Generator().manual_seed(n)) > 0.5
+            kept[0], kept[1] = True, False
+            torch.testing.assert_close(
+                model.subset_logits(bag, kept),
+                MILModel.subset_logits(model, bag, kept),
+                atol=1e-5,
+                rtol=1e-4,
             )
 
 

@@ -157,6 +157,42 @@ def test_every_weight_is_trained_by_the_head_s_own_loss(name: str) -> None:
 
 
 @every_head
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("n", [1, 4, 9])
+@pytest.mark.parametrize("fewest", [False, True])
+def test_short_ways_are_those_of_a_rerun(name: str, n_classes: int, n: int, fewest: bool) -> None:
+    """Parts, all but one and one alone of the finest tiles; `fewest`: of tiles of which the head looks at one or at none."""
+    for seed in range(3):
+        model = head(name, n_classes=n_classes, seed=seed).double().eval()
+        bags = of(name, n, seed=seed)
+        if fewest:
+            bags = (*bags[:-1], bags[-1].part(torch.arange(min(3, len(bags[-1])))))
+        if not len(bags[-1]):
+            continue
+        bags = tuple(one.on("cpu", torch.float64) for one in bags)
+        kept = torch.rand(9, len(bags[-1]), generator=torch.Generator().manual_seed(seed)) > 0.6
+        kept[0], kept[1] = True, False
+        with torch.no_grad():
+            for part in (kept, torch.eye(len(bags[-1]), dtype=torch.bool)):
+                torch.testing.assert_close(
+                    model.subset_logits(bags, part),
+                    MILModel.subset_logits(model, bags, part),
+                    atol=1e-10,
+                    rtol=0,
+                )
+            every = torch.eye(len(bags[-1]), dtype=torch.bool)
+            torch.testing.assert_close(
+                model.leave_one_out_logits(bags),
+                MILModel.subset_logits(model, bags, ~every),
+                atol=1e-10,
+                rtol=0,
+            )
+            torch.testing.assert_close(
+                model.alone_logits(bags), MILModel.alone_logits(model, bags), atol=1e-10, rtol=0
+            )
+
+
+@every_head
 def test_weights_and_spec_make_the_same_head_again(name: str) -> None:
     model, bags = head(name, seed=5).eval(), of(name, 9)
     raw = {"name": name, "embed_dim": DIM, "n_classes": 2} | SMALL[name]

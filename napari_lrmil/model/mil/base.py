@@ -60,6 +60,8 @@ class Bag:
         )
 
 
+_MASKS_AT_ONCE = 2**24
+"""Numbers of bool masks that are made together."""
 AnyBag = Tensor | Bag | tuple[Bag, ...]
 """What a head is asked about: embeddings (N, D) alone, a bag, or a bag a magnification, the coarsest first."""
 
@@ -250,9 +252,9 @@ class MILModel(nn.Module):
         """
         n = len(finest_bag(bag))
         indices = torch.arange(n, device=finest_bag(bag).embeddings.device)
-        # One part at a time: all of them as masks would be N x N.
-        parts = [self.subset_logits(bag, (indices != index)[None]) for index in range(n)]
-        return torch.cat(parts)
+        # So many parts at a time that their masks stay small: all of them would be N x N.
+        some = torch.split(indices, max(1, _MASKS_AT_ONCE // n))
+        return torch.cat([self.subset_logits(bag, indices != left_out[:, None]) for left_out in some])
 
     def alone_logits(self, bag: AnyBag) -> Tensor:
         """Bag logits of the bags that hold one instance each.

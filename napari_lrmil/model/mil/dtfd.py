@@ -81,8 +81,14 @@ class DTFD(MILModel):
             own within, else that of the first tier. ``extras``: "pseudo_bag_logits" (M, C) and
             "class_instance_logits" (N, C), both of the first tier's classifier.
         """
-        instances = self.projection(self.norm(one_bag(bag).embeddings))  # (N, P)
-        logits = self.first_attention(instances)[0]  # (N,)
+        return self._tiers(*self._first(bag))
+
+    def _first(self, bag: AnyBag) -> tuple[Tensor, Tensor]:
+        """Projected instances (N, P), and the first tier's attention logits (N,)."""
+        instances: Tensor = self.projection(self.norm(one_bag(bag).embeddings))
+        return instances, self.first_attention(instances)[0]
+
+    def _tiers(self, instances: Tensor, logits: Tensor) -> MILOutput:
         pseudo_bags = self._split(len(instances), instances.device)
         embeddings, distilled, within = [], [], torch.zeros_like(logits)
         for indices in pseudo_bags:
@@ -113,6 +119,20 @@ class DTFD(MILModel):
                 "pseudo_bag_logits": self.first_classifier(self.dropout(torch.stack(embeddings))),
             },
         )
+
+    def subset_logits(self, bag: AnyBag, kept: Tensor) -> Tensor:
+        """As in `MILModel`, what the first tier says of each tile worked out once."""
+        instances, logits = self._first(bag)
+        found = instances.new_zeros((len(kept), self.spec.n_classes))
+        for place, part in enumerate(kept):
+            if bool(part.any()):
+                found[place] = self._tiers(instances[part], logits[part]).bag_logits
+        return found
+
+    def alone_logits(self, bag: AnyBag) -> Tensor:
+        """As in `MILModel`, in closed form: a tile alone is all that both tiers have."""
+        logits: Tensor = self.second_classifier(self._first(bag)[0])
+        return logits
 
     def losses(
         self, output: MILOutput, label: int, *, class_weights: Tensor | None = None

@@ -110,9 +110,30 @@ class FOCUS(MILModel):
         TextError
             Before `set_text`.
         """
+        return self._read(self._encoded(bag))
+
+    def subset_logits(self, bag: AnyBag, kept: Tensor) -> Tensor:
+        """As in `MILModel`, the tiles encoded once."""
+        tiles = self._encoded(bag)
+        found = tiles.new_zeros((len(kept), self.spec.n_classes))
+        for place, part in enumerate(kept):
+            if bool(part.any()):
+                found[place] = self._read(tiles[part]).bag_logits
+        return found
+
+    def alone_logits(self, bag: AnyBag) -> Tensor:
+        """As in `MILModel`, in closed form: a tile alone is kept, and all that the texts attend to."""
+        logits: Tensor = self.classifier(self.out(self.value(self._encoded(bag))))
+        return logits
+
+    def _encoded(self, bag: AnyBag) -> Tensor:
+        """(N, W)."""
         if not bool(self.text.any()):
             raise TextError("FOCUS has no text embeddings yet: give them with set_text")
-        tiles = self.encoder(self.norm(one_bag(bag).embeddings))  # (N, W)
+        tiles: Tensor = self.encoder(self.norm(one_bag(bag).embeddings))
+        return tiles
+
+    def _read(self, tiles: Tensor) -> MILOutput:
         with torch.no_grad():
             kept = compressed(
                 tiles,

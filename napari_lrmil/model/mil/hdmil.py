@@ -25,7 +25,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_lrmil.model.mil.attention import GatedAttention, input_norm, scores_as_logits, xavier_init
+from napari_lrmil.model.mil.attention import (
+    GatedAttention,
+    input_norm,
+    pooled_without_each,
+    scores_as_logits,
+    xavier_init,
+)
 from napari_lrmil.model.mil.base import AnyBag, Bag, MILModel, MILOutput, bag_cross_entropy
 from napari_lrmil.model.mil.clam import InstanceLossSpec, attention_ends, clam_instance_loss
 from napari_lrmil.model.mil.zoommil import several_bags
@@ -100,14 +106,11 @@ class HDMIL(MILModel):
             prediction of the kept tiles, with ``extras["kept"]`` (C, N) 1 where a tile was.
         """
         coarse, fine = several_bags(bag, 2)
-        parents = fine.parents
-        assert parents is not None
-        instances = self.projection(self.norm(fine.embeddings))  # (N, P)
-        logits = self.attention(instances)  # (C, N)
+        instances, logits = self._attended(fine)
         if self.training:
-            return self._train(coarse, parents, instances, logits)
-        inside = self._keeps(coarse)[parents.clamp_min(0)] & (parents >= 0)[:, None]  # (N, C)
-        mask = _at_least_one(inside.T, logits).to(logits.dtype)  # (C, N)
+            assert fine.parents is not None
+            return self._train(coarse, fine.parents, instances, logits)
+        mask = _at_least_one(self._inside(coarse, fine), logits).to(logits.dtype)  # (C, N)
         scores = masked_scores(logits, mask)
         embeddings = scores @ instances  # (C, P)
         return MILOutput(
@@ -116,6 +119,61 @@ class HDMIL(MILModel):
             bag_embedding=embeddings,
             extras={"kept": mask},
         )
+
+    def subset_logits(self, bag: AnyBag, kept: Tensor) -> Tensor:
+        """As in `MILModel`, in one masked pass: which tiles the light network keeps doesn't depend on the finer bag."""
+        coarse, fine = several_bags(bag, 2)
+        instances, logits = self._attended(fine)
+        inside = self._inside(coarse, fine)
+        found = logits.new_zeros((len(kept), self.spec.n_classes))
+        for place, (classify, row, of_class) in enumerate(zip(self.classifiers, logits, inside, strict=True)):
+            there = row.masked_fill(~kept, -torch.inf)  # (S, N)
+            # Where a class keeps nothing of a part, the part's best tile stays.
+            best = F.one_hot(there.argmax(dim=1), len(row)).bool()
+            mask = of_class & kept
+            mask = mask | (best & ~mask.any(dim=1, keepdim=True))
+            scores = torch.softmax(there.masked_fill(~mask, -torch.inf), dim=1).nan_to_num()
+            found[:, place] = classify(scores @ instances)[:, 0]
+        return found * kept.any(dim=1, keepdim=True)
+
+    def leave_one_out_logits(self, bag: AnyBag) -> Tensor:
+        """As in `MILModel`, in closed form where a class keeps other tiles beside the one that is left out."""
+        coarse, fine = several_bags(bag, 2)
+        instances, logits = self._attended(fine)
+        n = len(instances)
+        if n == 1:
+            return logits.new_zeros((1, self.spec.n_classes))
+        inside = self._inside(coarse, fine)
+        found = torch.empty_like(logits)  # (C, N)
+        for place, (classify, row, of_class) in enumerate(zip(self.classifiers, logits, inside, strict=True)):
+            indices = of_class.nonzero()[:, 0]
+            if len(indices) > 1:
+                some = instances[indices]
+                of_each = (torch.softmax(row[indices], dim=0) @ some).repeat(n, 1)  # (N, P)
+                of_each[indices] = pooled_without_each(row[None, indices], some)
+                found[place] = classify(of_each)[:, 0]
+            else:  # one tile has it all: without it the best of the others
+                best, second = row.topk(2).indices.tolist()
+                only = int(indices[0]) if len(indices) else best
+                found[place] = classify(instances[only][None])[0, 0]
+                found[place, only] = classify(instances[second if only == best else best][None])[0, 0]
+        return found.T
+
+    def alone_logits(self, bag: AnyBag) -> Tensor:
+        """As in `MILModel`, in closed form: a tile alone has all of the attention of each class."""
+        instances, _ = self._attended(several_bags(bag, 2)[1])
+        return torch.cat([classify(instances) for classify in self.classifiers], dim=1)
+
+    def _attended(self, fine: Bag) -> tuple[Tensor, Tensor]:
+        """Instances (N, P) and attention logits (C, N)."""
+        instances: Tensor = self.projection(self.norm(fine.embeddings))
+        return instances, self.attention(instances)
+
+    def _inside(self, coarse: Bag, fine: Bag) -> Tensor:
+        """Which finer tiles lie in coarse ones that the light network keeps, (C, N) bool."""
+        parents = fine.parents
+        assert parents is not None
+        return (self._keeps(coarse)[parents.clamp_min(0)] & (parents >= 0)[:, None]).T
 
     def losses(
         self, output: MILOutput, label: int, *, class_weights: Tensor | None = None

@@ -22,8 +22,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from napari_lrmil.model.mil.attention import GatedAttention, NormalisedSpec, input_norm, scores_as_logits
-from napari_lrmil.model.mil.base import AnyBag, Bag, MILModel, MILOutput
+from napari_lrmil.model.mil.attention import (
+    GatedAttention,
+    NormalisedSpec,
+    input_norm,
+    pooled_without_each,
+    scores_as_logits,
+)
+from napari_lrmil.model.mil.base import AnyBag, Bag, MILModel, MILOutput, finest_bag
 
 
 class ZoomMILSpec(NormalisedSpec):
@@ -112,12 +118,62 @@ class ZoomMIL(MILModel):
             Attention (1, N) of the finest bag, 0 on what wasn't chosen. ``extras``: "attention_logits_0" (N_0,) ... of
             the coarser bags, and at prediction "chosen_0" ... indices of the tiles whose children were looked at.
         """
+        pooled, extras, attention, _ = self._zoom(several_bags(bag, self.magnifications))
+        bag_embedding = torch.stack(pooled).sum(dim=0)
+        return MILOutput(
+            bag_logits=self.classifier(bag_embedding),
+            attention_logits=attention[None],
+            bag_embedding=bag_embedding,
+            extras=extras,
+        )
+
+    def subset_logits(self, bag: AnyBag, kept: Tensor) -> Tensor:
+        """As in `MILModel`: of the finest bag, whose tiles choose nothing, only the pooling changes."""
+        base, tiles, logits, values = self._of_finest(bag)
+        there = kept[:, tiles]  # (S, U)
+        scores = torch.softmax(
+            logits.masked_fill(~there, -torch.inf), dim=1
+        ).nan_to_num()  # rows of nothing: zeros
+        found = base + scores @ values  # (S, C)
+        return found * kept.any(dim=1, keepdim=True)
+
+    def leave_one_out_logits(self, bag: AnyBag) -> Tensor:
+        """As in `MILModel`, in closed form."""
+        base, tiles, logits, values = self._of_finest(bag)
+        n = len(finest_bag(bag))
+        if n == 1:
+            return torch.zeros_like(base)[None]
+        found = (base + torch.softmax(logits, dim=0) @ values).repeat(n, 1)
+        if len(tiles):
+            found[tiles] = base + pooled_without_each(logits[None], values)
+        return found
+
+    def alone_logits(self, bag: AnyBag) -> Tensor:
+        """As in `MILModel`, in closed form: a tile that was chosen has all of the finest attention."""
+        base, tiles, _, values = self._of_finest(bag)
+        found = base.repeat(len(finest_bag(bag)), 1)
+        found[tiles] += values
+        return found
+
+    def _of_finest(self, bag: AnyBag) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """At prediction: logits (C,) of the coarser bags; indices (U,) of the finest tiles that count, their attention
+        logits (U,) and what each would add to the logits (U, C)."""
         bags = several_bags(bag, self.magnifications)
+        pooled, _, _, tiles = self._zoom(bags)
+        module = self.levels[-1]
+        assert isinstance(module, _Magnification)
+        instances = module.projection(module.norm(bags[-1].embeddings[tiles]))  # (U, P)
+        base: Tensor = self.classifier(torch.stack(pooled[:-1]).sum(dim=0))
+        return base, tiles, module.attention(instances)[0], instances @ self.classifier.weight.T
+
+    def _zoom(self, bags: tuple[Bag, ...]) -> tuple[list[Tensor], dict[str, Tensor], Tensor, Tensor]:
+        """What each magnification pools (P,), the extras, the finest attention (N,), and which tiles (U,) have some of it."""
         first = bags[0].embeddings
         mixtures = _Mixtures(
             first, first.new_ones(len(first)), None, torch.arange(len(first), device=first.device)
         )
-        pooled, extras = [], {}
+        pooled: list[Tensor] = []
+        extras: dict[str, Tensor] = {}
         for level, (module, one) in enumerate(zip(self.levels, bags, strict=True)):
             assert isinstance(module, _Magnification)
             instances = module.projection(module.norm(mixtures.embeddings))  # (V, P)
@@ -134,13 +190,7 @@ class ZoomMIL(MILModel):
             if not self.training:
                 extras[f"chosen_{level}"] = mixtures.tiles[weights.sum(dim=0) > 0]
             mixtures = _children(weights, mixtures.tiles, one, bags[level + 1])
-        bag_embedding = torch.stack(pooled).sum(dim=0)
-        return MILOutput(
-            bag_logits=self.classifier(bag_embedding),
-            attention_logits=attention[None],
-            bag_embedding=bag_embedding,
-            extras=extras,
-        )
+        return pooled, extras, attention, mixtures.tiles
 
     def children_to_read(self, read: Sequence[Bag]) -> Tensor:
         """Return whose children the next magnification needs.
