@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_lrmil.model.card import ATTENTION as _ATTENTION
+from napari_lrmil.model.card import ATTENTION_FOR
 from napari_lrmil.wording import with_minus_sign
 
 if TYPE_CHECKING:  # it loads torch, which showing a result doesn't need
@@ -23,10 +25,8 @@ if TYPE_CHECKING:  # it loads torch, which showing a result doesn't need
 
 Array = NDArray[np.float64]
 
-ATTENTION = "attention"
+ATTENTION = _ATTENTION
 """The channel of attention, see `is_attention`; every other channel is the name of a class."""
-_ATTENTION_FOR = "attention for "
-"""Begins the channel of one class's attention, where each has its own."""
 AVERAGE = 1.0
 LEAST_ATTENTION_TOP = 4.0
 LEAST_POINTS = 1.0
@@ -117,7 +117,7 @@ class ShownHeatmap(NamedTuple):
 
 def is_attention(channel: str) -> bool:
     """Whether a channel is of attention: of all classes alike, or of one."""
-    return channel == ATTENTION or channel.startswith(_ATTENTION_FOR)
+    return channel == ATTENTION or channel.startswith(ATTENTION_FOR)
 
 
 def unit_of(prediction: SlidePrediction, wanted: Unit | None) -> Unit:
@@ -163,7 +163,7 @@ def _attention(prediction: SlidePrediction, channel: str) -> Array:
         raise ValueError("this model's head has no attention")
     if channel == ATTENTION:
         return prediction.attention_scores
-    name = channel.removeprefix(_ATTENTION_FOR)
+    name = channel.removeprefix(ATTENTION_FOR)
     if prediction.class_attention is None or name not in prediction.class_names:
         raise ValueError(f"no attention for {name!r} alone")
     scores: Array = prediction.class_attention[prediction.class_names.index(name)]
@@ -250,7 +250,7 @@ def channels_of(prediction: SlidePrediction) -> tuple[str, ...]:
     attention: tuple[str, ...] = () if prediction.attention_scores is None else (ATTENTION,)
     if prediction.class_attention is not None:
         attention += tuple(
-            f"{_ATTENTION_FOR}{name}" for name in prediction.class_names if name != prediction.called
+            f"{ATTENTION_FOR}{name}" for name in prediction.class_names if name != prediction.called
         )
     return (*attention, *prediction.class_names)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from napari_lrmil.atomic import give_usual_mode, replacing_folder
 from napari_lrmil.errors import BundleError, EncoderError, is_one_line, refuse_pipe, shortened
 from napari_lrmil.model.calibration import OperatingPoint, VectorScaling
-from napari_lrmil.model.card import is_said_of_slides, render_card
+from napari_lrmil.model.card import render_card, why_no_class
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import fetch_bundle, is_hub_name
 from napari_lrmil.model.mil import HEADS, ABMILSpec, AnyMILSpec, MILModel, build_mil
@@ -156,9 +156,9 @@ class BundleInfo(BaseModel):
             raise ValueError(f"{len(self.class_names)} class names for {self.mil.n_classes} classes")
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError("class names repeat")
-        taken = next((name for name in self.class_names if is_said_of_slides(name)), None)
-        if taken is not None:
-            raise ValueError(f"a class is called {taken!r}, which is what the program itself says of slides")
+        for name in self.class_names:
+            if why := why_no_class(name):
+                raise ValueError(f"a class is called {name!r}, which is {why}")
         for name, version in self.newer_keys.items():
             if version > self.format_version:
                 if name == "mil.name":

@@ -9,11 +9,23 @@ DEMONSTRATION_NOTE = "Demonstration only, not for diagnosis."
 UNLIKE_TRAINING = "unlike training"
 """The answer where there is no label: the slide is farther from those of training than the model's limit."""
 _SAID_OF_SLIDES = (UNLIKE_TRAINING, "unsure")
+ATTENTION = "attention"
+"""The heatmap's channel of attention; every other channel but `ATTENTION_FOR` is the name of a class."""
+ATTENTION_FOR = "attention for "
+"""Begins the heatmap's channel of one class's attention, where each has its own."""
 
 
-def is_said_of_slides(name: str) -> bool:
-    """Return whether the program itself says this of slides, so that no class may be called so."""
-    return " ".join(name.split()).casefold() in _SAID_OF_SLIDES
+def why_no_class(name: str) -> str | None:
+    """Return why no class may be called so, in words that follow "it is"; None where one may.
+
+    The program itself says it of slides, or a channel of the heatmap has this name and would show in place of the class.
+    """
+    said = " ".join(name.split()).casefold()
+    if said in _SAID_OF_SLIDES:
+        return "what the program itself says of slides"
+    if said == ATTENTION or f"{said} ".startswith(ATTENTION_FOR):
+        return "what the program itself calls a channel of the heatmap"
+    return None
 
 
 def render_card(info: dict[str, Any], mpps: Sequence[float] = ()) -> str:

@@ -148,6 +148,13 @@ def test_a_newer_version_says_how_to_update(bundle: Path) -> None:
             {"class_names": ["Unsure", "a"]},
             r"a class is called 'Unsure', which is what the program itself says",
         ),
+        *(
+            (
+                {"class_names": ["a", taken]},
+                rf"a class is called '{taken}', which .* calls a channel of the heatmap",
+            )
+            for taken in ("attention", "Attention", "attention for a", "ATTENTION for x", "attention for")
+        ),
         ({"temperature": 0}, r"temperature: Input should be greater than 0"),
         ({"tiles.mpp": -1}, r"tiles\.mpp"),
         ({"format_version": 0}, r"format_version"),

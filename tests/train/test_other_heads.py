@@ -211,6 +211,7 @@ def test_the_attention_of_the_slides_class_is_taught() -> None:
 # --- a whole run
 
 
+@pytest.mark.slow
 def test_a_run_with_other_heads_says_what_it_left_out_and_exports_the_students(
     cohort: Path, tmp_path: Path, one_thread: None
 ) -> None:

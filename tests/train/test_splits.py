@@ -309,13 +309,26 @@ def test_a_table_may_name_its_calibration_slides() -> None:
         make_splits(torn, n_folds=5, seed=0)
 
 
-@pytest.mark.parametrize("label", ["unsure", "Unlike  Training"])
-def test_a_class_called_as_what_the_program_says_itself_is_refused(label: str) -> None:
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("unsure", "says of slides"),
+        ("Unlike  Training", "says of slides"),
+        ("attention", "calls a channel of the heatmap"),
+        ("Attention  for benign", "calls a channel of the heatmap"),
+    ],
+)
+def test_a_class_called_as_what_the_program_says_itself_is_refused(label: str, said: str) -> None:
     rows = [row("a", label="benign"), row("b", label=label)]
     with pytest.raises(
-        ConfigError, match=rf"^the label '{label}' can't be the name of a class: the program itself"
+        ConfigError,
+        match=rf"^the label '{label}' can't be the name of a class: it is what the program itself {said}\. Call it",
     ):
         class_names(rows)
+    assert class_names([row("a", label="attentive"), row("b", label="no attention")]) == (
+        "attentive",
+        "no attention",
+    )
     assert class_names([row("a", label="benign"), row("b", label="unsure lesion")]) == (
         "benign",
         "unsure lesion",

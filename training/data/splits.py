@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from napari_lrmil.errors import ConfigError, is_one_line, shortened
 from napari_lrmil.model.bundle import LONGEST_NAME
-from napari_lrmil.model.card import is_said_of_slides
+from napari_lrmil.model.card import why_no_class
 from training.data.site_folds import deal_sites
 from training.data.table import SlideRow
 from training.hashing import content_hash
@@ -49,8 +49,8 @@ def class_names(rows: list[SlideRow]) -> tuple[str, ...]:
     Raises
     ------
     ConfigError
-        Where there are fewer than two, or a bundle couldn't hold one: it is more than a name on one line, or is what the
-        program itself says of slides.
+        Where there are fewer than two, or a bundle couldn't hold one: it is more than a name on one line, or `why_no_class`
+        says why.
     """
     names = tuple(sorted({row.label for row in rows if row.label is not None}))
     if len(names) < 2:
@@ -62,12 +62,12 @@ def class_names(rows: list[SlideRow]) -> tuple[str, ...]:
             f"the label {shortened(odd)!r} is no name of a class: it has more than {LONGEST_NAME} characters, or "
             "characters that move the cursor"
         )
-    taken = next((name for name in names if is_said_of_slides(name)), None)
-    if taken is not None:
-        raise ConfigError(
-            f"the label {taken!r} can't be the name of a class: the program itself says it of slides. Call it otherwise in "
-            "the column 'label'"
-        )
+    for name in names:
+        if why := why_no_class(name):
+            raise ConfigError(
+                f"the label {name!r} can't be the name of a class: it is {why}. Call it otherwise in "
+                "the column 'label'"
+            )
     return names
 
 

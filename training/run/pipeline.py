@@ -398,6 +398,7 @@ def train_teacher(context: Context, head: Head, steps: Steps) -> None:
         _head_session(context, head, steps),
         embed_dim=head.embedded.encoder.embed_dim,
         n_classes=len(context.class_names),
+        class_names=context.class_names,
         seed=head.seed,
     )
     folder = head.folder(context)
@@ -536,6 +537,7 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
         _head_session(context, head, steps),
         embed_dim=head.embedded.encoder.embed_dim,
         n_classes=len(context.class_names),
+        class_names=context.class_names,
         seed=head.seed,
         ce_weight=config.stage2.l_ce if method.is_distilled else 1.0,
         extra_loss=extra_loss,
@@ -599,6 +601,7 @@ def train_end_to_end(context: Context, splits: Sequence[Split], steps: Steps, te
             config.student_mil,
             Session(context.runtime.end_to_end_fabric, files, context.reporter, bar),
             n_classes=len(context.class_names),
+            class_names=context.class_names,
             seed=seed,
         )
         folder.write_head(method.key, fitted)
@@ -910,7 +913,15 @@ def _export(context: Context, steps: Steps, head: Head, bundle: Path, choice: st
             calibration=calibration,
             config_sha256=content_hash(config),
             metrics=metrics | trust_metrics(trust, test, test_bags),
-            note=TRANSDUCTIVE_NOTE if config.stage1.is_transductive and method.is_of_student else "",
+            note=" ".join(
+                filter(
+                    None,
+                    (
+                        TRANSDUCTIVE_NOTE if config.stage1.is_transductive and method.is_of_student else "",
+                        mine.head_section(method).files_note,
+                    ),
+                )
+            ),
             method="" if method == OURS else method.name,
             tiles=tiles_read(context, method),
             distilled=method.is_distilled or method.is_of_student,

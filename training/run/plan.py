@@ -14,7 +14,6 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from napari_lrmil.model.encoder import Encoder
-from napari_lrmil.model.mil import build_mil
 from training.data.bags import Instances
 from training.data.pairs import SlidePairs
 from training.data.splits import Split
@@ -333,7 +332,7 @@ def _end_to_end_seconds(context: Context, student: Encoder) -> float:
     """Measure one tile in training together with the head."""
     section, config = context.config.end_to_end, context.config
     encoder = copy.deepcopy(student)
-    head = build_mil(config.student_mil.spec(encoder.embed_dim, len(context.class_names))).to(context.device)
+    head = config.student_mil.build(encoder.embed_dim, context.class_names).to(context.device)
     model = EndToEnd(encoder, head, section)
     optimizer = torch.optim.AdamW(model.parameters())
     tiles = _random_tiles(context, min(section.max_tiles, 2 * section.chunk_tiles))
@@ -432,7 +431,7 @@ def _head_seconds(context: Context, embed_dim: int, *, hr: bool) -> float:
     """Measure a step on one bag of mean size."""
     sizes = [len(item.hr_places if hr else item.lr_places) for item in context.tiles.values()]
     section = context.config.teacher_mil if hr else context.config.student_mil
-    model = build_mil(section.spec(embed_dim, len(context.class_names))).to(context.device)
+    model = section.build(embed_dim, context.class_names).to(context.device)
     bag = torch.randn(max(1, sum(sizes) // len(sizes)), embed_dim, device=context.device)
     optimizer = torch.optim.AdamW(model.parameters())
 

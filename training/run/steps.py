@@ -203,6 +203,7 @@ class Steps:
             self._context.class_names,
             self._context.config.teacher_mil,
             seed,
+            *self._context.config.teacher_mil.file_hashes.items(),
         )
         folder = self._context.folder_of(f"fold{split.fold}", seed=seed)
         return Step(
@@ -314,6 +315,7 @@ class Steps:
             config.student_mil,
             seed,
             (self.teacher(split, seed).key, config.stage2.model_dump_json()) if method.is_distilled else None,
+            *config.student_mil.file_hashes.items(),
         )
         folder = self._context.folder_of(f"fold{split.fold}", encoder_seed=encoder_seed, seed=seed)
         teacher = self._context.folder_of(f"fold{split.fold}", seed=seed)
@@ -350,6 +352,7 @@ class Steps:
             config.end_to_end,
             config.run.precision,
             seed,
+            *config.student_mil.file_hashes.items(),
         )
         folder = context.folder_of(f"fold{split.fold}", seed=seed)
         student = self._context.run_dir.folder(self.stage1_plan(split).folder)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from napari_lrmil.model.bundle import stored_weights
 from napari_lrmil.model.encoder import Encoder
-from napari_lrmil.model.mil import MILModel, MILOutput, build_mil
+from napari_lrmil.model.mil import MILModel, MILOutput
 from napari_lrmil.slide import choose_level, iter_tiles
 from training.data.bags import read_ahead
 from training.data.tile_index import SlideTiles, TileGeometry
@@ -284,6 +284,7 @@ def fit_end_to_end(
     *,
     n_classes: int,
     seed: int,
+    class_names: tuple[str, ...] | None = None,
 ) -> FittedHead:
     """Train an encoder in place, and a fresh head on it, which is returned in eval mode.
 
@@ -303,10 +304,12 @@ def fit_end_to_end(
     n_classes : int
     seed : int
         Of head, adapters, order, tiles and dropout.
+    class_names : tuple of str, optional
+        For a head that reads texts of them.
     """
     device = session.fabric.device
     torch.manual_seed(seed)
-    head = build_mil(mil.spec(encoder.embed_dim, n_classes)).to(device)
+    head = mil.build(encoder.embed_dim, class_names or tuple(map(str, range(n_classes)))).to(device)
     model = EndToEnd(encoder, head, section)
     weights = torch.from_numpy(class_weights(train.labels, n_classes)) if mil.balance == "loss" else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,7 +23,7 @@ from pydantic import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_lrmil.errors import shortened
+from napari_lrmil.errors import ConfigError, shortened
 from napari_lrmil.model.bundle import stored_weights
 from napari_lrmil.model.mil import (
     HEADS,
@@ -37,8 +38,10 @@ from training.data.bags import Bags, SlideBag
 from training.loop import FitResult, OptimizerName, Recipe, Session, Task, fit, write_history
 from training.metrics import auc
 from training.section import Section, explained, known_or_nearest, nearest
+from training.stages.head_files import give_start, hash_of, texts_shape
 
-_OF_ABMIL = ("hidden_dim", "gated", "projection", "dropout")
+_OF_ABMIL = ("hidden_dim", "gated", "projection", "dropout", "normalise", "init", "init_classifier")
+_OF_FOCUS = ("texts",)
 _SIDES: tuple[Literal["teacher", "student"], ...] = ("teacher", "student")
 ExtraLoss = Callable[[SlideBag, MILOutput], dict[str, Tensor]]
 """SlideBag and the head's output -> named losses, already weighted, that are added to the cross-entropy."""
@@ -83,6 +86,25 @@ class MILSection(Section):
         "share; []: they read the frozen embeddings",
     )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on instances and after each projection")
+    normalise: bool = Field(
+        default=True, description="layer norm of the embeddings first; published heads have none"
+    )
+    init: Path | None = Field(
+        default=None,
+        description="safetensors file of a published ABMIL head, as FEATHER's, whose weights the head starts from; widths, gated "
+        "and normalise must be its own",
+    )
+    init_classifier: bool = Field(
+        default=False,
+        description="start from its classifier too: its classes are those of the run, in this order",
+    )
+    texts: Path | None = Field(
+        default=None,
+        description="of focus: safetensors file with a matrix of text embeddings a class, called as the class",
+    )
+    files_licence: str = Field(
+        default="", description="of what mil.init or mil.texts names, for the card of the bundle"
+    )
     epochs: int = Field(default=50, ge=1, description="at most")
     min_epochs: int = Field(
         default=10,
@@ -136,6 +158,11 @@ class MILSection(Section):
             "student": {},
             "optimizer": "adamw",
             "betas": (0.9, 0.999),
+            "normalise": True,
+            "init": None,
+            "init_classifier": False,
+            "texts": None,
+            "files_licence": "",
         }
         return {
             key: value
@@ -161,6 +188,10 @@ class MILSection(Section):
                 own = ", ".join(_own_keys(self.name)) or "none"
                 raise ValueError(f"mil.{of_other} is a key of abmil; {self.name} has, in [mil.head]: {own}")
             refuse_several(self._own_spec(embed_dim=768, n_classes=2))
+        if self.texts is not None and self.name != "focus":
+            raise ValueError(f"mil.texts are of head 'focus'; {self.name!r} reads none")
+        if self.init_classifier and self.init is None:
+            raise ValueError("mil.init_classifier needs mil.init")
         for side in _SIDES:
             values = getattr(self, side)
             odd = next((key for key in _SIDES if key in values), None)
@@ -210,17 +241,68 @@ class MILSection(Section):
             gated=self.gated,
             dropout=self.dropout,
             projection=self.projection,
+            normalise=self.normalise,
+        )
+
+    def build(self, embed_dim: int, class_names: tuple[str, ...]) -> MILModel:
+        """Return the head with fresh weights, after what `init` and `texts` give it.
+
+        Raises
+        ------
+        ConfigError
+            Where a file is missing, can't be read or doesn't fit.
+        """
+        return give_start(
+            build_mil(self.spec(embed_dim, len(class_names))),
+            class_names,
+            init=self.init,
+            classifier=self.init_classifier,
+            texts=self.texts,
+        )
+
+    @property
+    def file_hashes(self) -> dict[str, str]:
+        """SHA-256 of each file that the head starts from, by its key: part of what makes it this head.
+
+        Raises
+        ------
+        ConfigError
+            Where one can't be read.
+        """
+        named = {"mil.init": self.init, "mil.texts": self.texts}
+        return {key: hash_of(path, key) for key, path in named.items() if path is not None}
+
+    @property
+    def files_note(self) -> str:
+        """What the card of a bundle says of these files; empty where there are none."""
+        said = {"mil.init": "started from a published head", "mil.texts": "reads embeddings of texts"}
+        licence = self.files_licence or "not stated"
+        return " ".join(
+            f"The head {said[key]} (SHA-256 {sha256}, licence: {licence})."
+            for key, sha256 in self.file_hashes.items()
         )
 
     def _own_spec(self, embed_dim: int, n_classes: int) -> MILSpec:
         spec = HEADS[self.name]
+        of_texts = {}
+        if self.texts is not None and self.name == "focus":
+            try:
+                n_texts, text_dim = texts_shape(self.texts)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+            of_texts = {"n_texts": n_texts, "text_dim": text_dim}
+            for key, value in of_texts.items():
+                if self.head.get(key, value) != value:
+                    raise ValueError(f"mil.head.{key} is {self.head[key]}, that of {self.texts} {value}")
         odd = next((key for key in self.head if key not in _own_keys(self.name)), None)
         if odd is not None:
             known = _own_keys(self.name)
             meant = f"did you mean 'mil.head.{nearest(odd, known)}'?" if known else f"{self.name} has none"
             raise ValueError(f"unknown key 'mil.head.{shortened(odd)}'; {meant}")
         try:
-            return spec.model_validate({"embed_dim": embed_dim, "n_classes": n_classes, **self.head})
+            return spec.model_validate(
+                {"embed_dim": embed_dim, "n_classes": n_classes, **self.head, **of_texts}
+            )
         except ValidationError as error:
             raise ValueError(f"mil.head: {explained(error.errors()[0], spec)}") from error
 
@@ -259,7 +341,7 @@ def _own_keys(name: str) -> list[str]:
 def _over(base: dict[str, Any], values: dict[str, Any], name: str) -> dict[str, Any]:
     """Return values over others, of the head `name`: where they name another, without what is this one's alone."""
     if values.get("name", name) != name:
-        base = {key: value for key, value in base.items() if key not in ("head", *_OF_ABMIL)}
+        base = {key: value for key, value in base.items() if key not in ("head", *_OF_ABMIL, *_OF_FOCUS)}
     elif isinstance(values.get("head"), dict) and "head" in base:
         values = values | {"head": base["head"] | values["head"]}
     return base | values
@@ -337,6 +419,7 @@ def fit_head(
     embed_dim: int,
     n_classes: int,
     seed: int,
+    class_names: tuple[str, ...] | None = None,
     ce_weight: float = 1.0,
     extra_loss: ExtraLoss | None = None,
 ) -> FittedHead:
@@ -353,6 +436,8 @@ def fit_head(
     session : Session
     embed_dim, n_classes : int
     seed : int
+    class_names : tuple of str, optional
+        For a head that reads texts of them.
     ce_weight : float
         Of the cross-entropy with the label.
     extra_loss : callable, optional
@@ -369,7 +454,8 @@ def fit_head(
                 val,
                 section,
                 replace(session, files=files),
-                spec=section.spec(embed_dim, n_classes),
+                embed_dim=embed_dim,
+                class_names=class_names or tuple(map(str, range(n_classes))),
                 recipe=section.recipe(seed + _SEEDS_APART * start, again=start > 0),
                 ce_weight=ce_weight,
                 extra_loss=extra_loss,
@@ -395,21 +481,20 @@ def _fit_once(
     section: MILSection,
     session: Session,
     *,
-    spec: MILSpec,
+    embed_dim: int,
+    class_names: tuple[str, ...],
     recipe: Recipe,
     ce_weight: float,
     extra_loss: ExtraLoss | None,
 ) -> tuple[FittedHead, FitResult]:
     device = session.fabric.device
     torch.manual_seed(recipe.seed)
-    model = build_mil(spec).to(device)
+    model, n_classes = section.build(embed_dim, class_names).to(device), len(class_names)
     beside = None
     if isinstance(extra_loss, TrainedLoss):
-        beside = extra_loss.begin(model, spec.embed_dim, spec.n_classes)
+        beside = extra_loss.begin(model, embed_dim, n_classes)
     trained = model if beside is None else nn.ModuleDict({"head": model, "beside": beside.to(device)})
-    weights = (
-        torch.from_numpy(class_weights(train.labels, spec.n_classes)) if section.balance == "loss" else None
-    )
+    weights = torch.from_numpy(class_weights(train.labels, n_classes)) if section.balance == "loss" else None
     of_epoch: list[tuple[int, Tensor]] = []
 
     def batches(epoch: int) -> Iterator[SlideBag]:
