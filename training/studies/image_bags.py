@@ -133,7 +133,8 @@ class RandomFeatures:
 
     def __call__(self, images: NDArray[np.float32]) -> Tensor:
         """Return the (n, D) embeddings of (n, 28, 28) images."""
-        return (self._raw(images) - self._mean) @ self._axes
+        embeddings: Tensor = (self._raw(images) - self._mean) @ self._axes
+        return embeddings
 
     def _raw(self, images: NDArray[np.float32]) -> Tensor:
         found = F.relu(F.conv2d(torch.from_numpy(images)[:, None], self._filters, padding=3))
