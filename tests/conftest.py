@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from napari_lrmil._viewer.models import import_models
 # Before torch is loaded, and for the processes that tests start. Each of a small head's sums is over sooner than a second
 # thread wakes up; `make test` has a process for each core instead.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A script's background job ignores Ctrl-C, and so would the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 import_models()  # before any test draws with OpenGL; see there
 
 import torch  # noqa: E402

@@ -126,7 +126,7 @@ def test_real_slides_from_a_shell(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         env=os.environ | {"COLUMNS": "60"},
     )  # fmt: skip
@@ -516,7 +516,7 @@ def test_a_run_that_is_stopped_goes_on(
     try:
         said = program.stdout.readline()
         program.send_signal(signal.Signals[how])
-        _, told = program.communicate(timeout=60)
+        _, told = program.communicate(timeout=300)
     finally:
         program.kill()  # of no effect on one that has ended
     assert said == "held\n", told

@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from napari_lrmil._viewer.docks.classify.panel import bundle_facts
 from napari_lrmil.errors import SlideError
 from napari_lrmil.evidence import explain
-from napari_lrmil.model.bundle import ModelBundle, load_bundle
+from napari_lrmil.model.bundle import ModelBundle, load_bundle, save_bundle
 from napari_lrmil.model.calibration import VectorScaling
-from napari_lrmil.model.mil import AnyBag, Bag, MILModel, MILOutput, MILSpec
+from napari_lrmil.model.mil import HEADS, AnyBag, Bag, MILModel, MILOutput, MILSpec
+from napari_lrmil.model.mil.focus import FOCUS
 from napari_lrmil.predict import bundle_tiles, parents_of, predict_slide, run_to_end
-from napari_lrmil.slide import Slide
+from napari_lrmil.slide import Slide, TileGrid, iter_tiles
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer")
@@ -124,6 +126,79 @@ def test_nothing_finer_than_the_declaration_is_read(generated_slide: Path, tiny_
     assert min(read) >= allowed - 1e-9
     assert min(slide.level_mpps) < allowed
     assert len(result.tiles) > 2
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "transmil": {"dim": 16, "heads": 2, "landmarks": 4},
+    "focus": {"text_dim": 16, "heads": 2},
+    "zoommil": {"zoom": (2, 2), "k": 2, "projection_dim": 8, "hidden_dim": 8},
+    "hdmil": {"zoom": 4, "projection_dim": 8, "hidden_dim": 8, "light_dim": 8},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_is_read_is_what_the_head_declares(
+    name: str, generated_slide: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a bundle that was saved with each head: its magnifications, no level finer than theirs, the children it chose."""
+    plain = load_bundle(tiny_bundle)
+    spec = HEADS[name](embed_dim=plain.info.mil.embed_dim, n_classes=2, **SMALL.get(name, {}))
+    torch.manual_seed(0)
+    head = spec.build().eval()
+    if isinstance(head, FOCUS):
+        head.set_text(torch.randn(2, 16))
+    tiles = plain.info.tiles.model_copy(update={"mpp": 1.0})
+    save_bundle(
+        tmp_path / "bundle",
+        info=plain.info.model_copy(update={"mil": spec, "tiles": tiles}),
+        encoder=plain.encoder,
+        mil=head,
+    )
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.info.mpps == tuple(factor * 1.0 for factor in spec.factors)
+
+    read: list[tuple[float, set[tuple[float, float]]]] = []
+
+    def recorded(slide: Slide, grid: TileGrid, level: int, places: Any, **options: Any) -> Any:
+        read.append((grid.spec.mpp, set(places)))
+        return iter_tiles(slide, grid, level, places, **options)
+
+    chosen: list[list[int]] = []
+    choose = bundle.mil.children_to_read
+
+    def asked(bags: Sequence[Bag]) -> Tensor:
+        found = choose(bags)
+        chosen.append(found.tolist())
+        return found
+
+    monkeypatch.setattr("napari_lrmil.predict.iter_tiles", recorded)
+    monkeypatch.setattr(bundle.mil, "children_to_read", asked)
+    with Slide(generated_slide) as slide:
+        sets = bundle_tiles(slide, bundle.info)
+    with Slide(generated_slide) as slide:
+        result = run_to_end(predict_slide(slide, bundle, device=CPU))
+        levels = {level for level, n in slide.pixels_read.items() if n}
+        assert min(levels) == min(one.level for one in sets)
+        assert min(slide.level_mpps[level] for level in levels) >= slide.level_mpps[sets[-1].level]
+    assert [mpp for mpp, _ in read] == list(bundle.info.mpps)
+    assert len(chosen) == len(sets) - 1
+    assert read[0][1] == set(sets[0].places)
+    for (_, coarse), (_, fine), wanted, (coarse_set, fine_set) in zip(
+        read[:-1], read[1:], chosen, pairwise(sets), strict=True
+    ):
+        # The head's indices are of what it had read: in the order of the grid.
+        had = [place for place in coarse_set.places if place in coarse]
+        parents = {had[index] for index in wanted}
+        ratio = round(coarse_set.grid.spec.mpp / fine_set.grid.spec.mpp)
+        assert fine == {(r, c) for r, c in fine_set.places if (r // ratio, c // ratio) in parents}
+    assert len(result.tiles) == len(read[-1][1])
+    if name == "zoommil":
+        assert all(len(wanted) <= 2 for wanted in chosen)
+        assert len(read[-1][1]) < len(sets[-1].places)
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    for mpp in bundle.info.mpps:
+        assert f"{mpp:g} µm/px" in card
+        assert f"{mpp:g} µm/px" in bundle_facts(bundle.info).splitlines()[1]
 
 
 def test_a_head_that_asks_for_tiles_without_tissue_says_so(generated_slide: Path, tiny_bundle: Path) -> None:

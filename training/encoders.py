@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -107,14 +108,20 @@ class StudentSection(_ViTSection):
 
 def encoder_depth(spec: EncoderSpec) -> int:
     """Return how many blocks an encoder has, without making its weights."""
-    with torch.device("meta"):
-        return Encoder(spec).depth
+    return _depth_and_width(spec.model_dump_json())[0]
 
 
 def encoder_width(spec: EncoderSpec) -> int:
     """Return the length of an encoder's embeddings, without making its weights."""
+    return _depth_and_width(spec.model_dump_json())[1]
+
+
+@lru_cache(maxsize=64)
+def _depth_and_width(spec: str) -> tuple[int, int]:
+    """Return both of an encoder, given its spec as JSON: a config is asked for them with each store and each key."""
     with torch.device("meta"):
-        return Encoder(spec).embed_dim
+        encoder = Encoder(EncoderSpec.model_validate_json(spec))
+    return encoder.depth, encoder.embed_dim
 
 
 def random_encoder(spec: EncoderSpec, *, seed: int, device: torch.device) -> Encoder:

@@ -275,7 +275,9 @@ def save_bundle(
         # Programs that know older versions alone refuse keys that they don't know.
         text = info.model_dump_json(indent=2, exclude=_absent_keys(info))
         (scratch / JSON_NAME).write_text(text + "\n", encoding="utf-8")
-        (scratch / CARD_NAME).write_text(render_card(json.loads(info.model_dump_json())), encoding="utf-8")
+        (scratch / CARD_NAME).write_text(
+            render_card(json.loads(info.model_dump_json()), info.mpps), encoding="utf-8"
+        )
         give_usual_mode(scratch / WEIGHTS_NAME)
     return info
 

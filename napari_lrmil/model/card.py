@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 DEMONSTRATION_NOTE = "Demonstration only, not for diagnosis."
@@ -27,13 +28,15 @@ def why_no_class(name: str) -> str | None:
     return None
 
 
-def render_card(info: dict[str, Any]) -> str:
+def render_card(info: dict[str, Any], mpps: Sequence[float] = ()) -> str:
     """Markdown with a YAML head from the JSON of a bundle.
 
     Parameters
     ----------
     info : dict
         `BundleInfo` as plain JSON values.
+    mpps : sequence of float
+        Of each magnification that it reads, the coarsest first; by default that of its tiles.
     """
     tiles, mil, provenance = info["tiles"], info["mil"], info["provenance"]
     warning = f"> **{DEMONSTRATION_NOTE}**\n\n" if info["demonstration"] else ""
@@ -70,7 +73,7 @@ or load it in napari: Plugins > LRMIL.
 | | |
 |---|---|
 | classes | {", ".join(info["class_names"])} |
-| reads | {_tiles_text(tiles)}, nothing finer |
+| reads | {_tiles_text(tiles, mpps)}, nothing finer |
 | distilled from | {_teacher_text(info)} |
 | encoder | {info["encoder"]["architecture"]}, tokens of {info["token_px"]} px |
 | aggregator | {mil["name"]}, {mil["embed_dim"]}-d{", gated" if mil.get("gated") else ""} |
@@ -113,10 +116,15 @@ def _teacher_text(info: dict[str, Any]) -> str:
     )
 
 
-def _tiles_text(tiles: dict[str, Any]) -> str:
+def _tiles_text(tiles: dict[str, Any], mpps: Sequence[float]) -> str:
     one_in = tiles.get("one_in", 1)
     part = f"a random 1/{one_in} of the " if one_in > 1 else ""
-    return f"{part}tiles of {tiles['tile_px']} px at {tiles['mpp']:g} µm/px with at least {tiles['min_tissue']:.0%} tissue"
+    *coarser, finest = mpps or (tiles["mpp"],)
+    read = (
+        "".join(f"{mpp:g} µm/px, of the parts that it chooses there at " for mpp in coarser)
+        + f"{finest:g} µm/px"
+    )
+    return f"{part}tiles of {tiles['tile_px']} px at {read} with at least {tiles['min_tissue']:.0%} tissue"
 
 
 def _choice_text(provenance: dict[str, Any]) -> str:

@@ -71,6 +71,18 @@ def test_output_has_the_shapes_that_it_says(name: str, n_classes: int) -> None:
 
 
 @every_head
+def test_a_spec_declares_what_the_head_says(name: str) -> None:
+    """Attention, and a classifier of deciding tiles: trained and asked alike, of two classes and of three."""
+    for n_classes in (2, 3):
+        model = head(name, n_classes=n_classes)
+        for one in (model.train(), model.eval()):
+            output = one(random_bag(7))
+            assert (output.attention_logits is not None) == HEADS[name.split()[0]].has_attention
+            assert (output.instance_logits is not None) == HEADS[name.split()[0]].tells_deciding_tiles
+            assert output.instance_logits is None or output.instance_logits.shape == (7, 2)
+
+
+@every_head
 def test_a_bag_and_its_embeddings_alone_say_the_same(name: str) -> None:
     model, embeddings = head(name).eval(), random_bag(9)
     one, other = model(embeddings), model(Bag(embeddings, mpp=2.0))

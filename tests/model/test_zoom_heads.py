@@ -157,6 +157,14 @@ def test_every_weight_is_trained_by_the_head_s_own_loss(name: str) -> None:
 
 
 @every_head
+def test_a_spec_declares_what_the_head_says(name: str) -> None:
+    for one in (head(name).train(), head(name).eval()):
+        output = one(of(name, 4))
+        assert (output.attention_logits is not None) == HEADS[name].has_attention
+        assert (output.instance_logits is not None) == HEADS[name].tells_deciding_tiles
+
+
+@every_head
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("n", [1, 4, 9])
 @pytest.mark.parametrize("fewest", [False, True])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from napari_lrmil.errors import ConfigError
-from napari_lrmil.model.encoder import IMAGENET_MEAN, PRESETS, EncoderSpec
+from napari_lrmil.model.encoder import IMAGENET_MEAN, PRESETS, Encoder, EncoderSpec
 from training.config import RunConfig, load_config
-from training.encoders import EncoderSection
+from training.encoders import EncoderSection, encoder_depth, encoder_width
 
 MINIMAL = '[run]\nout_dir = "out"\n[data]\nslides = "slides.csv"\n[encoder]\n'
 
@@ -84,3 +84,23 @@ def test_the_resolved_config_of_a_run_says_the_same_again(tmp_path: Path) -> Non
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         loaded(tmp_path, text)
+
+
+def test_an_encoder_is_built_once_to_know_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run asks its config for the depth with each store and each key; of a large encoder that takes seconds each time."""
+    built: list[EncoderSpec] = []
+
+    def building(spec: EncoderSpec) -> Encoder:
+        built.append(spec)
+        return Encoder(spec)
+
+    monkeypatch.setattr("training.encoders.Encoder", building)
+    options = {"patch_size": 8, "img_size": 24, "embed_dim": 20, "depth": 3, "num_heads": 2}
+    spec, deeper = (
+        EncoderSpec(architecture="vit_tiny_patch16_224", options=options | {"depth": depth})
+        for depth in (3, 4)
+    )
+    for _ in range(3):
+        assert (encoder_depth(spec), encoder_width(spec)) == (3, 20)
+        assert (encoder_depth(deeper), encoder_width(deeper)) == (4, 20)
+    assert built == [spec, deeper]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -210,6 +211,7 @@ def test_the_attention_of_the_slides_class_is_taught() -> None:
 # --- a whole run
 
 
+@pytest.mark.slow
 def test_a_run_with_other_heads_says_what_it_left_out_and_exports_the_students(
     cohort: Path, tmp_path: Path, one_thread: None
 ) -> None:
@@ -238,6 +240,16 @@ def test_a_run_with_other_heads_says_what_it_left_out_and_exports_the_students(
     assert f"° stage 2 only: {note}" in printed
     assert f"Note: LRMIL: {note}" in printed
     assert "° f' on LR" not in printed
+    # The same words in the results and in the report.
+    note += "; its own head (mean) doesn't classify tiles as deciding or not"
+    assert {key: row["left_out"] for key, row in results.items() if "left_out" in row} == {
+        "lrmil": note,
+        "stage2_only": note,
+    }
+    report = html.unescape((tmp_path / "run" / "report.html").read_text())
+    assert f"<strong>°</strong> LRMIL: {note}." in report
+    assert f"<strong>°</strong> stage 2 only: {note}." in report
+    assert report.count("<strong>°</strong>") == 2
     terms = (fold / "metrics" / "lrmil.csv").read_text().partition("\n")[0].split(",")
     assert "train_bag" in terms
     assert not {"train_soft", "train_hard"} & set(terms)

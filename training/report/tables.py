@@ -33,7 +33,8 @@ class MethodRow(NamedTuple):
     """A row of the comparison; `difference` is LRMIL minus this method, None for LRMIL itself.
 
     Of an interval that results.json doesn't hold, low and high are NaN; so is `train_auc` of a run of earlier versions.
-    `unfitted` says that some head didn't fit its own training slides.
+    `unfitted` says that some head didn't fit its own training slides, `left_out` which terms of stage 2 its heads leave
+    without meaning, and why; empty where none.
     """
 
     method: str
@@ -47,6 +48,7 @@ class MethodRow(NamedTuple):
     n_test: int
     train_auc: float
     unfitted: bool
+    left_out: str
 
 
 class ClassRow(NamedTuple):
@@ -130,6 +132,7 @@ def comparison(data: RunData) -> list[MethodRow]:
                 n_test=int(result.get("n_test", len(data.pooled(method).labels))),
                 train_auc=_number(result.get("train_auc")),
                 unfitted=is_unfitted(method, result),
+                left_out=str(result.get("left_out") or ""),
             )
         )
     return rows

@@ -60,6 +60,12 @@ def compare(
     trusts = [one.trust for one in bundles if one is not None and one.trust is not None]
     quantiles = [trust.conformal.quantile for trust in trusts] if len(trusts) == len(folds) else None
 
+    notes = {
+        row.key: left_out_note(mine.stage2, mine.teacher_mil, mine.student_mil)
+        for row, mine in ((row, config.of_row(row)) for row in config.rows if row.is_distilled)
+    }
+    notes = {key: note for key, note in notes.items() if note and key in tested}
+
     def measure() -> None:
         results = compare_methods(
             tested,
@@ -77,9 +83,11 @@ def compare(
             varying = {"seconds", "file_megabytes"}
             shown = row.model_dump(exclude={"key": True, "costs": varying, "of_teacher": varying})
             results[row.key]["front"] = shown | {"chosen": is_chosen}
+        for method, note in notes.items():
+            results[method]["left_out"] = note
         context.run_dir.write_kept_results(results)
 
-    once(context, steps.results(tested, quantiles or (), fits, front), measure, quiet=True)
+    once(context, steps.results(tested, quantiles or (), fits, front, notes), measure, quiet=True)
     results: dict[str, MethodResult] = context.run_dir.read_kept_results()
     context.run_dir.write_results(results)
     labels = np.concatenate([fold.labels for fold in tested[OURS.key]])
@@ -89,11 +97,6 @@ def compare(
         f"\nTest slides: {slides}. AUC: pairs of slides within a fold and a training. Intervals: bootstrap over patients"
         f"{_trainings(context)} ({config.evaluate.bootstrap} resamples)."
     )
-    notes = {
-        row.key: left_out_note(mine.stage2, mine.teacher_mil, mine.student_mil)
-        for row, mine in ((row, config.of_row(row)) for row in config.rows if row.is_distilled)
-    }
-    notes = {key: note for key, note in notes.items() if note and key in results}
     transductive = config.stage1.is_transductive
     of_student = {row.key for row in config.rows if row.is_after_stage1}
     context.reporter.console.print(

@@ -451,8 +451,12 @@ class Steps:
         set_quantiles: Sequence[float | None],
         fits: Mapping[str, Sequence[Fit]],
         front: Front | None,
+        left_out: Mapping[str, str],
     ) -> Step:
-        """Return the step that compares all methods: thousands of resamples, not to be taken twice."""
+        """Return the step that compares all methods: thousands of resamples, not to be taken twice.
+
+        `left_out` says which terms of stage 2 which methods go without.
+        """
         config = self._context.config
         key = content_hash(
             config.evaluate.bootstrap,
@@ -464,6 +468,7 @@ class Steps:
             _said(tested),
             [(method, [fit.model_dump_json() for fit in found]) for method, found in fits.items()],
             front,
+            *([sorted(left_out.items())] if left_out else []),
         )
         # Not results.json itself: that one is absent while a run is at work.
         return Step(RESULTS, key, (self._context.run_dir.kept_results_json,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_serializer,
@@ -31,13 +29,11 @@ from napari_lrmil.model.mil import (
     HEADS,
     ABMILSpec,
     AnyBag,
-    AnyMILSpec,
     MILModel,
     MILOutput,
     MILSpec,
     build_mil,
 )
-from napari_lrmil.model.mil.focus import FOCUS
 from training.data.bags import Bags, SlideBag
 from training.loop import FitResult, OptimizerName, Recipe, Session, Task, fit, write_history
 from training.metrics import auc
@@ -365,21 +361,10 @@ class Lacks(NamedTuple):
     """No instance classifier of tiles that decide: none, or one of the slide's classes."""
 
 
-@functools.cache
-def _lacks(spec_json: str) -> Lacks:
-    spec = TypeAdapter[MILSpec](AnyMILSpec).validate_json(spec_json)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        model = build_mil(spec).eval()
-        if isinstance(model, FOCUS):
-            model.set_text(torch.ones_like(model.text))
-        output = model(spec.smallest_bag())
-    logits = output.instance_logits
-    return Lacks(output.attention_logits is None, logits is None or logits.shape[1] != 2)
-
-
 def lacks(section: MILSection) -> Lacks:
-    """Return what the head of a section doesn't say, by asking a small one."""
-    return _lacks(section.spec(embed_dim=16, n_classes=3).model_dump_json())
+    """Return what the head of a section doesn't say."""
+    head = HEADS[section.name]
+    return Lacks(attention=not head.has_attention, instances=not head.tells_deciding_tiles)
 
 
 class InTensors(nn.Module):

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from napari_lrmil.atomic import write_csv
 from napari_lrmil.errors import ConfigError
-from napari_lrmil.model.mil import AnyMILSpec, MILOutput, MILSpec, build_mil
+from napari_lrmil.model.mil import AnyBag, AnyMILSpec, MILModel, MILOutput, MILSpec, build_mil
 from napari_lrmil.terminal import Commands, errors_as_messages
 from training.checkpoint import Files
 from training.data.bags import SlideBag
@@ -176,21 +176,27 @@ def standardised(
     return [scaled(bag) for bag in train], [scaled(bag) for bag in test]
 
 
-def accuracy(
-    variant: Variant, train: Sequence[SlideBag], test: Sequence[SlideBag], *, epochs: int, seed: int
-) -> float:
-    """Return the share of test bags that a head trained on the others gets right."""
-    train, test = standardised(train, test)
-    torch.manual_seed(seed)
-    instances = {"embed_dim": train[0].instance_embeddings.shape[1], "n_classes": 2}
-    model = build_mil(_SPECS.validate_python(variant.spec | instances))
+def train_head(
+    model: MILModel, bags: Sequence[tuple[str, AnyBag, int]], recipe: Recipe, *, name: str = ""
+) -> MILModel:
+    """Train a head in place with its own loss, all epochs of a recipe, and return it in eval mode.
 
-    def batches(epoch: int) -> list[SlideBag]:
-        return [train[place] for place in np.random.default_rng((seed, epoch)).permutation(len(train))]
+    Parameters
+    ----------
+    model : MILModel
+    bags : sequence of (str, bag, int)
+        Name, bag and label of each.
+    recipe : Recipe
+    name : str
+        For errors.
+    """
 
-    def losses(wrapped: nn.Module, bag: SlideBag) -> dict[str, Tensor]:
-        output = MILOutput.of_tensors(wrapped(bag.on(torch.device("cpu"))))
-        return {"loss": torch.stack(list(model.losses(output, bag.label).values())).sum()}
+    def batches(epoch: int) -> list[tuple[str, AnyBag, int]]:
+        return [bags[place] for place in np.random.default_rng((recipe.seed, epoch)).permutation(len(bags))]
+
+    def losses(wrapped: nn.Module, one: tuple[str, AnyBag, int]) -> dict[str, Tensor]:
+        output = MILOutput.of_tensors(wrapped(one[1]))
+        return {"loss": torch.stack(list(model.losses(output, one[2]).values())).sum()}
 
     done = 0
 
@@ -201,22 +207,32 @@ def accuracy(
 
     task = Task(
         batches=batches,
-        steps_per_epoch=len(train),
+        steps_per_epoch=len(bags),
         losses=losses,
         validate=validate,
         score=lambda metrics: (metrics["epochs"],),
-        names=lambda bag, losses: bag.name,
+        names=lambda one, losses: one[0],
     )
-    recipe = replace(_RECIPE, epochs=epochs, seed=seed)
     with TemporaryDirectory() as folder:
         files, reporter = Files(Path(folder) / "fit.csv"), Reporter(Console(file=io.StringIO()))
-        fit(
-            model,
-            task,
-            recipe,
-            Session(Runtime("cpu").head_fabric, files, reporter, variant.name),
-            called=InTensors(model),
-        )
+        session = Session(Runtime("cpu").head_fabric, files, reporter, name)
+        fit(model, task, recipe, session, called=InTensors(model))
+    return model
+
+
+def accuracy(
+    variant: Variant, train: Sequence[SlideBag], test: Sequence[SlideBag], *, epochs: int, seed: int
+) -> float:
+    """Return the share of test bags that a head trained on the others gets right."""
+    train, test = standardised(train, test)
+    torch.manual_seed(seed)
+    instances = {"embed_dim": train[0].instance_embeddings.shape[1], "n_classes": 2}
+    model = train_head(
+        build_mil(_SPECS.validate_python(variant.spec | instances)),
+        [(bag.name, bag.on(torch.device("cpu")), bag.label) for bag in train],
+        replace(_RECIPE, epochs=epochs, seed=seed),
+        name=variant.name,
+    )
     with torch.inference_mode():
         right = [int(model(bag.instance_embeddings).bag_logits.argmax()) == bag.label for bag in test]
     return float(np.mean(right))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,8 @@ _NUMBERS_AT_ONCE = 2**20
 
 class ABMILSpec(MILSpec):
     """Everything needed to build an `ABMIL`, weights apart."""
+
+    tells_deciding_tiles: ClassVar[bool] = True
 
     name: Literal["abmil"] = "abmil"
     hidden_dim: int = Field(default=128, gt=0, le=8192)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -295,6 +296,12 @@ class MILSpec(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    has_attention: ClassVar[bool] = True
+    """Whether the head's output has `MILOutput.attention_logits`."""
+    tells_deciding_tiles: ClassVar[bool] = False
+    """Whether its output says of each instance whether it is one of those that decide: `MILOutput.instance_logits` (N, 2)
+    of a classifier of that, and not of the slide's classes."""
 
     name: str
     embed_dim: int = Field(gt=0, le=65_536)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -10,6 +12,8 @@ from napari_lrmil.model.mil.base import AnyBag, MILModel, MILSpec, one_bag
 
 class PoolingSpec(MILSpec):
     """Everything needed to build a `PoolingMIL`, weights apart."""
+
+    has_attention: ClassVar[bool] = False
 
     dropout: float = Field(default=0.0, ge=0, lt=1, description="on the instances, in training only")
 

@@ -176,9 +176,10 @@ def earlier_text(prediction: SlidePrediction) -> str:
 
 def bundle_facts(info: BundleInfo) -> str:
     """The model card in three lines: classes, what is read, encoder."""
+    read = ", then parts of it at ".join(f"{mpp:g} µm/px" for mpp in info.mpps)
     return (
         f"Classes: {', '.join(info.class_names)}\n"
-        f"Reads {info.tiles.mpp:g} µm/px in {info.tiles.tile_px} px tiles\n"
+        f"Reads {read} in {info.tiles.tile_px} px tiles\n"
         f"Encoder: {info.encoder.architecture}"
     )
 
@@ -233,7 +234,7 @@ def card_markdown(info: BundleInfo) -> str:
     """The model card without its head for machines."""
     from napari_lrmil.model.card import render_card
 
-    card = render_card(info.model_dump(mode="json"))
+    card = render_card(info.model_dump(mode="json"), info.mpps)
     return card.split("---\n", 2)[2].lstrip() if card.startswith("---\n") else card
 
 
