@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import threading
@@ -50,6 +51,7 @@ _MODULES = (
     "napari_lrmil.model.device",
     "napari_lrmil.predict",
     "napari_lrmil.heatmap",
+    "napari_lrmil.model.mil.work",  # torch's table of FLOPs asks for Triton; evidence imports it when it counts
 )
 _lock = threading.Lock()
 
@@ -61,10 +63,14 @@ def import_models() -> None:
     Mesa's OpenGL (every Linux desktop without NVIDIA's driver, every virtual display) has loaded another
     one by then, their symbols mix, and the process dies of a segmentation fault; in the other order it
     may die at exit. Classifying compiles nothing, so Triton is hidden during the import; torch
-    remembers that it isn't there. Call this, in any thread, before importing a model in the viewer.
+    remembers that it isn't there. What classifying imports later must be in `_MODULES` where it asks for
+    Triton. Call this, in any thread, before importing a model in the viewer.
     """
     with _lock:
         hidden = sys.platform == "linux" and "triton" not in sys.modules
+        logging.getLogger("torch.utils.flop_counter").setLevel(
+            logging.ERROR
+        )  # it warns that Triton isn't there
         if hidden:
             sys.modules["triton"] = None  # type: ignore[assignment]  # what makes an import fail
         try:

@@ -32,6 +32,7 @@ def fake_bundle(*, demonstration: bool = True, mpp: float = 2.0, sha: str = SHA,
         sha256=sha,
         class_names=("benign", "lesion"),
         tiles=SimpleNamespace(mpp=mpp, tile_px=64),
+        mpps=(mpp,),
         encoder=SimpleNamespace(architecture="vit"),
         demonstration=demonstration,
     )

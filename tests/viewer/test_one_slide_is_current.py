@@ -38,6 +38,7 @@ def model(sha: str) -> LoadedModel:
         sha256=sha,
         class_names=("benign", "lesion"),
         tiles=SimpleNamespace(mpp=2.0, tile_px=64),
+        mpps=(2.0,),
         encoder=SimpleNamespace(architecture="vit"),
         demonstration=False,
     )

@@ -81,6 +81,25 @@ def test_models_come_without_triton() -> None:
     assert done.stdout.strip() == "False True"
 
 
+def test_classifying_imports_no_triton_later(small_slide: Path, bundle_dir: Path) -> None:
+    """It would end the process once a window has drawn with Mesa's OpenGL."""
+    code = (
+        "import sys\n"
+        "from napari_lrmil._viewer.models import import_models\n"
+        "import_models()\n"
+        "from napari_lrmil.model.bundle import load_bundle\n"
+        "from napari_lrmil.predict import predict_slide, run_to_end\n"
+        "from napari_lrmil.slide import Slide\n"
+        "with Slide(sys.argv[1]) as slide:\n"
+        "    steps = predict_slide(slide, load_bundle(sys.argv[2]), device=__import__('torch').device('cpu'))\n"
+        "    result = run_to_end(steps)\n"
+        "print('triton' in sys.modules, len(result.deletion.fractions) > 1)"
+    )
+    command = [sys.executable, "-c", code, str(small_slide), str(bundle_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False True"
+
+
 def test_ordinary_images_are_left_to_others(tmp_path: Path) -> None:
     picture = np.zeros((64, 96, 3), np.uint8)
     tifffile.imwrite(tmp_path / "strips.tif", picture)
