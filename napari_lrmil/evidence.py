@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from napari_lrmil.model.calibration import VectorScaling, called_class
 
 if TYPE_CHECKING:  # importing this module loads no torch: results are read without it
+    import torch
+
     from napari_lrmil.model.mil import AnyBag, MILModel
 
 Array = NDArray[np.float64]
@@ -139,13 +141,11 @@ def explain(
     """
     import torch
 
-    from napari_lrmil.model.mil.base import Bag, finest_bag
+    from napari_lrmil.model.mil.base import finest_bag
 
     # Copied outside of inference mode: what is made inside could never be trained again.
     exact = copy.deepcopy(mil).cpu().double().eval()
-    several = bag if isinstance(bag, tuple) else (Bag.of(bag),)
-    doubles = tuple(one.on("cpu", torch.float64) for one in several)
-    instances: AnyBag = doubles if len(doubles) > 1 else doubles[0]
+    instances = _on_cpu(bag, torch.float64)
     n = len(finest_bag(instances))
     with torch.inference_mode():
         output = exact(instances)
@@ -183,6 +183,15 @@ def explain(
             class_index=class_index,
         ),
     )
+
+
+def _on_cpu(bag: AnyBag, dtype: torch.dtype) -> AnyBag:
+    """The bag, or the bags of several magnifications, in another precision."""
+    from napari_lrmil.model.mil.base import Bag
+
+    several = bag if isinstance(bag, tuple) else (Bag.of(bag),)
+    cast = tuple(one.on("cpu", dtype) for one in several)
+    return cast if len(cast) > 1 else cast[0]
 
 
 class _Asked:
@@ -224,9 +233,9 @@ class _Asked:
             all_alone = _affordable(self._alone, counted, self.n, most_work)[0] == self.n
         with torch.inference_mode():
             if known is None or n_exact == self.n:
-                whole_bag = self.mil.leave_one_out_logits(self.bag).numpy()
+                without = self.scaling.scaled(self.mil.leave_one_out_logits(self.bag).numpy())
                 # Whoever can leave out every tile can ask each alone: that is a part of the work.
-                return self.scaling.scaled(whole_bag), self._alone(places), None
+                return without, self._alone(places), None
         slopes = self._slopes()
         order = np.argsort(log_odds(whole_logits - slopes)[:, class_index], kind="stable")
         others, n_spread = _chosen(order[~np.isin(order, counted)], n_exact - _COUNTED)
@@ -279,12 +288,7 @@ class _Asked:
         """The same in float32, twice as fast."""
         import torch
 
-        from napari_lrmil.model.mil.base import Bag
-
-        bags = self.bag if isinstance(self.bag, tuple) else (self.bag,)
-        singles = tuple(Bag.of(one).on("cpu", torch.float32) for one in bags)
-        bag: AnyBag = singles if len(singles) > 1 else singles[0]
-        return _Asked(copy.deepcopy(self.mil).float(), bag, self.scaling)
+        return _Asked(copy.deepcopy(self.mil).float(), _on_cpu(self.bag, torch.float32), self.scaling)
 
     def _without(self, tiles: NDArray[np.int64]) -> Array:
         """(n, C) of the bag without each of n tiles."""

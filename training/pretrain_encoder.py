@@ -48,9 +48,9 @@ class Examples(NamedTuple):
 
 
 def load_examples(
-    slide_paths: list[Path], spec: TileSpec, reporter: Reporter, *, most: int = 1_000_000
+    slide_paths: list[Path], spec: TileSpec, reporter: Reporter, *, most: int | None = None
 ) -> Examples:
-    """Read tissue tiles of generated slides, `most` of each, with their attributes, not standardised yet."""
+    """Read tissue tiles of generated slides, all or `most` of each, with their attributes, not standardised yet."""
     keep = [index for index, name in enumerate(TILE_ATTRIBUTES) if name not in _LEFT_OUT]
     tiles: list[NDArray[np.uint8]] = []
     attributes: list[NDArray[np.float32]] = []
@@ -165,13 +165,14 @@ def main(
     ),
     slides: Annotated[int, typer.Option(min=8, help="Generated slides; an eighth validates.")] = 96,
     tiles_per_slide: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
-            help="At most, drawn at random, at each scale. A slide has 16 times fewer tiles at 4 times the µm/px: many slides "
-            "and few tiles of each show an encoder of several scales as much of either.",
+            show_default=False,
+            help="At most, drawn at random, at each scale; all without it. A slide has 16 times fewer tiles at 4 times the "
+            "µm/px: many slides and few tiles of each show an encoder of several scales as much of either.",
         ),
-    ] = 1_000_000,
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 4,
     tile_px: Annotated[int, typer.Option(help="Edge of a tile.")] = 64,
     mpp: Annotated[

@@ -68,9 +68,8 @@ def import_models() -> None:
     """
     with _lock:
         hidden = sys.platform == "linux" and "triton" not in sys.modules
-        logging.getLogger("torch.utils.flop_counter").setLevel(
-            logging.ERROR
-        )  # it warns that Triton isn't there
+        # It warns that Triton isn't there.
+        logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
         if hidden:
             sys.modules["triton"] = None  # type: ignore[assignment]  # what makes an import fail
         try:

@@ -15,6 +15,7 @@ random vectors in place of texts.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -173,17 +174,10 @@ def auc_of(
     model, n = build_mil(spec), len(spec.factors)
     if isinstance(model, FOCUS):
         model.set_text(torch.randn(model.text.shape))
-    recipe = Recipe(
-        epochs=epochs,
-        learning_rate=_RECIPE.learning_rate,
-        weight_decay=_RECIPE.weight_decay,
-        seed=seed,
-        rising_epochs=_RECIPE.rising_epochs,
-    )
     train_head(
         model,
         [(str(i), as_bag(one, features, n), one.label) for i, one in enumerate(train)],
-        recipe,
+        replace(_RECIPE, epochs=epochs, seed=seed),
         name=head,
     )
     with torch.inference_mode():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -160,6 +160,24 @@ class MILOutput:
         )
 
 
+def logits_of_parts(kept: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return what a head says of each part that holds any instance, asked one by one, (S, C); zeros for an empty part.
+
+    Parameters
+    ----------
+    kept : (S, N) bool tensor
+    ask : callable
+        Takes the (N,) bool mask of a part, returns its (C,) bag logits.
+    """
+    holds_any = kept.any(dim=1)
+    logits = [ask(part) for part in kept[holds_any]]
+    like = logits[0] if logits else ask(kept.new_ones(kept.shape[1]))
+    found = like.new_zeros((len(kept), len(like)))
+    if logits:
+        found[holds_any] = torch.stack(logits)
+    return found
+
+
 class MILModel(nn.Module):
     """Base of the aggregators: maps a bag to `MILOutput`.
 
@@ -232,12 +250,7 @@ class MILModel(nn.Module):
         (S, C) tensor
             Zeros for an empty part: every class is equally likely.
         """
-        logits = [self(with_part(bag, part)).bag_logits for part in kept if bool(part.any())]
-        n_classes = (logits[0] if logits else self(bag).bag_logits).shape[0]
-        found = finest_bag(bag).embeddings.new_zeros((len(kept), n_classes))
-        if logits:
-            found[kept.any(dim=1)] = torch.stack(logits)
-        return found
+        return logits_of_parts(kept, lambda part: self(with_part(bag, part)).bag_logits)
 
     def leave_one_out_logits(self, bag: AnyBag) -> Tensor:
         """Bag logits of the bag without each of its instances.

@@ -23,7 +23,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from napari_lrmil.model.mil.attention import GatedAttention, NormalisedSpec, input_norm
-from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, bag_cross_entropy, one_bag
+from napari_lrmil.model.mil.base import (
+    AnyBag,
+    MILModel,
+    MILOutput,
+    bag_cross_entropy,
+    logits_of_parts,
+    one_bag,
+)
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -123,11 +130,7 @@ class DTFD(MILModel):
     def subset_logits(self, bag: AnyBag, kept: Tensor) -> Tensor:
         """As in `MILModel`, what the first tier says of each tile worked out once."""
         instances, logits = self._first(bag)
-        found = instances.new_zeros((len(kept), self.spec.n_classes))
-        for place, part in enumerate(kept):
-            if bool(part.any()):
-                found[place] = self._tiers(instances[part], logits[part]).bag_logits
-        return found
+        return logits_of_parts(kept, lambda part: self._tiers(instances[part], logits[part]).bag_logits)
 
     def alone_logits(self, bag: AnyBag) -> Tensor:
         """As in `MILModel`, in closed form: a tile alone is all that both tiers have."""

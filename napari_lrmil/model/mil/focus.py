@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from napari_lrmil.errors import LRMILError
 from napari_lrmil.model.mil.attention import NormalisedSpec, input_norm, scores_as_logits
-from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, one_bag
+from napari_lrmil.model.mil.base import AnyBag, MILModel, MILOutput, logits_of_parts, one_bag
 from napari_lrmil.model.tensors import not_finite, read_tensors
 
 
@@ -115,11 +115,7 @@ class FOCUS(MILModel):
     def subset_logits(self, bag: AnyBag, kept: Tensor) -> Tensor:
         """As in `MILModel`, the tiles encoded once."""
         tiles = self._encoded(bag)
-        found = tiles.new_zeros((len(kept), self.spec.n_classes))
-        for place, part in enumerate(kept):
-            if bool(part.any()):
-                found[place] = self._read(tiles[part]).bag_logits
-        return found
+        return logits_of_parts(kept, lambda part: self._read(tiles[part]).bag_logits)
 
     def alone_logits(self, bag: AnyBag) -> Tensor:
         """As in `MILModel`, in closed form: a tile alone is kept, and all that the texts attend to."""
