@@ -24,6 +24,10 @@ T = TypeVar("T")
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 """As Fabric names it."""
 
+# Lightning has torch ask NVML whether there is a GPU, so that processes may fork afterwards; an optimizer asks at each of
+# its steps, which took longer than a small head's step itself. Nothing here forks.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+
 # A process may wait for another that trains a head or embeds its last slide.
 _PATIENCE = datetime.timedelta(hours=12)
 

@@ -18,6 +18,8 @@ from training.data.tile_index import SlideTiles
 
 A = TypeVar("A")
 B = TypeVar("B")
+_SMALL = 2**20
+"""Bytes of a bag."""
 
 
 class Instances(Protocol):
@@ -104,8 +106,11 @@ class Bags(Sequence[SlideBag]):
         return self.in_order(range(len(self)))
 
     def in_order(self, order: Iterable[int]) -> Iterator[SlideBag]:
-        """Yield bags by index, the next one read while the last is used."""
-        return read_ahead(self.__getitem__, order)
+        """Yield bags by index, the next one read while the last is used; small ones in memory just so."""
+        order = list(order)
+        # Handing a bag from thread to thread takes longer than turning a small one into float32.
+        at_hand = all(index in self._kept and self._kept[index].nbytes <= _SMALL for index in order)
+        return map(self.__getitem__, order) if at_hand else read_ahead(self.__getitem__, order)
 
 
 def read_ahead(read: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
