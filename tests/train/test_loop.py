@@ -338,3 +338,12 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         writing.throw(KeyboardInterrupt())
     assert path.read_text() == '{\n  "a": 1\n}\n'
     assert [item.name for item in path.parent.iterdir()] == ["x.json"]
+
+
+def test_no_step_asks_the_driver_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning has torch ask NVML, which loads a library, wherever it asks whether there is a GPU: an optimizer at each step."""
+    asked: list[int] = []
+    monkeypatch.setattr("torch.cuda._device_count_nvml", lambda: asked.append(1) or -1)
+    monkeypatch.setattr("torch.cuda._is_compiled", lambda: True)
+    run_fit(Model(), [0.0, 1.0], tmp_path)
+    assert not asked

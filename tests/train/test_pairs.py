@@ -456,6 +456,27 @@ def test_a_bag_beyond_the_budget_is_read_again_and_is_the_same(
     assert reads == []
 
 
+def test_small_bags_in_memory_come_without_a_thread(
+    bagged: tuple[EmbeddingStore, list[SlideRow]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def readers() -> list[str]:
+        return [one.name for one in threading.enumerate() if one.name.startswith("lrmil-read-ahead")]
+
+    bags = Bags(*bagged, ("a", "b"))
+    first = bags.in_order(range(5))
+    next(first)
+    assert readers()
+    list(first)
+    again = bags.in_order(range(5))
+    next(again)
+    assert not readers()
+    monkeypatch.setattr("training.data.bags._SMALL", 10 * 4 * 2)  # the first alone is as small
+    again = bags.in_order(range(5))
+    next(again)
+    assert readers()
+    list(again)
+
+
 def test_one_item_is_read_ahead_and_no_more() -> None:
     started = [threading.Event() for _ in range(4)]
 
