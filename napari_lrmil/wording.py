@@ -12,6 +12,7 @@ from napari_lrmil.model.card import UNLIKE_TRAINING as _UNLIKE
 
 if TYPE_CHECKING:  # predict loads torch
     from napari_lrmil.evidence import DeletionCurve
+    from napari_lrmil.model.speed import Speed
     from napari_lrmil.predict import SlidePrediction
 
 NOT_FOR_DIAGNOSIS = "DEMONSTRATION ONLY – NOT FOR DIAGNOSIS"
@@ -121,6 +122,14 @@ def duration_text(seconds: float) -> str:
 def time_taken_text(seconds: float) -> str:
     """How long a prediction took, short ones to a tenth of a second."""
     return f"{seconds:.1f} s" if seconds < 10 else duration_text(seconds)
+
+
+def speed_text(speed: Speed) -> str:
+    """How much a bundle reads and how long that takes on this machine."""
+    return (
+        f"1 cm² of tissue: at most {speed.tiles:,} tiles, {duration_text(speed.seconds)} on {speed.device} "
+        "(measured here; reading the slide on top)"
+    )
 
 
 def with_minus_sign(number: str) -> str:

@@ -266,6 +266,22 @@ def test_slides_of_one_name_keep_apart(slide: Path, tiny_bundle: Path, tmp_path:
     assert "two slides would write the same results: one.tif" in message(result)
 
 
+def test_info_of_a_bundle_says_what_it_reads_and_how_long_that_takes(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    edge_mm = 64 * 2.0 / 1000
+    told = message(lrmil("info", "demo"))
+    assert "tiles of 64 px at 2 µm/px" in told
+    assert f"at most {round(100 / edge_mm**2):,} tiles" in told  # 1 cm² is 100 mm²
+    assert "on cpu" in told
+    assert load_bundle("demo").info.sha256[:40] in told.replace(" │ │ │ ", "")
+    info = load_bundle(tiny_bundle).info
+    for given in (tiny_bundle, tiny_bundle / "bundle.json"):
+        assert info.name in message(lrmil("info", given))
+    assert lrmil("info", tmp_path / "demo").exit_code == 1
+    assert lrmil("info", tmp_path).exit_code == 1
+
+
 def test_info_tells_levels_and_no_identifier(
     shared_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from napari_lrmil.model.bundle import ModelBundle, load_bundle, save_bundle
 from napari_lrmil.model.calibration import VectorScaling
 from napari_lrmil.model.mil import HEADS, AnyBag, Bag, MILModel, MILOutput, MILSpec
 from napari_lrmil.model.mil.focus import FOCUS
+from napari_lrmil.model.speed import measured_speed
 from napari_lrmil.predict import bundle_tiles, parents_of, predict_slide, run_to_end
 from napari_lrmil.slide import Slide, TileGrid, iter_tiles
 
@@ -199,6 +200,12 @@ def test_what_is_read_is_what_the_head_declares(
     for mpp in bundle.info.mpps:
         assert f"{mpp:g} µm/px" in card
         assert f"{mpp:g} µm/px" in bundle_facts(bundle.info).splitlines()[1]
+    speed = measured_speed(bundle, torch.device("cpu"))
+    # All tiles of all magnifications, of 100 mm²: those that the head leaves aside make it faster, never slower.
+    edges_mm = [bundle.info.tiles.tile_px * mpp / 1000 for mpp in bundle.info.mpps]
+    assert speed.tiles == pytest.approx(sum(100 / edge**2 for edge in edges_mm), abs=1)
+    assert speed.seconds > 0
+    assert f"{speed.tiles:,} tiles" in bundle_facts(bundle.info, speed).splitlines()[2]
 
 
 def test_a_head_that_asks_for_tiles_without_tissue_says_so(generated_slide: Path, tiny_bundle: Path) -> None:

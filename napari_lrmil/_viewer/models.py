@@ -15,6 +15,7 @@ from napari_lrmil.errors import LRMILError
 if TYPE_CHECKING:  # they load torch, which the background does while the window is already there
     from napari_lrmil._viewer.background import Steps
     from napari_lrmil.model.bundle import ModelBundle
+    from napari_lrmil.model.speed import Speed
     from napari_lrmil.predict import PredictProgress, SlidePrediction
     from napari_lrmil.slide import Slide
 
@@ -102,10 +103,11 @@ class ComputeError(LRMILError):
 
 
 class LoadedModel(NamedTuple):
-    """A bundle, and the names of the devices that this machine can compute on."""
+    """A bundle, the names of the devices that this machine can compute on, and how fast the first of them is."""
 
     bundle: ModelBundle
     devices: tuple[str, ...]
+    speed: Speed | None = None
 
 
 def load_model(bundle_path: str) -> LoadedModel:
@@ -118,9 +120,11 @@ def load_model(bundle_path: str) -> LoadedModel:
     import_models()
     leave_a_core_to_the_window()
     from napari_lrmil.model.bundle import load_bundle
-    from napari_lrmil.model.device import available_devices
+    from napari_lrmil.model.device import available_devices, resolve_device
+    from napari_lrmil.model.speed import measured_speed
 
-    return LoadedModel(load_bundle(bundle_path), tuple(available_devices()))
+    bundle = load_bundle(bundle_path)
+    return LoadedModel(bundle, tuple(available_devices()), measured_speed(bundle, resolve_device()))
 
 
 def classification(

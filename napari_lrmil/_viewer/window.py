@@ -27,6 +27,7 @@ from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:  # they load torch, which the background does while the window is already there
     from napari_lrmil.model.bundle import BundleInfo, ModelBundle
+    from napari_lrmil.model.speed import Speed
     from napari_lrmil.predict import PredictProgress, SlidePrediction
 
 
@@ -110,6 +111,7 @@ class Controller:
         self._canvas, self._background, self._settings = canvas, background, settings
         self._current = CurrentSlide(canvas)
         self._bundle: ModelBundle | None = None
+        self._bundle_speed: Speed | None = None
         self._bundle_path = ""
         self._bundle_paths = [DEMO_BUNDLE]
         self._devices: tuple[str, ...] = ("auto",)
@@ -174,6 +176,11 @@ class Controller:
     def bundle(self) -> ModelBundle | None:
         """The model in use."""
         return self._bundle
+
+    @property
+    def bundle_speed(self) -> Speed | None:
+        """How fast it is on this machine."""
+        return self._bundle_speed
 
     @property
     def bundle_path(self) -> str:
@@ -398,6 +405,7 @@ class Controller:
             return
         self._loading = None
         self._bundle, self._bundle_path = loaded.bundle, loading.bundle_path
+        self._bundle_speed = loaded.speed
         self._bundle_infos[loading.bundle_path] = loaded.bundle.info
         if self._bundle_path not in self._bundle_paths:
             self._bundle_paths.append(self._bundle_path)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from napari_lrmil.cli import console
 from napari_lrmil.cli.console import MppOption
@@ -15,23 +15,71 @@ from napari_lrmil.terminal import errors_as_messages
 
 
 def info(
-    slides: Annotated[
-        list[Path], typer.Argument(help="Slide files.", metavar="SLIDE...", show_default=False)
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Slide files, or bundles as `lrmil predict --bundle` takes them.",
+            metavar="FILE...",
+            show_default=False,
+        ),
     ],
     mpp: MppOption = None,
 ) -> None:
-    """What a slide file says of itself: levels, pixel size, bounds. Identifiers are left out."""
+    """What a slide file says of itself: levels, pixel size, bounds, without identifiers; or what a bundle reads, and how
+    long that takes here."""
     with errors_as_messages():
-        from napari_lrmil.cache import open_slide
+        for path in files:
+            console.out.print(_bundle(path) if _is_bundle(path) else _slide(path, mpp))
 
-        for path in slides:
-            with open_slide(path, mpp=mpp) as slide:
-                table = Table("property", "value", title=escape(path.name))
-                for key, value in slide.metadata.items():
-                    table.add_row(key, "unknown" if value is None else escape(str(value)))
-                for level, (size, scale) in enumerate(
-                    zip(slide.level_dimensions_xy, slide.level_downsamples, strict=True)
-                ):
-                    um = f", {slide.level_mpps[level]:.3g} µm/px" if slide.has_mpp else ""
-                    table.add_row(f"level {level}", f"{size[0]} x {size[1]} px, 1/{scale:.4g}{um}")
-                console.out.print(table)
+
+def _is_bundle(path: Path) -> bool:
+    """Whether it is what `lrmil predict --bundle` takes."""
+    if path.exists():
+        return path.name == "bundle.json" or (path / "bundle.json").is_file()
+    return str(path) == "demo" or str(path).startswith("hf-hub:")
+
+
+def _slide(path: Path, mpp: float | None) -> Table:
+    from napari_lrmil.cache import open_slide
+
+    with open_slide(path, mpp=mpp) as slide:
+        table = Table("property", "value", title=escape(path.name))
+        for key, value in slide.metadata.items():
+            table.add_row(key, "unknown" if value is None else escape(str(value)))
+        for level, (size, scale) in enumerate(
+            zip(slide.level_dimensions_xy, slide.level_downsamples, strict=True)
+        ):
+            um = f", {slide.level_mpps[level]:.3g} µm/px" if slide.has_mpp else ""
+            table.add_row(f"level {level}", f"{size[0]} x {size[1]} px, 1/{scale:.4g}{um}")
+    return table
+
+
+def _bundle(path: Path) -> Table:
+    from napari_lrmil.model.bundle import load_bundle
+    from napari_lrmil.model.card import tiles_text
+    from napari_lrmil.model.device import resolve_device
+    from napari_lrmil.model.speed import measured_speed
+    from napari_lrmil.wording import speed_text
+
+    bundle = load_bundle(path)
+    info = bundle.info
+    weights = sum(
+        value.numel() for part in (bundle.encoder, bundle.mil) for value in part.state_dict().values()
+    )
+    table = Table("property", Column("value", overflow="fold"), title=escape(info.name))
+    rows = {
+        "about": info.description,
+        "classes": ", ".join(info.class_names),
+        "reads": tiles_text(info.tiles.model_dump(), info.mpps),
+        "takes": speed_text(measured_speed(bundle, resolve_device())),
+        "encoder": f"{info.encoder.architecture}, tokens of {info.token_px} px",
+        "head": info.mil.name,
+        "weights": f"{weights / 1e6:.3g} million",
+        "demonstration": "yes: not for diagnosis" if info.demonstration else "no",
+        "licence": info.licence,
+        "made": f"{info.provenance.created}, {info.provenance.training_data}",
+        "sha256": info.sha256,
+    }
+    for key, value in rows.items():
+        table.add_row(key, escape(value))
+    return table

@@ -73,7 +73,7 @@ or load it in napari: Plugins > LRMIL.
 | | |
 |---|---|
 | classes | {", ".join(info["class_names"])} |
-| reads | {_tiles_text(tiles, mpps)}, nothing finer |
+| reads | {tiles_text(tiles, mpps)} |
 | distilled from | {_teacher_text(info)} |
 | encoder | {info["encoder"]["architecture"]}, tokens of {info["token_px"]} px |
 | aggregator | {mil["name"]}, {mil["embed_dim"]}-d{", gated" if mil.get("gated") else ""} |
@@ -93,7 +93,8 @@ or load it in napari: Plugins > LRMIL.
 
 {_trust_text(info.get("trust"))}
 **Evidence.** Each tile's contribution to a class is the probability of the slide minus the probability of the slide
-without that tile, worked out exactly. Whether these tiles matter is checked by removing them, most important first,
+without that tile, worked out exactly; where a head must be run anew for each tile and a slide has many, the tiles that it heeds
+least are estimated, and marked so. Whether these tiles matter is checked by removing them, most important first,
 against removing tiles at random. Contributions show what the model used, tile by tile; tiles that say the same
 can stand in for each other, and then each of them alone counts for little.
 
@@ -116,7 +117,8 @@ def _teacher_text(info: dict[str, Any]) -> str:
     )
 
 
-def _tiles_text(tiles: dict[str, Any], mpps: Sequence[float]) -> str:
+def tiles_text(tiles: dict[str, Any], mpps: Sequence[float]) -> str:
+    """Say which tiles a bundle reads: its ``tiles``, and µm/px of each magnification, the finest last."""
     one_in = tiles.get("one_in", 1)
     part = f"a random 1/{one_in} of the " if one_in > 1 else ""
     *coarser, finest = mpps or (tiles["mpp"],)
@@ -124,7 +126,8 @@ def _tiles_text(tiles: dict[str, Any], mpps: Sequence[float]) -> str:
         "".join(f"{mpp:g} µm/px, of the parts that it chooses there at " for mpp in coarser)
         + f"{finest:g} µm/px"
     )
-    return f"{part}tiles of {tiles['tile_px']} px at {read} with at least {tiles['min_tissue']:.0%} tissue"
+    least = f"{tiles['min_tissue']:.0%}"
+    return f"{part}tiles of {tiles['tile_px']} px at {read} with at least {least} tissue, nothing finer"
 
 
 def _choice_text(provenance: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from napari_lrmil.wording import (
     percent_text,
     set_text,
     slide_warnings,
+    speed_text,
     time_taken_text,
     withheld_text,
 )
@@ -29,6 +30,7 @@ from napari_lrmil.wording import (
 if TYPE_CHECKING:
     from napari_lrmil._viewer.docks.classify.evidence import EvidencePanel
     from napari_lrmil.model.bundle import BundleInfo
+    from napari_lrmil.model.speed import Speed
     from napari_lrmil.predict import PredictProgress, SlidePrediction
 
 DEMO_BUNDLE_NAME = "Demonstration model"
@@ -174,14 +176,16 @@ def earlier_text(prediction: SlidePrediction) -> str:
     return f"Earlier, by {model}: {', '.join(words)}"
 
 
-def bundle_facts(info: BundleInfo) -> str:
-    """The model card in three lines: classes, what is read, encoder."""
+def bundle_facts(info: BundleInfo, speed: Speed | None = None) -> str:
+    """The model card in a few lines: classes, what is read, how long that takes, encoder."""
     read = ", then parts of it at ".join(f"{mpp:g} µm/px" for mpp in info.mpps)
-    return (
-        f"Classes: {', '.join(info.class_names)}\n"
-        f"Reads {read} in {info.tiles.tile_px} px tiles\n"
-        f"Encoder: {info.encoder.architecture}"
-    )
+    lines = [
+        f"Classes: {', '.join(info.class_names)}",
+        f"Reads {read} in {info.tiles.tile_px} px tiles",
+        *([speed_text(speed)] if speed is not None else []),
+        f"Encoder: {info.encoder.architecture}",
+    ]
+    return "\n".join(lines)
 
 
 def progress_text(slide_name: str, progress: PredictProgress | None) -> str:

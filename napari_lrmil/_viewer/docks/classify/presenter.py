@@ -143,7 +143,7 @@ class ClassifyPresenter:
                 bundle_name(each, controller.bundle_info(each)) for each in controller.bundle_paths
             ),
             bundle_index=controller.bundle_paths.index(controller.bundle_path) if info is not None else -1,
-            bundle_facts=bundle_facts(info) if info is not None else "",
+            bundle_facts=bundle_facts(info, controller.bundle_speed) if info is not None else "",
             bundle_is_demonstration=info is not None and info.demonstration,
             card_available=info is not None,
             devices=controller.devices,
