@@ -38,7 +38,9 @@ def random_bag(factors: tuple[int, ...], n: int) -> AnyBag:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
     parser.add_argument("--tiles", nargs="+", type=int, default=[43, 1024, 4096])
     given = parser.parse_args()
@@ -63,7 +65,12 @@ def main() -> None:
             seconds = time.process_time() - started
             exact = n if found.exact_tiles is None else int(found.exact_tiles.sum())
             table.add_row(
-                name, f"{n:,}", f"{answer:.4f}", f"{seconds:.2f}", f"{seconds / answer:,.0f}", f"{exact:,} of {n:,}"
+                name,
+                f"{n:,}",
+                f"{answer:.4f}",
+                f"{seconds:.2f}",
+                f"{seconds / answer:,.0f}",
+                f"{exact:,} of {n:,}",
             )
             console.print(name, n, f"{seconds:.2f} s", highlight=False)
     console.print(table)

@@ -22,7 +22,7 @@ app = Commands(add_completion=False, pretty_exceptions_enable=False)
 
 _HELP = (
     "Train and test every row of a benchmark, and write one table of them all.\n\n"
-    "CONFIG is that of a run; its keys can be set here, --section.key value. Rows: those of its compare rows, each head on HR, on "
+    "CONFIG is that of a run; its keys can be set here, --section.key value. Rows: those of its comparison, each head on HR, on "
     "LR and as LRMIL's student, and each distillation objective in place of LRMIL's. Each is tried in a process of its own, in "
     "the run's directory: one that fails is listed, and tried again by the next call; one that is done isn't done again."
 )
