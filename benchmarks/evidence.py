@@ -19,6 +19,7 @@ from napari_lrmil.evidence import explain
 from napari_lrmil.model.calibration import VectorScaling
 from napari_lrmil.model.mil import HEADS, AnyBag, Bag, build_mil
 from napari_lrmil.model.mil.focus import FOCUS
+from napari_lrmil.model.mil.mean import MeanSpec
 
 EMBED_DIM = 768
 SCALING = VectorScaling.of_temperature(1.0, 2)
@@ -26,7 +27,8 @@ SCALING = VectorScaling.of_temperature(1.0, 2)
 
 def random_bag(factors: tuple[int, ...], n: int) -> AnyBag:
     """Return a bag of `n` tiles, with the tiles that they lie in where a head reads several magnifications."""
-    bags, parents = [], None
+    bags: list[Bag] = []
+    parents = None
     for coarse in factors:
         of_level = max(1, -(-n // coarse**2))
         if bags:
@@ -46,7 +48,7 @@ def main() -> None:
     given = parser.parse_args()
     table = Table("head", "tiles", "answer, s", "evidence, s", "ratio", "left out exactly")
     console = Console()
-    explain(build_mil(HEADS["mean"](embed_dim=8, n_classes=2)), torch.randn(4, 8), scaling=SCALING)  # imports
+    explain(build_mil(MeanSpec(embed_dim=8, n_classes=2)), torch.randn(4, 8), scaling=SCALING)  # imports
     for name in given.heads:
         torch.manual_seed(0)
         spec = HEADS[name].model_validate({"embed_dim": EMBED_DIM, "n_classes": 2})
