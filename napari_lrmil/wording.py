@@ -146,7 +146,7 @@ def set_text(prediction: SlidePrediction) -> str:
     if not left:
         return f"Unsure: no class is probable enough at {share}"
     if len(left) == 1:
-        return f"Set at {share}: {{{left[0]}}}"
+        return f"Only {left[0]} fits at {share}"
     return f"Unsure: {', '.join(left[:-1])} or {left[-1]} at {share}"
 
 

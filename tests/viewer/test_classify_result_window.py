@@ -77,7 +77,7 @@ def test_a_familiar_slide_gets_its_set_and_no_warning(
     bundle = bundle_with_trust(bundle_dir, tmp_path / "trust", quantile=0.52, threshold=1e9)
     prediction = open_slide_with_result(viewer, small_slide, bundle)
     section = dock_widget(viewer).result_section
-    assert section.set.text().startswith(("Set at 90 %: {", "Unsure: "))
+    assert section.set.text().startswith(("Only ", "Unsure: "))
     assert section.label.text() == ("Unsure" if prediction.unsure else prediction.label)
     assert not section.strange.isVisible()
     assert "warning above 1e+09" in section.distance.text()

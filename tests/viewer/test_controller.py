@@ -343,7 +343,7 @@ def test_a_set_of_one_class_is_named(ready: Stage) -> None:
     result = ready.panel.result
     assert result is not None
     assert result.headline == "lesion"
-    assert result.set_text == "Set at 90 %: {lesion}"
+    assert result.set_text == "Only lesion fits at 90 %"
     assert not result.unsure
 
 
