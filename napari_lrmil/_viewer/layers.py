@@ -6,6 +6,9 @@ pixel's corner, so every layer is translated by half of one of its own pixels.
 
 from __future__ import annotations
 
+import importlib
+import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.colormaps import Colormap
@@ -45,6 +48,15 @@ def slide_of(layer: Any) -> Slide | None:
         if isinstance(slide, Slide):
             return slide
     return None
+
+
+def prepare_for_slides() -> None:
+    """Import in the background what layers of slides are made of: dask.array, 0.4 s, while a file is opened."""
+    module = "napari_lrmil.slide.views"
+    if module not in sys.modules:
+        threading.Thread(
+            target=importlib.import_module, args=(module,), name="lrmil-import", daemon=True
+        ).start()
 
 
 def slide_levels(

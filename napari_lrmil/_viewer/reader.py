@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil._viewer.layers import LayerData, close_with_layers, measured_as_others, slide_layer
+from napari_lrmil._viewer.layers import (
+    LayerData,
+    close_with_layers,
+    measured_as_others,
+    prepare_for_slides,
+    slide_layer,
+)
 from napari_lrmil.cache import open_slide
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
@@ -27,6 +33,8 @@ def get_reader(path: str | Sequence[str]) -> Reader | None:
     if not isinstance(path, str):
         return None
     suffix = Path(path).suffix.lower()
+    if suffix in SLIDE_SUFFIXES or suffix in SHARED_SUFFIXES:
+        prepare_for_slides()
     if suffix in SLIDE_SUFFIXES:  # a file that fails to open deserves its error
         return read_slide
     if suffix in SHARED_SUFFIXES:  # ordinary images are called so too: they are left to other readers

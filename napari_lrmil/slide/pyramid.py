@@ -24,12 +24,12 @@ from napari_lrmil.slide.reader import Slide
 from napari_lrmil.slide.resample import read_area
 
 if TYPE_CHECKING:
-    import dask.array as da
+    from napari_lrmil.slide.views import LevelView
 
 _Key = slice | SupportsIndex | EllipsisType
 
 CHUNK_PX = 512
-"""Edge of a chunk. 512 px were the fastest cold of those tried; smaller ones cost scheduling."""
+"""Edge of what a thread reads at once. 512 px were the fastest cold of those tried."""
 
 AVERAGED_PX = 256
 """Edge of what a virtual level averages, and keeps, at once. With 512 px a new view took a fifth longer, as more of
@@ -169,8 +169,8 @@ class Unread:
 
 def dask_pyramid(
     slide: Slide, *, extra_mpps: tuple[float, ...] = (), unread: Unread | None = None
-) -> list[da.Array]:
-    """As `lazy_pyramid`, for dask's threads or processes. Nothing is read until a chunk is asked for.
+) -> list[LevelView]:
+    """As `lazy_pyramid`, as dask arrays of which a rectangle is one task. Nothing is read until it is computed.
 
     Parameters
     ----------
@@ -178,20 +178,14 @@ def dask_pyramid(
     extra_mpps : tuple of float
         See `plan_levels`.
     unread : Unread, optional
-        For a viewer: a chunk that can't be read is noted here and hatched as a damaged place is, which raises SlideError
+        For a viewer: a piece that can't be read is noted here and hatched as a damaged place is, which raises SlideError
         without it.
     """
-    import dask.array as da  # loaded by who wants it: masks and predictions don't
+    from napari_lrmil.slide.views import LevelView
 
     return [
-        da.from_array(
-            level,
-            chunks=(CHUNK_PX, CHUNK_PX, 3),
-            asarray=False,
-            fancy=False,
-            name=f"{slide.path.name}-{id(slide)}-{level.plan.downsample:.6g}",
-        )
-        for level in (LevelArray(slide, plan, unread) for plan in plan_levels(slide, extra_mpps=extra_mpps))
+        LevelView(LevelArray(slide, plan, unread), f"{slide.path.name}-{id(slide)}-{plan.downsample:.6g}")
+        for plan in plan_levels(slide, extra_mpps=extra_mpps)
     ]
 
 

@@ -8,12 +8,22 @@ from pathlib import Path
 import dask
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import basic_indices
 from PIL import Image
 from slide_files import smooth_pixels, write_pyramid
 
 from napari_lrmil.slide import Slide, TileSpec, make_tile_grid, read_tile
 from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.slide.pyramid import CHUNK_PX, COARSEST_PX, dask_pyramid, lazy_pyramid, plan_levels
+from napari_lrmil.slide.pyramid import (
+    CHUNK_PX,
+    COARSEST_PX,
+    SHOWN_PX,
+    dask_pyramid,
+    lazy_pyramid,
+    plan_levels,
+)
 from napari_lrmil.slide.resample import read_area
 
 
@@ -108,6 +118,40 @@ def test_slicing_is_numpys(jumping: Path, index: object, level: int) -> None:
     with Slide(jumping) as slide:
         lazy = lazy_pyramid(slide)[level]
         np.testing.assert_array_equal(lazy[index], np.asarray(lazy)[index])  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_view_is_one_task_and_whatever_else_is_dasks(
+    jumping: Path, level: int, data: st.DataObject
+) -> None:
+    with Slide(jumping) as slide:
+        view, whole = dask_pyramid(slide)[level], np.asarray(lazy_pyramid(slide)[level])
+        index = data.draw(basic_indices(whole.shape, allow_newaxis=True, allow_ellipsis=True))
+        part = view[index]
+        np.testing.assert_array_equal(part.compute(scheduler="sync"), whole[index])
+        keys = index if isinstance(index, tuple) else (index,)
+        rectangle = all(isinstance(key, slice) and key.step in (None, 1) for key in keys)
+        if rectangle and 0 < part.size < view.size:
+            assert len(part.dask) == 1
+            assert part.npartitions == 1
+
+
+def test_views_of_a_level_are_arrays_like_any_other(jumping: Path) -> None:
+    with Slide(jumping) as slide:
+        view, whole = dask_pyramid(slide)[1], np.asarray(lazy_pyramid(slide)[1])
+        assert view.chunksize == (SHOWN_PX, SHOWN_PX, 3)
+        part, same = view[10:300, 20:700], whole[10:300, 20:700]
+        # Views that differ have names that differ: together in one graph none takes the other's place.
+        other = view[11:301, 20:700]
+        summed = (part.astype(int) + other).compute(scheduler="sync")
+        np.testing.assert_array_equal(summed, same.astype(int) + whole[11:301, 20:700])
+        assert part[5:9, ::2].compute(scheduler="sync").tolist() == same[5:9, ::2].tolist()
+        assert float(view.mean().compute(scheduler="sync")) == pytest.approx(whole.mean())
+        np.testing.assert_array_equal(np.asarray(view), whole)
+        np.testing.assert_array_equal(view.compute(scheduler="sync"), whole)
+        np.testing.assert_array_equal(view[:, :, :].compute(scheduler="sync"), whole)
 
 
 def test_single_level_is_never_held_whole(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:

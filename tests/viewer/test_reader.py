@@ -275,3 +275,14 @@ def test_an_ome_zarr_folder_opens_as_a_slide_and_another_folder_does_not(tmp_pat
 
     zarr.open_group(tmp_path / "other.zarr", mode="w", zarr_format=3)
     assert get_reader(str(tmp_path / "other.zarr")) is None
+
+
+def test_what_layers_are_made_of_is_imported_while_a_slide_opens() -> None:
+    """dask.array takes 0.4 s; whoever only classifies never pays for it."""
+    code = (
+        "import sys, threading; from napari_lrmil._viewer.reader import get_reader; before = 'dask.array' in sys.modules;"
+        "get_reader('x.svs'); [one.join() for one in threading.enumerate() if one.name == 'lrmil-import'];"
+        "print(before, 'dask.array' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
