@@ -59,7 +59,7 @@ class EmbedJob:
     @property
     def places(self) -> NDArray[np.int64]:
         """(N, 2) places of the tiles in their grid."""
-        return self.tiles.places(self.reading.factor, self.geometry.ratio)
+        return self.tiles.places_of(self.reading, self.geometry.ratio)
 
     @property
     def stamp(self) -> str:
@@ -208,9 +208,9 @@ def _batches(
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
     places = [(row, col) for row, col in job.places.tolist()]
     with job.geometry.open(job.tiles.row) as slide:
-        grid = job.geometry.lr_grid(slide)
-        factor, enlarged = job.reading
-        if factor == 1:  # through the same function as at inference
+        grid, enlarged = job.geometry.grid(slide, job.reading), job.reading.enlarged
+        # Through the same function as at inference.
+        if (job.reading.factor == 1 and not enlarged) or job.reading.is_of_several:
             level = choose_level(slide.level_mpps, grid.spec.mpp)
             for embeddings in embed_tiles(
                 encoder,
@@ -225,15 +225,12 @@ def _batches(
                 yield {"embedding": embeddings.float().cpu().numpy()}
             _check_what_was_read(slide, grid, level, job.places)
             return
-        read_grid = grid if enlarged else grid.subdivide(factor)
-        level = choose_level(slide.level_mpps, read_grid.spec.mpp)
+        level = choose_level(slide.level_mpps, grid.spec.mpp)
         if enlarged:
-            read, batches = np.unique(job.places // factor, axis=0), _enlarged(job, slide, grid, level)
+            read, batches = np.unique(job.places // job.reading.factor, axis=0), _enlarged(job, slide, grid, level)
         else:
             read = job.places
-            batches = iter_tiles(
-                slide, read_grid, level, places, batch_size=job.batch_size, threads=job.threads
-            )
+            batches = iter_tiles(slide, grid, level, places, batch_size=job.batch_size, threads=job.threads)
         for tiles in batches:
             with torch.inference_mode(), autocast(device, job.precision):
                 pixels = encoder.preprocess(torch.from_numpy(tiles).to(device))
@@ -246,7 +243,7 @@ def _batches(
                         "layer_class_tokens": output.layer_class_tokens,
                     }
             yield {name: values.float().cpu().numpy() for name, values in arrays.items()}
-        _check_what_was_read(slide, read_grid, level, read)
+        _check_what_was_read(slide, grid, level, read)
 
 
 def _enlarged(job: EmbedJob, slide: Slide, grid: TileGrid, level: int) -> Iterator[NDArray[np.uint8]]:
