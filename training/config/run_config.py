@@ -217,8 +217,7 @@ class RunConfig(Section):
             return
         raise ValueError(
             f"compare row {row.key!r}: head {section.name!r} reads {len(section.factors)} magnifications, and "
-            f"{row.embedding.key!r} ({row.embedding.name}) has one: take another head (for such rows alone: head, or mil.name, of "
-            "the row), or another embedding"
+            f"{row.embedding.key!r} ({row.embedding.name}) has one: take a head of one for this row, or another embedding"
         )
 
     def _check_stage1(self) -> None:

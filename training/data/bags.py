@@ -52,6 +52,11 @@ class Several:
     geometry: TileGeometry
 
     @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The tiles of each magnification, the coarsest first."""
+        return tuple(self.stores)
+
+    @property
     def key(self) -> str:
         """See `Instances`."""
         return content_hash("several", [(tuple(one), store.key) for one, store in self.stores.items()])

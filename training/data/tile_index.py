@@ -113,9 +113,7 @@ class SlideTiles:
 
     def places_of(self, reading: Reading, ratio: int) -> NDArray[np.int64]:
         """Return the tiles with tissue that an encoder reads, (N, 2), row by row; `ratio` is mpp_lr / mpp_hr."""
-        return (
-            self.several[reading].places if reading.is_of_several else self.places(reading.factor, ratio)
-        )
+        return self.several[reading].places if reading.is_of_several else self.places(reading.factor, ratio)
 
     def places(self, factor: int, ratio: int) -> NDArray[np.int64]:
         """Return the tiles with tissue of the grid that has `factor` tiles along an LR tile's edge, (N, 2), row by row.
@@ -216,7 +214,8 @@ def index_slides(
     for row, result in zip(
         rows,
         reporter.track(
-            _examine(rows, geometry, threads, known, tuple(several)), "Checking slides", len(rows)),
+            _examine(rows, geometry, threads, known, tuple(several)), "Checking slides", len(rows)
+        ),
         strict=True,
     ):
         if isinstance(result, SlideTiles):
@@ -266,10 +265,11 @@ def _with_several(
                 for one in sets:
                     check_damage(slide, one, ratio=wanted.times[0])
                 slide.check_unchanged()
-            return {
-                str(times): [list(one.grid.shape_yx), np.stack([one.rows, one.cols], axis=1).tolist()]
-                for times, one in zip(wanted.times, sets, strict=True)
-            }
+            found: dict[str, Json] = {}
+            for times, one in zip(wanted.times, sets, strict=True):
+                found[f"places_{times}"] = np.stack([one.rows, one.cols], axis=1).tolist()
+                found[f"shape_yx_{times}"] = list(one.grid.shape_yx)
+            return found
 
         try:
             if known is None:
@@ -285,7 +285,9 @@ def _with_several(
             mpps = ", ".join(f"{geometry.mpp(reading):g}" for reading in wanted.readings)
             return f"for a head that reads {mpps} µm/px: {reason_of(error)}"
         for reading in wanted.readings:
-            shape, places = (np.asarray(one, np.int64) for one in saved[str(reading.times)])
+            places, shape = (
+                np.asarray(saved[f"{what}_{reading.times}"], np.int64) for what in ("places", "shape_yx")
+            )
             found[reading] = OnGrid((int(shape[0]), int(shape[1])), places.reshape(-1, 2))
     return replace(tiles, several=found) if found else tiles
 

@@ -30,7 +30,7 @@ from training.files import Json, remembered, save_tensors
 from training.hashing import content_hash, file_hash
 from training.intervals import FoldScores
 from training.loop import Session
-from training.methods import OURS, RANDOM, TEACHER, Embedding, Method, in_table_order
+from training.methods import OURS, RANDOM, TEACHER, Method, in_table_order
 from training.metrics import slide_metrics
 from training.run.context import Context
 from training.run.layout import Folder
@@ -280,7 +280,7 @@ def bags_of(
 
 
 def places_of(context: Context, head: Head, rows: Sequence[SlideRow]) -> list[NDArray[np.int64]]:
-    """Return the places (N, 2) of the instances of a head's bags, in the grid of its tiles; of several magnifications the finest."""
+    """Return the places (N, 2) of the instances of a head's bags, in the grid of its tiles: of several, the finest."""
     embedding, ratio = head.method.embedding, context.geometry.ratio
     assert embedding is not None
     reading = context.readings(head.method)[-1]

@@ -227,7 +227,10 @@ def _batches(
             return
         level = choose_level(slide.level_mpps, grid.spec.mpp)
         if enlarged:
-            read, batches = np.unique(job.places // job.reading.factor, axis=0), _enlarged(job, slide, grid, level)
+            read, batches = (
+                np.unique(job.places // job.reading.factor, axis=0),
+                _enlarged(job, slide, grid, level),
+            )
         else:
             read = job.places
             batches = iter_tiles(slide, grid, level, places, batch_size=job.batch_size, threads=job.threads)

@@ -206,8 +206,8 @@ def read_cost(
     started = time.perf_counter()
     with geometry.open(row) as slide:
         if len(reading.times) > 1:
-            finest = geometry.finest(reading.tiles.within)
-            sets = find_magnifications(slide, finest, reading.times, min_tissue=geometry.min_tissue)
+            spec = geometry.finest(reading.tiles.within)
+            sets = find_magnifications(slide, spec, reading.times, min_tissue=geometry.min_tissue)
         else:
             sets = (
                 find_tiles(
