@@ -227,11 +227,12 @@ class Context:
     def _precision(self, reading: Reading) -> Precision:
         # LR tiles are embedded at 32 bits whatever the run's precision, as they will be at inference; so is what is
         # compared with them.
-        return self.config.run.precision if reading == self.hr_tiles else "32-true"
+        is_hr = reading.factor == self.geometry.ratio and reading.times == 1 and not reading.enlarged
+        return self.config.run.precision if is_hr else "32-true"
 
     def jobs(
         self,
-        rows: Iterable[SlideRow],
+        rows: Sequence[SlideRow],
         store: EmbeddingStore,
         *,
         hr: bool = False,
@@ -248,8 +249,20 @@ class Context:
         reading : Reading, optional
             ... unless others are named.
         """
-        config = self.config
         reading = reading or (self.hr_tiles if hr else self.lr_tiles)
+        jobs = self._jobs(rows, store, reading)
+        finest = reading.is_of_several and reading.times == 1
+        if not finest or reading.factor not in (self.lr_tiles.factor, self.hr_tiles.factor):
+            return jobs
+        # Mostly tiles of the run, which are embedded before these.
+        plain = Reading(reading.factor)
+        same = self._store(plain, str(store.spec["encoder"]), self._layers(plain))
+        return [
+            replace(job, alike=other) for job, other in zip(jobs, self._jobs(rows, same, plain), strict=True)
+        ]
+
+    def _jobs(self, rows: Iterable[SlideRow], store: EmbeddingStore, reading: Reading) -> list[EmbedJob]:
+        config = self.config
         return [
             EmbedJob(
                 tiles,

@@ -387,12 +387,16 @@ def _embedding(
     jobs = context.jobs(rows, store or context.lr_store(""), reading=reading)
     todo = jobs if store is None else [job for job in jobs if not job.is_done]
     n_tiles = sum(len(job.places) for job in todo)
+    n_new = sum(int((job.places_alike() < 0).sum()) for job in todo)
     stage1 = context.config.stage1
     target = context.holds_targets(reading)
     arrays = 1 + (len(context.stored_layers) + stage1.turned if target else 0)
     rate = rate / 8 if target and stage1.turned else rate
     work = f"{n_tiles:,} tiles of {len(todo)} slides" if todo else f"{len(jobs)} slides"
-    return PlannedStep(name, work, 2 * n_tiles * encoder.embed_dim * arrays, n_tiles / rate)
+    if n_new < n_tiles:
+        work += f", {n_new:,} new"
+    seconds = max(n_new, min(n_tiles, 1)) / rate  # 0 says that it is done
+    return PlannedStep(name, work, 2 * n_tiles * encoder.embed_dim * arrays, seconds)
 
 
 def _tiles_per_second(context: Context, encoder: Encoder, precision: Precision) -> float:
