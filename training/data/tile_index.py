@@ -275,7 +275,7 @@ def _with_several(
             if known is None:
                 saved = examine()
             else:
-                name = f"{wanted.factor} {'-'.join(map(str, wanted.times))}"
+                name = f"{wanted.factor}_{'-'.join(map(str, wanted.times))}"
                 saved = remembered(
                     known / name / f"{fitting_name(row.slide_id)}.json",
                     content_hash(stamp_of(row.path), row.mpp, geometry, tuple(wanted)),

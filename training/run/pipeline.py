@@ -375,10 +375,13 @@ def embed_several(
 
 
 def reading_name(reading: Reading, ratio: int) -> str:
-    """Return what some tiles are called: LR, HR, enlarged LR, or by their edge in HR tiles; how many times as wide they are."""
+    """Return what some tiles are called: LR, HR, enlarged LR, or by their edge in HR tiles.
+
+    Those of a head of several magnifications by how many times as wide as its finest they are, and the coarsest.
+    """
     if reading.is_of_several:
         name = reading_name(Reading(reading.factor), ratio)
-        return f"{name} x {reading.times} on a grid of {reading.coarsest}"
+        return f"{name} x {reading.times} (grid x {reading.coarsest})"
     if reading.enlarged:
         return f"LR x {reading.factor}"
     return {1: "LR", ratio: "HR"}.get(reading.factor, f"LR / {reading.factor}")
