@@ -258,13 +258,18 @@ def _with_several(
     for wanted in several:
 
         def examine(wanted: Magnifications = wanted) -> dict[str, Json]:
-            with geometry.open(row) as slide:
-                sets = find_magnifications(
-                    slide, geometry.finest(wanted.factor), wanted.times, min_tissue=geometry.min_tissue
-                )
-                for one in sets:
-                    check_damage(slide, one, ratio=wanted.times[0])
-                slide.check_unchanged()
+            try:
+                with geometry.open(row) as slide:
+                    sets = find_magnifications(
+                        slide, geometry.finest(wanted.factor), wanted.times, min_tissue=geometry.min_tissue
+                    )
+                    for one in sets:
+                        check_damage(slide, one, ratio=wanted.times[0])
+                    slide.check_unchanged()
+            except Exception as error:  # as of `_examine_one`
+                mpps = ", ".join(f"{geometry.mpp(reading):g}" for reading in wanted.readings)
+                text = f"for a head that reads {mpps} µm/px: {reason_of(error)}"
+                raise _UnusableSlide(text) from error
             found: dict[str, Json] = {}
             for times, one in zip(wanted.times, sets, strict=True):
                 found[f"places_{times}"] = np.stack([one.rows, one.cols], axis=1).tolist()
@@ -281,9 +286,8 @@ def _with_several(
                     content_hash(stamp_of(row.path), row.mpp, geometry, tuple(wanted)),
                     examine,
                 )
-        except Exception as error:  # noqa: BLE001  # as of `_examine_one`
-            mpps = ", ".join(f"{geometry.mpp(reading):g}" for reading in wanted.readings)
-            return f"for a head that reads {mpps} µm/px: {reason_of(error)}"
+        except _UnusableSlide as error:
+            return str(error)
         for reading in wanted.readings:
             places, shape = (
                 np.asarray(saved[f"{what}_{reading.times}"], np.int64) for what in ("places", "shape_yx")
