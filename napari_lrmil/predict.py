@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -20,9 +21,9 @@ from napari_lrmil.model.bundle import BundleInfo, ModelBundle
 from napari_lrmil.model.calibration import answer_of, called_class
 from napari_lrmil.model.card import UNLIKE_TRAINING
 from napari_lrmil.model.encoder import Encoder
-from napari_lrmil.model.mil import Bag
+from napari_lrmil.model.mil import Bag, MILModel
 from napari_lrmil.slide import Slide, TileGrid, TileSet, TileSpec, find_tiles, iter_tiles
-from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE, check_damage, parents_in
+from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE, check_damage, find_magnifications, parents_in
 
 T = TypeVar("T")
 
@@ -280,7 +281,7 @@ def student_tiles(slide: Slide, info: BundleInfo) -> TileSet:
 def bundle_tiles(slide: Slide, info: BundleInfo) -> tuple[TileSet, ...]:
     """The tiles that a bundle may read, at each magnification of its head, the coarsest first.
 
-    Of several, all lie on the grid of the coarsest and share its tissue mask.
+    Of several, see `find_magnifications`.
 
     Raises
     ------
@@ -289,17 +290,8 @@ def bundle_tiles(slide: Slide, info: BundleInfo) -> tuple[TileSet, ...]:
     factors = info.mil.factors
     if len(factors) == 1:
         return (student_tiles(slide, info),)
-    coarsest = factors[0]
-    return tuple(
-        find_tiles(
-            slide,
-            TileSpec(info.tiles.tile_px, info.tiles.mpp * coarsest),
-            min_tissue=info.tiles.min_tissue,
-            ratio=coarsest,
-            within=coarsest // factor,
-        )
-        for factor in factors
-    )
+    finest = TileSpec(info.tiles.tile_px, info.tiles.mpp)
+    return find_magnifications(slide, finest, factors, min_tissue=info.tiles.min_tissue)
 
 
 def parents_of(tiles: TileSet, coarser: TileSet) -> NDArray[np.int64]:
@@ -313,6 +305,83 @@ def _ratio(info: BundleInfo) -> int:
     if len(info.mil.factors) > 1:
         return info.mil.factors[0]
     return max(1, round(info.tiles.mpp / info.teacher_mpp))
+
+
+class ReadBags(NamedTuple):
+    """What was read of a slide at each magnification, the coarsest first."""
+
+    tiles: tuple[TileSet, ...]
+    bags: tuple[Bag, ...]
+    """Of several, the finer ones with `Bag.parents`, as indices in what was read of the next coarser."""
+
+
+def read_bags(
+    encoder: Encoder,
+    mil: MILModel,
+    slide: Slide,
+    sets: Sequence[TileSet],
+    *,
+    device: torch.device,
+    batch_size: int,
+    threads: int = 2,
+    smaller: Callable[[int], None] | None = None,
+) -> Generator[tuple[int, int], None, ReadBags]:
+    """Read and embed a slide's tiles batch by batch: the coarsest all, of finer ones those that the head asks for.
+
+    A generator of how many tiles are read, and of how many: as far as that is known, since the head asks for finer ones when
+    it has seen the coarser.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    mil : MILModel
+    slide : Slide
+    sets : sequence of TileSet
+        Those that may be read, one a magnification, the coarsest first.
+    device, batch_size, threads, smaller
+        As in `embed_tiles`.
+
+    Raises
+    ------
+    SlideError
+        Where the head asks for tiles that hold none with tissue.
+    """
+    read: list[TileSet] = []
+    bags: list[Bag] = []
+    done, total = 0, len(sets[0])
+    for tiles in sets:
+        parents = None
+        if bags:
+            with torch.inference_mode():
+                wanted = mil.children_to_read(bags).cpu().numpy()
+            tiles, parents = _children(tiles, read[-1], wanted)
+            if not len(tiles):
+                raise SlideError(
+                    f"{slide.path.name} has no result: the model wants to look closer at tiles that hold no tile of "
+                    f"{tiles.grid.spec.mpp:g} µm/px with enough tissue"
+                )
+            total += len(tiles)
+        embeddings: list[torch.Tensor] = []
+        batches = embed_tiles(
+            encoder,
+            slide,
+            tiles.grid,
+            tiles.level,
+            tiles.places,
+            device=device,
+            batch_size=batch_size,
+            threads=threads,
+            smaller=smaller,
+        )
+        for batch in batches:
+            embeddings.append(batch)
+            done += len(batch)
+            yield done, total
+        places = np.stack([tiles.rows, tiles.cols], axis=1)
+        bags.append(bag_on_grid(torch.cat(embeddings).float(), places, tiles.grid.spec.mpp, parents))
+        embeddings.clear()  # a large bag isn't kept twice
+        read.append(tiles)
+    return ReadBags(tuple(read), tuple(bags))
 
 
 def predict_slide(
@@ -349,8 +418,6 @@ def predict_slide(
     started = time.perf_counter()
     info = bundle.info
     fingerprint = slide.fingerprint()
-    read: list[TileSet] = []
-    bags: list[Bag] = []
     with slide.in_colours(icc=info.tiles.apply_icc) as source:
         sets = bundle_tiles(source, info)
         damage = [
@@ -358,51 +425,38 @@ def predict_slide(
             for tiles in sets
         ]
         damaged = max(count() for count in damage)
-        done, total, note = 0, len(sets[0]), ""
-        yield PredictProgress(0, total, time.perf_counter() - started)
+        note = ""
+        yield PredictProgress(0, len(sets[0]), time.perf_counter() - started)
 
         def smaller(at_once: int) -> None:
             nonlocal note
             note = _smaller_text(at_once)
 
-        for tiles in sets:
-            parents = None
-            if bags:
-                with torch.inference_mode():
-                    wanted = bundle.mil.children_to_read(bags).cpu().numpy()
-                tiles, parents = _children(tiles, read[-1], wanted)
-                if not len(tiles):
-                    raise SlideError(
-                        f"{slide.path.name} has no result: {info.name} wants to look closer at tiles that hold no tile of "
-                        f"{tiles.grid.spec.mpp:g} µm/px with enough tissue"
-                    )
-                total += len(tiles)
-            embeddings: list[torch.Tensor] = []
-            batches = embed_tiles(
-                bundle.encoder,
-                source,
-                tiles.grid,
-                tiles.level,
-                tiles.places,
-                device=device,
-                batch_size=batch_size,
-                threads=threads,
-                smaller=smaller,
-            )
-            for batch in batches:
-                embeddings.append(batch)
-                done += len(batch)
+        reading = read_bags(
+            bundle.encoder,
+            bundle.mil,
+            source,
+            sets,
+            device=device,
+            batch_size=batch_size,
+            threads=threads,
+            smaller=smaller,
+        )
+        with closing(reading):  # a caller that closes this one closes the slide's readers with it
+            while True:
+                try:
+                    done, total = next(reading)
+                except StopIteration as stop:
+                    read: ReadBags = stop.value
+                    break
                 damaged = max(count() for count in damage)
                 yield PredictProgress(done, total, time.perf_counter() - started, note)
-            bags.append(_bag(torch.cat(embeddings).float(), tiles, parents))
-            embeddings.clear()  # a large bag isn't kept twice
-            read.append(tiles)
         source.check_unchanged()
     slide.check_unchanged()  # the pixels are of the slide whose fingerprint it is
-    tiles, instances = read[-1], bags[-1].embeddings
+    tiles, instances = read.tiles[-1], read.bags[-1].embeddings
     point = info.operating_point
     thresholds = None if point is None else point.thresholds
-    evidence = explain(bundle.mil, tuple(bags), scaling=info.vector_scaling, thresholds=thresholds)
+    evidence = explain(bundle.mil, read.bags, scaling=info.vector_scaling, thresholds=thresholds)
     numbers = (evidence.class_probabilities, evidence.attention_logits, evidence.class_contributions)
     if not all(np.isfinite(values).all() for values in numbers if values is not None):
         raise SlideError(
@@ -456,13 +510,27 @@ def _children(
     return replace(tiles, rows=tiles.rows[kept], cols=tiles.cols[kept]), parents[kept]
 
 
-def _bag(embeddings: torch.Tensor, tiles: TileSet, parents: NDArray[np.int64] | None) -> Bag:
-    places = torch.from_numpy(np.stack([tiles.cols, tiles.rows], axis=1)).to(embeddings.device)
+def bag_on_grid(
+    embeddings: torch.Tensor, places: NDArray[np.int64], mpp: float, parents: NDArray[np.int64] | None
+) -> Bag:
+    """Return a bag of one magnification as heads read it, in training and serving.
+
+    Parameters
+    ----------
+    embeddings : (N, D) tensor
+    places : (N, 2) int64 array
+        (row, col) in the grid of its tiles.
+    mpp : float
+        µm/px of the tiles.
+    parents : (N,) int64 array, optional
+        See `Bag`.
+    """
+    device = embeddings.device
     return Bag(
         embeddings,
-        places=places,
-        mpp=tiles.grid.spec.mpp,
-        parents=None if parents is None else torch.from_numpy(parents).to(embeddings.device),
+        places=torch.from_numpy(np.ascontiguousarray(places[:, ::-1])).to(device),
+        mpp=mpp,
+        parents=None if parents is None else torch.from_numpy(parents).to(device),
     )
 
 

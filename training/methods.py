@@ -68,6 +68,11 @@ class Embedding:
         """Whether the encoder has learned from the labels, together with the head."""
         return self.encoder.startswith("end_to_end")
 
+    @property
+    def has_magnifications(self) -> bool:
+        """Whether a head of several magnifications can read it: tiles of the slide itself, at any µm/px, by one encoder."""
+        return self.pixels != "enlarged" and not self.derived and not self.is_end_to_end
+
     def reading(self, ratio: int) -> Reading:
         """Return which tiles its encoder reads; `ratio` is mpp_lr / mpp_hr."""
         factor = {"hr": ratio, "mid": MID_FACTOR, "lr": 1, "enlarged": self.times}[self.pixels]

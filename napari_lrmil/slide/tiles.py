@@ -129,23 +129,45 @@ def find_tiles(
         Where the slide is too coarse, or can't be read.
     """
     grid = tile_grid(slide, spec)
-    read = grid.subdivide(within)
-    level = choose_level(slide.level_mpps, read.spec.mpp)  # before the mask, which takes longer
+    choose_level(slide.level_mpps, grid.subdivide(within).spec.mpp)  # before the mask, which takes longer
     tissue = find_tissue(slide, grid, divisible_by=ratio)
-    if within in (1, ratio):
-        found = _with_tissue(slide, read, tissue, min_tissue)
-    else:
-        finest = grid.subdivide(ratio)
-        fine = np.argwhere(_enough(slide, tissue_fractions(tissue.mask, finest.shape_yx), min_tissue))
-        rows, cols = holding(fine, grid.shape_yx, within, ratio).T
-        mask = tissue.mask
-        if ratio % within:  # so that a tile is a whole number of pixels
-            mask = mask.repeat(within, axis=0).repeat(within, axis=1)
-        found = TileSet(read, level, rows, cols, tissue_fractions(mask, read.shape_yx), tissue.brown_share)
+    found = _within(slide, grid, tissue, min_tissue, ratio=ratio, within=within)
     if one_in == 1:
         return found
     part = random_part(np.stack([found.rows, found.cols], axis=1), one_in, seed)
     return replace(found, rows=found.rows[part], cols=found.cols[part])
+
+
+def find_magnifications(
+    slide: Slide, finest: TileSpec, factors: Sequence[int], *, min_tissue: float
+) -> tuple[TileSet, ...]:
+    """Find the tiles of a slide at several magnifications, the coarsest first: the one rule, for training and serving.
+
+    All lie on the grid of the coarsest and share its tissue mask: the coarsest and the finest are those with tissue enough,
+    the tiles between them those that hold a part of a finest one with tissue. A tile with tissue has a finest one in it.
+
+    Parameters
+    ----------
+    slide : Slide
+    finest : TileSpec
+        Of the finest tiles.
+    factors : sequence of int
+        How many times coarser each is than the finest, as in `MILSpec.factors`.
+    min_tissue : float
+
+    Raises
+    ------
+    NoTissueError, UnknownMppError, SlideError
+        As `find_tiles` does.
+    """
+    coarsest = factors[0]
+    grid = tile_grid(slide, TileSpec(finest.tile_px, finest.mpp * coarsest))
+    choose_level(slide.level_mpps, grid.subdivide(coarsest).spec.mpp)
+    tissue = find_tissue(slide, grid, divisible_by=coarsest)
+    return tuple(
+        _within(slide, grid, tissue, min_tissue, ratio=coarsest, within=coarsest // factor)
+        for factor in factors
+    )
 
 
 def holding(
@@ -227,6 +249,23 @@ def find_nested_tiles(slide: Slide, spec: TileSpec, *, min_tissue: float, ratio:
     return NestedTiles(
         _with_tissue(slide, grid, tissue, min_tissue), _with_tissue(slide, hr_grid, tissue, min_tissue)
     )
+
+
+def _within(
+    slide: Slide, grid: TileGrid, tissue: Tissue, min_tissue: float, *, ratio: int, within: int
+) -> TileSet:
+    """Return the tiles of a subdivision of a grid, see `find_tiles`."""
+    read = grid.subdivide(within)
+    if within in (1, ratio):
+        return _with_tissue(slide, read, tissue, min_tissue)
+    level = choose_level(slide.level_mpps, read.spec.mpp)
+    finest = grid.subdivide(ratio)
+    fine = np.argwhere(_enough(slide, tissue_fractions(tissue.mask, finest.shape_yx), min_tissue))
+    rows, cols = holding(fine, grid.shape_yx, within, ratio).T
+    mask = tissue.mask
+    if ratio % within:  # so that a tile is a whole number of pixels
+        mask = mask.repeat(within, axis=0).repeat(within, axis=1)
+    return TileSet(read, level, rows, cols, tissue_fractions(mask, read.shape_yx), tissue.brown_share)
 
 
 def _with_tissue(slide: Slide, grid: TileGrid, tissue: Tissue, min_tissue: float) -> TileSet:

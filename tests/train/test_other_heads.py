@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +14,9 @@ from safetensors.torch import load_file as load_tensors
 
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.bundle import load_bundle
-from napari_lrmil.model.mil import ABMIL, HEADS, MILOutput
+from napari_lrmil.model.mil import ABMIL, MILOutput
 from napari_lrmil.model.mil.mean import MeanMIL, MeanSpec
 from training.config import RunConfig, load_config
-from training.config.compare import CompareRow
 from training.data.bags import SlideBag
 from training.data.table import SlideRow
 from training.data.tile_index import SlideTiles
@@ -121,25 +120,6 @@ def test_a_config_that_was_kept_when_there_was_one_head_is_read(tmp_path: Path) 
         row["head"] = "abmil"
     again = RunConfig.model_validate(kept)
     assert again.rows == config.rows
-
-
-def test_a_head_of_several_magnifications_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's bags have one."""
-
-    class Two(MeanSpec):
-        name: Literal["two"] = "two"  # type: ignore[assignment]
-
-        @property
-        def factors(self) -> tuple[int, ...]:
-            return (4, 1)
-
-    monkeypatch.setitem(HEADS, "two", Two)
-    with pytest.raises(
-        ValueError, match=r"head 'two' reads 2 magnifications \(tiles 4 and 1 times as coarse\)"
-    ):
-        MILSection(name="two")
-    with pytest.raises(ValueError, match="head 'two' reads 2 magnifications"):
-        CompareRow(key="a", embedding="lr", head="two")
 
 
 # --- terms without meaning

@@ -39,7 +39,7 @@ def values(name: str) -> dict[str, Any]:
 
 
 def parts(name: str) -> tuple[MILSpec, MILSection]:
-    """What is built and how it is trained, also of heads that a run can't train."""
+    """What is built and how it is trained, also of the head that needs texts."""
     raw = values(name)
     head, own = raw.pop("name"), raw.pop("head", {})
     section = MILSection.model_validate(raw)
@@ -120,7 +120,7 @@ def test_two_steps_of_it_train_the_head(name: str, tmp_path: Path) -> None:
         assert section.learning_rate < max(moved.values()) < 2.1 * section.learning_rate
 
 
-@pytest.mark.parametrize("name", [name for name in SETS if len(parts(name)[0].factors) == 1])
+@every_set
 def test_set_on_the_command_line_is_the_file_over_the_config(name: str, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(MINIMAL + "[mil]\nhidden_dim = 7\nfitted_auc = 0.5\n")
     mil = load_config(tmp_path / "c.toml", ["--set", name]).mil
@@ -147,7 +147,6 @@ def test_values_of_the_command_line_come_last_and_sets_in_their_order(tmp_path: 
         (["--set", "heads/clam"], "no such set: heads/clam; did you mean heads/clam_sb"),
         (["--set", "absent.toml"], "no such config: absent.toml"),
         (["--set"], "--set needs a value"),
-        (["--set", "heads/zoommil"], "reads 3 magnifications"),
     ],
 )
 def test_a_set_that_cannot_be_had_is_refused(words: list[str], said: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from napari_lrmil.errors import ConfigError, EncoderError
 from training.config.compare import CompareRow
 from training.data.table import DataSection
-from training.data.tile_index import TilesSection
+from training.data.tile_index import Magnifications, TilesSection
 from training.encoders import EncoderSection, StudentSection, encoder_depth
 from training.methods import BY_KEY, DECISIVE, OURS, TEACHER, Method, rows_of_set
 from training.objectives.base import Taps
@@ -175,7 +175,7 @@ class RunConfig(Section):
             if keys.count(key) > 1:
                 raise ValueError(f"compare: two rows have the key {key!r}; give each its own")
         for row in self.rows:
-            self.of_row(row)
+            self._check_magnifications(row)
         known = [row.key for row in self.rows if row.may_be_chosen and row != TEACHER]
         odd = next((key for key in self.front.rows or () if key not in known), None)
         if odd is not None:
@@ -184,6 +184,41 @@ class RunConfig(Section):
                 f"{', '.join(known)}"
             )
         return self
+
+    def section_of(self, row: Method) -> MILSection:
+        """Return what the head of a row is, and how it is trained.
+
+        Raises
+        ------
+        ValueError
+            As `of_row`.
+        """
+        config = self.of_row(row)
+        return config.teacher_mil if row == TEACHER else config.student_mil
+
+    def magnifications_of(self, row: Method) -> Magnifications | None:
+        """Return what the head of a row reads, where it reads several magnifications."""
+        if row.embedding is None:
+            return None
+        factors = self.section_of(row).factors
+        if len(factors) == 1:
+            return None
+        return Magnifications(row.embedding.reading(self.tiles.ratio).factor, factors)
+
+    @property
+    def magnifications(self) -> tuple[Magnifications, ...]:
+        """What heads of several magnifications of any row read, and the teacher's."""
+        found = dict.fromkeys(self.magnifications_of(row) for row in (TEACHER, *self.rows))
+        return tuple(one for one in found if one is not None)
+
+    def _check_magnifications(self, row: Method) -> None:
+        section = self.section_of(row)
+        if row.embedding is None or row.embedding.has_magnifications or len(section.factors) == 1:
+            return
+        raise ValueError(
+            f"compare row {row.key!r}: head {section.name!r} reads {len(section.factors)} magnifications, and "
+            f"{row.embedding.key!r} ({row.embedding.name}) has one: take a head of one for this row, or another embedding"
+        )
 
     def _check_stage1(self) -> None:
         self._check_tokens()
@@ -204,6 +239,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"stage1.weighting 'attention' needs a teacher whose head has attention; {self.teacher_mil.name!r} has none: "
                 "take stage1.weighting 'uniform', or another head in [mil.teacher]"
+            )
+        if self.stage1.weighting == "attention" and len(self.teacher_mil.factors) > 1:
+            raise ValueError(
+                f"stage1.weighting 'attention' needs the teacher's attention to all HR tiles; {self.teacher_mil.name!r} looks at "
+                "those that it chose: take stage1.weighting 'uniform', or another head in [mil.teacher]"
             )
         self._check_objectives()
         stage1 = self.stage1

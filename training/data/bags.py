@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
@@ -11,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_lrmil.model.mil import Bag
+from napari_lrmil.model.mil import AnyBag, Bag
+from napari_lrmil.predict import bag_on_grid
 from napari_lrmil.slide.tiles import parents_in
 from training.data.table import SlideRow
-from training.data.tile_index import SlideTiles
+from training.data.tile_index import Reading, SlideTiles, TileGeometry
+from training.hashing import content_hash
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -33,16 +37,79 @@ class Instances(Protocol):
         """Return the bag of a slide, (N, D)."""
 
 
+@dataclass(frozen=True)
+class Several:
+    """Bags of several magnifications, all tiles of each, as prediction makes them of a slide.
+
+    Attributes
+    ----------
+    stores : mapping
+        Reading -> stored embeddings of its tiles, the coarsest first.
+    tiles : mapping of str to SlideTiles
+    geometry : TileGeometry
+    """
+
+    stores: Mapping[Reading, Instances]
+    tiles: Mapping[str, SlideTiles]
+    geometry: TileGeometry
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The tiles of each magnification, the coarsest first."""
+        return tuple(self.stores)
+
+    @property
+    def key(self) -> str:
+        """See `Instances`."""
+        return content_hash("several", [(tuple(one), store.key) for one, store in self.stores.items()])
+
+    def instances(self, slide_id: str) -> NDArray[np.float16]:
+        """Return the finest bag of a slide, (N, D)."""
+        return list(self.stores.values())[-1].instances(slide_id)
+
+    def magnifications(self, slide_id: str) -> tuple[NDArray[np.float16], ...]:
+        """Return the embeddings of each magnification, the coarsest first."""
+        return tuple(store.instances(slide_id) for store in self.stores.values())
+
+    def bags(self, slide_id: str, embeddings: Sequence[Tensor]) -> tuple[Bag, ...]:
+        """Return them as a head reads them."""
+        found: list[Bag] = []
+        coarser: Reading | None = None
+        for reading, values in zip(self.stores, embeddings, strict=True):
+            here, parents = self.tiles[slide_id].several[reading], None
+            if coarser is not None:
+                there = self.tiles[slide_id].several[coarser]
+                parents = parents_in(
+                    here.places, there.places, there.shape_yx, coarser.times // reading.times
+                )
+            found.append(bag_on_grid(values, here.places, self.geometry.mpp(reading), parents))
+            coarser = reading
+        return tuple(found)
+
+
 class SlideBag(NamedTuple):
     """One slide: (N, D) embeddings and its class as an index."""
 
     name: str
     instance_embeddings: Tensor
+    """Of several magnifications those of the finest."""
     label: int
+    several: tuple[Bag, ...] = ()
+    """Of several magnifications all of them, the coarsest first."""
 
-    def on(self, device: torch.device) -> Bag:
-        """Return what a head reads of it."""
-        return Bag(self.instance_embeddings.to(device))
+    def on(self, device: torch.device | str, dtype: torch.dtype | None = None) -> AnyBag:
+        """Return what a head reads of it, its embeddings as `dtype`."""
+        if self.several:
+            return tuple(one.on(device, dtype) for one in self.several)
+        return Bag(self.instance_embeddings).on(device, dtype)
+
+    def part_for(self, choose: Callable[[AnyBag], AnyBag]) -> SlideBag:
+        """Return what is left of several magnifications by `choose`, see `MILModel.part_to_read`; others stay as they are."""
+        if not self.several:
+            return self
+        left = choose(self.several)
+        assert isinstance(left, tuple)
+        return self._replace(instance_embeddings=left[-1].embeddings, several=left)
 
 
 class Bags(Sequence[SlideBag]):
@@ -79,7 +146,8 @@ class Bags(Sequence[SlideBag]):
         self.labels: NDArray[np.int64] = np.asarray(labels, np.int64)
         """(number of bags,) classes"""
         self._left = cache_bytes
-        self._kept: dict[int, NDArray[np.float16]] = {}
+        self._kept: dict[int, tuple[NDArray[np.float16], ...]] = {}
+        self._view: Callable[[SlideBag], SlideBag] | None = None
 
     def __len__(self) -> int:
         return len(self._names)
@@ -92,15 +160,24 @@ class Bags(Sequence[SlideBag]):
         """Return one bag, as float32."""
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
+        name, store = self._names[index], self._store
         values = self._kept.get(index)
         if values is None:
-            values = self._store.instances(self._names[index])
-            if values.nbytes <= self._left:
-                self._left -= values.nbytes
+            values = store.magnifications(name) if isinstance(store, Several) else (store.instances(name),)
+            n_bytes = sum(one.nbytes for one in values)
+            if n_bytes <= self._left:
+                self._left -= n_bytes
                 self._kept[index] = values
-        return SlideBag(
-            self._names[index], torch.from_numpy(values.astype(np.float32)), int(self.labels[index])
-        )
+        tensors = [torch.from_numpy(one.astype(np.float32)) for one in values]
+        several = store.bags(name, tensors) if isinstance(store, Several) else ()
+        bag = SlideBag(name, tensors[-1], int(self.labels[index]), several)
+        return bag if self._view is None else self._view(bag)
+
+    def seen_by(self, view: Callable[[SlideBag], SlideBag]) -> Bags:
+        """Return these bags, each as `view` makes it when it is asked for."""
+        found = copy.copy(self)
+        found._view = view
+        return found
 
     def __iter__(self) -> Iterator[SlideBag]:
         return self.in_order(range(len(self)))

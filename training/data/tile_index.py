@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from napari_lrmil.atomic import fitting_name
 from napari_lrmil.errors import ConfigError, UnknownMppError, reason_of
 from napari_lrmil.slide import Slide, TileGrid, TileSpec, find_nested_tiles, tile_grid
 from napari_lrmil.slide.identity import stamp_of
-from napari_lrmil.slide.tiles import check_damage, holding
+from napari_lrmil.slide.tiles import check_damage, find_magnifications, holding
 from training.data.table import SlideRow
 from training.files import Json, remembered
 from training.hashing import content_hash
@@ -55,6 +55,38 @@ class Reading(NamedTuple):
     """Tiles along the edge of an LR tile: 1 for LR tiles, ratio for HR tiles."""
     enlarged: bool = False
     """Of the LR tile's pixels, enlarged `factor` times, instead of finer ones."""
+    coarsest: int = 1
+    """For a head of several magnifications: how many times coarser than these its coarsest is, on whose grid all lie. 1: for
+    one of one magnification."""
+    times: int = 1
+    """How many times as wide the tiles are as those of `factor`: the head's coarser ones."""
+
+    @property
+    def is_of_several(self) -> bool:
+        """Whether these are tiles for a head of several magnifications, which has tiles of its own."""
+        return self.coarsest > 1
+
+
+class Magnifications(NamedTuple):
+    """What a head of several magnifications reads."""
+
+    factor: int
+    """Of its finest tiles, see `Reading`."""
+    times: tuple[int, ...]
+    """How many times coarser each is, the coarsest first; see `MILSpec.factors`."""
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The tiles of each."""
+        return tuple(Reading(self.factor, False, self.times[0], times) for times in self.times)
+
+
+class OnGrid(NamedTuple):
+    """Tiles with tissue in a grid."""
+
+    shape_yx: tuple[int, int]
+    places: NDArray[np.int64]
+    """(N, 2), (row, col), row by row."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +100,20 @@ class SlideTiles:
         Shape of the LR grid; the HR grid is `ratio` times as large.
     lr_places, hr_places : (N, 2), (M, 2) int64 arrays
         (row, col) in their grids, row by row.
+    several : mapping
+        Reading -> the tiles of it, of heads of several magnifications. Their grids have the origin of these two, and tiles at
+        the same places, but another tissue mask: which tiles count may differ.
     """
 
     row: SlideRow
     lr_shape_yx: tuple[int, int]
     lr_places: NDArray[np.int64]
     hr_places: NDArray[np.int64]
+    several: Mapping[Reading, OnGrid] = field(default_factory=dict)
+
+    def places_of(self, reading: Reading, ratio: int) -> NDArray[np.int64]:
+        """Return the tiles with tissue that an encoder reads, (N, 2), row by row; `ratio` is mpp_lr / mpp_hr."""
+        return self.several[reading].places if reading.is_of_several else self.places(reading.factor, ratio)
 
     def places(self, factor: int, ratio: int) -> NDArray[np.int64]:
         """Return the tiles with tissue of the grid that has `factor` tiles along an LR tile's edge, (N, 2), row by row.
@@ -119,6 +159,25 @@ class TileGeometry:
         """Return the grid of LR tiles; `subdivide(ratio)` makes the HR one."""
         return tile_grid(slide, self.lr_spec)
 
+    def finest(self, factor: int) -> TileSpec:
+        """Return the tiles of which `factor` lie along the edge of an LR tile."""
+        return TileSpec(self.tile_px, self.mpp_lr / factor)
+
+    def grid(self, slide: Slide, reading: Reading) -> TileGrid:
+        """Return the grid of some tiles; of enlarged LR tiles that of the LR tiles."""
+        if not reading.is_of_several:
+            return self.lr_grid(slide).subdivide(1 if reading.enlarged else reading.factor)
+        finest = self.finest(reading.factor)
+        coarsest = tile_grid(slide, TileSpec(finest.tile_px, finest.mpp * reading.coarsest))
+        return coarsest.subdivide(reading.coarsest // reading.times)
+
+    def mpp(self, reading: Reading) -> float:
+        """Return the µm/px of some tiles, as their grid has it."""
+        if reading.is_of_several:
+            coarsest = self.finest(reading.factor).mpp * reading.coarsest
+            return coarsest / (reading.coarsest // reading.times)
+        return self.mpp_lr / reading.factor
+
 
 def index_slides(
     rows: list[SlideRow],
@@ -128,6 +187,7 @@ def index_slides(
     reporter: Reporter,
     threads: int,
     known: Path | None = None,
+    several: Collection[Magnifications] = (),
 ) -> list[SlideTiles]:
     """Open every slide, find its tissue tiles, and report all that are unusable at once.
 
@@ -141,6 +201,8 @@ def index_slides(
     threads : int
     known : Path, optional
         Folder that keeps the tiles of unchanged slides for the next time.
+    several : collection of Magnifications
+        Of the run's heads that read more than one.
 
     Raises
     ------
@@ -151,7 +213,9 @@ def index_slides(
     bad: list[str] = []
     for row, result in zip(
         rows,
-        reporter.track(_examine(rows, geometry, threads, known), "Checking slides", len(rows)),
+        reporter.track(
+            _examine(rows, geometry, threads, known, tuple(several)), "Checking slides", len(rows)
+        ),
         strict=True,
     ):
         if isinstance(result, SlideTiles):
@@ -171,10 +235,65 @@ def index_slides(
 
 
 def _examine(
-    rows: list[SlideRow], geometry: TileGeometry, threads: int, known: Path | None
+    rows: list[SlideRow],
+    geometry: TileGeometry,
+    threads: int,
+    known: Path | None,
+    several: tuple[Magnifications, ...],
 ) -> Iterator[SlideTiles | str]:
+    def examine(row: SlideRow) -> SlideTiles | str:
+        found = _remembered(row, geometry, known)
+        return found if isinstance(found, str) else _with_several(found, geometry, known, several)
+
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(lambda row: _remembered(row, geometry, known), rows)
+        yield from pool.map(examine, rows)
+
+
+def _with_several(
+    tiles: SlideTiles, geometry: TileGeometry, known: Path | None, several: tuple[Magnifications, ...]
+) -> SlideTiles | str:
+    """Return a slide's tiles with those of some magnifications too, kept in a folder for each."""
+    found: dict[Reading, OnGrid] = {}
+    row = tiles.row
+    for wanted in several:
+
+        def examine(wanted: Magnifications = wanted) -> dict[str, Json]:
+            try:
+                with geometry.open(row) as slide:
+                    sets = find_magnifications(
+                        slide, geometry.finest(wanted.factor), wanted.times, min_tissue=geometry.min_tissue
+                    )
+                    for one in sets:
+                        check_damage(slide, one, ratio=wanted.times[0])
+                    slide.check_unchanged()
+            except Exception as error:  # as of `_examine_one`
+                mpps = ", ".join(f"{geometry.mpp(reading):g}" for reading in wanted.readings)
+                text = f"for a head that reads {mpps} µm/px: {reason_of(error)}"
+                raise _UnusableSlide(text) from error
+            found: dict[str, Json] = {}
+            for times, one in zip(wanted.times, sets, strict=True):
+                found[f"places_{times}"] = np.stack([one.rows, one.cols], axis=1).tolist()
+                found[f"shape_yx_{times}"] = list(one.grid.shape_yx)
+            return found
+
+        try:
+            if known is None:
+                saved = examine()
+            else:
+                name = f"{wanted.factor}_{'-'.join(map(str, wanted.times))}"
+                saved = remembered(
+                    known / name / f"{fitting_name(row.slide_id)}.json",
+                    content_hash(stamp_of(row.path), row.mpp, geometry, tuple(wanted)),
+                    examine,
+                )
+        except _UnusableSlide as error:
+            return str(error)
+        for reading in wanted.readings:
+            places, shape = (
+                np.asarray(saved[f"{what}_{reading.times}"], np.int64) for what in ("places", "shape_yx")
+            )
+            found[reading] = OnGrid((int(shape[0]), int(shape[1])), places.reshape(-1, 2))
+    return replace(tiles, several=found) if found else tiles
 
 
 def _remembered(row: SlideRow, geometry: TileGeometry, known: Path | None) -> SlideTiles | str:

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from napari_lrmil.model.bundle import BundleInfo
+from napari_lrmil.model.mil import HEADS
 from training.data.predictions import Predictions
 from training.methods import BY_KEY, EMBEDDINGS, LEARNED, OURS, SHORTCUT_KEYS, method_name
 from training.metrics import Interval, slide_metrics
@@ -179,7 +180,22 @@ def encoders_text(data: RunData) -> str:
         text += f" Pixels finer than LR are read by: {', '.join(finer)}."
     if calls:
         text += f" LR pixels, but more encoder calls than LRMIL's: {', '.join(calls)}."
-    return text + " All other rows read LR tiles alone."
+    text += " All other rows read LR tiles alone"
+    several = [name for name in _heads(data) if name in HEADS and _reads_several(name)]
+    return text + (f", with head {' or '.join(several)} coarser ones too." if several else ".")
+
+
+def _heads(data: RunData) -> list[str]:
+    """Return the names of heads that a run's config says, each once."""
+    mil, rows = data.config.get("mil") or {}, data.config.get("compare") or []
+    found = [mil.get("name"), *((mil.get(side) or {}).get("name") for side in ("teacher", "student"))]
+    for row in rows:
+        found += [row.get("head"), (row.get("mil") or {}).get("name")]
+    return list(dict.fromkeys(str(name) for name in found if name))
+
+
+def _reads_several(head: str) -> bool:
+    return len(HEADS[head].model_validate({"embed_dim": 1, "n_classes": 2}).factors) > 1
 
 
 def largest_difference(rows: list[MethodRow]) -> float:

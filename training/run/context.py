@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from napari_lrmil.model.encoder import Encoder, EncoderSpec, weights_file
 from napari_lrmil.model.mil import MILSpec
 from training.config import RunConfig
-from training.data.bags import Bags, Instances
+from training.data.bags import Bags, Instances, Several
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
-from training.data.tile_index import Reading, SlideTiles, TileGeometry
+from training.data.tile_index import Magnifications, Reading, SlideTiles, TileGeometry
 from training.encoders import new_student, random_encoder, teacher_encoder, trained_student
 from training.hashing import content_hash, file_hash
 from training.methods import TEACHER, Method
@@ -140,6 +140,29 @@ class Context:
         """Return the embeddings of LR tiles by some encoder."""
         return self._store(self.lr_tiles, encoder_hash)
 
+    def magnifications(self, method: Method) -> Magnifications | None:
+        """Return what the head of a method reads, where it reads several magnifications; the context may be any row's."""
+        if method.embedding is None:
+            return None
+        factors = self.of_row(method).head_section(method).factors
+        if len(factors) == 1:
+            return None
+        return Magnifications(method.embedding.reading(self.geometry.ratio).factor, factors)
+
+    def readings(self, method: Method) -> tuple[Reading, ...]:
+        """Return the tiles that a method's bags are made of, of several magnifications the coarsest first."""
+        assert method.embedding is not None
+        several = self.magnifications(method)
+        return (method.embedding.reading(self.geometry.ratio),) if several is None else several.readings
+
+    def several(self, method: Method, encoder_hash: str) -> Several | None:
+        """Return the bags of a method by some encoder, where its head reads several magnifications."""
+        several = self.magnifications(method)
+        if several is None:
+            return None
+        stores = {reading: self._store(reading, encoder_hash) for reading in several.readings}
+        return Several(stores, self.tiles, self.geometry)
+
     def read_store(self, reading: Reading) -> EmbeddingStore:
         """Return the teacher's embeddings of some tiles."""
         if reading == self.hr_tiles:
@@ -149,26 +172,37 @@ class Context:
     def random_lr_encoder(self) -> tuple[Encoder, EmbeddingStore]:
         """Return the baseline of random weights, which aren't those that a run without weights starts from."""
         seed = self.config.run.seed + _RANDOM_SEED_OFFSET
-        store = self.lr_store(f"random {seed} {self.config.encoder.spec.model_dump_json()}")
-        return random_encoder(self.config.encoder.spec, seed=seed, device=self.device), store
+        encoder = random_encoder(self.config.encoder.spec, seed=seed, device=self.device)
+        return encoder, self.lr_store(self.random_hash)
+
+    @property
+    def random_hash(self) -> str:
+        """What the baseline of random weights is known by."""
+        seed = self.config.run.seed + _RANDOM_SEED_OFFSET
+        return f"random {seed} {self.config.encoder.spec.model_dump_json()}"
 
     def _layers(self, reading: Reading) -> tuple[int, ...]:
         """Return the blocks that stage 1 may match: those of HR tiles, and of LR tiles enlarged to as many."""
-        return self.stored_layers if reading.factor == self.geometry.ratio else ()
+        return self.stored_layers if self.holds_targets(reading) else ()
+
+    def holds_targets(self, reading: Reading) -> bool:
+        """Whether some tiles are those whose embeddings stage 1 can have as targets."""
+        return reading.factor == self.geometry.ratio and not reading.is_of_several
 
     def _turned(self, reading: Reading) -> bool:
-        return reading.factor == self.geometry.ratio and self.config.stage1.turned
+        return self.holds_targets(reading) and self.config.stage1.turned
 
     def _store(self, reading: Reading, encoder_hash: str, layers: tuple[int, ...] = ()) -> EmbeddingStore:
         tiles = self.config.tiles
         kind = {self.lr_tiles: "lr", self.hr_tiles: "hr"}.get(
-            reading, "enlarged" if reading.enlarged else "mid"
+            reading,
+            "enlarged" if reading.enlarged else "several" if reading.is_of_several else "mid",
         )
         spec = {
             "kind": kind,
             "encoder": encoder_hash,
             "tile_px": tiles.tile_px,
-            "mpp": tiles.mpp_lr / reading.factor,
+            "mpp": self.geometry.mpp(reading),
             "ratio": tiles.ratio,
             "min_tissue": tiles.min_tissue,
             "apply_icc": tiles.apply_icc,
@@ -177,6 +211,8 @@ class Context:
         }
         if self._turned(reading):
             spec["turned"] = True  # the targets are other ones; others' names stay as they were
+        if reading.is_of_several:
+            spec["coarsest"] = reading.coarsest  # whose grid and tissue mask these tiles share
         return EmbeddingStore(self._embeddings / f"{kind}-{content_hash(sorted(spec.items()))[:16]}", spec)
 
     def shuffled_store(self, source: EmbeddingStore, key: str) -> EmbeddingStore:
@@ -191,11 +227,12 @@ class Context:
     def _precision(self, reading: Reading) -> Precision:
         # LR tiles are embedded at 32 bits whatever the run's precision, as they will be at inference; so is what is
         # compared with them.
-        return self.config.run.precision if reading == self.hr_tiles else "32-true"
+        is_hr = reading.factor == self.geometry.ratio and reading.times == 1 and not reading.enlarged
+        return self.config.run.precision if is_hr else "32-true"
 
     def jobs(
         self,
-        rows: Iterable[SlideRow],
+        rows: Sequence[SlideRow],
         store: EmbeddingStore,
         *,
         hr: bool = False,
@@ -212,8 +249,20 @@ class Context:
         reading : Reading, optional
             ... unless others are named.
         """
-        config = self.config
         reading = reading or (self.hr_tiles if hr else self.lr_tiles)
+        jobs = self._jobs(rows, store, reading)
+        finest = reading.is_of_several and reading.times == 1
+        if not finest or reading.factor not in (self.lr_tiles.factor, self.hr_tiles.factor):
+            return jobs
+        # Mostly tiles of the run, which are embedded before these.
+        plain = Reading(reading.factor)
+        same = self._store(plain, str(store.spec["encoder"]), self._layers(plain))
+        return [
+            replace(job, alike=other) for job, other in zip(jobs, self._jobs(rows, same, plain), strict=True)
+        ]
+
+    def _jobs(self, rows: Iterable[SlideRow], store: EmbeddingStore, reading: Reading) -> list[EmbedJob]:
+        config = self.config
         return [
             EmbedJob(
                 tiles,

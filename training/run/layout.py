@@ -5,6 +5,7 @@
     config.json  splits.json  results.json  report.html
     done/                    a marker a finished step: the hash of what it was made from, and those of its files
     tile_index/<slide>.json  shortcuts/<slide>.json  reads/<slide>.json
+    tile_index/<factor>_<times>/<slide>.json   the tiles of heads of several magnifications
     embeddings.zarr/         unless run.embeddings is elsewhere
     tensorboard/<folder>/<stage>/
     foldN/                   of the first seed; and shared/, of what serves all folds

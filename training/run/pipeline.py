@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.markup import escape
 from torch import Tensor
@@ -18,7 +19,7 @@ from napari_lrmil.errors import EncoderError
 from napari_lrmil.model.encoder import Encoder, weights_file
 from napari_lrmil.model.mil import MILModel
 from napari_lrmil.slide.identity import stamp_of
-from training.data.bags import Instances
+from training.data.bags import Instances, Several, SlideBag
 from training.data.derived import ChildrenMean, Ridged, Subset, fit_ridge, write_shuffled
 from training.data.predictions import Predictions
 from training.data.splits import Split
@@ -29,7 +30,7 @@ from training.files import Json, remembered, save_tensors
 from training.hashing import content_hash, file_hash
 from training.intervals import FoldScores
 from training.loop import Session
-from training.methods import OURS, RANDOM, TEACHER, Embedding, Method, in_table_order
+from training.methods import OURS, RANDOM, TEACHER, Method, in_table_order
 from training.metrics import slide_metrics
 from training.run.context import Context
 from training.run.layout import Folder
@@ -64,11 +65,13 @@ from training.stages.export import export_bundle
 from training.stages.fit_trust import fit_trust, honest_probabilities, trust_metrics
 from training.stages.front import (
     Costs,
+    Counted,
     Front,
     Served,
     Tiles,
     Timed,
     choice_text,
+    count_read,
     find_front,
     measure_costs,
     slides_to_time,
@@ -160,9 +163,12 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
     read = {reading: Embedded(teacher, context.read_store(reading)) for reading in readings(context)}
     for reading, embedded in read.items():
         embed(context, rows_read(context, reading), embedded, weights, reading=reading)
-    hr = read[context.hr_tiles]
     _embed_turned_rows(context, steps, teacher)
-    teachers = [Head(split, TEACHER, hr, seed) for split in splits for seed in seeds]
+    teachers = [
+        Head(split, TEACHER, bags_of(context, TEACHER, split, read, steps), seed)
+        for split in splits
+        for seed in seeds
+    ]
     each_once(
         context, [(head.step(steps), partial(train_teacher, context, head, steps)) for head in teachers]
     )
@@ -172,7 +178,7 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
         for method in trained_methods(context):
             assert method.embedding is not None
             if method.embedding.encoder == "teacher":
-                embedded = bags_of(context, method.embedding, split, read, steps)
+                embedded = bags_of(context, method, split, read, steps)
                 heads += [Head(split, method, embedded, seed) for seed in seeds]
         for method in trained_methods(context):
             assert method.embedding is not None
@@ -189,6 +195,12 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
                     )
                 student = students[plan.folder]
                 embed(mine.context, split.labelled, student, mine.student_file(plan))
+                several = mine.context.several(method, mine.student_hash(plan))
+                if several is not None:
+                    embed_several(
+                        mine.context, split.labelled, student.encoder, several, mine.student_file(plan)
+                    )
+                    student = replace(student, derived=several)
                 heads += [Head(split, method, student, seed, encoder_seed) for seed in seeds]
     heads += _random_heads(context, splits)
     each_once(context, [(head.step(steps), partial(train_head, context, head, steps)) for head in heads])
@@ -207,11 +219,11 @@ def trained_methods(context: Context) -> list[Method]:
 def readings(context: Context) -> list[Reading]:
     """Return the tiles that f embeds, each once for all methods: HR and LR in every run."""
     ratio = context.geometry.ratio
-    found = dict.fromkeys([context.hr_tiles, context.lr_tiles])
+    found = dict.fromkeys([context.hr_tiles, context.lr_tiles, *context.readings(TEACHER)])
     for method in trained_methods(context):
         assert method.embedding is not None
         if method.embedding.encoder == "teacher":
-            found[method.embedding.reading(ratio)] = None
+            found |= dict.fromkeys(context.readings(method))
         elif method.embedding.encoder == "student_enlarged":
             found[Reading(ratio, enlarged=True)] = None
     return list(found)
@@ -229,26 +241,27 @@ def rows_read(context: Context, reading: Reading) -> list[SlideRow]:
 
 def bags_of(
     context: Context,
-    embedding: Embedding,
+    method: Method,
     split: Split,
     read: Mapping[Reading, Embedded],
     steps: Steps,
 ) -> Embedded:
-    """Return the bags of an embedding by f; what is derived of stored embeddings is so slide by slide, when it is read.
+    """Return the bags of a method by f; what is derived of stored embeddings is so slide by slide, when it is read.
 
     Parameters
     ----------
     context : Context
-    embedding : Embedding
+    method : Method
     split : Split
         Whose training slides a regression is fitted on.
     read : mapping
         See `readings`; embedded.
     steps : Steps
     """
-    ratio, seed = context.geometry.ratio, context.config.run.seed
-    embedded = read[embedding.reading(ratio)]
-    derived: Instances | None = None
+    ratio, seed, embedding = context.geometry.ratio, context.config.run.seed, method.embedding
+    assert embedding is not None
+    embedded = read[context.readings(method)[-1]]
+    derived: Instances | None = context.several(method, context.encoder_hash)
     if embedding.derived == "subset":
         derived = Subset(embedded.store, context.tiles, ratio, seed)
     elif embedding.derived == "children_mean":
@@ -267,11 +280,13 @@ def bags_of(
 
 
 def places_of(context: Context, head: Head, rows: Sequence[SlideRow]) -> list[NDArray[np.int64]]:
-    """Return the places (N, 2) of the instances of a head's bags, in the grid of its tiles."""
+    """Return the places (N, 2) of the instances of a head's bags, in the grid of its tiles: of several, the finest."""
     embedding, ratio = head.method.embedding, context.geometry.ratio
     assert embedding is not None
-    factor = 1 if embedding.on_lr_tiles else embedding.reading(ratio).factor
-    found = [tiles.places(factor, ratio) for tiles in context.tiles_of(rows)]
+    reading = context.readings(head.method)[-1]
+    if embedding.derived == "children_mean":
+        reading = context.lr_tiles
+    found = [tiles.places_of(reading, ratio) for tiles in context.tiles_of(rows)]
     if isinstance(head.embedded.derived, Subset):
         chosen = [head.embedded.derived.chosen(row.slide_id) for row in rows]
         found = [places[index] for places, index in zip(found, chosen, strict=True)]
@@ -345,8 +360,28 @@ def embed(
     context.runtime.wait()
 
 
+def embed_several(
+    context: Context, rows: Sequence[SlideRow], encoder: Encoder, several: Several, weights: Path | None
+) -> None:
+    """Embed all magnifications of a head as `embed` does; of random weights, `weights` None, in this process."""
+    for reading, store in several.stores.items():
+        assert isinstance(store, EmbeddingStore)
+        if weights is not None:
+            embed(context, rows, Embedded(encoder, store), weights, reading=reading)
+            continue
+        jobs = context.jobs(rows, store, reading=reading)
+        name = reading_name(reading, context.geometry.ratio)
+        embed_slides(jobs, encoder, context.runtime, context.reporter, f"Embedding {name}, random")
+
+
 def reading_name(reading: Reading, ratio: int) -> str:
-    """Return what some tiles are called: LR, HR, enlarged LR, or by their edge in HR tiles."""
+    """Return what some tiles are called: LR, HR, enlarged LR, or by their edge in HR tiles.
+
+    Those of a head of several magnifications by how many times as wide as its finest they are, and the coarsest.
+    """
+    if reading.is_of_several:
+        name = reading_name(Reading(reading.factor), ratio)
+        return f"{name} x {reading.times} (grid x {reading.coarsest})"
     if reading.enlarged:
         return f"LR x {reading.factor}"
     return {1: "LR", ratio: "HR"}.get(reading.factor, f"LR / {reading.factor}")
@@ -376,12 +411,14 @@ def _random_heads(context: Context, splits: Sequence[Split]) -> list[Head]:
     # In this process, also where there is a cluster: what is random here must be random there in the same way.
     jobs = context.jobs(context.labelled, embedded.store, hr=False)
     embed_slides(jobs, embedded.encoder, context.runtime, context.reporter, "Embedding LR, random")
-    return [
-        Head(split, method, embedded, seed)
-        for method in methods
-        for split in splits
-        for seed in context.head_seeds
-    ]
+    heads = []
+    for method in methods:
+        several = context.several(method, context.random_hash)
+        if several is not None:
+            embed_several(context, context.labelled, embedded.encoder, several, None)
+        mine = replace(embedded, derived=several)
+        heads += [Head(split, method, mine, seed) for split in splits for seed in context.head_seeds]
+    return heads
 
 
 # --- training
@@ -518,7 +555,7 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
         teacher = context.folder_of(f"fold{split.fold}", seed=head.seed)
         extra_loss = SlideDistillation(
             config.stage2,
-            context.tiles_of(split.train),
+            [tiles_of_both(context, method, tiles) for tiles in context.tiles_of(split.train)],
             teacher.read_teacher_outputs(),
             ratio=context.geometry.ratio,
             device=context.device,
@@ -545,6 +582,22 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
     folder.write_head(method.key, fitted)
 
 
+def tiles_of_both(context: Context, method: Method, tiles: SlideTiles) -> SlideTiles:
+    """Return a slide's tiles, the LR ones those of a method's bags and the HR ones the teacher's: their finest.
+
+    They are others than the run's where the heads read several magnifications.
+    """
+    ratio = context.geometry.ratio
+    mine, teachers = (context.readings(one)[-1] for one in (method, TEACHER))
+    if not mine.is_of_several and not teachers.is_of_several:
+        return tiles
+    lr, hr = tiles.lr_places, tiles.places_of(teachers, ratio)
+    if mine.is_of_several:
+        lr = tiles.places_of(mine, ratio)
+    rows, cols = (np.concatenate([lr, hr // ratio]).max(axis=0) + 1).tolist()
+    return replace(tiles, lr_shape_yx=(rows, cols), lr_places=lr, hr_places=hr)
+
+
 def _class_shares(labels: NDArray[np.int64], n_classes: int) -> list[float]:
     return [float(np.mean(labels == label)) for label in range(n_classes)]
 
@@ -555,7 +608,8 @@ def _teacher_bag_embeddings(
     """Return what the teacher's head makes of each training slide's HR bag, asked anew; None where no objective reads it."""
     if not any("embedding" in spec.needs for spec in bag_specs(section)):
         return None
-    bags = context.bags(context.hr_store(), split.train, share=0.0)
+    several = context.several(TEACHER, context.encoder_hash)
+    bags = context.bags(several or context.hr_store(), split.train, share=0.0)
     head = load_head(context, folder, TEACHER, bags[0].instance_embeddings.shape[1])
     outputs = bag_outputs(head, bags, context.device)
     found = {row.slide_id: one.bag_embedding for row, one in zip(split.train, outputs, strict=True)}
@@ -731,18 +785,24 @@ def find_runs_front(
             head.embedded.encoder.token_px,
             tuple(reads[key]),
             *([] if names[key] == "abmil" else [names[key]]),
+            *_chooses(context, head),
         )
         for key, head in heads.items()
     }
     readings: dict[str, Served] = {}
+    choosing: dict[str, Head] = {}
     for key, head in heads.items():
         encoder = head.embedded.encoder
         mil = load_head(context, head.folder(context), head.method, encoder.embed_dim)
-        readings.setdefault(specs[key], Served(encoder, mil, reads[key]))
+        several = context.magnifications(head.method)
+        times = (1,) if several is None else several.times
+        readings.setdefault(specs[key], Served(encoder, mil, reads[key], times))
+        if several is not None:
+            choosing.setdefault(specs[key], head)
     slides = {row.slide_id: row for split in splits for row in split.test}
     every = context.tiles_of(slides.values())
     timed = slides_to_time(every, config.front.slides)
-    kinds = sorted(set(reads.values()))
+    kinds = sorted({one.tiles for one in readings.values() if len(one.times) == 1})
 
     def bytes_of(tiles: SlideTiles) -> dict[Tiles, int]:
         key = content_hash(stamp_of(tiles.row.path), tiles.row.mpp, geometry, tiles.hr_places.tobytes().hex())
@@ -753,6 +813,10 @@ def find_runs_front(
         )
         return {kind: int(str(found[str(tuple(kind))])) for kind in kinds}
 
+    def counted_by(name: str) -> list[Counted]:
+        head, mil = choosing[name], readings[name].mil
+        return [_read_by(context, head, mil, tiles) for tiles in every]
+
     def measure() -> dict[str, Json]:
         costs, how = measure_costs(
             readings,
@@ -760,6 +824,7 @@ def find_runs_front(
             every,
             geometry,
             bytes_of=bytes_of,
+            counted={name: counted_by(name) for name in choosing},
             device=context.device,
             batch_size=config.encoder.batch_size,
             threads=config.run.threads,
@@ -806,6 +871,27 @@ def find_runs_front(
     front = context.run_dir.read_front()
     assert front is not None  # the step has just been done
     return front
+
+
+def _chooses(context: Context, head: Head) -> list[str]:
+    """Return what the choice of tiles follows from, of a head of several magnifications; nothing of others."""
+    several = context.magnifications(head.method)
+    if several is None:
+        return []
+    return [str(tuple(several)), file_hash(head.folder(context).head(head.method.key))]
+
+
+@torch.no_grad()
+def _read_by(context: Context, head: Head, mil: MILModel, tiles: SlideTiles) -> Counted:
+    """Return what a head of several magnifications reads of a slide, whose tiles are all embedded."""
+    (bag,) = context.bags(head.embedded.bags, [tiles.row], share=0.0)
+    part = mil.part_to_read(bag.on(context.device))
+    assert isinstance(part, tuple)
+    read: dict[Reading, NDArray[np.int64]] = {}
+    for reading, one in zip(context.readings(head.method), part, strict=True):
+        assert one.places is not None
+        read[reading] = one.places.flip(1).cpu().numpy()  # x, y
+    return count_read(tiles, context.geometry, read)
 
 
 def evaluate_head(context: Context, steps: Steps, head: Head) -> Predictions:
@@ -884,11 +970,16 @@ def _export(context: Context, steps: Steps, head: Head, bundle: Path, choice: st
         mil = load_head(context, folder, method, encoder.embed_dim)
         calibration = folder.read_calibration(method.key)
         own = split.calibration
-        held_out = context.bags(store, own or split.val)
+
+        @torch.no_grad()
+        def as_read(bag: SlideBag) -> SlideBag:  # prediction measures the distance of the tiles that it reads
+            return bag.part_for(mil.cpu().part_to_read)
+
+        held_out = context.bags(store, own or split.val).seen_by(as_read)
         logits = np.stack([output.bag_logits.numpy() for output in served_outputs(mil, held_out)])
         patients = [row.patient_id for row in own or split.val]
         trust = fit_trust(
-            context.bags(store, split.train, share=0.0),
+            context.bags(store, split.train, share=0.0).seen_by(as_read),
             held_out,
             probabilities=calibration.probabilities(logits)
             if own
@@ -900,7 +991,7 @@ def _export(context: Context, steps: Steps, head: Head, bundle: Path, choice: st
         metrics = {f"test_{name}": value for name, value in measured.items()}
         found = sensitivities([fold_scores([test], 1)], context.class_names)
         metrics |= called_metrics(found, calibration.operating_point.positive)
-        test_bags = context.bags(store, split.test, share=0.0)
+        test_bags = context.bags(store, split.test, share=0.0).seen_by(as_read)
         export_bundle(
             bundle,
             encoder,

@@ -14,13 +14,15 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from napari_lrmil.model.encoder import Encoder
+from napari_lrmil.model.mil import AnyBag
 from training.data.bags import Instances
 from training.data.pairs import SlidePairs
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import Reading
-from training.methods import RANDOM, TEACHER, Embedding, Method
+from training.hashing import content_hash
+from training.methods import RANDOM, TEACHER, Method
 from training.objectives.base import LRTeacher, Scale, Scales, TeacherTiles, TileShapes
 from training.run.context import Context
 from training.run.pipeline import (
@@ -103,6 +105,8 @@ def print_plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[
                 if row.is_of_student
                 else context.config.encoder.spec.model_dump_json(),
                 tiles_read(context, row),
+                # Which tiles a head of several magnifications reads is its own choice.
+                None if context.magnifications(row) is None else row.key,
             )
             for row in (TEACHER, *candidates)
         }
@@ -120,7 +124,6 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
     config = context.config
     teacher = context.teacher_encoder()
     check_tokens(context, teacher)
-    student = context.new_student(teacher, context.encoder_seeds[0]).eval()
     labelled = context.labelled
     # As they are embedded: HR tiles at the run's precision, LR tiles at 32 bits, as at inference.
     hr_rate = _tiles_per_second(context, teacher, config.run.precision)
@@ -140,14 +143,25 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
             reading=reading,
         )
         planned.append(step._replace(rows=_served(context, reading, methods)))
-    seconds_a_bag = _head_seconds(context, teacher.embed_dim, hr=True)
+
+    # A head is measured once for all rows that have it, on bags alike.
+    measured: dict[str, float] = {}
+
+    def a_bag(method: Method, embed_dim: int) -> float:
+        mine = steps.of(method).context
+        key = content_hash(mine.head_section(method), context.readings(method), embed_dim)
+        if key not in measured:
+            measured[key] = _head_seconds(mine, method, embed_dim)
+        return measured[key]
+
     seeds = context.head_seeds
     planned += [
-        _head(context, split, steps.teacher(split, seed), seconds_a_bag)._replace(rows=(TEACHER.key,))
+        _head(context, split, steps.teacher(split, seed), a_bag(TEACHER, teacher.embed_dim))._replace(
+            rows=(TEACHER.key,)
+        )
         for split in splits
         for seed in seeds
     ]
-    lr_seconds, hr_seconds = _head_seconds(context, student.embed_dim, hr=False), seconds_a_bag
     read = {one: Embedded(teacher, context.read_store(one)) for one in readings(context)}
 
     # Rows may have an f' of their own; each is measured once, and only where something is to do.
@@ -166,10 +180,10 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
         for method in methods:
             assert method.embedding is not None
             if method.embedding.encoder == "teacher":
-                store = _planned_bags(context, method.embedding, split, read, steps)
-                a_bag = lr_seconds if method.embedding.on_lr_tiles else hr_seconds
+                store = _planned_bags(context, method, split, read, steps)
+                seconds = a_bag(method, teacher.embed_dim)
                 planned += [
-                    _head(context, split, steps.of(method).head(split, method, store, seed=seed), a_bag)
+                    _head(context, split, steps.of(method).head(split, method, store, seed=seed), seconds)
                     for seed in seeds
                 ]
         for method in methods:
@@ -184,38 +198,48 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
             for encoder_seed in mine.context.encoder_seeds:
                 stage1 = mine.stage1_plan(split, encoder_seed, method.embedding.encoder)
                 trained = is_done(context.run_dir, mine.stage1(stage1))
-                lr_student = mine.student_store(stage1) if trained else None
-                for name in (f"{stage1.folder}/stage1", f"embed LR, fold {split.fold}, {stage1.folder}"):
+                student_hash = mine.student_hash(stage1) if trained else ""
+                several = context.several(method, student_hash)
+                stores: dict[Reading, Instances] = {context.lr_tiles: context.lr_store(student_hash)}
+                stores |= {} if several is None else several.stores
+                names: dict[str, Reading | None] = {f"{stage1.folder}/stage1": None}
+                for reading in stores:
+                    what = reading_name(reading, ratio)
+                    names[f"embed {what}, fold {split.fold}, {stage1.folder}"] = reading
+                for name, read_by_f in names.items():
                     if name in embedded:
                         place = embedded[name]
                         rows = dict.fromkeys((*planned[place].rows, method.key))  # not once a fold
                         planned[place] = planned[place]._replace(rows=tuple(rows))
                         continue
-                    if name.endswith("/stage1"):
+                    if read_by_f is None:
                         seconds = 0.0 if trained else a_pair(spec_json)
                         step = _stage1(mine.context, stage1, mine.stage1(stage1), seconds)
-                    elif lr_student is None and mine.shares_encoder and split is not splits[0]:
+                    elif not trained and mine.shares_encoder and split is not splits[0]:
                         continue  # counted with the first fold
                     else:
+                        store = stores[read_by_f]
+                        assert isinstance(store, EmbeddingStore)
                         step = _embedding(
                             context,
-                            f"embed LR, {stage1.folder}",
+                            f"embed {reading_name(read_by_f, ratio)}, {stage1.folder}",
                             split.labelled,
-                            lr_student,
+                            store if trained else None,
                             students[spec_json],
                             tile_rate(spec_json),
-                            reading=context.lr_tiles,
+                            reading=read_by_f,
                         )
                     embedded[name] = len(planned)
                     planned.append(step._replace(rows=(method.key,)))
                 # Where f' isn't trained yet, neither is its head, whatever lies there.
-                store = lr_student or context.lr_store("")
+                bags = several or stores[context.lr_tiles]
+                seconds = a_bag(method, students[spec_json].embed_dim)
                 planned += [
                     _head(
                         context,
                         split,
-                        mine.head(split, method, store, seed=seed, encoder_seed=encoder_seed),
-                        lr_seconds,
+                        mine.head(split, method, bags, seed=seed, encoder_seed=encoder_seed),
+                        seconds,
                     )
                     for seed in seeds
                 ]
@@ -240,22 +264,17 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
                 planned.append(embedding._replace(seconds=0.0) if done else embedding)
     for method in methods:
         if method.embedding == RANDOM:
-            _, random_store = context.random_lr_encoder()
-            planned.append(
-                _embedding(
-                    context,
-                    "embed LR, random",
-                    labelled,
-                    random_store,
-                    teacher,
-                    rate,
-                    reading=context.lr_tiles,
-                )
-            )
+            several = context.several(method, context.random_hash)
+            random_bags: Instances = several or context.lr_store(context.random_hash)
+            stores = {context.lr_tiles: context.lr_store(context.random_hash)}
+            stores |= {} if several is None else several.stores
+            for reading, store in stores.items():
+                assert isinstance(store, EmbeddingStore)
+                name = f"embed {reading_name(reading, ratio)}, random"
+                planned.append(_embedding(context, name, labelled, store, teacher, rate, reading=reading))
+            seconds = a_bag(method, teacher.embed_dim)
             planned += [
-                _head(
-                    context, split, steps.of(method).head(split, method, random_store, seed=seed), lr_seconds
-                )
+                _head(context, split, steps.of(method).head(split, method, random_bags, seed=seed), seconds)
                 for split in splits
                 for seed in seeds
             ]
@@ -265,12 +284,12 @@ def plan(context: Context, splits: Sequence[Split], steps: Steps) -> list[Planne
 def _served(context: Context, reading: Reading, methods: Sequence[Method]) -> tuple[str, ...]:
     """Return the rows whose bags or targets are made of what f says of some tiles."""
     ratio = context.geometry.ratio
-    found = [TEACHER.key] if reading == context.hr_tiles else []
+    found = [TEACHER.key] if reading in context.readings(TEACHER) else []
     for method in methods:
         one = method.embedding
         assert one is not None
         if one.encoder == "teacher":
-            reads = {one.reading(ratio)} | ({context.hr_tiles} if one.derived == "ridge" else set())
+            reads = set(context.readings(method)) | ({context.hr_tiles} if one.derived == "ridge" else set())
         elif one.is_of_student:  # its targets
             reads = {Reading(ratio, enlarged=one.encoder == "student_enlarged")}
         else:
@@ -281,14 +300,14 @@ def _served(context: Context, reading: Reading, methods: Sequence[Method]) -> tu
 
 
 def _planned_bags(
-    context: Context, embedding: Embedding, split: Split, read: Mapping[Reading, Embedded], steps: Steps
+    context: Context, method: Method, split: Split, read: Mapping[Reading, Embedded], steps: Steps
 ) -> Instances:
-    """Return the bags of an embedding by f, or where a regression isn't fitted yet, some that no head was trained on."""
-    if embedding.derived == "ridge":
+    """Return the bags of a method by f, or where a regression isn't fitted yet, some that no head was trained on."""
+    if method.embedding is not None and method.embedding.derived == "ridge":
         hr, lr = (read[one].store for one in (context.hr_tiles, context.lr_tiles))
         if not is_done(context.run_dir, steps.ridge_fit(split, lr, hr)):
             return context.lr_store("")
-    return bags_of(context, embedding, split, read, steps).bags
+    return bags_of(context, method, split, read, steps).bags
 
 
 def _head(context: Context, split: Split, step: Step, seconds_a_bag: float) -> PlannedStep:
@@ -368,12 +387,16 @@ def _embedding(
     jobs = context.jobs(rows, store or context.lr_store(""), reading=reading)
     todo = jobs if store is None else [job for job in jobs if not job.is_done]
     n_tiles = sum(len(job.places) for job in todo)
+    n_new = sum(int((job.places_alike() < 0).sum()) for job in todo)
     stage1 = context.config.stage1
-    target = reading.factor == context.geometry.ratio
+    target = context.holds_targets(reading)
     arrays = 1 + (len(context.stored_layers) + stage1.turned if target else 0)
     rate = rate / 8 if target and stage1.turned else rate
     work = f"{n_tiles:,} tiles of {len(todo)} slides" if todo else f"{len(jobs)} slides"
-    return PlannedStep(name, work, 2 * n_tiles * encoder.embed_dim * arrays, n_tiles / rate)
+    if n_new < n_tiles:
+        work += f", {n_new:,} new"
+    seconds = max(n_new, min(n_tiles, 1)) / rate  # 0 says that it is done
+    return PlannedStep(name, work, 2 * n_tiles * encoder.embed_dim * arrays, seconds)
 
 
 def _tiles_per_second(context: Context, encoder: Encoder, precision: Precision) -> float:
@@ -427,12 +450,20 @@ def _pair_seconds(context: Context, teacher: Encoder, student: Encoder) -> float
     return _seconds_of(step, context.device) / len(tiles) / context.runtime.world
 
 
-def _head_seconds(context: Context, embed_dim: int, *, hr: bool) -> float:
-    """Measure a step on one bag of mean size."""
-    sizes = [len(item.hr_places if hr else item.lr_places) for item in context.tiles.values()]
-    section = context.config.teacher_mil if hr else context.config.student_mil
-    model = section.build(embed_dim, context.class_names).to(context.device)
-    bag = torch.randn(max(1, sum(sizes) // len(sizes)), embed_dim, device=context.device)
+def _head_seconds(context: Context, method: Method, embed_dim: int) -> float:
+    """Measure a step on one bag of mean size; of several magnifications, on the bag of a slide of the middle size."""
+    assert method.embedding is not None
+    several, ratio = context.several(method, ""), context.geometry.ratio
+    reading = context.readings(method)[-1]
+    if several is None and method.embedding.on_lr_tiles:
+        reading = context.lr_tiles
+    sizes = {name: len(item.places_of(reading, ratio)) for name, item in context.tiles.items()}
+    model = context.head_section(method).build(embed_dim, context.class_names).to(context.device)
+    bag: AnyBag = torch.randn(max(1, sum(sizes.values()) // len(sizes)), embed_dim, device=context.device)
+    if several is not None:
+        name = sorted(sizes, key=lambda one: (sizes[one], one))[len(sizes) // 2]
+        counts = [len(context.tiles[name].several[one].places) for one in several.readings]
+        bag = several.bags(name, [torch.randn(count, embed_dim, device=context.device) for count in counts])
     optimizer = torch.optim.AdamW(model.parameters())
 
     def step() -> None:

@@ -79,6 +79,7 @@ def prepare(
                 reporter=reporter,
                 threads=config.run.threads,
                 known=run_dir.tile_index if writes else None,
+                several=config.magnifications,
             )
             rows = [item.row for item in tiles]
             all_splits = splits_of(

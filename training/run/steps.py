@@ -204,6 +204,7 @@ class Steps:
             self._context.config.teacher_mil,
             seed,
             *self._context.config.teacher_mil.file_hashes.items(),
+            *self._several_of_teacher(split),
         )
         folder = self._context.folder_of(f"fold{split.fold}", seed=seed)
         return Step(
@@ -213,6 +214,13 @@ class Steps:
             shows=(folder.metrics(TEACHER.key),),
             checkpoint=folder.checkpoint(TEACHER.key),
         )
+
+    def _several_of_teacher(self, split: Split) -> list[object]:
+        """Return what a teacher's head of several magnifications is trained on beside; nothing of other heads."""
+        several = self._context.several(TEACHER, self._context.encoder_hash)
+        if several is None:
+            return []
+        return [several.key, *(self._labelled_of(TEACHER, part) for part in (split.train, split.val))]
 
     def stage1_plan(self, split: Split, seed: int | None = None, encoder: Encoding = "student") -> Stage1Plan:
         """Return whose tiles the f' of this fold learns from, by default that of the first seed."""
@@ -292,8 +300,11 @@ class Steps:
 
     def student_store(self, plan: Stage1Plan) -> EmbeddingStore:
         """Return the LR embeddings by f', which has been trained."""
-        weights = file_hash(self.student_file(plan))
-        return self._context.lr_store(content_hash(self._context.student_spec, weights))
+        return self._context.lr_store(self.student_hash(plan))
+
+    def student_hash(self, plan: Stage1Plan) -> str:
+        """Return what f', which has been trained, is known by."""
+        return content_hash(self._context.student_spec, file_hash(self.student_file(plan)))
 
     def head(
         self,
@@ -499,6 +510,8 @@ class Steps:
         """Return slides with labels, and all tiles that a method's bags are made of."""
         assert method.embedding is not None
         rows, context = tuple(rows), self._context
+        if context.magnifications(method) is not None:
+            return [self._labelled(rows, reading=reading) for reading in context.readings(method)]
         found = self._labelled(rows, reading=method.embedding.reading(context.geometry.ratio))
         if method.embedding.derived == "children_mean":
             return found, self._ids(rows, context.lr_tiles)

@@ -98,7 +98,7 @@ def served_outputs(model: MILModel, bags: Iterable[SlideBag]) -> Iterator[MILOut
     exact = copy.deepcopy(model).cpu().double().eval()
     with torch.inference_mode():
         for bag in bags:
-            yield exact(bag.instance_embeddings.cpu().double())
+            yield exact(bag.on("cpu", torch.float64))
 
 
 def fit_calibration(

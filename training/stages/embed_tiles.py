@@ -18,7 +18,7 @@ from napari_lrmil.model.encoder import Encoder, EncoderSpec, load_weights
 from napari_lrmil.predict import embed_tiles
 from napari_lrmil.slide import Slide, TileGrid, TileSet, choose_level, iter_tiles
 from napari_lrmil.slide.identity import stamp_of
-from napari_lrmil.slide.tiles import check_damage
+from napari_lrmil.slide.tiles import check_damage, parents_in
 from training.data.store import EmbeddingStore
 from training.data.tile_index import Reading, SlideTiles, TileGeometry
 from training.hashing import content_hash
@@ -44,6 +44,8 @@ class EmbedJob:
     batch_size, threads : int
     precision : Precision
         Of all but LR tiles, which are embedded at 32 bits, as they will be at inference.
+    alike : EmbedJob, optional
+        Of tiles many of which are the same, by the same encoder: what it has stored isn't embedded again.
     """
 
     tiles: SlideTiles
@@ -55,11 +57,20 @@ class EmbedJob:
     threads: int
     precision: Precision
     turned: bool = False
+    alike: EmbedJob | None = None
 
     @property
     def places(self) -> NDArray[np.int64]:
         """(N, 2) places of the tiles in their grid."""
-        return self.tiles.places(self.reading.factor, self.geometry.ratio)
+        return self.tiles.places_of(self.reading, self.geometry.ratio)
+
+    def places_alike(self) -> NDArray[np.int64]:
+        """Return for each tile its index among those of `alike`, (N,); -1 where it isn't one of them."""
+        if self.alike is None:
+            return np.full(len(self.places), -1, np.int64)
+        theirs = self.alike.places
+        rows, cols = (np.concatenate([self.places, theirs]).max(axis=0) + 1).tolist()
+        return parents_in(self.places, theirs, (rows, cols), 1)
 
     @property
     def stamp(self) -> str:
@@ -158,7 +169,7 @@ def embed_slide(
         if job.layers:
             name = "turned_layer_class_tokens" if job.turned else "layer_class_tokens"
             arrays[name] = open_array(name, (len(job.layers), n, dim))
-        for batch in _batches(job, encoder, device):
+        for batch in _with_known(job, encoder, device):
             for name, array in arrays.items():
                 array.add(batch[name])
             if advance is not None:
@@ -203,14 +214,31 @@ def _encoder(source: EncoderSource) -> Encoder:
     return encoder.requires_grad_(False).to(resolve_device(source.device)).eval()
 
 
-def _batches(
+def _with_known(
     job: EmbedJob, encoder: Encoder, device: torch.device
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    places = [(row, col) for row, col in job.places.tolist()]
+    """Yield the embeddings of a job's tiles in their order; what another one has of them is taken from there."""
+    if job.alike is None or not job.alike.is_done:
+        yield from _batches(job, encoder, device, job.places)
+        return
+    index = job.places_alike()
+    there = index >= 0
+    values = np.empty((len(index), encoder.embed_dim), np.float32)
+    values[there] = job.alike.store.read(job.tiles.row.slide_id)[index[there]]
+    if not there.all():
+        parts = [one["embedding"] for one in _batches(job, encoder, device, job.places[~there])]
+        values[~there] = np.concatenate(parts)
+    yield {"embedding": values}
+
+
+def _batches(
+    job: EmbedJob, encoder: Encoder, device: torch.device, of: NDArray[np.int64]
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    places = [(row, col) for row, col in of.tolist()]
     with job.geometry.open(job.tiles.row) as slide:
-        grid = job.geometry.lr_grid(slide)
-        factor, enlarged = job.reading
-        if factor == 1:  # through the same function as at inference
+        grid, enlarged = job.geometry.grid(slide, job.reading), job.reading.enlarged
+        exact = job.reading.is_of_several and job.precision == "32-true"
+        if (job.reading.factor == 1 and not enlarged) or exact:  # through the same function as at inference
             level = choose_level(slide.level_mpps, grid.spec.mpp)
             for embeddings in embed_tiles(
                 encoder,
@@ -225,15 +253,15 @@ def _batches(
                 yield {"embedding": embeddings.float().cpu().numpy()}
             _check_what_was_read(slide, grid, level, job.places)
             return
-        read_grid = grid if enlarged else grid.subdivide(factor)
-        level = choose_level(slide.level_mpps, read_grid.spec.mpp)
+        level = choose_level(slide.level_mpps, grid.spec.mpp)
         if enlarged:
-            read, batches = np.unique(job.places // factor, axis=0), _enlarged(job, slide, grid, level)
+            read, batches = (
+                np.unique(job.places // job.reading.factor, axis=0),
+                _enlarged(job, slide, grid, level),
+            )
         else:
             read = job.places
-            batches = iter_tiles(
-                slide, read_grid, level, places, batch_size=job.batch_size, threads=job.threads
-            )
+            batches = iter_tiles(slide, grid, level, places, batch_size=job.batch_size, threads=job.threads)
         for tiles in batches:
             with torch.inference_mode(), autocast(device, job.precision):
                 pixels = encoder.preprocess(torch.from_numpy(tiles).to(device))
@@ -246,7 +274,7 @@ def _batches(
                         "layer_class_tokens": output.layer_class_tokens,
                     }
             yield {name: values.float().cpu().numpy() for name, values in arrays.items()}
-        _check_what_was_read(slide, read_grid, level, read)
+        _check_what_was_read(slide, grid, level, read)
 
 
 def _enlarged(job: EmbedJob, slide: Slide, grid: TileGrid, level: int) -> Iterator[NDArray[np.uint8]]:

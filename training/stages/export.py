@@ -110,7 +110,8 @@ def export_bundle(
         tiles=TileInput(
             tile_px=geometry.tile_px,
             mpp=geometry.mpp_lr / tiles.within,
-            **tiles._asdict(),
+            # Of several magnifications all lie on the grid of the coarsest.
+            **({} if len(mil_spec.factors) > 1 else tiles._asdict()),
             min_tissue=geometry.min_tissue,
             apply_icc=geometry.apply_icc,
         ),

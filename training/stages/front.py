@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from napari_lrmil.model.encoder import Encoder
-from napari_lrmil.model.mil import MILModel
-from napari_lrmil.predict import embed_tiles
+from napari_lrmil.model.mil import AnyBag, Bag, MILModel
+from napari_lrmil.predict import read_bags, run_to_end
 from napari_lrmil.slide import TileSpec, choose_level, find_tiles
 from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.slide.tiles import pixels_of_tiles, random_part
+from napari_lrmil.slide.tiles import find_magnifications, pixels_of_tiles, random_part
 from training.data.table import SlideRow
-from training.data.tile_index import SlideTiles, TileGeometry
+from training.data.tile_index import Reading, SlideTiles, TileGeometry
 from training.intervals import FoldScores, within_fold_auc
 from training.methods import TEACHER
 from training.noninferiority import Comparison, compare_with_teacher, least_patients, patients_by_class
@@ -76,6 +76,24 @@ class Served(NamedTuple):
     encoder: Encoder
     mil: MILModel
     tiles: Tiles
+    times: tuple[int, ...] = (1,)
+    """How many times coarser than these each magnification of the head is, see `MILSpec.factors`."""
+
+    def asked(self, embeddings: torch.Tensor) -> AnyBag:
+        """Return what the head is asked about where each magnification has these embeddings (N, D), to try it."""
+        if len(self.times) == 1:
+            return embeddings
+        place = torch.arange(len(embeddings), device=embeddings.device)
+        return tuple(Bag(embeddings, parents=place) for _ in self.times)
+
+
+class Counted(NamedTuple):
+    """What a head of several magnifications reads of one slide, by its own choice."""
+
+    tiles: int
+    """Of all magnifications."""
+    n_bytes: int
+    """Of the pixels that they are made of."""
 
 
 class ReadCost(NamedTuple):
@@ -84,7 +102,9 @@ class ReadCost(NamedTuple):
     seconds: float
     """Opening, tissue, reading, embedding, head."""
     tiles: int
+    """Of all magnifications."""
     level: int
+    """Of the finest."""
     pixels_read: dict[int, int]
     """Level -> pixels, by the reader's own count."""
     file_bytes: int | None
@@ -185,25 +205,33 @@ def read_cost(
     before = _file_bytes()
     started = time.perf_counter()
     with geometry.open(row) as slide:
-        tiles = find_tiles(
-            slide,
-            TileSpec(geometry.tile_px, geometry.mpp_lr),
-            min_tissue=geometry.min_tissue,
-            ratio=geometry.ratio,
-            **reading.tiles._asdict(),
+        if len(reading.times) > 1:
+            spec = geometry.finest(reading.tiles.within)
+            sets = find_magnifications(slide, spec, reading.times, min_tissue=geometry.min_tissue)
+        else:
+            sets = (
+                find_tiles(
+                    slide,
+                    TileSpec(geometry.tile_px, geometry.mpp_lr),
+                    min_tissue=geometry.min_tissue,
+                    ratio=geometry.ratio,
+                    **reading.tiles._asdict(),
+                ),
+            )
+        read = run_to_end(
+            read_bags(
+                reading.encoder,
+                reading.mil,
+                slide,
+                sets,
+                device=device,
+                batch_size=batch_size,
+                threads=threads,
+            )
         )
-        batches = embed_tiles(
-            reading.encoder,
-            slide,
-            tiles.grid,
-            tiles.level,
-            tiles.places,
-            device=device,
-            batch_size=batch_size,
-            threads=threads,
-        )
+        tiles = read.tiles[-1]
         with torch.inference_mode():
-            reading.mil(torch.cat(list(batches)).float().to(device)).bag_logits.cpu()
+            reading.mil(read.bags if len(reading.times) > 1 else read.bags[0]).bag_logits.cpu()
         seconds = time.perf_counter() - started
         pixels = slide.pixels_read
         finest = min(slide.level_mpps[level] for level in pixels)
@@ -211,7 +239,7 @@ def read_cost(
             raise RuntimeError(f"{finest:g} µm/px was read where {tiles.grid.spec.mpp:g} µm/px are enough")
         after = _file_bytes()
     n_bytes = None if before is None or after is None else after - before
-    return ReadCost(seconds, len(tiles), tiles.level, pixels, n_bytes)
+    return ReadCost(seconds, sum(map(len, read.tiles)), tiles.level, pixels, n_bytes)
 
 
 def _file_bytes() -> int | None:
@@ -235,6 +263,28 @@ def tile_costs(tiles: SlideTiles, geometry: TileGeometry, reads: Sequence[Tiles]
         return found
 
 
+def count_read(
+    tiles: SlideTiles, geometry: TileGeometry, read: Mapping[Reading, NDArray[np.int64]]
+) -> Counted:
+    """Return how many tiles some are, and of how many bytes of pixels; nothing is read.
+
+    Parameters
+    ----------
+    tiles : SlideTiles
+    geometry : TileGeometry
+    read : mapping
+        Reading -> (row, col) of the tiles that are read of it, (N, 2).
+    """
+    with geometry.open(tiles.row) as slide:
+        n_bytes = 0
+        for reading, places in read.items():
+            grid = geometry.grid(slide, reading)
+            level = choose_level(slide.level_mpps, grid.spec.mpp)
+            wanted = [(row, col) for row, col in places.tolist()]
+            n_bytes += _CHANNELS * pixels_of_tiles(slide, grid, level, wanted)
+    return Counted(sum(map(len, read.values())), n_bytes)
+
+
 def measure_costs(
     readings: Mapping[str, Served],
     timed: Sequence[SlideTiles],
@@ -242,6 +292,7 @@ def measure_costs(
     geometry: TileGeometry,
     *,
     bytes_of: Callable[[SlideTiles], Mapping[Tiles, int]],
+    counted: Mapping[str, Sequence[Counted]] | None = None,
     device: torch.device,
     batch_size: int,
     threads: int,
@@ -256,6 +307,8 @@ def measure_costs(
     geometry : TileGeometry
     bytes_of : callable
         See `tile_costs`.
+    counted : mapping, optional
+        Reading of several magnifications, by name -> what its head reads of every slide.
     device : torch.device
     batch_size, threads : int
     """
@@ -268,7 +321,7 @@ def measure_costs(
     for reading in readings.values():  # libraries loaded, memory mapped
         with torch.inference_mode():
             embedding = reading.encoder(reading.encoder.preprocess(blank.to(device))).embedding
-            reading.mil(embedding.float())
+            reading.mil(reading.asked(embedding.float()))
     for turn, tiles in enumerate(timed):
         order = list(readings) if turn % 2 == 0 else list(readings)[::-1]
         for name in order:
@@ -278,12 +331,17 @@ def measure_costs(
             found[name].append(cost)
     costs = {}
     for name, reading in readings.items():
-        counts = [len(reading.tiles.places(one, geometry.ratio)) for one in every]
+        if counted is not None and name in counted:
+            counts = [one.tiles for one in counted[name]]
+            of_pixels = [one.n_bytes for one in counted[name]]
+        else:
+            counts = [len(reading.tiles.places(one, geometry.ratio)) for one in every]
+            of_pixels = [of_slide[reading.tiles] for of_slide in n_bytes]
         of_file = [cost.file_bytes for cost in found[name] if cost.file_bytes is not None]
         costs[name] = Costs(
             seconds=float(np.mean([cost.seconds for cost in found[name]])),
             tiles=float(np.mean(counts)),
-            megabytes=float(np.mean([of_slide[reading.tiles] for of_slide in n_bytes])) / _MEGABYTE,
+            megabytes=float(np.mean(of_pixels)) / _MEGABYTE,
             file_megabytes=float(np.mean(of_file)) / _MEGABYTE if of_file else None,
         )
     return costs, Timed(n_slides=len(timed), device=str(device), cores=os.cpu_count() or 1, load=load)

@@ -187,7 +187,7 @@ class MILSection(Section):
             if of_other is not None:
                 own = ", ".join(_own_keys(self.name)) or "none"
                 raise ValueError(f"mil.{of_other} is a key of abmil; {self.name} has, in [mil.head]: {own}")
-            refuse_several(self._own_spec(embed_dim=768, n_classes=2))
+            self._own_spec(embed_dim=768, n_classes=2)
         if self.texts is not None and self.name != "focus":
             raise ValueError(f"mil.texts are of head 'focus'; {self.name!r} reads none")
         if self.init_classifier and self.init is None:
@@ -243,6 +243,11 @@ class MILSection(Section):
             projection=self.projection,
             normalise=self.normalise,
         )
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """How many times coarser than the finest each magnification is that the head reads; see `MILSpec.factors`."""
+        return self.spec(embed_dim=768, n_classes=2).factors
 
     def build(self, embed_dim: int, class_names: tuple[str, ...]) -> MILModel:
         """Return the head with fresh weights, after what `init` and `texts` give it.
@@ -320,16 +325,6 @@ class MILSection(Section):
             clip=self.clip,
             optimizer=self.optimizer,
             betas=self.betas,
-        )
-
-
-def refuse_several(spec: MILSpec) -> None:
-    """Raise ValueError for a head of several magnifications: a run's bags have one."""
-    if len(spec.factors) > 1:
-        times = ", ".join(map(str, spec.factors[:-1]))
-        raise ValueError(
-            f"head {spec.name!r} reads {len(spec.factors)} magnifications (tiles {times} and 1 times as coarse), and a run "
-            "makes bags of one: take another head. A bundle of it is read all the same"
         )
 
 

@@ -34,7 +34,7 @@ from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import ConfigError
 from napari_lrmil.terminal import Commands, errors_as_messages
 from training.cohort.localisation import MIN_LESION, tile_lesion_fractions
-from training.data.bags import means_of_children
+from training.data.bags import Instances, means_of_children
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
@@ -238,7 +238,7 @@ def view_of(
 
 
 def head_aucs(
-    context: Context, split: Split, method: Method, store: EmbeddingStore, embed_dim: int
+    context: Context, split: Split, method: Method, store: Instances, embed_dim: int
 ) -> tuple[float, float, float]:
     """Return a head's AUC on train, validation and test slides, scaled as in the run: that can change who ranks before whom."""
     folder = context.run_dir.fold(split.fold)
@@ -297,16 +297,18 @@ def diagnose(prepared: Prepared, *, masks: Path | None = None, mask_mpp: float =
             explained.setdefault(name, []).append(measure_explained(train, test))
             probes.setdefault(name, []).append(measure_probes(train, test))
         embedded = {
-            HR: (context.hr_store(), teacher.embed_dim),
-            LR: (lr_teacher, teacher.embed_dim),
-            STUDENT: (lr_student, student_dim),
+            HR: (context.hr_store(), teacher.embed_dim, context.encoder_hash),
+            LR: (lr_teacher, teacher.embed_dim, context.encoder_hash),
+            STUDENT: (lr_student, student_dim, steps.student_hash(plan)),
         }
         folder = context.run_dir.fold(split.fold)
         for method in {row.key: row for row in (TEACHER, *context.config.rows)}.values():
             # Rows that train another f' have their encoder elsewhere.
             same = not {"student", "stage1"} & set(method.options)
             if same and method.embedding in embedded and folder.head(method.key).is_file():
-                aucs = head_aucs(context, split, method, *embedded[method.embedding])
+                store, embed_dim, by = embedded[method.embedding]
+                bags = context.several(method, by) or store
+                aucs = head_aucs(context, split, method, bags, embed_dim)
                 heads.setdefault(method.key, []).append(aucs)
     low, high = _interval_of(context.run_dir)
     return Facts(

@@ -60,6 +60,10 @@ def train_heads(
     fold : int
     """
     context, splits, _ = prepared
+    if len(section.factors) > 1:
+        raise ConfigError(
+            f"heads of one magnification are trained here; {section.name!r} reads {len(section.factors)}: --set name=..."
+        )
     split = next((one for one in splits if one.fold == fold), None)
     if split is None:
         raise ConfigError(f"{context.run_dir.root} has no fold {fold}")

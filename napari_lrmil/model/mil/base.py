@@ -216,6 +216,31 @@ class MILModel(nn.Module):
         last = read[-1].embeddings
         return torch.arange(len(last), device=last.device)
 
+    def part_to_read(self, bag: AnyBag) -> AnyBag:
+        """Return what prediction reads of a bag that holds all tiles: of finer magnifications, the children asked for.
+
+        Parameters
+        ----------
+        bag : (N, D) tensor, Bag or tuple of Bag
+
+        Returns
+        -------
+        as `bag`
+            Parents are indices in what is read of the next coarser one.
+        """
+        if not isinstance(bag, tuple):
+            return bag
+        read = [bag[0]]
+        # Index of each tile of the coarser bag among those that are read of it; -1 for the others.
+        place = torch.arange(len(bag[0]), device=bag[0].embeddings.device)
+        for finer in bag[1:]:
+            assert finer.parents is not None
+            parents = torch.where(finer.parents >= 0, place[finer.parents.clamp_min(0)], -1)
+            kept = torch.isin(parents, self.children_to_read(read))
+            read.append(replace(finer, parents=parents).part(kept))
+            place = torch.where(kept, kept.cumsum(0) - 1, -1)
+        return tuple(read)
+
     def losses(
         self, output: MILOutput, label: int, *, class_weights: Tensor | None = None
     ) -> dict[str, Tensor]:
