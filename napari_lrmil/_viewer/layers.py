@@ -15,7 +15,7 @@ from napari.utils.colormaps import Colormap
 
 from napari_lrmil.heatmap import HeatmapLook, Unit, colour_table, shown_heatmap
 from napari_lrmil.slide import Slide
-from napari_lrmil.slide.pyramid import Unread, dask_pyramid
+from napari_lrmil.slide.pyramid import Unread
 
 if TYPE_CHECKING:  # it loads torch, which opening a slide doesn't need
     from napari_lrmil.predict import SlidePrediction
@@ -72,6 +72,8 @@ def slide_levels(
     unread : Unread, optional
         Where what can't be read is noted, see `dask_pyramid`.
     """
+    from napari_lrmil.slide.views import dask_pyramid
+
     return list(dask_pyramid(slide, extra_mpps=(student_mpp,), unread=unread))
 
 

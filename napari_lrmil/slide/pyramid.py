@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import EllipsisType
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,9 +22,6 @@ from napari_lrmil.slide.damage import hatch
 from napari_lrmil.slide.geometry import level_to_l0
 from napari_lrmil.slide.reader import Slide
 from napari_lrmil.slide.resample import read_area
-
-if TYPE_CHECKING:
-    from napari_lrmil.slide.views import LevelView
 
 _Key = slice | SupportsIndex | EllipsisType
 
@@ -165,28 +162,6 @@ class Unread:
         """
         self._read()
         self.error = None
-
-
-def dask_pyramid(
-    slide: Slide, *, extra_mpps: tuple[float, ...] = (), unread: Unread | None = None
-) -> list[LevelView]:
-    """As `lazy_pyramid`, as dask arrays of which a rectangle is one task. Nothing is read until it is computed.
-
-    Parameters
-    ----------
-    slide : Slide
-    extra_mpps : tuple of float
-        See `plan_levels`.
-    unread : Unread, optional
-        For a viewer: a piece that can't be read is noted here and hatched as a damaged place is, which raises SlideError
-        without it.
-    """
-    from napari_lrmil.slide.views import LevelView
-
-    return [
-        LevelView(LevelArray(slide, plan, unread), f"{slide.path.name}-{id(slide)}-{plan.downsample:.6g}")
-        for plan in plan_levels(slide, extra_mpps=extra_mpps)
-    ]
 
 
 class LevelArray:

@@ -12,7 +12,8 @@ import dask.array as da
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from napari_lrmil.slide.pyramid import LevelArray
+from napari_lrmil.slide.pyramid import LevelArray, Unread, plan_levels
+from napari_lrmil.slide.reader import Slide
 
 
 class LevelView(da.Array):  # type: ignore[misc]  # dask has no types
@@ -61,3 +62,23 @@ class LevelView(da.Array):  # type: ignore[misc]  # dask has no types
         """All of it, read at once."""
         level: LevelArray = self._level
         return level.__array__(dtype, copy)
+
+
+def dask_pyramid(
+    slide: Slide, *, extra_mpps: tuple[float, ...] = (), unread: Unread | None = None
+) -> list[LevelView]:
+    """As `lazy_pyramid`, as dask arrays of which a rectangle is one task. Nothing is read until it is computed.
+
+    Parameters
+    ----------
+    slide : Slide
+    extra_mpps : tuple of float
+        See `plan_levels`.
+    unread : Unread, optional
+        For a viewer: a piece that can't be read is noted here and hatched as a damaged place is, which raises SlideError
+        without it.
+    """
+    return [
+        LevelView(LevelArray(slide, plan, unread), f"{slide.path.name}-{id(slide)}-{plan.downsample:.6g}")
+        for plan in plan_levels(slide, extra_mpps=extra_mpps)
+    ]

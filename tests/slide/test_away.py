@@ -24,7 +24,8 @@ from napari_lrmil.errors import SlideAwayError, SlideChangedError
 from napari_lrmil.model.bundle import load_bundle
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.cache import shared_cache
-from napari_lrmil.slide.pyramid import Unread, dask_pyramid
+from napari_lrmil.slide.pyramid import Unread
+from napari_lrmil.slide.views import dask_pyramid
 from napari_lrmil.worklist import ListedSlide
 
 SIZES = [(384, 320), (96, 80)]

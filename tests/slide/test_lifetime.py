@@ -21,7 +21,7 @@ from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.cache import shared_cache
 from napari_lrmil.slide.identity import fingerprint_of
-from napari_lrmil.slide.pyramid import dask_pyramid
+from napari_lrmil.slide.views import dask_pyramid
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,11 @@ from napari_lrmil.slide.pyramid import (
     CHUNK_PX,
     COARSEST_PX,
     SHOWN_PX,
-    dask_pyramid,
     lazy_pyramid,
     plan_levels,
 )
 from napari_lrmil.slide.resample import read_area
+from napari_lrmil.slide.views import dask_pyramid
 
 
 @pytest.fixture(scope="module")

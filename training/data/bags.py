@@ -186,7 +186,9 @@ class Bags(Sequence[SlideBag]):
         """Yield bags by index, the next one read while the last is used; small ones in memory just so."""
         order = list(order)
         # Handing a bag from thread to thread takes longer than turning a small one into float32.
-        at_hand = all(index in self._kept and self._kept[index].nbytes <= _SMALL for index in order)
+        at_hand = all(
+            index in self._kept and sum(one.nbytes for one in self._kept[index]) <= _SMALL for index in order
+        )
         return map(self.__getitem__, order) if at_hand else read_ahead(self.__getitem__, order)
 
 
