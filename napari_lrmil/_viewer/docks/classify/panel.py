@@ -22,7 +22,6 @@ from napari_lrmil.wording import (
     percent_text,
     set_text,
     slide_warnings,
-    speed_text,
     time_taken_text,
     withheld_text,
 )
@@ -182,7 +181,7 @@ def bundle_facts(info: BundleInfo, speed: Speed | None = None) -> str:
     lines = [
         f"Classes: {', '.join(info.class_names)}",
         f"Reads {read} in {info.tiles.tile_px} px tiles",
-        *([speed_text(speed)] if speed is not None else []),
+        *([f"1 cm² of tissue: {duration_text(speed.seconds)} on {speed.device}"] if speed else []),
         f"Encoder: {info.encoder.architecture}",
     ]
     return "\n".join(lines)
