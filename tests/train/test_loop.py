@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from napari_lrmil.atomic import replacing
 from napari_lrmil.errors import ConfigError
+from napari_lrmil.model.mil import MILOutput
 from training.checkpoint import Files
 from training.data.bags import Bags, SlideBag
 from training.data.store import EmbeddingStore
@@ -347,3 +348,31 @@ def test_no_step_asks_the_driver_for_a_gpu(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("torch.cuda._is_compiled", lambda: True)
     run_fit(Model(), [0.0, 1.0], tmp_path)
     assert not asked
+
+
+@pytest.mark.parametrize(("n_tiles", "threads"), [(4, 1), (400, 2)])
+def test_a_head_of_small_bags_learns_in_one_thread(
+    n_tiles: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.stages.heads._ONE_THREAD", 100 * 8)
+    store = EmbeddingStore(tmp_path)
+    rows = [SlideRow(f"s{number}", Path(), f"p{number}", "ab"[number % 2]) for number in range(4)]
+    for number, row in enumerate(rows):
+        store.write(row.slide_id, embedding=np.full((n_tiles, 8), number % 2))
+    bags = Bags(store, rows, ("a", "b"))
+    seen: list[int] = []
+
+    def counted(bag: SlideBag, output: MILOutput) -> dict[str, Tensor]:
+        seen.append(torch.get_num_threads())
+        return {}
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        session = Session(FABRIC, Files(metrics_csv=tmp_path / "head.csv"), reporter(), "head")
+        section = MILSection(epochs=1, restarts=0)
+        fit_head(bags, bags, section, session, embed_dim=8, n_classes=2, seed=0, extra_loss=counted)
+        assert set(seen) == {threads}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
