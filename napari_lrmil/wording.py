@@ -125,11 +125,8 @@ def time_taken_text(seconds: float) -> str:
 
 
 def speed_text(speed: Speed) -> str:
-    """How much a bundle reads and how long that takes on this machine."""
-    return (
-        f"1 cm² of tissue: at most {speed.tiles:,} tiles, {duration_text(speed.seconds)} on {speed.device} "
-        "(measured here; reading the slide on top)"
-    )
+    """How long a bundle takes on this machine, reading the slide apart."""
+    return f"1 cm² of tissue: {duration_text(speed.seconds)} on {speed.device}"
 
 
 def with_minus_sign(number: str) -> str:

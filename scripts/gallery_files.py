@@ -15,7 +15,8 @@ from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil.evidence import softmax
 from napari_lrmil.export.annotation import Annotation
 from napari_lrmil.export.geojson import write_annotations
-from napari_lrmil.model.bundle import DEMO_BUNDLE, ModelBundle, load_bundle, save_bundle
+from napari_lrmil.model.bundle import ModelBundle, load_bundle, save_bundle
+from napari_lrmil.model.naming import DEMO_BUNDLE
 from napari_lrmil.predict import embed_tiles, student_tiles
 from napari_lrmil.slide import Slide
 from training.cohort import CLASS_NAMES, MASK_DOWNSAMPLE, CohortConfig, GeneratedSlide, generate_slide

@@ -267,8 +267,10 @@ def test_slides_of_one_name_keep_apart(slide: Path, tiny_bundle: Path, tmp_path:
 
 
 def test_info_of_a_bundle_says_what_it_reads_and_how_long_that_takes(
-    tiny_bundle: Path, tmp_path: Path
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # no bundle, such as where `make demo` writes
     edge_mm = 64 * 2.0 / 1000
     told = message(lrmil("info", "demo"))
     assert "tiles of 64 px at 2 µm/px" in told
@@ -278,7 +280,7 @@ def test_info_of_a_bundle_says_what_it_reads_and_how_long_that_takes(
     info = load_bundle(tiny_bundle).info
     for given in (tiny_bundle, tiny_bundle / "bundle.json"):
         assert info.name in message(lrmil("info", given))
-    assert lrmil("info", tmp_path / "demo").exit_code == 1
+    assert lrmil("info", tmp_path / "none" / "demo").exit_code == 1
     assert lrmil("info", tmp_path).exit_code == 1
 
 

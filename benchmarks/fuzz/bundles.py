@@ -35,9 +35,10 @@ from napari_lrmil.cache import ResultCache, result_key, summarise
 from napari_lrmil.errors import EncoderError
 from napari_lrmil.export.result import read_prediction, write_prediction
 from napari_lrmil.export.tables import FolderRow, write_folder_table
-from napari_lrmil.model.bundle import CARD_NAME, JSON_NAME, WEIGHTS_NAME, load_bundle, load_info
+from napari_lrmil.model.bundle import CARD_NAME, WEIGHTS_NAME, load_bundle, load_info
 from napari_lrmil.model.card import render_card
 from napari_lrmil.model.encoder import Encoder, load_weights
+from napari_lrmil.model.naming import BUNDLE_FILE
 
 _SLIDE = "slide.png"
 _ODD_OPTIONS = ("embed_dim", "depth", "num_heads", "patch_size", "img_size", "mlp_ratio", "init_values", "reg_tokens",
@@ -110,7 +111,7 @@ def _use_bundle(folder: Path) -> None:
 
 
 def _spoil_json(folder: Path, rng: Random) -> str:
-    path = folder / "bundle" / JSON_NAME
+    path = folder / "bundle" / BUNDLE_FILE
     data = path.read_bytes()
     fault = rng.randrange(6)
     if fault == 0:
@@ -148,9 +149,9 @@ def _spoil_weights(folder: Path, rng: Random) -> str:
 
 
 def _tell_hash(bundle: Path) -> None:
-    document = json.loads((bundle / JSON_NAME).read_bytes())
+    document = json.loads((bundle / BUNDLE_FILE).read_bytes())
     document["weights_sha256"] = hashlib.sha256((bundle / WEIGHTS_NAME).read_bytes()).hexdigest()
-    (bundle / JSON_NAME).write_text(json.dumps(document), encoding="utf-8")
+    (bundle / BUNDLE_FILE).write_text(json.dumps(document), encoding="utf-8")
 
 
 def _other_tensors(path: Path, rng: Random) -> str:
@@ -258,10 +259,10 @@ def _spoil_files(folder: Path, rng: Random) -> str:
         shutil.rmtree(moved, ignore_errors=True)
         shutil.move(bundle, moved)
         bundle.mkdir()
-        for name in (JSON_NAME, WEIGHTS_NAME, CARD_NAME):
+        for name in (BUNDLE_FILE, WEIGHTS_NAME, CARD_NAME):
             (bundle / name).symlink_to(moved / name)
         return "all files are links out of the folder"
-    name = rng.choice((JSON_NAME, WEIGHTS_NAME, JSON_NAME, WEIGHTS_NAME, CARD_NAME))
+    name = rng.choice((BUNDLE_FILE, WEIGHTS_NAME, BUNDLE_FILE, WEIGHTS_NAME, CARD_NAME))
     return spoil_file(bundle / name, rng)
 
 

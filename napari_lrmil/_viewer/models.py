@@ -7,10 +7,10 @@ import logging
 import os
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.model.hub import HUB_PREFIX
 
 if TYPE_CHECKING:  # they load torch, which the background does while the window is already there
     from napari_lrmil._viewer.background import Steps
@@ -21,27 +21,13 @@ if TYPE_CHECKING:  # they load torch, which the background does while the window
 
 # ---- how a person names one
 
-DEMO_BUNDLE = "demo"
-BUNDLE_FILE = "bundle.json"
-_HUB_PREFIX = "hf-hub:"
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether a path is a model: a folder with bundle.json, or that file."""
-    return path.name == BUNDLE_FILE or (path / BUNDLE_FILE).is_file()
-
-
-def bundle_folder(path: Path) -> Path:
-    """The folder of a model that `is_bundle` knows."""
-    return path.parent if path.name == BUNDLE_FILE else path
-
 
 def hub_name(text: str) -> str:
     """What was typed as a name on the hub, with its prefix; a pasted web address is understood too."""
-    name = text.strip().removeprefix(_HUB_PREFIX)
+    name = text.strip().removeprefix(HUB_PREFIX)
     for address in ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/"):
         name = name.removeprefix(address)
-    return f"{_HUB_PREFIX}{name.strip('/')}"
+    return f"{HUB_PREFIX}{name.strip('/')}"
 
 
 # ---- importing what they need

@@ -18,11 +18,12 @@ from psygnal import Signal
 from napari_lrmil._viewer.background import Background, in_one_step
 from napari_lrmil._viewer.canvas import Canvas
 from napari_lrmil._viewer.current import CurrentSlide
-from napari_lrmil._viewer.models import DEMO_BUNDLE, LoadedModel, classification, load_model
+from napari_lrmil._viewer.models import LoadedModel, classification, load_model
 from napari_lrmil._viewer.outages import Outages
 from napari_lrmil._viewer.settings import Settings
 from napari_lrmil.errors import LRMILError, SlideAwayError, SlideChangedError
 from napari_lrmil.heatmap import HeatmapLook, fitting_look
+from napari_lrmil.model.naming import DEMO_BUNDLE
 from napari_lrmil.slide import Slide
 
 if TYPE_CHECKING:  # they load torch, which the background does while the window is already there

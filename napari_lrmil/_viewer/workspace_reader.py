@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from napari_lrmil._viewer.models import bundle_folder, is_bundle
 from napari_lrmil.errors import LRMILError
+from napari_lrmil.model.naming import bundle_folder, is_bundle
 from napari_lrmil.worklist import WorklistError, find_slides
 
 NO_LAYERS: list[tuple[None]] = [(None,)]

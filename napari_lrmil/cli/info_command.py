@@ -28,15 +28,10 @@ def info(
     """What a slide file says of itself: levels, pixel size, bounds, without identifiers; or what a bundle reads, and how
     long that takes here."""
     with errors_as_messages():
+        from napari_lrmil.model.naming import names_bundle
+
         for path in files:
-            console.out.print(_bundle(path) if _is_bundle(path) else _slide(path, mpp))
-
-
-def _is_bundle(path: Path) -> bool:
-    """Whether it is what `lrmil predict --bundle` takes."""
-    if path.exists():
-        return path.name == "bundle.json" or (path / "bundle.json").is_file()
-    return str(path) == "demo" or str(path).startswith("hf-hub:")
+            console.out.print(_bundle(path) if names_bundle(path) else _slide(path, mpp))
 
 
 def _slide(path: Path, mpp: float | None) -> Table:
@@ -62,7 +57,7 @@ def _bundle(path: Path) -> Table:
     from napari_lrmil.wording import speed_text
 
     bundle = load_bundle(path)
-    info = bundle.info
+    info, speed = bundle.info, measured_speed(bundle, resolve_device())
     weights = sum(
         value.numel() for part in (bundle.encoder, bundle.mil) for value in part.state_dict().values()
     )
@@ -71,7 +66,7 @@ def _bundle(path: Path) -> Table:
         "about": info.description,
         "classes": ", ".join(info.class_names),
         "reads": tiles_text(info.tiles.model_dump(), info.mpps),
-        "takes": speed_text(measured_speed(bundle, resolve_device())),
+        "takes": f"{speed_text(speed)}, at most {speed.tiles:,} tiles (measured here; reading the slide on top)",
         "encoder": f"{info.encoder.architecture}, tokens of {info.token_px} px",
         "head": info.mil.name,
         "weights": f"{weights / 1e6:.3g} million",

@@ -26,14 +26,14 @@ from napari_lrmil.model.card import render_card, why_no_class
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import fetch_bundle, is_hub_name
 from napari_lrmil.model.mil import HEADS, ABMILSpec, AnyMILSpec, MILModel, build_mil
+from napari_lrmil.model.naming import BUNDLE_FILE, DEMO_BUNDLE
 from napari_lrmil.model.tensors import not_finite, read_tensors
 from napari_lrmil.model.trust import Trust, TrustInfo
 from napari_lrmil.outside import parse_json, read_file
 
 FORMAT_VERSION = 3
 """The newest that is read; the oldest that says everything of a bundle is written, see `newer_keys`."""
-JSON_NAME, WEIGHTS_NAME, CARD_NAME = "bundle.json", "model.safetensors", "README.md"
-DEMO_BUNDLE = "demo"
+WEIGHTS_NAME, CARD_NAME = "model.safetensors", "README.md"
 _DEMO_PATH = Path(__file__).resolve().parents[1] / "demo" / "bundle"
 _LARGEST_JSON_BYTES = 2**24
 _MOST_TOKENS_AN_EDGE = 128
@@ -256,7 +256,7 @@ def save_bundle(
     if info.trust is not None and trust is None:
         raise BundleError(f"the trust part of {info.name!r} would be lost: give it to save_bundle too")
     target = Path(bundle_dir)
-    if target.exists() and not (target / JSON_NAME).is_file() and not _is_empty_dir(target):
+    if target.exists() and not (target / BUNDLE_FILE).is_file() and not _is_empty_dir(target):
         raise BundleError(f"{target} exists and is not a model bundle; it is left as it is")
     with replacing_folder(target) as scratch:
         tensors = {f"encoder.{name}": value for name, value in encoder.vit.state_dict().items()}
@@ -274,7 +274,7 @@ def save_bundle(
         info = info.model_copy(update={"format_version": max(info.newer_keys.values(), default=1)})
         # Programs that know older versions alone refuse keys that they don't know.
         text = info.model_dump_json(indent=2, exclude=_absent_keys(info))
-        (scratch / JSON_NAME).write_text(text + "\n", encoding="utf-8")
+        (scratch / BUNDLE_FILE).write_text(text + "\n", encoding="utf-8")
         (scratch / CARD_NAME).write_text(
             render_card(json.loads(info.model_dump_json()), info.mpps), encoding="utf-8"
         )
@@ -295,11 +295,11 @@ def load_info(bundle_dir: str | Path) -> BundleInfo:
     BundleError
     """
     root = resolve_bundle(bundle_dir)
-    path = root / JSON_NAME
+    path = root / BUNDLE_FILE
     try:
         raw = _description(path)
     except FileNotFoundError as error:
-        raise BundleError(f"{root} is not a model bundle: it has no {JSON_NAME}") from error
+        raise BundleError(f"{root} is not a model bundle: it has no {BUNDLE_FILE}") from error
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} can't be read as JSON ({error})") from error
     if not isinstance(raw, dict) or raw.get("format") != "lrmil-bundle":
@@ -346,7 +346,7 @@ def load_bundle(bundle_dir: str | Path, *, device: torch.device | str = "cpu") -
         f"{part}.{name}": value.shape for part in ("encoder", "mil") for name, value in parts[part].items()
     }
     if found != shapes:
-        raise BundleError(f"the weights in {root} don't fit the model that {JSON_NAME} describes")
+        raise BundleError(f"the weights in {root} don't fit the model that {BUNDLE_FILE} describes")
     encoder, mil = Encoder(info.encoder), build_mil(info.mil)
     for model, part in ((encoder.vit, "encoder"), (mil, "mil")):
         own = model.state_dict()
@@ -421,10 +421,10 @@ def _weights(root: Path, info: BundleInfo, *, n_values: int) -> dict[str, Tensor
         n_bytes = path.stat().st_size
         if n_bytes > largest:
             raise BundleError(
-                f"{path} has {n_bytes:,} bytes; the model that {JSON_NAME} describes takes {largest:,} at most"
+                f"{path} has {n_bytes:,} bytes; the model that {BUNDLE_FILE} describes takes {largest:,} at most"
             )
         if _sha256(path) != info.weights_sha256:
-            raise BundleError(f"{path} is damaged: its hash is not the one in {JSON_NAME}")
+            raise BundleError(f"{path} is damaged: its hash is not the one in {BUNDLE_FILE}")
         tensors = read_tensors(path)
     except FileNotFoundError as error:
         raise BundleError(f"bundle {root} has no {WEIGHTS_NAME}") from error
@@ -440,10 +440,10 @@ def resolve_bundle(bundle_dir: str | Path) -> Path:
     """The folder that a bundle's name or path means; a name on the hub is downloaded where it isn't here."""
     if is_hub_name(bundle_dir):
         return fetch_bundle(str(bundle_dir))
-    if str(bundle_dir) == DEMO_BUNDLE and not Path(DEMO_BUNDLE, JSON_NAME).exists():
+    if str(bundle_dir) == DEMO_BUNDLE and not Path(DEMO_BUNDLE, BUNDLE_FILE).exists():
         return _DEMO_PATH
     path = Path(bundle_dir)
-    if path.is_file() and path.name == JSON_NAME:
+    if path.is_file() and path.name == BUNDLE_FILE:
         return path.parent
     if not path.exists():
         raise BundleError(f"no bundle at {path}")
@@ -460,7 +460,7 @@ def _trust(root: Path, info: BundleInfo, tensors: dict[str, torch.Tensor]) -> Tr
         if len(trust.tiles.mean) != info.mil.embed_dim:
             raise ValueError(f"{len(trust.tiles.mean)} dimensions, the embeddings have {info.mil.embed_dim}")
     except ValueError as error:
-        raise BundleError(f"the trust part in {root} doesn't fit {JSON_NAME}: {error}") from error
+        raise BundleError(f"the trust part in {root} doesn't fit {BUNDLE_FILE}: {error}") from error
     return trust
 
 

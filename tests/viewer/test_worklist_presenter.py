@@ -27,12 +27,13 @@ from napari_lrmil._viewer.docks.worklist.panel import (
     tool_tip,
 )
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
-from napari_lrmil._viewer.models import bundle_folder, hub_name, is_bundle
+from napari_lrmil._viewer.models import hub_name
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.batch import BatchEvent, Kind
 from napari_lrmil.cache import ResultSummary
 from napari_lrmil.errors import SlideError, UnknownMppError
 from napari_lrmil.model.hub import parse_hub_name
+from napari_lrmil.model.naming import bundle_folder, is_bundle
 from napari_lrmil.predict import PredictProgress, SlidePrediction
 from napari_lrmil.slide import Slide
 from napari_lrmil.worklist import Order, Saved, Status, Worklist, WorklistItem, reviews

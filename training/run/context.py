@@ -142,12 +142,7 @@ class Context:
 
     def magnifications(self, method: Method) -> Magnifications | None:
         """Return what the head of a method reads, where it reads several magnifications; the context may be any row's."""
-        if method.embedding is None:
-            return None
-        factors = self.of_row(method).head_section(method).factors
-        if len(factors) == 1:
-            return None
-        return Magnifications(method.embedding.reading(self.geometry.ratio).factor, factors)
+        return self.config.magnifications_of(method)
 
     def readings(self, method: Method) -> tuple[Reading, ...]:
         """Return the tiles that a method's bags are made of, of several magnifications the coarsest first."""

@@ -41,8 +41,9 @@ from safetensors import SafetensorError
 
 from napari_lrmil.atomic import fitting_name, write_text
 from napari_lrmil.errors import BundleError, ConfigError, reason_of
-from napari_lrmil.model.bundle import JSON_NAME, BundleInfo, load_info
+from napari_lrmil.model.bundle import BundleInfo, load_info
 from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
+from napari_lrmil.model.naming import BUNDLE_FILE
 from napari_lrmil.outside import parse_json
 from training.checkpoint import Files
 from training.config import RunConfig
@@ -462,7 +463,7 @@ class Folder:
             Where that is something else than was exported.
         """
         try:
-            self.markers.read(self.bundle / JSON_NAME, self.export_step)
+            self.markers.read(self.bundle / BUNDLE_FILE, self.export_step)
             return load_info(self.bundle)
         except (OSError, BundleError):
             return None
@@ -543,7 +544,7 @@ class RunDir:
     def reported_files(self) -> list[Path]:
         """Return the files that the report shows, those of all folds that are there."""
         found = [self.config_json, self.splits_json, self.results_json, self.front_json]
-        for pattern in ("*/metrics/*.csv", "fold*/predictions/*.csv", f"fold*/bundle/{JSON_NAME}"):
+        for pattern in ("*/metrics/*.csv", "fold*/predictions/*.csv", f"fold*/bundle/{BUNDLE_FILE}"):
             found += sorted(self.root.glob(pattern))
         return [path for path in found if path.is_file()]
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from rich.markup import escape
 
-from napari_lrmil.model.bundle import JSON_NAME, WEIGHTS_NAME
+from napari_lrmil.model.bundle import WEIGHTS_NAME
 from napari_lrmil.model.encoder import weights_file
+from napari_lrmil.model.naming import BUNDLE_FILE
 from napari_lrmil.outside import refuse_endless
 from napari_lrmil.slide.identity import stamp_of
 from training.data.bags import Instances
@@ -430,7 +431,7 @@ class Steps:
         )
         reads = (folder.head(method.key), folder.calibration(method.key), folder.predictions(method.key))
         name = folder.export_step if bundle == folder.bundle else f"{folder.export_step}_{bundle.name}"
-        return Step(name, key, (bundle / JSON_NAME, bundle / WEIGHTS_NAME), reads=reads)
+        return Step(name, key, (bundle / BUNDLE_FILE, bundle / WEIGHTS_NAME), reads=reads)
 
     def front(
         self,

@@ -442,18 +442,37 @@ def fit_head(
     extra_loss : callable, optional
         See `ExtraLoss`, and `TrainedLoss`.
     """
+    tries: list[tuple[FittedHead, FitResult]] = []
     with _threads_for(train, session.fabric.device):
-        return _fit_best(
-            train,
-            val,
-            section,
-            session,
-            embed_dim=embed_dim,
-            class_names=class_names or tuple(map(str, range(n_classes))),
-            seed=seed,
-            ce_weight=ce_weight,
-            extra_loss=extra_loss,
-        )
+        for start in range(1 + section.restarts):
+            files = session.files
+            if start:
+                files = replace(files, key=f"{files.key} start {start}")
+            tries.append(
+                _fit_once(
+                    train,
+                    val,
+                    section,
+                    replace(session, files=files),
+                    embed_dim=embed_dim,
+                    class_names=class_names or tuple(map(str, range(n_classes))),
+                    recipe=section.recipe(seed + _SEEDS_APART * start, again=start > 0),
+                    ce_weight=ce_weight,
+                    extra_loss=extra_loss,
+                )
+            )
+            if tries[-1][0].fit.fitted:
+                break
+
+    def rank(one: tuple[FittedHead, FitResult]) -> tuple[bool, float, float]:
+        fit = one[0].fit
+        return fit.fitted, round(fit.val_auc, 6), -fit.val_loss
+
+    kept = max(tries, key=rank)
+    if kept is not tries[-1] and session.fabric.global_rank == 0:
+        write_history(session.files.metrics_csv, kept[1])
+    head, _ = kept
+    return FittedHead(head.model, head.fit.model_copy(update={"starts": len(tries)}))
 
 
 @contextmanager
@@ -467,51 +486,6 @@ def _threads_for(bags: Bags, device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _fit_best(
-    train: Bags,
-    val: Bags,
-    section: MILSection,
-    session: Session,
-    *,
-    embed_dim: int,
-    class_names: tuple[str, ...],
-    seed: int,
-    ce_weight: float,
-    extra_loss: ExtraLoss | None,
-) -> FittedHead:
-    """Return the best of as many trainings as it takes to fit."""
-    tries: list[tuple[FittedHead, FitResult]] = []
-    for start in range(1 + section.restarts):
-        files = session.files
-        if start:
-            files = replace(files, key=f"{files.key} start {start}")
-        tries.append(
-            _fit_once(
-                train,
-                val,
-                section,
-                replace(session, files=files),
-                embed_dim=embed_dim,
-                class_names=class_names,
-                recipe=section.recipe(seed + _SEEDS_APART * start, again=start > 0),
-                ce_weight=ce_weight,
-                extra_loss=extra_loss,
-            )
-        )
-        if tries[-1][0].fit.fitted:
-            break
-
-    def rank(one: tuple[FittedHead, FitResult]) -> tuple[bool, float, float]:
-        fit = one[0].fit
-        return fit.fitted, round(fit.val_auc, 6), -fit.val_loss
-
-    kept = max(tries, key=rank)
-    if kept is not tries[-1] and session.fabric.global_rank == 0:
-        write_history(session.files.metrics_csv, kept[1])
-    head, _ = kept
-    return FittedHead(head.model, head.fit.model_copy(update={"starts": len(tries)}))
 
 
 def _fit_once(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_lrmil._viewer.models import DEMO_BUNDLE
 from napari_lrmil._viewer.window import State
 from napari_lrmil.errors import readable
+from napari_lrmil.model.naming import DEMO_BUNDLE
 from napari_lrmil.slide import Slide
 from napari_lrmil.wording import (
     NOT_FOR_DIAGNOSIS,
@@ -22,6 +22,7 @@ from napari_lrmil.wording import (
     percent_text,
     set_text,
     slide_warnings,
+    speed_text,
     time_taken_text,
     withheld_text,
 )
@@ -181,7 +182,7 @@ def bundle_facts(info: BundleInfo, speed: Speed | None = None) -> str:
     lines = [
         f"Classes: {', '.join(info.class_names)}",
         f"Reads {read} in {info.tiles.tile_px} px tiles",
-        *([f"1 cm² of tissue: {duration_text(speed.seconds)} on {speed.device}"] if speed else []),
+        *([speed_text(speed)] if speed else []),
         f"Encoder: {info.encoder.architecture}",
     ]
     return "\n".join(lines)

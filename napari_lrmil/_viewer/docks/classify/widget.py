@@ -22,13 +22,14 @@ from napari_lrmil._viewer.docks.classify.sections import (
 )
 from napari_lrmil._viewer.docks.classify.typed_mpp import TypedMpp
 from napari_lrmil._viewer.docks.dock import Dock
-from napari_lrmil._viewer.models import DEMO_BUNDLE, bundle_folder, hub_name, is_bundle
+from napari_lrmil._viewer.models import hub_name
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
 from napari_lrmil._viewer.undocked import dock_is_gone, dock_takes_over, keep_one_current
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.memory import return_free_memory
+from napari_lrmil.model.naming import DEMO_BUNDLE, bundle_folder, is_bundle
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 from napari_lrmil.slide.probe import start_helper
 

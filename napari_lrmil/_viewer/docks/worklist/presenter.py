@@ -15,11 +15,11 @@ from napari_lrmil._viewer.docks.worklist.opened_file import OpenedFile, look_ste
 from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel, is_shown, notes_text
 from napari_lrmil._viewer.docks.worklist.table_file import TableFile
 from napari_lrmil._viewer.docks.worklist.verdicts import VerdictWriter
-from napari_lrmil._viewer.models import bundle_folder, is_bundle
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.cache import ResultCache, ResultKeys, ResultSummary, summarise
 from napari_lrmil.errors import LRMILError, SlideChangedError
 from napari_lrmil.export.tables import PREDICTIONS_NAME
+from napari_lrmil.model.naming import bundle_folder, is_bundle
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide.identity import same_slide
 from napari_lrmil.worklist import UNKNOWN_FILE, Check, Order, Status, Verdict, Worklist, WorklistItem

@@ -27,11 +27,11 @@ from napari_lrmil._viewer.docks.worklist.sections import (
 )
 from napari_lrmil._viewer.docks.worklist.table import WorklistModel, WorklistTable
 from napari_lrmil._viewer.docks.worklist.thumbnails import Thumbnail, Thumbnails
-from napari_lrmil._viewer.models import is_bundle
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.settings import read_settings
 from napari_lrmil.memory import collect_only_new_objects
+from napari_lrmil.model.naming import is_bundle
 from napari_lrmil.worklist.listing import TABLE_SUFFIXES
 
 if TYPE_CHECKING:
