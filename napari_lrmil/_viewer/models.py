@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -110,7 +111,12 @@ def load_model(bundle_path: str) -> LoadedModel:
     from napari_lrmil.model.speed import measured_speed
 
     bundle = load_bundle(bundle_path)
-    return LoadedModel(bundle, tuple(available_devices()), measured_speed(bundle, resolve_device()))
+    speed = None
+    with contextlib.suppress(
+        RuntimeError
+    ):  # as where the memory of a GPU is full: classifying takes smaller batches then
+        speed = measured_speed(bundle, resolve_device())
+    return LoadedModel(bundle, tuple(available_devices()), speed)
 
 
 def classification(

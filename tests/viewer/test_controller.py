@@ -8,13 +8,14 @@ from typing import Any
 from unittest.mock import call, create_autospec
 
 import pytest
+import torch
 from fakes import Job, all_started, fake, fake_background, fake_canvas, fake_slide, started
 from made_predictions import make_prediction
 from made_slides import write_slide
 
 from napari_lrmil._viewer.docks.classify.panel import ClassifyPanel
 from napari_lrmil._viewer.docks.classify.presenter import ClassifyPresenter, ClassifyView
-from napari_lrmil._viewer.models import LoadedModel, classification
+from napari_lrmil._viewer.models import LoadedModel, classification, load_model
 from napari_lrmil._viewer.settings import Settings
 from napari_lrmil._viewer.window import Change, Controller, State
 from napari_lrmil.errors import SlideError
@@ -639,3 +640,15 @@ def test_another_opacity_in_the_settings_holds_for_this_heatmap_and_new_ones(rea
     ready.controller.apply_settings(Settings(heatmap_opacity=0.25))
     assert ready.panel.heatmap_opacity == 0.25
     assert ready.canvas.set_new_heatmaps.call_args == call(opacity=0.25)
+
+
+def test_a_model_whose_speed_cant_be_measured_loads_all_the_same(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_model(str(tiny_bundle)).speed is not None
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("napari_lrmil.model.speed.measured_speed", full)
+    assert load_model(str(tiny_bundle)).speed is None
