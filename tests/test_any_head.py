@@ -6,6 +6,8 @@ import copy
 import csv
 import json
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -194,6 +196,37 @@ def test_work_is_counted_as_it_is() -> None:
     with torch.inference_mode(), WorkCounter() as nothing:
         pass
     assert nothing.done == 0
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: torch.ones(2, 3).mm(torch.ones(3, 4)),
+        lambda: torch.addmm(torch.ones(4), torch.ones(2, 3), torch.ones(3, 4)),
+        lambda: torch.ones(5, 2, 3).bmm(torch.ones(5, 3, 4)),
+        lambda: torch.baddbmm(torch.ones(5, 2, 4), torch.ones(5, 2, 3), torch.ones(5, 3, 4)),
+        lambda: torch.ones(5, 7, 2, 3) @ torch.ones(7, 3, 4),
+        lambda: nn.functional.linear(torch.ones(2, 5, 3), torch.ones(4, 3), torch.ones(4)),
+        lambda: nn.functional.conv2d(torch.ones(2, 6, 9, 8), torch.ones(4, 3, 3, 3), groups=2),
+        lambda: nn.functional.conv1d(torch.ones(2, 6, 9), torch.ones(4, 6, 3), torch.ones(4)),
+    ],
+)
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_products_and_convolutions_are_counted_as_torch_counts_them(
+    work: Callable[[], torch.Tensor],
+    mode: Callable[[], AbstractContextManager[None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch's table imports Triton, which no window bears: ours says the same."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for name in ("OPERATION", "ELEMENT"):
+        monkeypatch.setattr(f"napari_lrmil.model.mil.work.{name}", 0)
+    with FlopCounterMode(display=False) as torchs:
+        work()
+    with mode(), WorkCounter() as ours:
+        work()
+    assert ours.done == torchs.get_total_flops() > 0
 
 
 def test_the_same_bag_has_the_same_evidence_however_busy_the_machine() -> None:

@@ -19,6 +19,7 @@ from napari_lrmil.model.encoder import (
     load_weights,
     with_preset,
 )
+from napari_lrmil.model.tensors import shapes_alone
 from training.section import Section
 
 
@@ -119,7 +120,7 @@ def encoder_width(spec: EncoderSpec) -> int:
 @lru_cache(maxsize=64)
 def _depth_and_width(spec: str) -> tuple[int, int]:
     """Return both of an encoder, given its spec as JSON: a config is asked for them with each store and each key."""
-    with torch.device("meta"):
+    with shapes_alone():
         encoder = Encoder(EncoderSpec.model_validate_json(spec))
     return encoder.depth, encoder.embed_dim
 

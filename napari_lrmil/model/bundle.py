@@ -23,11 +23,11 @@ from napari_lrmil.atomic import give_usual_mode, replacing_folder
 from napari_lrmil.errors import BundleError, EncoderError, is_one_line, refuse_pipe, shortened
 from napari_lrmil.model.calibration import OperatingPoint, VectorScaling
 from napari_lrmil.model.card import render_card, why_no_class
-from napari_lrmil.model.encoder import Encoder, EncoderSpec
+from napari_lrmil.model.encoder import CONVSTEM, Encoder, EncoderSpec
 from napari_lrmil.model.hub import fetch_bundle, is_hub_name
 from napari_lrmil.model.mil import HEADS, ABMILSpec, AnyMILSpec, MILModel, build_mil
 from napari_lrmil.model.naming import BUNDLE_FILE, DEMO_BUNDLE
-from napari_lrmil.model.tensors import not_finite, read_tensors
+from napari_lrmil.model.tensors import not_finite, read_tensors, shapes_alone
 from napari_lrmil.model.trust import Trust, TrustInfo
 from napari_lrmil.outside import parse_json, read_file
 
@@ -374,7 +374,7 @@ def _shapes(info: BundleInfo) -> dict[str, torch.Size]:
     BundleError
     EncoderError
     """
-    with torch.device("meta"):
+    with shapes_alone():
         encoder, mil = Encoder(info.encoder), build_mil(info.mil)
     if encoder.token_px != info.token_px:
         raise BundleError(
@@ -392,8 +392,8 @@ def _shapes(info: BundleInfo) -> dict[str, torch.Size]:
             f"{_MOST_TOKENS_AN_EDGE} along an edge are too many to compute"
         )
     try:
-        pixels = torch.empty((1, 3, info.tiles.tile_px, info.tiles.tile_px), device="meta")
-        encoder(pixels)
+        if info.encoder.architecture != CONVSTEM:  # which takes any tile of whole tokens
+            encoder(torch.empty((1, 3, info.tiles.tile_px, info.tiles.tile_px), device="meta"))
     except Exception as error:  # a description from outside makes libraries raise anything
         raise _unusable(info, error) from error
     return {f"encoder.{name}": value.shape for name, value in encoder.vit.state_dict().items()} | {

@@ -1,13 +1,16 @@
-"""Tensors of files from outside: plain arrays, or refused."""
+"""Tensors of files from outside: plain arrays, or refused; and models without tensors, for their shapes alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from napari_lrmil.errors import reason_of
 
@@ -57,3 +60,25 @@ def _as_float32(name: str, value: Tensor) -> Tensor:
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return the names of tensors that hold numbers which aren't finite."""
     return sorted(name for name, value in tensors.items() if not bool(torch.isfinite(value).all()))
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Modules that are built inside take no memory and have no numbers: what they hold has a shape, and no more."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the drawing of weights, for which torch would import its compiler: two seconds for nothing."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))

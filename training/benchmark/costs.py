@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.mil import MILSpec, build_mil
 from napari_lrmil.model.mil.focus import FOCUS
+from napari_lrmil.model.tensors import shapes_alone
 
 
 class Computation(NamedTuple):
@@ -32,7 +33,7 @@ def computation(encoder: EncoderSpec, head: MILSpec, *, tile_px: int, n_tiles: f
     n_tiles : float
         On average; the head's operations are those of the nearest whole number.
     """
-    with torch.device("meta"):
+    with shapes_alone():
         vit = Encoder(encoder).eval()
         mil = build_mil(head).eval()
         tile = torch.empty(1, 3, tile_px, tile_px)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from napari_lrmil.errors import ConfigError, reason_of
 from napari_lrmil.model.encoder import Encoder, EncoderSpec
 from napari_lrmil.model.hub import HUB_PREFIX
+from napari_lrmil.model.tensors import shapes_alone
 from napari_lrmil.slide import TileGrid
 from training.config import RunConfig
 from training.data.store import EmbeddingStore
@@ -54,7 +54,7 @@ class Outcome:
 
 def embed_dim_of(spec: EncoderSpec) -> int:
     """Return D of an encoder, without making room for its weights."""
-    with torch.device("meta"):
+    with shapes_alone():
         return Encoder(spec).embed_dim
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from timm.layers import PatchEmbed, resample_abs_pos_embed, resample_patch_embed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from napari_lrmil.errors import EncoderError, shortened
+from napari_lrmil.model.encoder.convstem import ConvStemViT
 from napari_lrmil.model.tensors import as_float32
+
+if TYPE_CHECKING:  # importing timm takes as long as torch
+    from timm.models.vision_transformer import VisionTransformer
 
 # What training checkpoints wrap the weights in; the teacher is the model that is published.
 _WRAPPERS = ("teacher", "state_dict", "model_state_dict", "model")
@@ -43,7 +46,7 @@ _QUERY = re.compile(r"^(blocks\.\d+)\.attention\.attention\.query\.(weight|bias)
 
 
 def timm_state_dict(
-    checkpoint: Mapping[str, object], vit: VisionTransformer, *, other_token_px: bool = False
+    checkpoint: Mapping[str, object], vit: VisionTransformer | ConvStemViT, *, other_token_px: bool = False
 ) -> dict[str, Tensor]:
     """The tensors of one ViT under timm's names.
 
@@ -55,7 +58,7 @@ def timm_state_dict(
     Parameters
     ----------
     checkpoint : mapping
-    vit : timm VisionTransformer
+    vit : ConvStemViT, or timm's VisionTransformer
         That the tensors are for; not changed.
     other_token_px : bool
         Whether tokens may be of another size than `vit`'s: the patch embedding is then resampled by the pseudo-inverse
@@ -122,7 +125,7 @@ def _fused_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return fused
 
 
-def _fitted_positions(state: dict[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
+def _fitted_positions(state: dict[str, Tensor], vit: VisionTransformer | ConvStemViT) -> dict[str, Tensor]:
     positions, own = state.get("pos_embed"), vit.pos_embed
     if positions is None or own is None or positions.ndim != 3 or positions.shape[2] != own.shape[2]:
         return state
@@ -135,12 +138,16 @@ def _fitted_positions(state: dict[str, Tensor], vit: VisionTransformer) -> dict[
         state = {**state, "cls_token": state["cls_token"] + positions[:, :1]}
         positions = positions[:, 1:]
     if positions.shape != own.shape:
+        from timm.layers import resample_abs_pos_embed
+
         grid = list(vit.patch_embed.grid_size)
         positions = resample_abs_pos_embed(positions, new_size=grid, num_prefix_tokens=n_prefix)
     return {**state, "pos_embed": positions}
 
 
-def _fitted_patches(state: dict[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
+def _fitted_patches(state: dict[str, Tensor], vit: VisionTransformer | ConvStemViT) -> dict[str, Tensor]:
+    from timm.layers import PatchEmbed, resample_patch_embed
+
     own, given = vit.patch_embed, state.get(_PATCHES)
     if not isinstance(own, PatchEmbed):
         raise EncoderError(

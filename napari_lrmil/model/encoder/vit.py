@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import timm
 import torch
-from timm.layers import GluMlp, HybridEmbed, Mlp, SwiGLU, SwiGLUPacked, get_act_layer
-from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_lrmil.errors import EncoderError, shortened
-from napari_lrmil.model.encoder.spec import CONVSTEM, EncoderSpec, Options
+from napari_lrmil.model.encoder.convstem import ConvStemViT
+from napari_lrmil.model.encoder.spec import CONVSTEM, EncoderSpec
 from napari_lrmil.model.encoder.state_dict import timm_state_dict
 
-_WEIGHT_OPTIONS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
-# JSON and TOML have no classes: these options name one, of timm's and of no other.
-_MLP_LAYERS = {"Mlp": Mlp, "GluMlp": GluMlp, "SwiGLU": SwiGLU, "SwiGLUPacked": SwiGLUPacked}
+if TYPE_CHECKING:  # importing timm takes as long as torch: where an architecture is timm's, it is
+    from timm.models.vision_transformer import VisionTransformer
 
 
 class EncoderOutput(NamedTuple):
@@ -38,7 +32,7 @@ class EncoderOutput(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """A timm vision transformer behind one interface.
+    """A vision transformer, timm's or our own, behind one interface.
 
     Parameters
     ----------
@@ -171,71 +165,14 @@ def child_means(token_maps: Tensor, ratio: int) -> Tensor:
     return means.reshape(n_layers, batch, dim, ratio * ratio).transpose(2, 3)
 
 
-def _build(spec: EncoderSpec) -> VisionTransformer:
-    if spec.architecture == CONVSTEM:
-        try:
-            return _convstem_vit(**spec.options)  # type: ignore[arg-type]  # of a file: what is wrong raises
-        except Exception as error:  # a description from outside makes libraries raise anything
-            raise EncoderError(
-                f"{CONVSTEM} can't be built with {spec.options} ({shortened(str(error))})"
-            ) from error
-    # A bundle comes from strangers: its weights are its own safetensors file, never what an option points to.
-    foreign = sorted(_WEIGHT_OPTIONS & spec.options.keys())
-    if foreign:
-        raise EncoderError(
-            f"option {foreign[0]!r} of {spec.architecture!r} would load weights from elsewhere"
-        )
-    if not timm.is_model(spec.architecture):
-        near = difflib.get_close_matches(spec.architecture, timm.list_models(), n=3)
-        hint = f"; near to it are {', '.join(near)}" if near else ""
-        raise EncoderError(f"timm knows no model {spec.architecture!r}{hint}")
-    # Position embeddings stay at their pretraining size and are interpolated, never cut.
-    options: dict[str, object] = {"dynamic_img_size": True, "num_classes": 0, **_with_layers(spec.options)}
+def _build(spec: EncoderSpec) -> VisionTransformer | ConvStemViT:
+    if spec.architecture != CONVSTEM:
+        from napari_lrmil.model.encoder.timm_vit import build_timm_vit
+
+        return build_timm_vit(spec)
     try:
-        vit = timm.create_model(spec.architecture, pretrained=False, **options)
-    except Exception as error:  # as above
+        return ConvStemViT(**spec.options)  # type: ignore[arg-type]  # of a file: what is wrong raises
+    except Exception as error:  # a description from outside makes libraries raise anything
         raise EncoderError(
-            f"timm can't build {spec.architecture!r} with {spec.options} ({shortened(str(error))})"
+            f"{CONVSTEM} can't be built with {spec.options} ({shortened(str(error))})"
         ) from error
-    if not isinstance(vit, VisionTransformer) or not vit.has_class_token:
-        raise EncoderError(f"{spec.architecture!r} is not a vision transformer with a class token")
-    return vit
-
-
-def _with_layers(options: Options) -> dict[str, object]:
-    """Layer classes in place of their names."""
-    resolved: dict[str, object] = dict(options)
-    if "mlp_layer" in options:
-        name = str(options["mlp_layer"])
-        if name not in _MLP_LAYERS:
-            raise EncoderError(f"no mlp_layer {name!r}; there are {', '.join(_MLP_LAYERS)}")
-        resolved["mlp_layer"] = _MLP_LAYERS[name]
-    if "act_layer" in options:
-        name = str(options["act_layer"])
-        try:
-            resolved["act_layer"] = get_act_layer(name)
-        except KeyError as error:
-            raise EncoderError(f"timm knows no act_layer {name!r}; GELU and SiLU are two of them") from error
-    return resolved
-
-
-def _convstem_vit(
-    *, embed_dim: int = 192, depth: int = 4, heads: int = 3, image_px: int = 128
-) -> VisionTransformer:
-    stem = ConvStem(
-        depth=4,
-        channels=(embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim),
-        kernel_size=3,
-        stride=(2, 2, 2, 2),
-        padding=1,
-    )
-    return VisionTransformer(
-        img_size=image_px,
-        patch_size=1,
-        embed_layer=functools.partial(HybridEmbed, backbone=stem, proj=False),
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=heads,
-        num_classes=0,
-        dynamic_img_size=True,
-    )
