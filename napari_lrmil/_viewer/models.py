@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from napari_lrmil.errors import LRMILError
@@ -34,38 +34,40 @@ def hub_name(text: str) -> str:
 # ---- importing what they need
 
 _MODULES = (
-    "torch._dynamo",
     "napari_lrmil.model.bundle",
     "napari_lrmil.model.device",
     "napari_lrmil.predict",
     "napari_lrmil.heatmap",
-    "napari_lrmil.model.mil.work",  # torch's table of FLOPs asks for Triton; evidence imports it when it counts
 )
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
-def import_models() -> None:
-    """Import what classifies, without Triton.
+@contextlib.contextmanager
+def without_triton() -> Iterator[None]:
+    """Let what is imported inside find no Triton.
 
     timm imports torchvision, that torch's compiler, and that Triton, which carries an LLVM of its own.
     Mesa's OpenGL (every Linux desktop without NVIDIA's driver, every virtual display) has loaded another
     one by then, their symbols mix, and the process dies of a segmentation fault; in the other order it
-    may die at exit. Classifying compiles nothing, so Triton is hidden during the import; torch
-    remembers that it isn't there. What classifying imports later must be in `_MODULES` where it asks for
-    Triton. Call this, in any thread, before importing a model in the viewer.
+    may die at exit. Classifying compiles nothing, so Triton is hidden, and torch remembers that it isn't there.
+    What classifies imports no more later on.
     """
     with _lock:
         hidden = sys.platform == "linux" and "triton" not in sys.modules
-        # It warns that Triton isn't there.
-        logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
         if hidden:
             sys.modules["triton"] = None  # type: ignore[assignment]  # what makes an import fail
         try:
-            for name in _MODULES:
-                importlib.import_module(name)
+            yield
         finally:
             if hidden:
                 del sys.modules["triton"]
+
+
+def import_models() -> None:
+    """Import what classifies, in any thread, before importing a model in the viewer; see `without_triton`."""
+    with without_triton():
+        for name in _MODULES:
+            importlib.import_module(name)
 
 
 def leave_a_core_to_the_window() -> None:
@@ -110,7 +112,8 @@ def load_model(bundle_path: str) -> LoadedModel:
     from napari_lrmil.model.device import available_devices, resolve_device
     from napari_lrmil.model.speed import measured_speed
 
-    bundle = load_bundle(bundle_path)
+    with without_triton():  # an encoder of timm's imports timm
+        bundle = load_bundle(bundle_path)
     speed = None
     with contextlib.suppress(
         RuntimeError

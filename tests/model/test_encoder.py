@@ -78,7 +78,7 @@ def by_hand(encoder: Encoder, pixels: torch.Tensor, positions: torch.Tensor) -> 
     batch, grid = len(tokens), tokens.shape[1]
     tokens = tokens.reshape(batch, grid * grid, -1)
     prefix = [vit.cls_token.expand(batch, -1, -1)]
-    if vit.reg_token is not None:
+    if getattr(vit, "reg_token", None) is not None:
         prefix.append(vit.reg_token.expand(batch, -1, -1))
     if positions.shape[1] == grid * grid:  # only the grid has positions
         tokens = torch.cat([*prefix, tokens + positions], dim=1)

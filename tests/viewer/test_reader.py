@@ -17,6 +17,7 @@ import tifffile
 import zarr
 from made_slides import shared_slide, write_slide
 from npe2 import PluginManifest
+from tiny_models import tiny_spec, write_bundle
 
 from napari_lrmil._viewer import sample_data
 from napari_lrmil._viewer.layers import (
@@ -31,6 +32,7 @@ from napari_lrmil._viewer.reader import get_reader, read_slide
 from napari_lrmil.errors import SlideError
 from napari_lrmil.heatmap import HeatmapLook
 from napari_lrmil.model.bundle import load_bundle
+from napari_lrmil.model.encoder import EncoderSpec
 from napari_lrmil.predict import predict_slide, run_to_end
 from napari_lrmil.slide import Slide
 from napari_lrmil.slide import reader as slide_reader
@@ -81,17 +83,20 @@ def test_models_come_without_triton() -> None:
     assert done.stdout.strip() == "False True"
 
 
-def test_classifying_imports_no_triton_later(small_slide: Path, bundle_dir: Path) -> None:
+@pytest.mark.parametrize(
+    "spec", [tiny_spec(), EncoderSpec(options={"embed_dim": 24, "heads": 2, "image_px": 32})]
+)
+def test_classifying_imports_no_triton_later(small_slide: Path, spec: EncoderSpec, tmp_path: Path) -> None:
     """It would end the process once a window has drawn with Mesa's OpenGL."""
+    bundle_dir = write_bundle(tmp_path / "bundle", spec, tile_px=32)
     code = (
         "import sys\n"
-        "from napari_lrmil._viewer.models import import_models\n"
-        "import_models()\n"
-        "from napari_lrmil.model.bundle import load_bundle\n"
+        "from napari_lrmil._viewer.models import load_model\n"
         "from napari_lrmil.predict import predict_slide, run_to_end\n"
         "from napari_lrmil.slide import Slide\n"
         "with Slide(sys.argv[1]) as slide:\n"
-        "    steps = predict_slide(slide, load_bundle(sys.argv[2]), device=__import__('torch').device('cpu'))\n"
+        "    bundle = load_model(sys.argv[2]).bundle\n"
+        "    steps = predict_slide(slide, bundle, device=__import__('torch').device('cpu'))\n"
         "    result = run_to_end(steps)\n"
         "print('triton' in sys.modules, len(result.deletion.fractions) > 1)"
     )

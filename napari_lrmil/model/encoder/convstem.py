@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ TOKEN_PX = 16
 """Edge of a token in pixels: four convolutions of stride 2."""
 _EPS, _STD = 1e-6, 0.02
 """Of norms; of fresh weights."""
+_Taps = list[tuple[Tensor, Tensor]]
 
 
 class ConvStemViT(nn.Module):
@@ -80,6 +81,32 @@ class ConvStemViT(nn.Module):
         normed: Tensor = self.norm(tokens)
         return normed
 
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Sequence[int],
+        *,
+        return_prefix_tokens: Literal[True] = ...,
+        norm: Literal[False] = ...,
+        output_fmt: Literal["NCHW", "NLC"] = ...,
+        stop_early: bool = ...,
+        intermediates_only: Literal[False] = ...,
+    ) -> tuple[Tensor, _Taps]: ...
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Sequence[int],
+        *,
+        return_prefix_tokens: Literal[True] = ...,
+        norm: Literal[False] = ...,
+        output_fmt: Literal["NCHW", "NLC"] = ...,
+        stop_early: bool = ...,
+        intermediates_only: Literal[True],
+    ) -> _Taps: ...
+
     def forward_intermediates(
         self,
         x: Tensor,
@@ -90,7 +117,7 @@ class ConvStemViT(nn.Module):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         stop_early: bool = False,
         intermediates_only: bool = False,
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]] | list[tuple[Tensor, Tensor]]:
+    ) -> tuple[Tensor, _Taps] | _Taps:
         """Return what `forward_features` does and, after each block of `indices`, the tokens and the class token.
 
         Parameters
@@ -107,7 +134,8 @@ class ConvStemViT(nn.Module):
         intermediates_only : bool
             Return no final tokens.
         """
-        tokens, taps = self._embedded(x), []
+        tokens = self._embedded(x)
+        taps: _Taps = []
         for number, block in enumerate(self.blocks):
             if stop_early and number > max(indices):
                 break
@@ -126,7 +154,7 @@ class ConvStemViT(nn.Module):
         if (rows, columns) == own:
             return self.pos_embed
         of_class, of_grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        picture = of_grid.float().unflatten(1, own).permute(0, 3, 1, 2)
+        picture = of_grid.float().reshape(1, *own, -1).permute(0, 3, 1, 2)
         resized = F.interpolate(picture, size=(rows, columns), mode="bicubic", antialias=True)
         return torch.cat([of_class, resized.flatten(2).transpose(1, 2).to(of_grid.dtype)], dim=1)
 
@@ -142,7 +170,7 @@ class ConvStemViT(nn.Module):
         if output_fmt == "NLC":
             return tokens
         grid = (pixels.shape[-2] // TOKEN_PX, pixels.shape[-1] // TOKEN_PX)
-        return tokens.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+        return tokens.reshape(len(tokens), *grid, -1).permute(0, 3, 1, 2).contiguous()
 
 
 def _draw(weights: Tensor) -> None:
