@@ -22,7 +22,7 @@ from napari_lrmil.slide.tiles import MAX_DAMAGED_SHARE
 if TYPE_CHECKING:
     import torch
 
-    from napari_lrmil.model.bundle import ModelBundle
+    from napari_lrmil.model.bundle import ModelBundle, UnloadedBundle
     from napari_lrmil.predict import SlidePrediction
     from napari_lrmil.slide import Slide
 
@@ -36,7 +36,7 @@ class _Opened(NamedTuple):
 
 def classify(
     items: Sequence[BatchItem],
-    bundle: ModelBundle,
+    bundle: ModelBundle | UnloadedBundle,
     *,
     cache: ResultCache | None,
     device: torch.device,
@@ -52,8 +52,8 @@ def classify(
     Parameters
     ----------
     items : sequence of BatchItem
-    bundle : ModelBundle
-        On `device`.
+    bundle : ModelBundle or UnloadedBundle
+        On `device`. Where the cache knows all slides, it isn't loaded.
     cache : ResultCache, optional
         None: nothing is looked up or kept.
     device : torch.device
@@ -68,7 +68,14 @@ def classify(
     ------
     BatchEvent
         For each slide STARTED and PROGRESS where it is computed, then FINISHED or FAILED.
+
+    Raises
+    ------
+    BundleError, EncoderError
+        Where the bundle can't be loaded.
     """
+    from napari_lrmil.model.bundle import UnloadedBundle
+
     keys, sha = ResultKeys(bundle.info), bundle.info.sha256
 
     def opened(item: BatchItem) -> _Opened:
@@ -102,6 +109,9 @@ def classify(
         return found
 
     waiting = yield from known_results(unique(items), cache, sha, keys, max_damaged)
+    if not waiting:
+        return
+    model = bundle.load() if isinstance(bundle, UnloadedBundle) else bundle
     following: Future[_Opened] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="lrmil-open") as pool:
         try:
@@ -118,7 +128,7 @@ def classify(
                         continue
                     with slide:
                         prediction = yield from _computed(
-                            slide, item, bundle, device, batch_size, threads, max_damaged
+                            slide, item, model, device, batch_size, threads, max_damaged
                         )
                 except Exception as error:  # noqa: BLE001  # whatever a slide does, the others go on
                     yield BatchEvent.failed(item.path, error)

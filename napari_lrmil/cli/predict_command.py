@@ -191,7 +191,7 @@ def _start(
     """What the bundle says of itself, and the events of a batch that begins when they are asked for."""
     with stopping_afterwards():
         from napari_lrmil.batch import classify, classify_on_cluster
-        from napari_lrmil.model.bundle import load_bundle, load_info, resolve_bundle
+        from napari_lrmil.model.bundle import UnloadedBundle, load_info, resolve_bundle
         from napari_lrmil.model.card import DEMONSTRATION_NOTE
         from napari_lrmil.model.device import resolve_device
         from napari_lrmil.slide.probe import start_helper
@@ -199,7 +199,7 @@ def _start(
     if cluster is None or cache is None:
         start_helper()  # while the model is loaded
         torch_device = resolve_device(device)
-        model = load_bundle(bundle, device=torch_device)
+        model = UnloadedBundle.at(bundle, torch_device)
         info = model.info
         events = classify(
             wanted,

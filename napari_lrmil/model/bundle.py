@@ -207,6 +207,27 @@ class ModelBundle:
     trust: Trust | None = None
 
 
+@dataclass(frozen=True)
+class UnloadedBundle:
+    """A bundle that is known by what it says of itself; its model is loaded when a slide needs it."""
+
+    bundle_dir: str | Path
+    info: BundleInfo
+    device: torch.device
+
+    @classmethod
+    def at(cls, bundle_dir: str | Path, device: torch.device) -> UnloadedBundle:
+        """Read what a bundle says of itself; raises as `load_info` does."""
+        return cls(bundle_dir, load_info(bundle_dir), device)
+
+    def load(self) -> ModelBundle:
+        """Load it; raises as `load_bundle` does, and where it has become another bundle meanwhile."""
+        bundle = load_bundle(self.bundle_dir, device=self.device)
+        if bundle.info != self.info:
+            raise BundleError(f"the bundle in {self.bundle_dir} was replaced meanwhile: start again")
+        return bundle
+
+
 def stored_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights as a bundle stores them, in float16; whole numbers stay as they are.
 
