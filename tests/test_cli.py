@@ -928,3 +928,16 @@ def test_damaged_tiles_are_said_and_too_many_are_refused(
     errors = (tmp_path / "strict" / "errors.csv").read_text(encoding="utf-8")
     assert f"{document['damaged_tiles']} of " in errors
     assert "--max-damaged" in errors
+
+
+def test_kept_results_load_no_model(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    """What the cache knows takes no weights; what it doesn't know takes them, and says where they are missing."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    assert lrmil("predict", folder, "--bundle", bundle).exit_code == 0
+    (bundle / "model.safetensors").unlink()
+    again = lrmil("predict", folder, "--bundle", bundle)
+    assert again.exit_code == 0, again.output
+    assert ", from cache" in again.stderr
+    fresh = lrmil("predict", folder, "--bundle", bundle, "--no-cache", "--out", tmp_path / "out")
+    assert fresh.exit_code == 2
+    assert "model.safetensors" in message(fresh)
