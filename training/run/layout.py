@@ -64,6 +64,7 @@ from training.run.markers import CONFIG, CURE, FRONT, RESULTS, SPLITS, Markers, 
 from training.stages.calibrate import Calibration
 from training.stages.distill_slides import TeacherOutput
 from training.stages.front import Front
+from training.stages.gate import Gate
 from training.stages.heads import Fit, FittedHead
 
 Curve = dict[str, NDArray[np.float64]]
@@ -123,6 +124,11 @@ class Folder:
         """Name of the step that fits the ridge regression."""
         return f"{self.name}/ridge_fit"
 
+    @property
+    def gate_step(self) -> str:
+        """Name of the step that asks whether the fold's teacher has anything to give."""
+        return f"{self.name}/gate"
+
     def training_step(self, method: str) -> str:
         """Return the name of the step that trains a method's head."""
         return f"{self.name}/{'teacher_mil' if method == TEACHER.key else method}"
@@ -132,6 +138,32 @@ class Folder:
         return f"{self.name}/test_{method}"
 
     # --- training
+
+    @property
+    def gate(self) -> Path:
+        """How the fold's teacher compares with LR from scratch on validation slides."""
+        return self.root / "gate.json"
+
+    def write_gate(self, gate: Gate) -> None:
+        """Keep how the teacher compares."""
+        write_json(self.gate, gate.model_dump())
+
+    def read_gate(self) -> Gate | None:
+        """Return how the teacher compares; None where nobody has asked yet.
+
+        Raises
+        ------
+        RunDirError
+            Where the file is damaged.
+        """
+        if self.markers.find(self.gate_step) is None:
+            return None
+        try:
+            return Gate.model_validate_json(self.markers.read(self.gate, self.gate_step))
+        except FileNotFoundError:  # it is asked again
+            return None
+        except (OSError, ValidationError) as error:
+            raise unreadable(self.gate, error) from error
 
     def metrics(self, stage: str) -> Path:
         """Return the table with a row an epoch of a stage, or of a method's head."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.markup import escape
+from scipy.special import softmax
 from torch import Tensor
 
 from napari_lrmil.errors import EncoderError
@@ -30,7 +31,7 @@ from training.files import Json, remembered, save_tensors
 from training.hashing import content_hash, file_hash
 from training.intervals import FoldScores
 from training.loop import Session
-from training.methods import OURS, RANDOM, TEACHER, Method, in_table_order
+from training.methods import BY_KEY, OURS, RANDOM, TEACHER, Method, in_table_order
 from training.metrics import slide_metrics
 from training.run.context import Context
 from training.run.layout import Folder
@@ -77,7 +78,8 @@ from training.stages.front import (
     slides_to_time,
     tile_costs,
 )
-from training.stages.heads import Fit, bag_outputs, fit_head, lacks
+from training.stages.gate import judge
+from training.stages.heads import Fit, bag_logits, bag_outputs, fit_head, lacks
 from training.stages.shortcuts import ShortcutFeatures, slide_shortcuts
 
 _TRAIN_SHARE, _VAL_SHARE = 0.75, 0.25
@@ -172,6 +174,7 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
     each_once(
         context, [(head.step(steps), partial(train_teacher, context, head, steps)) for head in teachers]
     )
+    _ask_gates(context, splits, read, steps, teachers)
     heads = []
     students: dict[str, Embedded] = {}
     for split in splits:
@@ -208,6 +211,64 @@ def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested
     if not context.runtime.is_main:
         return Tested({}, {}, [], None)
     return _evaluate(context, splits, steps, [*heads, *teachers])
+
+
+def _ask_gates(
+    context: Context,
+    splits: Sequence[Split],
+    read: Mapping[Reading, Embedded],
+    steps: Steps,
+    teachers: Sequence[Head],
+) -> None:
+    """Ask in each fold whether its teacher has anything to give, where a head would listen to it; see `Gate`."""
+    distilled = [method for method in trained_methods(context) if method.is_distilled]
+    if all(steps.of(method).context.config.stage2.gate == "off" for method in distilled):
+        return
+    scratch = BY_KEY["lr_scratch"]
+    heads = []
+    for split in splits:
+        embedded = bags_of(context, scratch, split, read, steps)
+        heads += [Head(split, scratch, embedded, seed) for seed in context.head_seeds]
+    each_once(context, [(head.step(steps), partial(train_head, context, head, steps)) for head in heads])
+
+    def ask(split: Split) -> None:
+        of_teacher, of_scratch = (
+            _said_of_val(context, [head for head in all_heads if head.split == split])
+            for all_heads in (teachers, heads)
+        )
+        gate = judge(
+            of_teacher,
+            of_scratch,
+            n_resamples=context.config.evaluate.bootstrap,
+            seed=context.config.run.seed,
+        )
+        context.run_dir.fold(split.fold).write_gate(gate)
+
+    each_once(
+        context,
+        [
+            (
+                steps.gate(split, [head.step(steps) for head in heads if head.split == split]),
+                partial(ask, split),
+            )
+            for split in splits
+        ],
+    )
+
+
+def _said_of_val(context: Context, heads: Sequence[Head]) -> FoldScores:
+    """Return what trained heads of one fold say of its validation slides, before any calibration."""
+    rows = heads[0].split.val
+    bags = context.bags(heads[0].embedded.bags, rows, share=_VAL_SHARE)
+    models = [
+        load_head(context, head.folder(context), head.method, head.embedded.encoder.embed_dim)
+        for head in heads
+    ]
+    return FoldScores(
+        np.array([context.class_names.index(row.label) for row in rows], np.int64),
+        tuple(row.patient_id for row in rows),
+        np.stack([softmax(bag_logits(model, bags, context.device), axis=-1) for model in models])[None],
+    )
 
 
 def trained_methods(context: Context) -> list[Method]:
@@ -550,7 +611,7 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
     config, folder, store = steps.of(method).context.config, head.folder(context), head.embedded.bags
     extra_loss = None
     train = context.bags(store, split.train, share=_TRAIN_SHARE)
-    if method.is_distilled:
+    if method.is_distilled and not steps.of(method).leaves_teacher_aside(split, method):
         assert method.embedding is not None
         teacher = context.folder_of(f"fold{split.fold}", seed=head.seed)
         extra_loss = SlideDistillation(
@@ -576,7 +637,7 @@ def train_head(context: Context, head: Head, steps: Steps) -> None:
         n_classes=len(context.class_names),
         class_names=context.class_names,
         seed=head.seed,
-        ce_weight=config.stage2.l_ce if method.is_distilled else 1.0,
+        ce_weight=1.0 if extra_loss is None else config.stage2.l_ce,
         extra_loss=extra_loss,
     )
     folder.write_head(method.key, fitted)

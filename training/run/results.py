@@ -24,6 +24,7 @@ from training.stages.evaluate import (
     unfitted_trainings,
 )
 from training.stages.front import Front, front_text, timed_text
+from training.stages.gate import gate_note
 from training.stages.heads import Fit
 
 
@@ -60,8 +61,16 @@ def compare(
     trusts = [one.trust for one in bundles if one is not None and one.trust is not None]
     quantiles = [trust.conformal.quantile for trust in trusts] if len(trusts) == len(folds) else None
 
+    gates = {fold: gate for fold in folds if (gate := context.run_dir.fold(fold).read_gate()) is not None}
     notes = {
-        row.key: left_out_note(mine.stage2, mine.teacher_mil, mine.student_mil)
+        row.key: "; ".join(
+            note
+            for note in (
+                left_out_note(mine.stage2, mine.teacher_mil, mine.student_mil),
+                "" if mine.stage2.gate == "off" else gate_note(gates),
+            )
+            if note
+        )
         for row, mine in ((row, config.of_row(row)) for row in config.rows if row.is_distilled)
     }
     notes = {key: note for key, note in notes.items() if note and key in tested}

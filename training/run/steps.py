@@ -328,6 +328,7 @@ class Steps:
             seed,
             (self.teacher(split, seed).key, config.stage2.model_dump_json()) if method.is_distilled else None,
             *config.student_mil.file_hashes.items(),
+            *(["teacher left aside"] if self.leaves_teacher_aside(split, method) else []),
         )
         folder = self._context.folder_of(f"fold{split.fold}", encoder_seed=encoder_seed, seed=seed)
         teacher = self._context.folder_of(f"fold{split.fold}", seed=seed)
@@ -339,6 +340,27 @@ class Steps:
             shows=(folder.metrics(method.key),),
             checkpoint=folder.checkpoint(method.key),
         )
+
+    def gate(self, split: Split, scratch: Sequence[Step]) -> Step:
+        """Return the step that asks whether a fold's teacher is better than LR from scratch, of which `scratch` are the heads."""
+        context = self._context
+        teachers = [self.teacher(split, seed) for seed in context.head_seeds]
+        key = content_hash(
+            [step.key for step in (*teachers, *scratch)],
+            [row.patient_id for row in split.val],
+            context.config.evaluate.bootstrap,
+            context.config.run.seed,
+        )
+        folder = context.run_dir.fold(split.fold)
+        reads = tuple(step.makes[0] for step in (*teachers, *scratch))
+        return Step(folder.gate_step, key, (folder.gate,), reads=reads)
+
+    def leaves_teacher_aside(self, split: Split, method: Method) -> bool:
+        """Whether a method's heads learn without the teacher in a fold, after its gate was asked; no before."""
+        if not method.is_distilled or self._context.config.stage2.gate == "off":
+            return False
+        gate = self._context.run_dir.fold(split.fold).read_gate()
+        return gate is not None and not gate.is_open
 
     def end_to_end(self, split: Split, method: Method, seed: int) -> Step:
         """Return the step that trains an encoder together with its head, from f' of the first seed or from f."""

@@ -50,6 +50,13 @@ class Stage2Section(Section):
         "(docs/objectives.md), their terms added; default: lrmil, by the weights here",
     )
 
+    gate: Literal["better", "off"] = Field(
+        default="better",
+        exclude_if=lambda value: value == "better",  # as above
+        description="better: in folds where the teacher isn't shown to be better than LR from scratch on validation slides (AUC, "
+        "paired, 95 % over patients and trainings) heads learn from the label alone; off: they always listen to it",
+    )
+
     l_ce: float = Field(default=1.0, ge=0, description="of the cross-entropy with the label")
     l_bag: float = Field(default=1.0, ge=0, description="weight of the KL to the teacher's bag logits")
     l_soft: float = Field(
