@@ -8,6 +8,7 @@ slide, and are marked as relative.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -37,7 +38,9 @@ SEQUENTIAL = ("viridis", "cividis", "magma", "inferno", "plasma")
 DIVERGING = ("BrBG", "PuOr", "RdBu")
 """Perceptual maps that hold for colour-blind readers; the diverging ones have their light middle at 0."""
 
-_COLD_ALPHA = 0.18
+_MOST_SMOOTH_PX = 4_000_000
+_SMOOTH_TIMES = 8
+"""Pixels along the edge of a tile where a heatmap is smooth, fewer in one that would have more pixels than that."""
 _ROUNDING = 1e-9
 """Log-odds by which equal values may differ: contributions are worked out in float64."""
 
@@ -87,6 +90,8 @@ class HeatmapLook:
         Colormaps for attention and for contributions.
     unit : Unit, optional
         Of contributions. None: percentage points, log-odds where the probability is saturated.
+    smooth : bool
+        Whether values run from the middle of a tile to that of the next; else each tile has its own, all over.
     """
 
     channel: str = ATTENTION
@@ -95,6 +100,7 @@ class HeatmapLook:
     sequential: str = SEQUENTIAL[0]
     diverging: str = DIVERGING[0]
     unit: Unit | None = None
+    smooth: bool = False
 
     @property
     def signed(self) -> bool:
@@ -295,12 +301,38 @@ def shown_heatmap(prediction: SlidePrediction, look: HeatmapLook) -> ShownHeatma
     if look.scaling is Scaling.PERCENTILE:
         values = signed_percentile_ranks(values) if look.signed else percentile_ranks(values)
     threshold = look.threshold * limits[1]
-    size = np.abs(values) if look.signed else values
-    return ShownHeatmap(on_grid(prediction, np.where(size >= threshold, values, np.nan)), limits, threshold)
+    heatmap = on_grid(prediction, values)
+    if look.smooth:
+        heatmap = smoothed(heatmap)
+    size = np.abs(heatmap.values) if look.signed else heatmap.values
+    drawn = np.where(size >= threshold, heatmap.values, np.float32(np.nan))
+    return ShownHeatmap(heatmap._replace(values=drawn), limits, threshold)
+
+
+def smoothed(heatmap: Heatmap) -> Heatmap:
+    """Return finer pixels, whose values run linearly from the middle of a tile to those of its neighbours.
+
+    Tiles that weren't read have no say in it. The whole of each tile that was read stays covered, and nothing else.
+    """
+    from scipy.ndimage import zoom
+
+    rows, cols = heatmap.values.shape
+    times = min(_SMOOTH_TIMES, math.isqrt(_MOST_SMOOTH_PX // (rows * cols)))
+    if times < 2:
+        return heatmap
+    read = np.isfinite(heatmap.values)
+    sums, weights = (
+        zoom(one, times, order=1, mode="nearest", grid_mode=True)
+        for one in (np.where(read, heatmap.values, 0), read.astype(np.float32))
+    )
+    covered = read.repeat(times, axis=0).repeat(times, axis=1)
+    values = np.divide(sums, weights, out=np.full_like(sums, np.nan), where=covered & (weights > 0))
+    width, height = heatmap.pixel_um_xy
+    return Heatmap(values, heatmap.corner_um_xy, (width / times, height / times))
 
 
 def heat_opacity(heat: Array, *, signed: bool) -> Array:
-    """How opaque a colour is over tissue, the clearer the colder; of a signed scale the middle is cold.
+    """How opaque a colour is over tissue: the clearer the colder, and cold is clear; of a signed scale the middle is cold.
 
     Parameters
     ----------
@@ -309,7 +341,7 @@ def heat_opacity(heat: Array, *, signed: bool) -> Array:
     signed : bool
     """
     strength = np.abs(2 * heat - 1) if signed else heat
-    opacity: Array = _COLD_ALPHA + (1 - _COLD_ALPHA) * np.sqrt(strength)
+    opacity: Array = np.sqrt(strength)
     return opacity
 
 

@@ -200,10 +200,9 @@ class NapariCanvas(Canvas):
         made = heatmap_layer(slide, prediction, look, opacity=self.heatmap_opacity(slide))
         values, attributes, _ = measured_as_others(self._viewer, made)
         layer = self._find(HEATMAP_KEY, slide)
-        if layer is not None and layer.data.shape == values.shape:
+        if layer is not None:  # hidden or not, it stays as it is
             self._restyle(layer, values, attributes)
             return
-        self.remove_heatmap(slide)
         with self._choice_kept():
             layer = self._viewer.add_image(values, **attributes, visible=self.slide_visible(slide))
             layer.metadata[PUT_AWAY_KEY] = not layer.visible

@@ -151,6 +151,23 @@ def test_the_heatmap_shows_what_is_chosen(viewer: Any, main_dock: ClassifyWidget
     assert layer.contrast_limits[0] == 1.0
 
 
+def test_a_smooth_heatmap_and_the_tile_grid_are_a_key_apart(
+    viewer: Any, main_dock: ClassifyWidget, qtbot: Any
+) -> None:
+    section, layer = main_dock.evidence_section, heatmap(viewer)
+    tiles, (rows, columns) = layer.data.copy(), layer.data.shape
+    ends = layer.extent.world.copy()
+    qtbot.mouseClick(section.smooth, LEFT, pos=QPoint(8, section.smooth.height() // 2))
+    assert layer.data.shape == (8 * rows, 8 * columns)
+    grown = np.abs(layer.extent.world - ends) / np.array(layer.scale)
+    assert (grown <= 4).all()  # both lie in the same place: half a tile of 8 pixels is the border that napari leaves out
+    for shown in (False, True, False):
+        qtbot.keyClick(canvas_widget(), Qt.Key.Key_K)
+        assert section.smooth.isChecked() == shown
+        assert (layer.data.shape == tiles.shape) != shown
+    np.testing.assert_array_equal(layer.data, tiles)
+
+
 def test_another_classification_keeps_the_look(
     viewer: Any, main_dock: ClassifyWidget, qtbot: Any, tmp_path: Path, bundle_dir: Path
 ) -> None:

@@ -26,6 +26,8 @@ UNITS = tuple(Unit)
 _UNIT_NAMES = ("percentage points", "log-odds", "tile alone, log-odds")
 _SCALING_NAMES = ("in real units", "percentile (relative)")
 _MAP_NAMES = {"BrBG": "brown to teal", "PuOr": "orange to purple", "RdBu": "red to blue"}
+SMOOTH_KEY = "K"
+"""In the canvas: the tiles in place of a smooth heatmap, or the reverse."""
 NO_TILE = "Move the mouse over the slide to read a tile's values."
 
 _ATTENTION_LEGEND = (
@@ -92,6 +94,7 @@ class EvidencePanel:
     scaling_index: int
     colormaps: tuple[str, ...]
     colormap_index: int
+    smooth: bool
     threshold: float
     threshold_text: str
     bar: ColourBarPanel
@@ -121,6 +124,7 @@ def evidence_panel(prediction: SlidePrediction, look: HeatmapLook) -> EvidencePa
         scaling_index=SCALINGS.index(look.scaling),
         colormaps=tuple(_MAP_NAMES.get(name, name) for name in maps),
         colormap_index=maps.index(look.colormap),
+        smooth=look.smooth,
         threshold=look.threshold,
         threshold_text=_threshold_text(shown.threshold, look, unit),
         bar=_bar(shown.limits, look, unit),
@@ -153,6 +157,7 @@ def changed_look(
     scaling: int | None = None,
     colormap: int | None = None,
     threshold: float | None = None,
+    smooth: bool | None = None,
 ) -> HeatmapLook:
     """The look with what is given changed; whole numbers are places in the lists of the panel."""
     if channel is not None:
@@ -165,6 +170,8 @@ def changed_look(
         look = _with_colormap(look, colormap)
     if threshold is not None:
         look = replace(look, threshold=min(max(threshold, 0.0), 1.0))
+    if smooth is not None:
+        look = replace(look, smooth=smooth)
     return look
 
 

@@ -102,6 +102,7 @@ class ClassifyPresenter:
         scaling: int | None = None,
         colormap: int | None = None,
         threshold: float | None = None,
+        smooth: bool | None = None,
     ) -> None:
         """Change what the heatmaps show; whole numbers are places in the lists of the panel."""
         result, look = self._controller.result, self._controller.look
@@ -115,8 +116,15 @@ class ClassifyPresenter:
                     scaling=scaling,
                     colormap=colormap,
                     threshold=threshold,
+                    smooth=smooth,
                 )
             )
+
+    def toggle_smooth(self) -> None:
+        """Show each tile in one colour in place of a smooth heatmap, or the reverse."""
+        look = self._controller.look
+        if look is not None:
+            self.choose_evidence(smooth=not look.smooth)
 
     def _panel(self) -> ClassifyPanel:
         controller = self._controller

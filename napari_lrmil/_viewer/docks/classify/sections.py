@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_lrmil._viewer.docks.classify.evidence import NO_TILE
+from napari_lrmil._viewer.docks.classify.evidence import NO_TILE, SMOOTH_KEY
 from napari_lrmil._viewer.docks.classify.panel import ClassifyPanel
 from napari_lrmil._viewer.docks.classify.plots import ColourBar, CurvePlot
 from napari_lrmil._viewer.qt import parts
@@ -321,6 +321,10 @@ class EvidenceSection(Section):
         super().__init__()
         self.shown = QCheckBox("Show heatm&ap")
         self.shown.setToolTip("Show or hide the heatmap over the slide")
+        self.smooth = QCheckBox("Smooth")
+        self.smooth.setToolTip(
+            f"Colours run from tile to tile. Each tile has one value all the same: {SMOOTH_KEY} in the canvas shows the tiles"
+        )
         self.channel = parts.narrow_combo(
             tool_tip="Attention: what the model looked at. Contribution: what the probability of a class loses "
             "without the tile, worked out exactly by leaving each tile out once",
@@ -363,6 +367,7 @@ class EvidenceSection(Section):
         if evidence is None:
             return
         self.shown.setChecked(panel.heatmap_visible)
+        self.smooth.setChecked(evidence.smooth)
         parts.fill_combo(self.channel, evidence.channels, evidence.channel_index)
         parts.fill_combo(self.unit, evidence.units, evidence.unit_index)
         self.unit.setEnabled(evidence.unit_applies)
@@ -391,7 +396,7 @@ class EvidenceSection(Section):
         self.hover.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.add_heading("Evidence")
         self.column.addWidget(self.hover)
-        self.column.addWidget(self.shown)
+        self.add_row(self.shown, self.smooth)
         self.add_field("&Show", self.channel)
         self.add_field("In", self.unit)
         self.add_field("Scale", self.scaling)
@@ -407,6 +412,7 @@ class EvidenceSection(Section):
 
     def _connect(self) -> None:
         self.shown.clicked.connect(self.heatmap_toggled)
+        self.smooth.clicked.connect(lambda smooth: self.chosen.emit({"smooth": smooth}))
         for combo, name in (
             (self.channel, "channel"),
             (self.unit, "unit"),

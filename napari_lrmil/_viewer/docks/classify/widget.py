@@ -9,6 +9,7 @@ from qtpy.QtWidgets import QFileDialog, QInputDialog
 from superqt.utils import QSignalThrottler
 
 from napari_lrmil._viewer.background import in_one_step
+from napari_lrmil._viewer.docks.classify.evidence import SMOOTH_KEY
 from napari_lrmil._viewer.docks.classify.kept_results import KeptResults
 from napari_lrmil._viewer.docks.classify.panel import ClassifyPanel
 from napari_lrmil._viewer.docks.classify.presenter import ClassifyPresenter
@@ -147,6 +148,7 @@ class ClassifyWidget(Dock):
         evidence.heatmap_toggled.connect(lambda shown: controller.set_heatmap(visible=shown))
         evidence.opacity_moved.connect(lambda value: controller.set_heatmap(opacity=value))
         evidence.chosen.connect(lambda choice: self.presenter.choose_evidence(**choice))
+        self.canvas.bind_key(SMOOTH_KEY, self.presenter.toggle_smooth)
 
     def _show_card(self) -> None:
         CardDialog(self.presenter.card, self).show()
