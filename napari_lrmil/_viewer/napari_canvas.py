@@ -77,6 +77,7 @@ class NapariCanvas(Canvas):
         self._forward: Slide | None = None
         """The slide brought forward here; each window has one canvas that does it, that of the controller."""
         self._keys: set[str] = set()
+        self._says_magnification = False
         close_with_layers(viewer)
         layers, camera = viewer.layers, viewer.scene.camera
         self._followed = [
@@ -108,7 +109,8 @@ class NapariCanvas(Canvas):
         for key in self._keys:
             self._viewer.bind_key(key, None)
         self._keys.clear()
-        self._viewer.canvas.overlays.pop(_MAGNIFICATION, None)
+        if self._says_magnification:
+            self._viewer.canvas.overlays.pop(_MAGNIFICATION, None)
 
     # ---- slides
 
@@ -354,6 +356,7 @@ class NapariCanvas(Canvas):
     def show_magnification(self, text: str) -> None:
         """See `Canvas.show_magnification`."""
         overlays = self._viewer.canvas.overlays
+        self._says_magnification = True
         if _MAGNIFICATION not in overlays:
             overlays[_MAGNIFICATION] = TextOverlay(position="bottom_left", font_size=_TEXT_PT, box=True)
         overlay = overlays[_MAGNIFICATION]

@@ -18,6 +18,7 @@ from psygnal import Signal
 from napari_lrmil._viewer.background import Background, in_one_step
 from napari_lrmil._viewer.canvas import Canvas
 from napari_lrmil._viewer.current import CurrentSlide
+from napari_lrmil._viewer.magnifier import Magnifier
 from napari_lrmil._viewer.models import LoadedModel, classification, load_model
 from napari_lrmil._viewer.outages import Outages
 from napari_lrmil._viewer.settings import Settings
@@ -111,6 +112,7 @@ class Controller:
     def __init__(self, canvas: Canvas, background: Background, settings: Settings) -> None:
         self._canvas, self._background, self._settings = canvas, background, settings
         self._current = CurrentSlide(canvas)
+        self.magnifier = Magnifier(canvas, lambda: self._slide)
         self._bundle: ModelBundle | None = None
         self._bundle_speed: Speed | None = None
         self._bundle_path = ""

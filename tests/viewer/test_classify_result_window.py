@@ -160,7 +160,9 @@ def test_a_smooth_heatmap_and_the_tile_grid_are_a_key_apart(
     qtbot.mouseClick(section.smooth, LEFT, pos=QPoint(8, section.smooth.height() // 2))
     assert layer.data.shape == (8 * rows, 8 * columns)
     grown = np.abs(layer.extent.world - ends) / np.array(layer.scale)
-    assert (grown <= 4).all()  # both lie in the same place: half a tile of 8 pixels is the border that napari leaves out
+    assert (
+        grown <= 4
+    ).all()  # both lie in the same place: half a tile of 8 pixels is the border that napari leaves out
     for shown in (False, True, False):
         qtbot.keyClick(canvas_widget(), Qt.Key.Key_K)
         assert section.smooth.isChecked() == shown

@@ -10,13 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_lrmil._viewer.canvas import Area, magnification_of, zoom_of
-from napari_lrmil._viewer.docks.overview.field import (
-    MAGNIFICATIONS,
-    Fit,
-    magnification_text,
-    scanned_area,
-)
+from napari_lrmil._viewer.docks.overview.field import Fit
 from napari_lrmil._viewer.docks.overview.panel import MASKED_NOTE, slide_facts
+from napari_lrmil._viewer.magnifier import MAGNIFICATIONS, magnification_text, scanned_area
 from napari_lrmil.slide import Slide
 
 
@@ -29,10 +25,17 @@ def test_10x_is_1_um_a_pixel() -> None:
 
 @pytest.mark.parametrize(
     ("um_per_px", "text"),
-    [(1 / 0.75, "7.5× · 1.33 µm/px"), (0.25, "40× · 0.25 µm/px"), (123.4, "0.081× · 123 µm/px"), (None, "")],
+    [(1 / 0.75, "7.5× · 1.33 µm/px"), (0.25, "40× · 0.25 µm/px"), (123.4, "0.081× · 123 µm/px")],
 )
-def test_magnification_text(um_per_px: float | None, text: str) -> None:
+def test_magnification_text(um_per_px: float, text: str) -> None:
     assert magnification_text(um_per_px) == text
+
+
+def test_what_is_larger_than_the_scan_says_so() -> None:
+    """At 0.25 µm a pixel a scan of 0.5 shows each of its pixels twice as large."""
+    assert magnification_text(0.5, 0.5) == "20× · 0.5 µm/px"
+    assert magnification_text(0.25, 0.5) == "40× · 0.25 µm/px · enlarged beyond the scan's 20×"
+    assert magnification_text(0.2501, 0.2528) == "40× · 0.25 µm/px"  # a scanner's 0.2528 counts as 40×
 
 
 @given(

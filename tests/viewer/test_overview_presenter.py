@@ -19,6 +19,7 @@ from napari_lrmil._viewer.docks.overview.presenter import (
     OverviewView,
     overview_steps,
 )
+from napari_lrmil._viewer.magnifier import Magnifier
 from napari_lrmil._viewer.window import Change, Controller
 from napari_lrmil.slide import Slide
 
@@ -36,6 +37,7 @@ class Dock:
         self.canvas.zoom, self.canvas.field = 0.5, Area(100.0, 200.0, 800.0, 1200.0)
         self.canvas.has_heatmap.return_value = False
         self.canvas.drawn_heatmap.return_value = None
+        self.controller.magnifier = self.magnifier = Magnifier(self.canvas, lambda: self.controller.slide)
         self.presenter = OverviewPresenter(self.view, self.canvas, self.background)
         self.presenter.attach(self.controller)
         self.presenter.refresh()
@@ -65,13 +67,14 @@ def test_without_a_slide() -> None:
     assert dock.panel == OverviewPanel(hint=NO_SLIDE)
     assert dock.shown("show_picture") == (None, None)
     assert dock.shown("show_field") == (None, "")
+    dock.magnifier.show()
     dock.canvas.show_magnification.assert_called_with("")
     assert not all_started(dock.background)
     for act in (
-        lambda: dock.presenter.magnify(10),
-        lambda: dock.presenter.magnify_by_step(1),
+        lambda: dock.magnifier.magnify(10),
+        lambda: dock.magnifier.by_step(1),
         lambda: dock.presenter.centre_on((1.0, 1.0)),
-        dock.presenter.whole_slide,
+        dock.magnifier.whole_slide,
         lambda: dock.presenter.choose_associated("label"),
     ):
         act()
@@ -140,8 +143,8 @@ def test_unknown_mpp_has_no_magnification(slide_without_mpp: Path) -> None:
         assert dock.panel.hint == NO_MPP
         assert not dock.panel.can_magnify
         assert dock.shown("show_field") == (dock.canvas.field, "")
-        dock.presenter.magnify(10)
-        dock.presenter.magnify_by_step(1)
+        dock.magnifier.magnify(10)
+        dock.magnifier.by_step(1)
         dock.canvas.go_to.assert_not_called()
         slide.mpp_override = 0.5
         dock.presenter.refresh(Change.PIXELS)
@@ -152,6 +155,7 @@ def test_unknown_mpp_has_no_magnification(slide_without_mpp: Path) -> None:
 
 def test_the_field_and_its_magnification_are_shown_here_and_on_the_canvas(dock: Dock) -> None:
     assert dock.shown("show_field") == (dock.canvas.field, "5× · 2 µm/px")
+    dock.magnifier.show()
     dock.canvas.show_magnification.assert_called_with("5× · 2 µm/px")
     dock.canvas.zoom, dock.canvas.field = 1.0, Area(0.0, 0.0, 400.0, 600.0)
     dock.presenter.field_changed()
@@ -159,7 +163,7 @@ def test_the_field_and_its_magnification_are_shown_here_and_on_the_canvas(dock: 
 
 
 def test_magnifying_keeps_the_middle(dock: Dock) -> None:
-    dock.presenter.magnify(20)
+    dock.magnifier.magnify(20)
     dock.canvas.go_to.assert_called_once_with((500.0, 800.0), zoom=2.0)
 
 
@@ -167,13 +171,13 @@ def test_magnifying_keeps_the_middle(dock: Dock) -> None:
 def test_steps_go_to_the_next_preset(dock: Dock, zoom: float, up: float, down: float) -> None:
     for steps, wanted in ((1, up), (-1, down)):
         dock.canvas.zoom = zoom
-        dock.presenter.magnify_by_step(steps)
+        dock.magnifier.by_step(steps)
         assert dock.canvas.go_to.call_args.kwargs["zoom"] == pytest.approx(wanted)
 
 
 def test_below_the_lowest_preset_is_the_whole_slide(dock: Dock) -> None:
     dock.canvas.zoom = 0.1
-    dock.presenter.magnify_by_step(-1)
+    dock.magnifier.by_step(-1)
     dock.canvas.fit.assert_called_once_with(WHOLE, share=0.95)
 
 

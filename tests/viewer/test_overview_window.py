@@ -17,8 +17,9 @@ from real_windows import LONG_MS, canvas_widget, delete_what_is_due, open_slide,
 
 from napari_lrmil._viewer.canvas import Area
 from napari_lrmil._viewer.docks.docked import dock_widget
-from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, Fit, scanned_area
+from napari_lrmil._viewer.docks.overview.field import Fit
 from napari_lrmil._viewer.docks.overview.widget import OverviewWidget
+from napari_lrmil._viewer.magnifier import MAGNIFICATIONS, scanned_area
 from napari_lrmil.slide import Slide
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -78,6 +79,8 @@ def test_presets_by_key_and_button_are_exact(
         assert 1 / camera.zoom == pytest.approx(10 / value, rel=0.01)
         assert camera.center[-2:] == pytest.approx((400, 700))
         text = f"{value}× · {10 / value:g} µm/px"
+        if value > 20:  # the scan has 0.5 µm/px
+            text += " · enlarged beyond the scan's 20×"
         assert overview.magnification.text() == text
         assert viewer.canvas.overlays["lrmil_magnification"].text == text
         assert viewer.canvas.overlays["lrmil_magnification"].visible
@@ -264,10 +267,15 @@ def test_closing_the_dock_leaves_nothing(
     ended: list[int] = []
     overview.destroyed.connect(lambda: ended.append(1))
     viewer.window.remove_dock_widget(overview)
+    # Keys and label are the main dock's: they work on, and end with it.
+    for key, zoom in ((Qt.Key.Key_6, 4.0), (Qt.Key.Key_4, 1.0)):
+        qtbot.keyClick(canvas_widget(), key, Qt.KeyboardModifier.ControlModifier)
+        assert viewer.scene.camera.zoom == pytest.approx(zoom)
+    qtbot.waitUntil(
+        lambda: viewer.canvas.overlays["lrmil_magnification"].text == "10× · 1 µm/px", timeout=LONG_MS
+    )
+    viewer.window.remove_dock_widget(dock_widget(viewer))
     assert "lrmil_magnification" not in viewer.canvas.overlays
-    zoom = viewer.scene.camera.zoom
-    qtbot.keyClick(canvas_widget(), Qt.Key.Key_6, Qt.KeyboardModifier.ControlModifier)
-    assert viewer.scene.camera.zoom == zoom
     delete_what_is_due()
     assert ended
 

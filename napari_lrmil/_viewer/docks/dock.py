@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from threading import Event
@@ -9,10 +10,13 @@ from typing import Any
 
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication, QScrollArea, QVBoxLayout, QWidget
+from superqt.utils import QSignalThrottler
 
 from napari_lrmil._viewer.napari_canvas import NapariCanvas
 from napari_lrmil._viewer.qt.background import QtBackground
 from napari_lrmil._viewer.qt.wheel import WheelGuard
+
+_SOON_MS = 33
 
 
 class Dock(QWidget):
@@ -43,6 +47,14 @@ class Dock(QWidget):
 
     def closing(self) -> None:
         """The dock was closed, and is about to end; the viewer stays."""
+
+    def soon(self, show: Callable[[], None]) -> Callable[[], None]:
+        """Return what shows something soon, once for the many events that a movement or a slider sends."""
+        throttler = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
+        throttler.setTimeout(_SOON_MS)
+        throttler.triggered.connect(show)
+        self.ending.callback(throttler.cancel)
+        return throttler.throttle
 
     def event(self, event: QEvent) -> bool:
         """End when the dock is closed: napari takes the widget out of it then, and drops it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from napari.utils.notifications import show_info, show_warning
@@ -23,6 +24,7 @@ from napari_lrmil._viewer.docks.classify.sections import (
 )
 from napari_lrmil._viewer.docks.classify.typed_mpp import TypedMpp
 from napari_lrmil._viewer.docks.dock import Dock
+from napari_lrmil._viewer.magnifier import MAGNIFICATIONS
 from napari_lrmil._viewer.models import hub_name
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
@@ -91,6 +93,8 @@ class ClassifyWidget(Dock):
     def _slides_changed(self, change: Change) -> None:
         if Change.SLIDES in change:
             self._tidy_soon.throttle()
+        if change & (Change.SLIDE | Change.PIXELS):
+            self.controller.magnifier.show()
 
     def _return_memory(self) -> None:
         """What a slide that was closed, whoever closed it, has left in the C library."""
@@ -149,6 +153,10 @@ class ClassifyWidget(Dock):
         evidence.opacity_moved.connect(lambda value: controller.set_heatmap(opacity=value))
         evidence.chosen.connect(lambda choice: self.presenter.choose_evidence(**choice))
         self.canvas.bind_key(SMOOTH_KEY, self.presenter.toggle_smooth)
+        magnifier = controller.magnifier
+        for number, value in enumerate(MAGNIFICATIONS, start=1):
+            self.canvas.bind_key(f"Control-{number}", partial(magnifier.magnify, value))
+        self.canvas.camera_moved.connect(self.soon(magnifier.show))
 
     def _show_card(self) -> None:
         CardDialog(self.presenter.card, self).show()

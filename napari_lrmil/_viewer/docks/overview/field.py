@@ -1,30 +1,10 @@
-"""Magnification in words, and places on the map. World coordinates as everywhere: level-0 µm, (y, x)."""
+"""Places on the map. World coordinates as everywhere: level-0 µm, (y, x)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from napari_lrmil._viewer.canvas import Area, magnification_of
-
-if TYPE_CHECKING:
-    from napari_lrmil.slide import Slide
-
-MAGNIFICATIONS = (1, 2, 5, 10, 20, 40)
-"""The presets; Ctrl+1 to Ctrl+6."""
-
-
-def magnification_text(um_per_px: float | None) -> str:
-    """``7.5× · 1.33 µm/px``; empty where the pixel size isn't known."""
-    if um_per_px is None:
-        return ""
-    return f"{_figures(magnification_of(um_per_px))}× · {_figures(um_per_px)} µm/px"
-
-
-def scanned_area(slide: Slide) -> Area:
-    """The slide's bounds in world units: µm, or pixels where their size isn't known."""
-    left, top, width, height = slide.bounds_l0_xywh
-    mpp_x, mpp_y = slide.mpp_xy if slide.has_mpp else (1.0, 1.0)
-    return Area(top * mpp_y, left * mpp_x, height * mpp_y, width * mpp_x)
+from napari_lrmil._viewer.canvas import Area
 
 
 class Fit(NamedTuple):
@@ -59,8 +39,3 @@ class Fit(NamedTuple):
             self.area.top + (px_xy[1] - self.offset_px_xy[1]) / self.px_per_unit,
             self.area.left + (px_xy[0] - self.offset_px_xy[0]) / self.px_per_unit,
         )
-
-
-def _figures(value: float) -> str:
-    """Three figures, without the exponents that ``g`` gives large numbers."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

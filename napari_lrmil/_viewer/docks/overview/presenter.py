@@ -1,4 +1,4 @@
-"""What the overview dock does: it shows where one is on the slide, moves and magnifies. No Qt."""
+"""What the overview dock does: it shows where one is on the slide, and moves. No Qt."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_lrmil._viewer.background import in_one_step
-from napari_lrmil._viewer.canvas import magnification_of, zoom_of
-from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS, magnification_text, scanned_area
 from napari_lrmil._viewer.docks.overview.panel import OverviewPanel, confirmation_text, overview_panel
+from napari_lrmil._viewer.magnifier import scanned_area
 from napari_lrmil._viewer.window import Change
 from napari_lrmil.slide import picture
 
@@ -29,8 +28,6 @@ _GREY = 225
 _CONCERNS = Change.SLIDE | Change.PIXELS | Change.RESULT
 _STEP = 0.5
 """Of the field, by an arrow key."""
-_WHOLE = 0.95
-"""Of the canvas, that the whole slide fills."""
 
 Pixels = NDArray[np.uint8]
 
@@ -123,28 +120,9 @@ class OverviewPresenter:
     def field_changed(self) -> None:
         """The camera moved, or the canvas got another size."""
         field = self._canvas.field if self._slide is not None else None
-        text = magnification_text(self._um_per_px)
-        self._canvas.show_magnification(text)
-        self._view.show_field(field, text)
+        self._view.show_field(field, self._controller.magnifier.text)
 
     # ---- what the user does
-
-    def magnify(self, magnification: float) -> None:
-        """Show this magnification; the middle of the field stays where it is."""
-        if self._um_per_px is not None:
-            self._canvas.go_to(self._canvas.field.center_yx, zoom=zoom_of(magnification))
-
-    def magnify_by_step(self, steps: int) -> None:
-        """To the next preset up or down; from the lowest on to the whole slide."""
-        if self._um_per_px is None:
-            return
-        now = magnification_of(self._um_per_px)
-        if steps > 0:
-            above = [each for each in MAGNIFICATIONS if each > now * 1.01]
-            self.magnify(above[0] if above else MAGNIFICATIONS[-1])
-        else:
-            below = [each for each in MAGNIFICATIONS if each < now * 0.99]
-            self.magnify(below[-1]) if below else self.whole_slide()
 
     def centre_on(self, world_yx: tuple[float, float]) -> None:
         """Move the field there, within the slide."""
@@ -160,11 +138,6 @@ class OverviewPresenter:
         field = self._canvas.field
         y, x = field.center_yx
         self.centre_on((y + down * _STEP * field.height, x + right * _STEP * field.width))
-
-    def whole_slide(self) -> None:
-        """Fit the slide's scanned area into the canvas."""
-        if self._slide is not None:
-            self._canvas.fit(scanned_area(self._slide), share=_WHOLE)
 
     def toggle_heatmap(self, shown: bool) -> None:
         """Over the map; the canvas has a switch of its own."""
@@ -185,11 +158,6 @@ class OverviewPresenter:
         self._background.start("associated", steps, done=read, failed=partial(self._failed, slide))
 
     # ---- inside
-
-    @property
-    def _um_per_px(self) -> float | None:
-        """Of a device-independent pixel of the canvas; None where the slide's pixel size isn't known."""
-        return 1 / self._canvas.zoom if self._slide is not None and self._slide.has_mpp else None
 
     def _read_picture(self, slide: Slide) -> None:
         icc = slide.icc

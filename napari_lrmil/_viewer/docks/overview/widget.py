@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from qtpy.QtCore import Qt
@@ -18,17 +16,15 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
-from superqt.utils import QSignalThrottler
 
 from napari_lrmil._viewer.canvas import UM_PER_PX_AT_1X, Area, DrawnHeatmap
 from napari_lrmil._viewer.docks.docked import DockedWidget
-from napari_lrmil._viewer.docks.overview.field import MAGNIFICATIONS
 from napari_lrmil._viewer.docks.overview.overview_map import OverviewMap
 from napari_lrmil._viewer.docks.overview.panel import MASKED_NOTE, OverviewPanel
 from napari_lrmil._viewer.docks.overview.presenter import OverviewPresenter, Pixels
+from napari_lrmil._viewer.magnifier import MAGNIFICATIONS, Magnifier
 from napari_lrmil._viewer.qt import parts
 
-_THROTTLE_MS = 33
 _ASSOCIATED_MAX_PX = 700
 
 
@@ -129,25 +125,22 @@ class OverviewWidget(DockedWidget):
         presenter, canvas = self.presenter, self.canvas
         self.map.place_chosen.connect(lambda y, x: presenter.centre_on((y, x)))
         self.map.moved.connect(presenter.move)
-        self.map.zoomed.connect(presenter.magnify_by_step)
-        self.map.whole_wanted.connect(presenter.whole_slide)
-        self.whole.clicked.connect(lambda: presenter.whole_slide())
+        self.map.zoomed.connect(lambda steps: self._magnifier.by_step(steps))
+        self.map.whole_wanted.connect(lambda: self._magnifier.whole_slide())
+        self.whole.clicked.connect(lambda: self._magnifier.whole_slide())
         self.heatmap.clicked.connect(presenter.toggle_heatmap)
-        for number, (value, button) in enumerate(self.presets.items(), start=1):
-            button.clicked.connect(lambda _=False, value=value: presenter.magnify(value))
-            canvas.bind_key(f"Control-{number}", partial(presenter.magnify, value))
+        for value, button in self.presets.items():
+            button.clicked.connect(lambda _=False, value=value: self._magnifier.magnify(value))
         # A movement or a slider sends events by the hundred: what they are about is shown soon, once for all.
-        canvas.camera_moved.connect(self._soon(presenter.field_changed))
-        heatmap_changed = self._soon(presenter.heatmap_changed)
+        canvas.camera_moved.connect(self.soon(presenter.field_changed))
+        heatmap_changed = self.soon(presenter.heatmap_changed)
         canvas.heatmap_changed.connect(heatmap_changed)
         canvas.layers_changed.connect(heatmap_changed)
 
-    def _soon(self, show: Callable[[], None]) -> Callable[[], None]:
-        throttler = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
-        throttler.setTimeout(_THROTTLE_MS)
-        throttler.triggered.connect(show)
-        self.ending.callback(throttler.cancel)
-        return throttler.throttle
+    @property
+    def _magnifier(self) -> Magnifier:
+        assert self.controller is not None  # else the page without it is shown
+        return self.controller.magnifier
 
     def _lay_out(self) -> None:
         column = self.column
