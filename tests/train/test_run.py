@@ -361,7 +361,7 @@ def work_since(folder: Path, before: dict[Path, tuple[int, int]]) -> set[str]:
             found.add(f"store {'hr' if spec['kind'] == 'hr' else lr}")
         else:
             found.add(place.name.partition("-")[2].replace("teacher_mil", "teacher"))
-    return {name for name in found if not name.startswith(("export", "test_"))}
+    return {name for name in found if not name.startswith(("export", "gate", "test_"))}
 
 
 RANDOM = {"store lr-random", "random_init"}
