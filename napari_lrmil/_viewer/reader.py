@@ -81,7 +81,9 @@ def _layers_of(slide: Slide) -> list[LayerData]:
     viewer = _current_viewer()
     if viewer is not None:
         from napari_lrmil._viewer.undocked import keep_one_current
+        from napari_lrmil._viewer.workspace_key import bind_workspace_key
 
+        bind_workspace_key(viewer)
         close_with_layers(viewer)
         keep_one_current(viewer)
         layer = measured_as_others(viewer, layer)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qtpy.QtWidgets import QPushButton, QSizePolicy, QStackedWidget, QVBoxLayout, QWidget
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
-from napari_lrmil._viewer.docks.dock import Dock
+from napari_lrmil._viewer.docks.dock import Dock, docked
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.window import Change
 
@@ -99,9 +99,4 @@ def dock_widget(viewer: Any) -> ClassifyWidget:
     ----------
     viewer : napari.Viewer
     """
-    for docked in viewer.window.dock_widgets.values():
-        if isinstance(docked, ClassifyWidget):
-            return docked
-    widget = ClassifyWidget(viewer)
-    viewer.window.add_dock_widget(widget, name=MAIN_DOCK_NAME, area="right")
-    return widget
+    return docked(viewer, ClassifyWidget, MAIN_DOCK_NAME)

@@ -35,7 +35,7 @@ NAME, CLASS, EXTENT = range(3)
 """Columns of the list."""
 _SOON_MS, _THROTTLE_MS = 0, 120
 _ID_ROLE = Qt.ItemDataRole.UserRole
-_LEAST_WIDTH_PX = 320  # three columns and three buttons a row
+_LEAST_WIDTH_PX = 300  # three columns and three buttons a row
 _OPEN_FILTER = "Annotations (*.geojson *.json *.zip *.gz);;All files (*)"
 _SAVE_FILTER = "GeoJSON (*.geojson)"
 DEFAULT_NAME = "annotations.geojson"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from napari.utils.notifications import show_info, show_warning
+from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QFileDialog, QInputDialog
 from superqt.utils import QSignalThrottler
 
@@ -24,6 +25,7 @@ from napari_lrmil._viewer.docks.classify.typed_mpp import TypedMpp
 from napari_lrmil._viewer.docks.dock import Dock
 from napari_lrmil._viewer.models import hub_name
 from napari_lrmil._viewer.qt.drops import DropTarget
+from napari_lrmil._viewer.qt.notices import ShortNotices
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
 from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
 from napari_lrmil._viewer.undocked import dock_is_gone, dock_takes_over, keep_one_current
@@ -51,6 +53,7 @@ class ClassifyWidget(Dock):
         self.run_section = RunSection()
         self.result_section = ResultSection()
         self.evidence_section = EvidenceSection()
+        self._notices: ShortNotices | None = None
         self._lay_out()
         settings = read_settings()
         self.controller = Controller(self.canvas, self.background, settings)
@@ -77,6 +80,13 @@ class ClassifyWidget(Dock):
         if bundle and (bundle != DEMO_BUNDLE or DEMO_BUNDLE_DIR.exists()):
             self.controller.load_bundle(bundle)
         start_helper()  # before somebody opens the first slide
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Look after the notices of the window once there is one."""
+        super().showEvent(event)
+        if self._notices is None:
+            self._notices = ShortNotices(self)
+            self.ending.callback(self._notices.close)
 
     def show_panel(self, panel: ClassifyPanel) -> None:
         """Show a panel."""

@@ -14,6 +14,7 @@ from qtpy.QtGui import QKeyEvent, QShowEvent
 from qtpy.QtWidgets import QApplication, QDockWidget, QFileDialog, QMainWindow, QMessageBox, QSizePolicy
 from superqt.utils import QSignalThrottler
 
+from napari_lrmil._viewer.docks.dock import docked
 from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.docks.worklist import keys
 from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
@@ -44,7 +45,7 @@ _CONTROLS = "layer controls"
 """What napari calls the dock that a reviewer needs least."""
 _REFRESH_MS = 25
 _LEAST_TABLE_PX = 132
-_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 330, 300
+_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 304, 300
 
 
 class WorklistWidget(DockedWidget):
@@ -226,12 +227,7 @@ def worklist_dock(viewer: Any) -> WorklistWidget:
     ----------
     viewer : napari.Viewer
     """
-    for docked in viewer.window.dock_widgets.values():
-        if isinstance(docked, WorklistWidget):
-            return docked
-    widget = WorklistWidget(viewer)
-    viewer.window.add_dock_widget(widget, name=DOCK_NAME, area="right")
-    return widget
+    return docked(viewer, WorklistWidget, DOCK_NAME)
 
 
 def _end(presenter: WorklistPresenter, quitting: Event) -> None:

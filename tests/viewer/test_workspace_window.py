@@ -1,0 +1,143 @@
+"""The workspace in real windows: one entry of the menu or one key, all docks at their places, room for the slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from napari.utils.notifications import show_info
+from npe2 import PluginManager, PluginManifest
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QDialog, QDockWidget, QMainWindow, QTabBar
+from real_windows import LONG_MS, PLUGIN, canvas_widget
+
+from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
+from napari_lrmil._viewer.docks.dock import find_docked
+from napari_lrmil._viewer.docks.docked import dock_widget
+from napari_lrmil._viewer.qt import notices
+from napari_lrmil._viewer.workspace import LEFT, RIGHT, open_workspace
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+SETTLED_MS = 600
+"""What docks still do when they have come: a window that closes before is held by it."""
+CONTROL_SHIFT = Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier
+SIDES = {Qt.DockWidgetArea.LeftDockWidgetArea: LEFT, Qt.DockWidgetArea.RightDockWidgetArea: RIGHT}
+
+
+def window_of(viewer: Any) -> QMainWindow:
+    window = dock_widget(viewer).parent().parent()
+    assert isinstance(window, QMainWindow)
+    return window
+
+
+def dock_of(viewer: Any, kind: type[Any]) -> QDockWidget:
+    dock = find_docked(viewer, kind).parent()
+    assert isinstance(dock, QDockWidget)
+    return dock
+
+
+def tabs(window: QMainWindow) -> list[list[str]]:
+    """The texts of the tabs that are seen, group by group."""
+    bars = window.findChildren(QTabBar, options=Qt.FindChildOption.FindDirectChildrenOnly)
+    return sorted([bar.tabText(at) for at in range(bar.count())] for bar in bars if bar.isVisible())
+
+
+def press_workspace_key(qtbot: Any) -> None:
+    qtbot.keyClick(canvas_widget(), Qt.Key.Key_L, CONTROL_SHIFT)
+
+
+def in_place(viewer: Any) -> bool:
+    window = window_of(viewer)
+    return all(
+        window.dockWidgetArea(dock_of(viewer, place.kind)) == area and not dock_of(viewer, place.kind).isFloating()
+        for area, places in SIDES.items()
+        for place in places
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(1600, 1000), (1100, 800)])
+def test_one_command_opens_all_docks_and_leaves_the_room_to_the_slide(
+    viewer: Any, qtbot: Any, small_slide: Path, size: tuple[int, int]
+) -> None:
+    viewer.window.resize(*size)
+    viewer.open(small_slide, plugin=PLUGIN)
+    PluginManager.instance().commands.execute("napari-lrmil.workspace")
+    window = window_of(viewer)
+    expected = [["classify", "tiles", "annotations", "export"], ["worklist", "overview"]]
+    qtbot.waitUntil(lambda: in_place(viewer) and tabs(window) == expected, timeout=LONG_MS)
+    layer_list, controls = (window.findChild(QDockWidget, f"layer {name}") for name in ("list", "controls"))
+    qtbot.waitUntil(lambda: layer_list.height() <= layer_list.minimumSizeHint().height() + 2, timeout=LONG_MS)
+    assert (window.width(), window.height()) == size
+    assert controls.isHidden()
+    for front, behind in ((LEFT[0], LEFT[1]), (RIGHT[0], RIGHT[1])):
+        assert not dock_of(viewer, front.kind).visibleRegion().isEmpty()
+        assert dock_of(viewer, behind.kind).visibleRegion().isEmpty()
+    widths = [dock_of(viewer, places[0].kind).width() for places in SIDES.values()]
+    assert sum(widths) < 0.4 * 1600
+    _height, width = viewer.canvas.size
+    if size[0] == 1600:
+        assert width >= 0.6 * size[0]
+    bottom, right = viewer.layers[0].extent.world[1]
+    field = dock_widget(viewer).canvas.field
+    assert field.height >= bottom
+    assert field.width >= right
+
+
+def test_the_key_opens_it_from_the_first_slide_on(viewer: Any, qtbot: Any, small_slide: Path) -> None:
+    viewer.open(small_slide, plugin=PLUGIN)
+    press_workspace_key(qtbot)
+    qtbot.waitUntil(lambda: find_docked(viewer, ClassifyWidget) is not None, timeout=LONG_MS)
+    qtbot.waitUntil(lambda: in_place(viewer), timeout=LONG_MS)
+    qtbot.wait(SETTLED_MS)
+
+
+def test_the_key_brings_back_what_was_closed_moved_or_undocked(viewer: Any, qtbot: Any) -> None:
+    open_workspace(viewer)
+    qtbot.waitUntil(lambda: in_place(viewer), timeout=LONG_MS)
+    worklist, overview, tiles = (dock_of(viewer, place.kind) for place in (*LEFT, RIGHT[1]))
+    viewer.window.remove_dock_widget(worklist)
+    overview.setFloating(True)
+    tiles.hide()
+    window_of(viewer).addDockWidget(Qt.DockWidgetArea.BottomDockWidgetArea, dock_of(viewer, RIGHT[3].kind))
+    press_workspace_key(qtbot)
+    qtbot.waitUntil(lambda: in_place(viewer), timeout=LONG_MS)
+    assert not tiles.isHidden()
+    assert len(viewer.window.dock_widgets) == len(LEFT) + len(RIGHT)
+    qtbot.wait(SETTLED_MS)
+
+
+def test_its_docks_are_those_of_the_menu(viewer: Any, qtbot: Any) -> None:
+    from napari._app_model import get_app_model
+
+    names = {widget.display_name for widget in PluginManifest.from_distribution(PLUGIN).contributions.widgets}
+    assert {f"LRMIL: {place.name}" for place in (*LEFT, *RIGHT)} == names
+    open_workspace(viewer)
+    qtbot.waitUntil(lambda: in_place(viewer), timeout=LONG_MS)
+    tiles = dock_of(viewer, RIGHT[1].kind)
+    get_app_model().commands.execute_command("napari-lrmil.gallery").result()
+    assert tiles.isHidden()  # its entry in the menu hides it; it docks no second one
+    assert len(viewer.window.dock_widgets) == len(names)
+    qtbot.wait(SETTLED_MS)
+
+
+def test_notices_go_though_the_window_was_not_active(
+    viewer: Any, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "LONGEST_MS", 50)
+    window = window_of(viewer)
+
+    def shown() -> list[QDialog]:
+        dialogs = window.findChildren(QDialog)
+        return [each for each in dialogs if "Notification" in type(each).__name__ and each.isVisible()]
+
+    monkeypatch.setattr(
+        "napari._qt.dialogs.qt_notification.NapariQtNotification.isActiveWindow", lambda _: False
+    )
+    for notice in shown():
+        notice.close()
+    monkeypatch.setattr("napari._qt.dialogs.qt_notification.NapariQtNotification.DISMISS_AFTER", 10**9)
+    show_info("read me")
+    qtbot.waitUntil(lambda: bool(shown()), timeout=LONG_MS)
+    qtbot.waitUntil(lambda: not shown(), timeout=LONG_MS)
