@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from napari.errors import MultipleReaderError
 from napari.utils.notifications import show_info
 from npe2 import PluginManager, PluginManifest
 from qtpy.QtCore import Qt
@@ -15,7 +17,11 @@ from real_windows import LONG_MS, PLUGIN, canvas_widget
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.dock import find_docked
 from napari_lrmil._viewer.docks.docked import dock_widget
+from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
+from napari_lrmil._viewer.layers import SLIDE_KEY
 from napari_lrmil._viewer.qt import notices
+from napari_lrmil._viewer.reader import this_reader_is_preferred
+from napari_lrmil._viewer.settings import read_settings
 from napari_lrmil._viewer.workspace import LEFT, RIGHT, open_workspace
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -141,3 +147,45 @@ def test_notices_go_though_the_window_was_not_active(
     show_info("read me")
     qtbot.waitUntil(lambda: bool(shown()), timeout=LONG_MS)
     qtbot.waitUntil(lambda: not shown(), timeout=LONG_MS)
+
+
+# ---- the first start
+
+
+def test_slides_open_without_a_question_once_that_was_agreed_to(
+    viewer: Any, qtbot: Any, small_slide: Path
+) -> None:
+    """The button of the start page; before, napari asks, which is an error outside its window."""
+    slide = Path(shutil.copy(small_slide, small_slide.with_suffix(".svs")))
+    with pytest.raises(MultipleReaderError):
+        viewer.open(slide, plugin=None)  # as `napari SLIDE`, File > Open and drops do
+    worklist = worklist_dock(viewer)
+    qtbot.waitUntil(worklist.start.reader.isVisible, timeout=LONG_MS)
+    qtbot.mouseClick(worklist.start.reader.always, Qt.MouseButton.LeftButton)
+    assert worklist.start.isVisible()
+    assert not worklist.start.reader.isVisible()
+    (layer,) = viewer.open(slide, plugin=None)
+    assert SLIDE_KEY in layer.metadata
+    with pytest.raises(MultipleReaderError):
+        viewer.open(small_slide, plugin=None)  # .tiff, as ordinary images are called
+    qtbot.wait(SETTLED_MS)
+
+
+def test_tiff_opens_without_a_question_where_that_was_ticked(
+    viewer: Any, qtbot: Any, small_slide: Path
+) -> None:
+    reader = worklist_dock(viewer).start.reader
+    reader.shared.setChecked(True)
+    qtbot.mouseClick(reader.always, Qt.MouseButton.LeftButton)
+    (layer,) = viewer.open(small_slide, plugin=None)
+    assert SLIDE_KEY in layer.metadata
+    qtbot.wait(SETTLED_MS)
+
+
+def test_who_wants_to_be_asked_is_not_asked_here_again(viewer: Any, qtbot: Any) -> None:
+    worklist = worklist_dock(viewer)
+    qtbot.mouseClick(worklist.start.reader.ask, Qt.MouseButton.LeftButton)
+    assert not worklist.start.reader.isVisible()
+    assert not read_settings().offer_reader
+    assert not this_reader_is_preferred()
+    qtbot.wait(SETTLED_MS)

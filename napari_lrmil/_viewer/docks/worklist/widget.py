@@ -26,11 +26,13 @@ from napari_lrmil._viewer.docks.worklist.sections import (
     TableFileSection,
     VerdictSection,
 )
+from napari_lrmil._viewer.docks.worklist.start import StartPage
 from napari_lrmil._viewer.docks.worklist.table import WorklistModel, WorklistTable
 from napari_lrmil._viewer.docks.worklist.thumbnails import Thumbnail, Thumbnails
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.drops import DropTarget
-from napari_lrmil._viewer.settings import read_settings
+from napari_lrmil._viewer.reader import prefer_this_reader, this_reader_is_preferred
+from napari_lrmil._viewer.settings import change_setting, read_settings
 from napari_lrmil.memory import collect_only_new_objects
 from napari_lrmil.model.naming import is_bundle
 from napari_lrmil.worklist.listing import TABLE_SUFFIXES
@@ -92,6 +94,7 @@ class WorklistWidget(DockedWidget):
         self.table_file.show_panel(panel.table_file)
         for widget in (self.filter, self.table, self.verdict, self.batch, self.table_file):
             widget.setVisible(has_list)
+        self._show_start(panel)
         self._show_rows(panel)
         parts.show_text(self.hint, "Listing the slides …" if panel.state is ListState.LISTING else panel.hint)
         parts.show_text(self.error, panel.error)
@@ -136,6 +139,7 @@ class WorklistWidget(DockedWidget):
     def _lay_out(self) -> None:
         self.source, self.filter = SourceSection(), FilterSection()
         self.verdict, self.batch, self.table_file = VerdictSection(), BatchSection(), TableFileSection()
+        self.start = StartPage()
         self.hint = parts.wrapped_label(style=parts.HINT_STYLE)
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self.model = WorklistModel()
@@ -145,7 +149,7 @@ class WorklistWidget(DockedWidget):
         for widget in (self.source, self.error, self.filter):
             self.column.addWidget(widget)
         self.column.addWidget(self.table, 1)
-        for widget in (self.hint, self.verdict, self.batch, self.table_file):
+        for widget in (self.hint, self.start, self.verdict, self.batch, self.table_file):
             self.column.addWidget(widget)
         self.column.addStretch(0)
 
@@ -165,6 +169,7 @@ class WorklistWidget(DockedWidget):
         self.batch.start_clicked.connect(lambda: self._act(presenter.classify_all))
         self.batch.cancel_clicked.connect(lambda: self._act(presenter.cancel))
         self.table_file.save_clicked.connect(self._save_table)
+        self.start.reader.answered.connect(self._reader_answered)
         DropTarget(self, _can_drop, presenter.dropped)
 
     def _act(self, action: Callable[P, None], *args: P.args, **options: P.kwargs) -> None:
@@ -184,6 +189,18 @@ class WorklistWidget(DockedWidget):
             self.table.select_path(panel.open_path)
         elif kept is not None and not self.table.currentIndex().isValid():  # the filter has changed
             self.table.select_path(kept)
+
+    def _show_start(self, panel: WorklistPanel) -> None:
+        self.start.setVisible(panel.state is ListState.EMPTY)
+        if panel.state is ListState.EMPTY:
+            ask = read_settings().offer_reader and not this_reader_is_preferred()
+            self.start.reader.setVisible(ask)
+
+    def _reader_answered(self, always: bool, shared_too: bool) -> None:
+        change_setting("offer_reader", False)
+        if always:
+            prefer_this_reader(shared_too=shared_too)
+        self.show_now()
 
     def _to_note(self) -> None:
         if self.verdict.note.isEnabled():
