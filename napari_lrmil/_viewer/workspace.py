@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from qtpy.QtCore import QSize, Qt, QTimer
@@ -15,7 +16,11 @@ from napari_lrmil._viewer.docks.export.widget import ExportWidget
 from napari_lrmil._viewer.docks.overview.widget import OverviewWidget
 from napari_lrmil._viewer.docks.tiles.widget import TilesWidget
 from napari_lrmil._viewer.docks.worklist.widget import WorklistWidget
+from napari_lrmil._viewer.kept_session import Found
 from napari_lrmil.errors import LRMILError
+
+_FRONTS_MS = 300
+"""After docks have come to the front or gone, when it is looked which stand there."""
 
 
 class Place(NamedTuple):
@@ -56,6 +61,7 @@ def open_workspace(viewer: Any = None) -> None:
         viewer = current_viewer()
     if viewer is None:
         raise LRMILError("the workspace opens in napari's window; there is none")
+    new = find_docked(viewer, WorklistWidget) is None
     main = dock_widget(viewer)  # the others follow its controller
     window = _dock_of(main).parent()
     if not isinstance(window, QMainWindow):
@@ -73,7 +79,53 @@ def open_workspace(viewer: Any = None) -> None:
     timer.timeout.connect(lambda: _settle(viewer, window, size))
     if whole:
         timer.timeout.connect(viewer.reset_view)
+    if new:
+        timer.timeout.connect(lambda: _go_on(viewer, main))
     timer.start(0)
+
+
+def _go_on(viewer: Any, main: ClassifyWidget) -> None:
+    """Have the workspace as it was left; a slide that is open already stays, with its model."""
+    fronts = QTimer(main)
+    fronts.setSingleShot(True)
+    fronts.setInterval(_FRONTS_MS)
+    fronts.timeout.connect(lambda: _note_fronts(viewer, main))
+    docks = {place.name: dock for place, dock in _docks(viewer)}
+    for name in main.session.recent.fronts:
+        if name in docks:
+            docks[name].raise_()
+    for dock in docks.values():
+        dock.visibilityChanged.connect(lambda _: fronts.start())
+    if not main.controller.slides:
+        main.session.look(partial(_resume, viewer, main))
+
+
+def _resume(viewer: Any, main: ClassifyWidget, found: Found) -> None:
+    controller, worklist = main.controller, find_docked(viewer, WorklistWidget)
+    if controller.slides or worklist is None or worklist.presenter.worklist is not None:
+        return  # the user was faster
+    if found.model and found.model != controller.bundle_path:
+        controller.load_bundle(found.model)
+    if found.slide is not None and found.view is not None:
+        main.session.show_view_of(found.slide, found.view)
+    note, deeper = " ".join(found.notes), main.session.recent.deeper
+    if found.listed is not None:
+        worklist.presenter.open_list(found.listed, recursive=deeper, then_open=found.slide, note=note)
+    elif found.slide is not None:
+        controller.open_slide(found.slide)
+    if found.listed is None and note:
+        worklist.presenter.tell(note)
+
+
+def _note_fronts(viewer: Any, main: ClassifyWidget) -> None:
+    fronts = tuple(place.name for place, dock in _docks(viewer) if not dock.visibleRegion().isEmpty())
+    if fronts:  # none of a window that is closing
+        main.session.note_fronts(fronts)
+
+
+def _docks(viewer: Any) -> list[tuple[Place, QDockWidget]]:
+    found = [(place, find_docked(viewer, place.kind)) for place in (*LEFT, *RIGHT)]
+    return [(place, _dock_of(widget)) for place, widget in found if widget is not None]
 
 
 def _open(viewer: Any, place: Place) -> QDockWidget:

@@ -12,6 +12,7 @@ from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.window import Change
 
 if TYPE_CHECKING:
+    from napari_lrmil._viewer.session_keeper import SessionKeeper
     from napari_lrmil._viewer.window import Controller
 
 MAIN_DOCK_NAME = "LRMIL: classify slide"
@@ -39,6 +40,7 @@ class DockedWidget(Dock):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
         self.controller: Controller | None = None
+        self.session: SessionKeeper | None = None
         self.setMinimumSize(_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX)
         # Otherwise napari puts a stretch under it, which takes half the dock's height.
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
@@ -54,7 +56,7 @@ class DockedWidget(Dock):
         """Follow the controller of the main dock, which is docked again where it was closed."""
         main = dock_widget(self.viewer)
         main.destroyed.connect(self._lost)
-        self.controller = main.controller
+        self.controller, self.session = main.controller, main.session
         main.controller.changed.connect(self._presenter.refresh)
         self._pages.setCurrentIndex(0)
         self._presenter.attach(main.controller)
@@ -65,7 +67,7 @@ class DockedWidget(Dock):
             self.controller.changed.disconnect(self._presenter.refresh, missing_ok=True)
 
     def _lost(self, *_: object) -> None:
-        self.controller = None
+        self.controller = self.session = None
         self._pages.setCurrentIndex(1)
 
     def _page(self) -> QWidget:

@@ -27,6 +27,7 @@ from napari_lrmil._viewer.models import hub_name
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.qt.notices import ShortNotices
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
+from napari_lrmil._viewer.session_keeper import SessionKeeper
 from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
 from napari_lrmil._viewer.undocked import dock_is_gone, dock_takes_over, keep_one_current
 from napari_lrmil._viewer.window import Change, Controller
@@ -38,6 +39,7 @@ from napari_lrmil.slide.probe import start_helper
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300
 _TIDY_MS = 2000
+_KEEP_MS = 1000
 _LEAST_HEIGHT_PX = 240
 """With less, other docks beside it would leave no room for label and warnings."""
 
@@ -60,6 +62,13 @@ class ClassifyWidget(Dock):
         self.presenter = ClassifyPresenter(self, self.controller, self.canvas)
         self.typed_mpp = TypedMpp(self.controller, self.background, show_warning, show_info)
         self.kept_results = KeptResults(self.controller, self.background, settings, show_warning)
+        self.session = SessionKeeper(
+            self.controller, self.canvas, self.background, keeping=settings.keep_session
+        )
+        self._keep_soon = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
+        self._keep_soon.setTimeout(_KEEP_MS)
+        self._keep_soon.triggered.connect(self.session.keep)
+        self.session.changed.connect(self._keep_soon.throttle)
         self._tidy_soon = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
         self._tidy_soon.setTimeout(_TIDY_MS)
         self._tidy_soon.triggered.connect(self._return_memory)
@@ -67,6 +76,7 @@ class ClassifyWidget(Dock):
         self.ending.callback(self.background.shutdown)
         self.ending.callback(follow_settings(self._apply_settings))
         self.ending.callback(self.controller.shutdown)
+        self.ending.callback(self.session.close)
         self._connect()
         dock_takes_over(napari_viewer)
         self.ending.callback(dock_is_gone, napari_viewer)
@@ -117,6 +127,7 @@ class ClassifyWidget(Dock):
 
     def closing(self) -> None:
         """Take the label off the canvas: no dock would take it off another slide."""
+        self.session.close()
         self.controller.shutdown()
         self.canvas.show_text("")
         self.canvas.show_title("")
@@ -127,6 +138,7 @@ class ClassifyWidget(Dock):
     def _apply_settings(self, settings: Settings) -> None:
         self.controller.apply_settings(settings)
         self.kept_results.apply_settings(settings)
+        self.session.choose(keeping=settings.keep_session)
 
     def _lay_out(self) -> None:
         for section in self._sections:

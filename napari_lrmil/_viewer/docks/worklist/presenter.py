@@ -57,6 +57,8 @@ class WorklistPresenter:
 
     changed = Signal()
     """There is something new to show; `panel` says what."""
+    listed = Signal(object, bool)
+    """A folder or table was opened as the list, and whether with the folders in it."""
 
     def __init__(
         self,
@@ -114,19 +116,25 @@ class WorklistPresenter:
             What the reviewer must know of verdicts that could not be kept beside the slides; mostly empty.
         """
         self.changed.disconnect()
+        self.listed.disconnect()
         self._batch.cancel()
         self._controller = None
         return self._verdicts.close()
 
     # ---- the list
 
-    def open_list(self, path: Path, *, recursive: bool = False) -> None:
-        """List a folder or table in the background, in the place of the one that is open."""
+    def open_list(
+        self, path: Path, *, recursive: bool = False, then_open: Path | None = None, note: str = ""
+    ) -> None:
+        """List a folder or table in the background, in the place of the one that is open.
+
+        Once it is there, its slide `then_open` is opened, by its absolute path, and `note` is said.
+        """
         self._opening, self._hint, self._error = path, "", ""
         self._background.start(
             _LIST,
             in_one_step(lambda: Worklist.open(path, recursive=recursive)),
-            done=lambda worklist: self._list_opened(path, worklist),
+            done=lambda worklist: self._list_opened(path, worklist, recursive, then_open, note),
             failed=lambda text: self._list_failed(path, text),
         )
         self.changed.emit()
@@ -473,7 +481,9 @@ class WorklistPresenter:
 
     # ---- inside
 
-    def _list_opened(self, path: Path, worklist: Worklist) -> None:
+    def _list_opened(
+        self, path: Path, worklist: Worklist, recursive: bool, then_open: Path | None, note: str
+    ) -> None:
         if self._opening != path:
             return
         self._batch.cancel()
@@ -487,6 +497,16 @@ class WorklistPresenter:
         self._files.clear()
         self._look_up()
         self.refresh()
+        self.listed.emit(path, recursive)
+        if then_open in self._paths and then_open is not None:
+            self.open_slide(then_open)
+        self._hint = self._hint or note
+        self.changed.emit()
+
+    def tell(self, hint: str) -> None:
+        """Say something above the verdict, until something else is done."""
+        self._hint = hint
+        self.changed.emit()
 
     def _list_failed(self, path: Path, text: str) -> None:
         if self._opening == path:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QCheckBox
+from collections.abc import Sequence
+from pathlib import Path
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QCheckBox, QPushButton
 
 from napari_lrmil._viewer.docks.worklist.sections import button
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.section import Section
+from napari_lrmil.errors import readable
 
+_ENTRY_PX = 250
+"""What an entry of the recent ones may be wide where the dock is narrowest."""
 STEPS = (
     "1. Open a slide: File > Open, or drop it on the window. For many, open their folder above.\n"
     "2. Press Classify: label and heatmap appear on the slide.\n"
@@ -46,11 +52,48 @@ class ReaderSection(Section):
         self.ask.clicked.connect(lambda: self.answered.emit(False, False))
 
 
+class RecentSection(Section):
+    """Folders, tables and slides that were opened lately."""
+
+    list_chosen = Signal(str)
+    slide_chosen = Signal(str)
+    forget_clicked = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forget = button("Forget", "Forget these, and where you stopped", "Forget what was opened lately")
+        self.add_heading("Opened lately", self.forget)
+        self.entries: dict[str, QPushButton] = {}
+        """By their paths, as they are listed."""
+        self.forget.clicked.connect(lambda: self.forget_clicked.emit())
+
+    def show_paths(self, lists: Sequence[str], slides: Sequence[str]) -> None:
+        """Show these, the folders first; nothing at all where there are none."""
+        kinds = {**dict.fromkeys(lists, self.list_chosen), **dict.fromkeys(slides, self.slide_chosen)}
+        self.setVisible(bool(kinds))
+        if list(kinds) == list(self.entries):
+            return
+        for entry in self.entries.values():
+            entry.hide()
+            entry.deleteLater()
+        self.entries.clear()
+        for path, chosen in kinds.items():
+            name = readable(Path(path).name)
+            kind = "Slide" if path in slides else "List"
+            entry = self.entries[path] = button("", f"{kind} {readable(path)}", f"Open {kind.lower()} {name}")
+            text = entry.fontMetrics().elidedText(f"{kind}: {name}", Qt.TextElideMode.ElideMiddle, _ENTRY_PX)
+            entry.setText(text.replace("&", "&&"))
+            entry.setStyleSheet("QPushButton { text-align: left; padding: 4px 8px; }")
+            entry.clicked.connect(lambda _=False, path=path, chosen=chosen: chosen.emit(path))
+            self.column.addWidget(entry)
+
+
 class StartPage(Section):
     """Shown while no list is open."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.reader = ReaderSection()
+        self.reader, self.recent = ReaderSection(), RecentSection()
         self.column.addWidget(parts.wrapped_label(STEPS))
+        self.column.addWidget(self.recent)
         self.column.addWidget(self.reader)

@@ -29,6 +29,7 @@ from napari_lrmil._viewer.docks.worklist.sections import (
 from napari_lrmil._viewer.docks.worklist.start import StartPage
 from napari_lrmil._viewer.docks.worklist.table import WorklistModel, WorklistTable
 from napari_lrmil._viewer.docks.worklist.thumbnails import Thumbnail, Thumbnails
+from napari_lrmil._viewer.kept_session import Session
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.drops import DropTarget
 from napari_lrmil._viewer.reader import prefer_this_reader, this_reader_is_preferred
@@ -170,6 +171,10 @@ class WorklistWidget(DockedWidget):
         self.batch.cancel_clicked.connect(lambda: self._act(presenter.cancel))
         self.table_file.save_clicked.connect(self._save_table)
         self.start.reader.answered.connect(self._reader_answered)
+        self.start.recent.list_chosen.connect(lambda path: self._act(presenter.open_list, Path(path)))
+        self.start.recent.slide_chosen.connect(self._open_recent_slide)
+        self.start.recent.forget_clicked.connect(self._forget_recent)
+        presenter.listed.connect(self._listed)
         DropTarget(self, _can_drop, presenter.dropped)
 
     def _act(self, action: Callable[P, None], *args: P.args, **options: P.kwargs) -> None:
@@ -195,12 +200,26 @@ class WorklistWidget(DockedWidget):
         if panel.state is ListState.EMPTY:
             ask = read_settings().offer_reader and not this_reader_is_preferred()
             self.start.reader.setVisible(ask)
+            recent = self.session.recent if self.session is not None else Session()
+            self.start.recent.show_paths(recent.recent_lists, recent.recent_slides)
 
     def _reader_answered(self, always: bool, shared_too: bool) -> None:
         change_setting("offer_reader", False)
         if always:
             prefer_this_reader(shared_too=shared_too)
         self.show_now()
+
+    def _open_recent_slide(self, path: str) -> None:
+        if self.controller is not None:
+            self.controller.open_slide(path)
+
+    def _forget_recent(self) -> None:
+        if self.session is not None:
+            self._act(self.session.forget)
+
+    def _listed(self, path: Path, deeper: bool) -> None:
+        if self.session is not None:
+            self.session.note_list(path, deeper=deeper)
 
     def _to_note(self) -> None:
         if self.verdict.note.isEnabled():
