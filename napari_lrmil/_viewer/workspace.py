@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 from qtpy.QtCore import QSize, Qt, QTimer
-from qtpy.QtWidgets import QDockWidget, QMainWindow, QTabBar
+from qtpy.QtWidgets import QDockWidget, QMainWindow, QTabBar, QWidget
 
 from napari_lrmil._viewer.docks.annotations.widget import AnnotationsWidget
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
@@ -73,6 +74,8 @@ def open_workspace(viewer: Any = None) -> None:
     }
     for area, docks in sides.items():
         _stack(window, area, docks)
+    for number, place in enumerate((*LEFT, *RIGHT), start=1):
+        viewer.bind_key(f"Alt-{number}", _to_front(place.kind), overwrite=True)
     timer = QTimer(main)  # napari hasn't finished docking yet, nor the worklist with finding its place
     timer.setSingleShot(True)
     timer.timeout.connect(timer.deleteLater)
@@ -133,6 +136,24 @@ def _open(viewer: Any, place: Place) -> QDockWidget:
     dock = _dock_of(docked(viewer, place.kind, f"LRMIL: {place.name}", tabify=True))
     dock.setWindowTitle(place.tab)
     return dock
+
+
+def _to_front(kind: type[Dock]) -> Callable[[Any], None]:
+    """What the key of a dock does: show it, and have further keys go to it."""
+
+    def pressed(viewer: Any) -> None:  # napari asks for its name: no partial
+        widget = find_docked(viewer, kind)
+        if widget is None:  # closed: the key of the workspace brings it back
+            return
+        dock = _dock_of(widget)
+        dock.show()
+        dock.raise_()
+        controls = (each for each in widget.findChildren(QWidget) if each.isVisible() and each.isEnabled())
+        first = next((each for each in controls if each.focusPolicy() & Qt.FocusPolicy.TabFocus), None)
+        if first is not None:
+            first.setFocus(Qt.FocusReason.ShortcutFocusReason)
+
+    return pressed
 
 
 def _seen_whole(main: ClassifyWidget) -> bool:

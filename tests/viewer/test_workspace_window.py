@@ -7,22 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_slides import write_slide
 from napari.errors import MultipleReaderError
 from napari.utils.notifications import show_info
 from npe2 import PluginManager, PluginManifest
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QDialog, QDockWidget, QMainWindow, QTabBar
-from real_windows import LONG_MS, PLUGIN, canvas_widget
+from qtpy.QtWidgets import QApplication, QDialog, QDockWidget, QMainWindow, QTabBar
+from real_windows import LONG_MS, PLUGIN, canvas_widget, wait_for_jobs
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
 from napari_lrmil._viewer.docks.dock import find_docked
 from napari_lrmil._viewer.docks.docked import dock_widget
+from napari_lrmil._viewer.docks.tiles.widget import TilesWidget
 from napari_lrmil._viewer.docks.worklist.widget import worklist_dock
 from napari_lrmil._viewer.layers import SLIDE_KEY
 from napari_lrmil._viewer.qt import notices
 from napari_lrmil._viewer.reader import this_reader_is_preferred
 from napari_lrmil._viewer.settings import read_settings
 from napari_lrmil._viewer.workspace import LEFT, RIGHT, open_workspace
+from napari_lrmil.cache import ResultSummary
+from napari_lrmil.slide import Slide
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -189,3 +193,95 @@ def test_who_wants_to_be_asked_is_not_asked_here_again(viewer: Any, qtbot: Any) 
     assert not read_settings().offer_reader
     assert not this_reader_is_preferred()
     qtbot.wait(SETTLED_MS)
+
+
+# ---- without a mouse
+
+
+def test_a_slide_is_labelled_judged_and_copied_by_keys_alone(
+    viewer: Any, qtbot: Any, tmp_path: Path, bundle_dir: Path
+) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for number in range(4):
+        write_slide(folder / f"s{number}.tiff", size_xy=(1536 + 256 * number, 1024))
+    open_workspace(viewer)
+    main, worklist, tiles = dock_widget(viewer), worklist_dock(viewer), find_docked(viewer, TilesWidget)
+    main.controller.load_bundle(str(bundle_dir))
+    worklist.presenter.open_list(folder)
+    qtbot.waitUntil(lambda: worklist.model.rowCount() == 4, timeout=LONG_MS)
+    qtbot.waitUntil(lambda: main.controller.bundle is not None, timeout=LONG_MS)
+    qtbot.wait(SETTLED_MS)
+
+    def press(key: str, modifier: Any = Qt.KeyboardModifier.NoModifier) -> None:
+        qtbot.keyClick(canvas_widget(), getattr(Qt.Key, f"Key_{key}"), modifier)
+
+    def shown() -> str:
+        slide = main.controller.slide
+        return "" if slide is None else slide.name
+
+    shift, alt = Qt.KeyboardModifier.ShiftModifier, Qt.KeyboardModifier.AltModifier
+    press("N")
+    assert shown() == "s0"
+    press("K")
+    qtbot.waitUntil(lambda: main.controller.result is not None, timeout=LONG_MS)
+    if not main.controller.evidence_shown:
+        main.controller.reveal_label(True)
+    before = main.canvas.field
+    press("H")
+    assert main.canvas.field != before
+    assert main.canvas.field.center_yx == pytest.approx(tile_center(main, tiles.presenter._panel.top[0].n))
+    press("4", alt)
+    assert in_front(viewer, TilesWidget)
+    assert tiles.isAncestorOf(window_of(viewer).focusWidget())
+    viewer.scene.camera.zoom *= 0.5
+    moved = main.canvas.field
+    qtbot.keyClick(tiles.top, Qt.Key.Key_H)  # letters are keys in its lists too
+    assert main.canvas.field != moved
+
+    press("C", shift)
+    image = QApplication.clipboard().image()
+    height, width = viewer.canvas.size
+    assert (image.height(), image.width()) == (height, width)
+    main.canvas.show_text("")
+    press("C", shift)
+    assert QApplication.clipboard().image() != image  # the label was on it
+
+    press("U")
+    press("Q", shift)
+    assert shown() == "s1"
+    summary = unsure_summary(folder / "s3.tiff")
+    worklist.presenter.worklist.set_result(folder / "s3.tiff", summary)
+    worklist.presenter.arrange(text="")
+    press("Q")
+    assert shown() == "s3"
+    press("Q")
+    assert shown() == "s3"
+    assert "No slide after this one is unsure" in worklist.hint.text()
+
+    press("3", alt)
+    assert in_front(viewer, ClassifyWidget)
+    wait_for_jobs(qtbot)
+    qtbot.wait(SETTLED_MS)
+
+
+def in_front(viewer: Any, kind: type[Any]) -> bool:
+    return not dock_of(viewer, kind).visibleRegion().isEmpty()
+
+
+def tile_center(main: ClassifyWidget, n: int) -> tuple[float, float]:
+    result = main.controller.result
+    grid, (mpp_x, mpp_y) = result.tiles.grid, result.mpp_xy
+    (x, y), (width, height) = (
+        grid.corner_l0_xy(int(result.tiles.rows[n]), int(result.tiles.cols[n])),
+        grid.tile_l0_xy,
+    )
+    return ((y + height / 2) * mpp_y, (x + width / 2) * mpp_x)
+
+
+def unsure_summary(path: Path) -> ResultSummary:
+    with Slide(path) as slide:
+        fingerprint = slide.fingerprint()
+    return ResultSummary(
+        "lesion", 0.5, ("benign", "lesion"), (0.5, 0.5), ("benign", "lesion"), True, False, None, 3, 1.0, fingerprint, "b", "a"
+    )  # fmt: skip

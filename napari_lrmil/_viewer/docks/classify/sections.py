@@ -392,7 +392,7 @@ class EvidenceSection(Section):
         self.add_heading("Evidence")
         self.column.addWidget(self.hover)
         self.column.addWidget(self.shown)
-        self.add_field("&Show", self.channel)
+        self.add_field("&Quantity", self.channel)
         self.add_field("In", self.unit)
         self.add_field("Scale", self.scaling)
         self.column.addWidget(self.notes)

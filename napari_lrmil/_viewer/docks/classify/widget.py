@@ -36,6 +36,7 @@ from napari_lrmil.model.naming import DEMO_BUNDLE, bundle_folder, is_bundle
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 from napari_lrmil.slide.probe import start_helper
 
+CLASSIFY_KEY, COPY_KEY = "K", "Shift-C"
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300
 _TIDY_MS = 2000
@@ -165,10 +166,19 @@ class ClassifyWidget(Dock):
         self.run_section.reopen_clicked.connect(controller.reopen_slide)
         self.model_section.card_clicked.connect(self._show_card)
         self.result_section.reveal_clicked.connect(controller.reveal_label)
+        self.canvas.bind_key(CLASSIFY_KEY, controller.classify)
+        self.canvas.bind_key(COPY_KEY, self.copy_view)
         evidence = self.evidence_section
         evidence.heatmap_toggled.connect(lambda shown: controller.set_heatmap(visible=shown))
         evidence.opacity_moved.connect(lambda value: controller.set_heatmap(opacity=value))
         evidence.chosen.connect(lambda choice: self.presenter.choose_evidence(**choice))
+
+    def copy_view(self) -> None:
+        """Put what is seen of the slide, with its label, colour bar and scale bar, into the clipboard."""
+        if self.controller.slide is not None:
+            self.canvas.show_scale_bar()
+            self.viewer.window.clipboard(flash=True, canvas_only=True)
+            self.viewer.status = "The view is in the clipboard"
 
     def _show_card(self) -> None:
         CardDialog(self.presenter.card, self).show()

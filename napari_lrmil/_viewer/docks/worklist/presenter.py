@@ -32,6 +32,7 @@ EMPTY_HINT = (
     "Open a folder of slides, or a slide table: a CSV file with the column 'path'. You can also drop a folder "
     "here. Results that are known from before appear at once."
 )
+_LIKE = {Show.DOUBTFUL: "unsure or unlike training", Show.TO_REVIEW: "without a verdict"}
 CONCERNS = Change.SLIDES | Change.SLIDE | Change.PIXELS | Change.MODEL | Change.RESULTS | Change.RESULT
 """What of the controller the dock shows."""
 _LIST, _LOOK_UP, _LOOK_AT = "list", "look up", "look at the file"
@@ -179,17 +180,21 @@ class WorklistPresenter:
             self._hint = self._reason(path)
         self.changed.emit()
 
-    def step(self, step: int) -> None:
-        """Open the next slide of the list (1) or the one before (-1) that can be opened.
+    def step(self, step: int, *, which: Show = Show.ALL) -> None:
+        """Open the next slide of the list (1) or the one before (-1) that is like `which` and can be opened.
 
-        The reader's place moves over those that can't, whose rows say why.
+        The reader's place moves over those that can't, whose rows say why; it stays where there is none like that.
         """
         if self._controller is None or self._list is None or not self._rows.items:
             return
         self._hint = self._error = ""
         passed: list[Path] = []
         started = self._clock()
-        while (target := self._rows.neighbour(self._cursor or self.open_path, step)) is not None:
+        here = self._cursor or self.open_path
+        while (target := self._rows.neighbour(here, step)) is not None:
+            here = target.path
+            if not is_shown(target, which, ""):
+                continue
             if self._open(target.path):
                 break
             passed.append(target.path)
@@ -198,7 +203,8 @@ class WorklistPresenter:
         parts = [f"{len(passed):,} slides can't be opened, see their rows."] if len(passed) > 1 else []
         parts += [self._reason(path) for path in passed] if len(passed) == 1 else []
         if target is None:
-            parts.append("That was the last slide of the list." if step > 0 else "This is the first slide.")
+            end = "That was the last slide of the list." if step > 0 else "This is the first slide."
+            parts.append(end if which is Show.ALL else f"No slide after this one is {_LIKE[which]}.")
         self._hint = " ".join(parts)
         self.changed.emit()
 

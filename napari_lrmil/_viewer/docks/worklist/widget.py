@@ -17,7 +17,7 @@ from superqt.utils import QSignalThrottler
 from napari_lrmil._viewer.docks.dock import docked
 from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.docks.worklist import keys
-from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
+from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
 from napari_lrmil._viewer.docks.worklist.sections import (
     BatchSection,
@@ -72,6 +72,8 @@ class WorklistWidget(DockedWidget):
         actions = {
             keys.NEXT: lambda: self._act(self.presenter.step, 1),
             keys.PREVIOUS: lambda: self._act(self.presenter.step, -1),
+            keys.NEXT_UNSURE: lambda: self._act(self.presenter.step, 1, which=Show.DOUBTFUL),
+            keys.NEXT_TO_REVIEW: lambda: self._act(self.presenter.step, 1, which=Show.TO_REVIEW),
             keys.AGREE: lambda: self._act(self.presenter.judge, "agree"),
             keys.DISAGREE: lambda: self._act(self.presenter.judge, "disagree"),
             keys.UNSURE: lambda: self._act(self.presenter.judge, "unsure"),
