@@ -14,6 +14,7 @@ from napari_lrmil._viewer.layers import (
     prepare_for_slides,
     slide_layer,
 )
+from napari_lrmil._viewer.settings import PLUGIN_NAME
 from napari_lrmil.cache import open_slide
 from napari_lrmil.errors import SlideError
 from napari_lrmil.slide import Slide
@@ -81,7 +82,9 @@ def _layers_of(slide: Slide) -> list[LayerData]:
     viewer = _current_viewer()
     if viewer is not None:
         from napari_lrmil._viewer.undocked import keep_one_current
+        from napari_lrmil._viewer.workspace_key import bind_workspace_key
 
+        bind_workspace_key(viewer)
         close_with_layers(viewer)
         keep_one_current(viewer)
         layer = measured_as_others(viewer, layer)
@@ -97,15 +100,29 @@ def _current_viewer() -> Any:
     return current_viewer()
 
 
-def prefer_this_reader() -> None:
+def prefer_this_reader(*, shared_too: bool = False) -> None:
     """Make napari open slides with this plugin without asking each time; a menu command.
 
     napari's own reader claims most endings of slides and would load them whole.
+
+    Parameters
+    ----------
+    shared_too : bool
+        Files too that are called like ordinary images: about one that is no slide napari asks.
     """
     from napari.settings import get_settings
     from napari.utils.notifications import show_info
 
     plugins = get_settings().plugins
-    wanted = {f"*{suffix}": "napari-lrmil" for suffix in SLIDE_SUFFIXES}
+    suffixes = SLIDE_SUFFIXES | (SHARED_SUFFIXES if shared_too else frozenset())
+    wanted = {f"*{suffix}": PLUGIN_NAME for suffix in suffixes}
     plugins.extension2reader = {**plugins.extension2reader, **wanted}
-    show_info(f"Slides ({', '.join(sorted(SLIDE_SUFFIXES))}) now open with LRMIL.")
+    show_info(f"Slides ({', '.join(sorted(suffixes))}) now open with LRMIL.")
+
+
+def this_reader_is_preferred() -> bool:
+    """Whether napari opens files that only slides are called like with this plugin, without asking."""
+    from napari.settings import get_settings
+
+    chosen = get_settings().plugins.extension2reader
+    return all(chosen.get(f"*{suffix}") == PLUGIN_NAME for suffix in SLIDE_SUFFIXES)

@@ -29,6 +29,10 @@ class Settings:
         How much the result cache may hold, in 1e9 bytes.
     reviewer : str
         Kept with each verdict.
+    offer_reader : bool
+        Whether the worklist asks to open slides without napari's question; the answer ends that.
+    keep_session : bool
+        Whether the window's folder, slide, view and model are kept, and brought back when the workspace opens.
     """
 
     default_bundle: str = "demo"
@@ -37,6 +41,8 @@ class Settings:
     show_cached_results: bool = True
     cache_gb: float = 2.0
     reviewer: str = ""
+    offer_reader: bool = True
+    keep_session: bool = True
 
     @property
     def cache_bytes(self) -> int:
@@ -54,6 +60,13 @@ def read_settings() -> Settings:
     if group is None:
         return Settings()
     return Settings(**{field.name: getattr(group, field.name) for field in fields(Settings)})
+
+
+def change_setting(name: str, value: Any) -> None:
+    """Set one as if the user had done so in the Preferences; nothing where napari doesn't know the plugin."""
+    group = _group()
+    if group is not None:
+        setattr(group, name, value)
 
 
 def follow_settings(listener: Callable[[Settings], None]) -> Callable[[], None]:

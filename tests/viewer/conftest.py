@@ -58,6 +58,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return root
 
 
+@pytest.fixture(autouse=True)
+def own_plugin_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preferences of the plugin for each test; else tests would change the user's own."""
+    from napari import settings
+
+    folder = tmp_path_factory.mktemp("settings")
+    monkeypatch.setattr(settings, "_CFG_PATH", str(folder / "settings.yaml"))
+    monkeypatch.setattr(settings, "_PLUGIN_SETTINGS", {})
+
+
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """For tests of windows: docks start without a model, and background work doesn't outlive its window."""

@@ -164,7 +164,7 @@ def test_a_smooth_heatmap_and_the_tile_grid_are_a_key_apart(
         grown <= 4
     ).all()  # both lie in the same place: half a tile of 8 pixels is the border that napari leaves out
     for shown in (False, True, False):
-        qtbot.keyClick(canvas_widget(), Qt.Key.Key_K)
+        qtbot.keyClick(canvas_widget(), Qt.Key.Key_H, Qt.KeyboardModifier.ShiftModifier)
         assert section.smooth.isChecked() == shown
         assert (layer.data.shape == tiles.shape) != shown
     np.testing.assert_array_equal(layer.data, tiles)

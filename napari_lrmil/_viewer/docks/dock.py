@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QApplication, QScrollArea, QVBoxLayout, QWidget
@@ -15,6 +15,7 @@ from superqt.utils import QSignalThrottler
 from napari_lrmil._viewer.napari_canvas import NapariCanvas
 from napari_lrmil._viewer.qt.background import QtBackground
 from napari_lrmil._viewer.qt.wheel import WheelGuard
+from napari_lrmil._viewer.workspace_key import bind_workspace_key
 
 _SOON_MS = 33
 
@@ -39,6 +40,7 @@ class Dock(QWidget):
         self.quitting = Event()
         """Set where the application quits, which ends its loop."""
         self.ending.callback(self.canvas.close)
+        bind_workspace_key(napari_viewer)
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
         outer.addWidget(self._page())
@@ -82,6 +84,40 @@ class Dock(QWidget):
         scroll.setFrameShape(QScrollArea.Shape.NoFrame)
         scroll.setWidget(inner)
         return scroll
+
+
+D = TypeVar("D", bound=Dock)
+
+
+def find_docked(viewer: Any, kind: type[D]) -> D | None:
+    """The dock of this kind, under whatever name it was docked; None where it isn't.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    kind : type
+    """
+    return next((each for each in viewer.window.dock_widgets.values() if isinstance(each, kind)), None)
+
+
+def docked(viewer: Any, kind: type[D], display_name: str, *, tabify: bool = False) -> D:
+    """The dock of this kind; where it isn't there yet, docked on the right as its entry in the menu would.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    kind : type
+    display_name : str
+        Of the manifest.
+    tabify : bool
+        As a tab over what stands there.
+    """
+    found = find_docked(viewer, kind)
+    if found is None:
+        found = kind(viewer)
+        # napari's name for it, by which its entry in the menu is ticked and hides it.
+        viewer.window.add_dock_widget(found, name=f"{display_name} (LRMIL)", area="right", tabify=tabify)
+    return found
 
 
 def _close(ending: ExitStack, *_: object) -> None:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qtpy.QtWidgets import QPushButton, QSizePolicy, QStackedWidget, QVBoxLayout, QWidget
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
-from napari_lrmil._viewer.docks.dock import Dock
+from napari_lrmil._viewer.docks.dock import Dock, docked
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.window import Change
 
 if TYPE_CHECKING:
+    from napari_lrmil._viewer.session_keeper import SessionKeeper
     from napari_lrmil._viewer.window import Controller
 
 MAIN_DOCK_NAME = "LRMIL: classify slide"
@@ -39,6 +40,7 @@ class DockedWidget(Dock):
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer)
         self.controller: Controller | None = None
+        self.session: SessionKeeper | None = None
         self.setMinimumSize(_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX)
         # Otherwise napari puts a stretch under it, which takes half the dock's height.
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
@@ -54,7 +56,7 @@ class DockedWidget(Dock):
         """Follow the controller of the main dock, which is docked again where it was closed."""
         main = dock_widget(self.viewer)
         main.destroyed.connect(self._lost)
-        self.controller = main.controller
+        self.controller, self.session = main.controller, main.session
         main.controller.changed.connect(self._presenter.refresh)
         self._pages.setCurrentIndex(0)
         self._presenter.attach(main.controller)
@@ -65,7 +67,7 @@ class DockedWidget(Dock):
             self.controller.changed.disconnect(self._presenter.refresh, missing_ok=True)
 
     def _lost(self, *_: object) -> None:
-        self.controller = None
+        self.controller = self.session = None
         self._pages.setCurrentIndex(1)
 
     def _page(self) -> QWidget:
@@ -99,9 +101,4 @@ def dock_widget(viewer: Any) -> ClassifyWidget:
     ----------
     viewer : napari.Viewer
     """
-    for docked in viewer.window.dock_widgets.values():
-        if isinstance(docked, ClassifyWidget):
-            return docked
-    widget = ClassifyWidget(viewer)
-    viewer.window.add_dock_widget(widget, name=MAIN_DOCK_NAME, area="right")
-    return widget
+    return docked(viewer, ClassifyWidget, MAIN_DOCK_NAME)

@@ -35,7 +35,7 @@ NAME, CLASS, EXTENT = range(3)
 """Columns of the list."""
 _SOON_MS, _THROTTLE_MS = 0, 120
 _ID_ROLE = Qt.ItemDataRole.UserRole
-_LEAST_WIDTH_PX = 320  # three columns and three buttons a row
+_LEAST_WIDTH_PX = 300  # three columns and three buttons a row
 _OPEN_FILTER = "Annotations (*.geojson *.json *.zip *.gz);;All files (*)"
 _SAVE_FILTER = "GeoJSON (*.geojson)"
 DEFAULT_NAME = "annotations.geojson"
@@ -58,7 +58,7 @@ class AnnotationsWidget(DockedWidget):
         self.tools = {tool: QPushButton(text) for tool, text, _ in _TOOLS}
         self.new_class = QComboBox()
         self.table = AnnotationTable()
-        self.go_to = QPushButton("&Go to")
+        self.go_to = QPushButton("&Jump to")
         self.delete = QPushButton("Delete")
         self.undo = QPushButton("Un&do")
         self.import_button = QPushButton("Import …")
@@ -185,7 +185,7 @@ class AnnotationsWidget(DockedWidget):
         tools = QWidget()
         tools.setLayout(grid)
         column.addWidget(tools)
-        class_title = QLabel("&Class of new ones")
+        class_title = QLabel("Class of drawin&gs")
         class_title.setBuddy(self.new_class)
         self.new_class.setEditable(True)
         self.new_class.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)

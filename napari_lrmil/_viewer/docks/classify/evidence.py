@@ -26,7 +26,7 @@ UNITS = tuple(Unit)
 _UNIT_NAMES = ("percentage points", "log-odds", "tile alone, log-odds")
 _SCALING_NAMES = ("in real units", "percentile (relative)")
 _MAP_NAMES = {"BrBG": "brown to teal", "PuOr": "orange to purple", "RdBu": "red to blue"}
-SMOOTH_KEY = "K"
+SMOOTH_KEY = "Shift-H"
 """In the canvas: the tiles in place of a smooth heatmap, or the reverse."""
 NO_TILE = "Move the mouse over the slide to read a tile's values."
 

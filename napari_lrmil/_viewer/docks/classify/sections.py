@@ -323,7 +323,8 @@ class EvidenceSection(Section):
         self.shown.setToolTip("Show or hide the heatmap over the slide")
         self.smooth = QCheckBox("Smooth")
         self.smooth.setToolTip(
-            f"Colours run from tile to tile. Each tile has one value all the same: {SMOOTH_KEY} in the canvas shows the tiles"
+            "Colours run from tile to tile, though each tile has one value. In the canvas "
+            f"{SMOOTH_KEY.replace('-', '+')} shows the tiles"
         )
         self.channel = parts.narrow_combo(
             tool_tip="Attention: what the model looked at. Contribution: what the probability of a class loses "
@@ -397,7 +398,7 @@ class EvidenceSection(Section):
         self.add_heading("Evidence")
         self.column.addWidget(self.hover)
         self.add_row(self.shown, self.smooth)
-        self.add_field("&Show", self.channel)
+        self.add_field("&Quantity", self.channel)
         self.add_field("In", self.unit)
         self.add_field("Scale", self.scaling)
         self.column.addWidget(self.notes)

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from napari.utils.notifications import show_info, show_warning
+from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QFileDialog, QInputDialog
 from superqt.utils import QSignalThrottler
 
@@ -27,7 +28,9 @@ from napari_lrmil._viewer.docks.dock import Dock
 from napari_lrmil._viewer.magnifier import MAGNIFICATIONS
 from napari_lrmil._viewer.models import hub_name
 from napari_lrmil._viewer.qt.drops import DropTarget
+from napari_lrmil._viewer.qt.notices import ShortNotices
 from napari_lrmil._viewer.sample_data import DEMO_BUNDLE_DIR
+from napari_lrmil._viewer.session_keeper import SessionKeeper
 from napari_lrmil._viewer.settings import Settings, follow_settings, read_settings
 from napari_lrmil._viewer.undocked import dock_is_gone, dock_takes_over, keep_one_current
 from napari_lrmil._viewer.window import Change, Controller
@@ -36,9 +39,11 @@ from napari_lrmil.model.naming import DEMO_BUNDLE, bundle_folder, is_bundle
 from napari_lrmil.slide.files import SHARED_SUFFIXES, SLIDE_SUFFIXES
 from napari_lrmil.slide.probe import start_helper
 
+CLASSIFY_KEY, COPY_KEY = "K", "Shift-C"
 _FILE_FILTER = f"Slides ({' '.join(f'*{suffix}' for suffix in sorted(SLIDE_SUFFIXES | SHARED_SUFFIXES))})"
 _WIDTH_PX = 300
 _TIDY_MS = 2000
+_KEEP_MS = 1000
 _LEAST_HEIGHT_PX = 240
 """With less, other docks beside it would leave no room for label and warnings."""
 
@@ -54,12 +59,20 @@ class ClassifyWidget(Dock):
         self.run_section = RunSection()
         self.result_section = ResultSection()
         self.evidence_section = EvidenceSection()
+        self._notices: ShortNotices | None = None
         self._lay_out()
         settings = read_settings()
         self.controller = Controller(self.canvas, self.background, settings)
         self.presenter = ClassifyPresenter(self, self.controller, self.canvas)
         self.typed_mpp = TypedMpp(self.controller, self.background, show_warning, show_info)
         self.kept_results = KeptResults(self.controller, self.background, settings, show_warning)
+        self.session = SessionKeeper(
+            self.controller, self.canvas, self.background, keeping=settings.keep_session
+        )
+        self._keep_soon = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
+        self._keep_soon.setTimeout(_KEEP_MS)
+        self._keep_soon.triggered.connect(self.session.keep)
+        self.session.changed.connect(self._keep_soon.throttle)
         self._tidy_soon = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
         self._tidy_soon.setTimeout(_TIDY_MS)
         self._tidy_soon.triggered.connect(self._return_memory)
@@ -67,6 +80,7 @@ class ClassifyWidget(Dock):
         self.ending.callback(self.background.shutdown)
         self.ending.callback(follow_settings(self._apply_settings))
         self.ending.callback(self.controller.shutdown)
+        self.ending.callback(self.session.close)
         self._connect()
         dock_takes_over(napari_viewer)
         self.ending.callback(dock_is_gone, napari_viewer)
@@ -80,6 +94,13 @@ class ClassifyWidget(Dock):
         if bundle and (bundle != DEMO_BUNDLE or DEMO_BUNDLE_DIR.exists()):
             self.controller.load_bundle(bundle)
         start_helper()  # before somebody opens the first slide
+
+    def showEvent(self, event: QShowEvent) -> None:
+        """Look after the notices of the window once there is one."""
+        super().showEvent(event)
+        if self._notices is None:
+            self._notices = ShortNotices(self)
+            self.ending.callback(self._notices.close)
 
     def show_panel(self, panel: ClassifyPanel) -> None:
         """Show a panel."""
@@ -112,6 +133,7 @@ class ClassifyWidget(Dock):
 
     def closing(self) -> None:
         """Take the label off the canvas: no dock would take it off another slide."""
+        self.session.close()
         self.controller.shutdown()
         self.canvas.show_text("")
         self.canvas.show_title("")
@@ -122,6 +144,7 @@ class ClassifyWidget(Dock):
     def _apply_settings(self, settings: Settings) -> None:
         self.controller.apply_settings(settings)
         self.kept_results.apply_settings(settings)
+        self.session.choose(keeping=settings.keep_session)
 
     def _lay_out(self) -> None:
         for section in self._sections:
@@ -148,6 +171,8 @@ class ClassifyWidget(Dock):
         self.run_section.reopen_clicked.connect(controller.reopen_slide)
         self.model_section.card_clicked.connect(self._show_card)
         self.result_section.reveal_clicked.connect(controller.reveal_label)
+        self.canvas.bind_key(CLASSIFY_KEY, controller.classify)
+        self.canvas.bind_key(COPY_KEY, self.copy_view)
         evidence = self.evidence_section
         evidence.heatmap_toggled.connect(lambda shown: controller.set_heatmap(visible=shown))
         evidence.opacity_moved.connect(lambda value: controller.set_heatmap(opacity=value))
@@ -157,6 +182,13 @@ class ClassifyWidget(Dock):
         for number, value in enumerate(MAGNIFICATIONS, start=1):
             self.canvas.bind_key(f"Control-{number}", partial(magnifier.magnify, value))
         self.canvas.camera_moved.connect(self.soon(magnifier.show))
+
+    def copy_view(self) -> None:
+        """Put what is seen of the slide, with its label, colour bar and scale bar, into the clipboard."""
+        if self.controller.slide is not None:
+            self.canvas.show_scale_bar()
+            self.viewer.window.clipboard(flash=True, canvas_only=True)
+            self.viewer.status = "The view is in the clipboard"
 
     def _show_card(self) -> None:
         CardDialog(self.presenter.card, self).show()

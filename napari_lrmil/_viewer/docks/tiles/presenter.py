@@ -115,6 +115,11 @@ class TilesPresenter:
             self._canvas.mark_tile(n, area)
             self._view.select(n)
 
+    def go_to_first(self) -> None:
+        """Go to the tile that speaks most, by what they are ranked by; nothing where none does."""
+        if self._panel is not None and self._panel.top:
+            self.go_to(self._panel.top[0].n)
+
     def step(self, by: int) -> None:
         """Go to the next tile shown, or the one before; from the last on to the first."""
         if self._tiles:

@@ -24,6 +24,8 @@ from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.section import Section
 
 NEXT_KEY, PREVIOUS_KEY = "Alt-Right", "Alt-Left"
+FIRST_KEY = "H"
+"""The hottest one."""
 _LEAST_PX, _START_PX, _MOST_PX = 64, 112, 512
 _SIDE_BY_SIDE_PX, _LEAST_HEIGHT_PX = 560, 260
 _NUMBER = Qt.ItemDataRole.UserRole
@@ -79,8 +81,11 @@ class TileList(QListWidget):
         return next((item for item in items if item.data(_NUMBER) == n), None)
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
-        """Enter goes to the tile, on every platform."""
+        """Enter goes to the tile, on every platform; letters are left to the window, where they are keys."""
         item = self.currentItem()
+        if event.text().isalpha():
+            event.ignore()
+            return
         if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and item is not None:
             self.wanted.emit(item.data(_NUMBER))
             return
@@ -192,7 +197,12 @@ class TilesWidget(DockedWidget):
             tiles.wanted.connect(presenter.go_to)
         for key, by in ((NEXT_KEY, 1), (PREVIOUS_KEY, -1)):
             self.canvas.bind_key(key, partial(self._step, by))
+        self.canvas.bind_key(FIRST_KEY, self._to_first)
         self.ending.callback(self.canvas.clear_tile_mark)
+
+    def _to_first(self) -> None:
+        if self.controller is not None:
+            self.presenter.go_to_first()
 
     def _step(self, by: int) -> None:
         if self.controller is not None:  # its dock was closed

@@ -8,6 +8,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QKeyEvent
 
 NEXT, PREVIOUS = "N", "Shift-N"
+NEXT_UNSURE, NEXT_TO_REVIEW = "Q", "Shift-Q"
 AGREE, DISAGREE, UNSURE, CLEAR = "G", "W", "U", "Shift-U"
 NOTE = "J"
 """None of these is napari's, whatever kind of layer is chosen; A, D and P are."""

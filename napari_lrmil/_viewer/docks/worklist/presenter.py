@@ -32,6 +32,7 @@ EMPTY_HINT = (
     "Open a folder of slides, or a slide table: a CSV file with the column 'path'. You can also drop a folder "
     "here. Results that are known from before appear at once."
 )
+_LIKE = {Show.DOUBTFUL: "unsure or unlike training", Show.TO_REVIEW: "without a verdict"}
 CONCERNS = Change.SLIDES | Change.SLIDE | Change.PIXELS | Change.MODEL | Change.RESULTS | Change.RESULT
 """What of the controller the dock shows."""
 _LIST, _LOOK_UP, _LOOK_AT = "list", "look up", "look at the file"
@@ -57,6 +58,8 @@ class WorklistPresenter:
 
     changed = Signal()
     """There is something new to show; `panel` says what."""
+    listed = Signal(object, bool)
+    """A folder or table was opened as the list, and whether with the folders in it."""
 
     def __init__(
         self,
@@ -114,19 +117,25 @@ class WorklistPresenter:
             What the reviewer must know of verdicts that could not be kept beside the slides; mostly empty.
         """
         self.changed.disconnect()
+        self.listed.disconnect()
         self._batch.cancel()
         self._controller = None
         return self._verdicts.close()
 
     # ---- the list
 
-    def open_list(self, path: Path, *, recursive: bool = False) -> None:
-        """List a folder or table in the background, in the place of the one that is open."""
+    def open_list(
+        self, path: Path, *, recursive: bool = False, then_open: Path | None = None, note: str = ""
+    ) -> None:
+        """List a folder or table in the background, in the place of the one that is open.
+
+        Once it is there, its slide `then_open` is opened, by its absolute path, and `note` is said.
+        """
         self._opening, self._hint, self._error = path, "", ""
         self._background.start(
             _LIST,
             in_one_step(lambda: Worklist.open(path, recursive=recursive)),
-            done=lambda worklist: self._list_opened(path, worklist),
+            done=lambda worklist: self._list_opened(path, worklist, recursive, then_open, note),
             failed=lambda text: self._list_failed(path, text),
         )
         self.changed.emit()
@@ -171,17 +180,21 @@ class WorklistPresenter:
             self._hint = self._reason(path)
         self.changed.emit()
 
-    def step(self, step: int) -> None:
-        """Open the next slide of the list (1) or the one before (-1) that can be opened.
+    def step(self, step: int, *, which: Show = Show.ALL) -> None:
+        """Open the next slide of the list (1) or the one before (-1) that is like `which` and can be opened.
 
-        The reader's place moves over those that can't, whose rows say why.
+        The reader's place moves over those that can't, whose rows say why; it stays where there is none like that.
         """
         if self._controller is None or self._list is None or not self._rows.items:
             return
         self._hint = self._error = ""
         passed: list[Path] = []
         started = self._clock()
-        while (target := self._rows.neighbour(self._cursor or self.open_path, step)) is not None:
+        here = self._cursor or self.open_path
+        while (target := self._rows.neighbour(here, step)) is not None:
+            here = target.path
+            if not is_shown(target, which, ""):
+                continue
             if self._open(target.path):
                 break
             passed.append(target.path)
@@ -190,7 +203,8 @@ class WorklistPresenter:
         parts = [f"{len(passed):,} slides can't be opened, see their rows."] if len(passed) > 1 else []
         parts += [self._reason(path) for path in passed] if len(passed) == 1 else []
         if target is None:
-            parts.append("That was the last slide of the list." if step > 0 else "This is the first slide.")
+            end = "That was the last slide of the list." if step > 0 else "This is the first slide."
+            parts.append(end if which is Show.ALL else f"No slide after this one is {_LIKE[which]}.")
         self._hint = " ".join(parts)
         self.changed.emit()
 
@@ -473,7 +487,9 @@ class WorklistPresenter:
 
     # ---- inside
 
-    def _list_opened(self, path: Path, worklist: Worklist) -> None:
+    def _list_opened(
+        self, path: Path, worklist: Worklist, recursive: bool, then_open: Path | None, note: str
+    ) -> None:
         if self._opening != path:
             return
         self._batch.cancel()
@@ -487,6 +503,16 @@ class WorklistPresenter:
         self._files.clear()
         self._look_up()
         self.refresh()
+        self.listed.emit(path, recursive)
+        if then_open in self._paths and then_open is not None:
+            self.open_slide(then_open)
+        self._hint = self._hint or note
+        self.changed.emit()
+
+    def tell(self, hint: str) -> None:
+        """Say something above the verdict, until something else is done."""
+        self._hint = hint
+        self.changed.emit()
 
     def _list_failed(self, path: Path, text: str) -> None:
         if self._opening == path:

@@ -14,9 +14,10 @@ from qtpy.QtGui import QKeyEvent, QShowEvent
 from qtpy.QtWidgets import QApplication, QDockWidget, QFileDialog, QMainWindow, QMessageBox, QSizePolicy
 from superqt.utils import QSignalThrottler
 
+from napari_lrmil._viewer.docks.dock import docked
 from napari_lrmil._viewer.docks.docked import DockedWidget
 from napari_lrmil._viewer.docks.worklist import keys
-from napari_lrmil._viewer.docks.worklist.panel import ListState, WorklistPanel
+from napari_lrmil._viewer.docks.worklist.panel import ListState, Show, WorklistPanel
 from napari_lrmil._viewer.docks.worklist.presenter import WorklistPresenter
 from napari_lrmil._viewer.docks.worklist.sections import (
     BatchSection,
@@ -25,11 +26,14 @@ from napari_lrmil._viewer.docks.worklist.sections import (
     TableFileSection,
     VerdictSection,
 )
+from napari_lrmil._viewer.docks.worklist.start import StartPage
 from napari_lrmil._viewer.docks.worklist.table import WorklistModel, WorklistTable
 from napari_lrmil._viewer.docks.worklist.thumbnails import Thumbnail, Thumbnails
+from napari_lrmil._viewer.kept_session import Session
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil._viewer.qt.drops import DropTarget
-from napari_lrmil._viewer.settings import read_settings
+from napari_lrmil._viewer.reader import prefer_this_reader, this_reader_is_preferred
+from napari_lrmil._viewer.settings import change_setting, read_settings
 from napari_lrmil.memory import collect_only_new_objects
 from napari_lrmil.model.naming import is_bundle
 from napari_lrmil.worklist.listing import TABLE_SUFFIXES
@@ -44,7 +48,7 @@ _CONTROLS = "layer controls"
 """What napari calls the dock that a reviewer needs least."""
 _REFRESH_MS = 25
 _LEAST_TABLE_PX = 132
-_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 330, 300
+_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 304, 300
 
 
 class WorklistWidget(DockedWidget):
@@ -68,6 +72,8 @@ class WorklistWidget(DockedWidget):
         actions = {
             keys.NEXT: lambda: self._act(self.presenter.step, 1),
             keys.PREVIOUS: lambda: self._act(self.presenter.step, -1),
+            keys.NEXT_UNSURE: lambda: self._act(self.presenter.step, 1, which=Show.DOUBTFUL),
+            keys.NEXT_TO_REVIEW: lambda: self._act(self.presenter.step, 1, which=Show.TO_REVIEW),
             keys.AGREE: lambda: self._act(self.presenter.judge, "agree"),
             keys.DISAGREE: lambda: self._act(self.presenter.judge, "disagree"),
             keys.UNSURE: lambda: self._act(self.presenter.judge, "unsure"),
@@ -91,6 +97,7 @@ class WorklistWidget(DockedWidget):
         self.table_file.show_panel(panel.table_file)
         for widget in (self.filter, self.table, self.verdict, self.batch, self.table_file):
             widget.setVisible(has_list)
+        self._show_start(panel)
         self._show_rows(panel)
         parts.show_text(self.hint, "Listing the slides …" if panel.state is ListState.LISTING else panel.hint)
         parts.show_text(self.error, panel.error)
@@ -135,6 +142,7 @@ class WorklistWidget(DockedWidget):
     def _lay_out(self) -> None:
         self.source, self.filter = SourceSection(), FilterSection()
         self.verdict, self.batch, self.table_file = VerdictSection(), BatchSection(), TableFileSection()
+        self.start = StartPage()
         self.hint = parts.wrapped_label(style=parts.HINT_STYLE)
         self.error = parts.wrapped_label(style=parts.ERROR_STYLE)
         self.model = WorklistModel()
@@ -144,7 +152,7 @@ class WorklistWidget(DockedWidget):
         for widget in (self.source, self.error, self.filter):
             self.column.addWidget(widget)
         self.column.addWidget(self.table, 1)
-        for widget in (self.hint, self.verdict, self.batch, self.table_file):
+        for widget in (self.hint, self.start, self.verdict, self.batch, self.table_file):
             self.column.addWidget(widget)
         self.column.addStretch(0)
 
@@ -164,6 +172,11 @@ class WorklistWidget(DockedWidget):
         self.batch.start_clicked.connect(lambda: self._act(presenter.classify_all))
         self.batch.cancel_clicked.connect(lambda: self._act(presenter.cancel))
         self.table_file.save_clicked.connect(self._save_table)
+        self.start.reader.answered.connect(self._reader_answered)
+        self.start.recent.list_chosen.connect(lambda path: self._act(presenter.open_list, Path(path)))
+        self.start.recent.slide_chosen.connect(self._open_recent_slide)
+        self.start.recent.forget_clicked.connect(self._forget_recent)
+        presenter.listed.connect(self._listed)
         DropTarget(self, _can_drop, presenter.dropped)
 
     def _act(self, action: Callable[P, None], *args: P.args, **options: P.kwargs) -> None:
@@ -183,6 +196,32 @@ class WorklistWidget(DockedWidget):
             self.table.select_path(panel.open_path)
         elif kept is not None and not self.table.currentIndex().isValid():  # the filter has changed
             self.table.select_path(kept)
+
+    def _show_start(self, panel: WorklistPanel) -> None:
+        self.start.setVisible(panel.state is ListState.EMPTY)
+        if panel.state is ListState.EMPTY:
+            ask = read_settings().offer_reader and not this_reader_is_preferred()
+            self.start.reader.setVisible(ask)
+            recent = self.session.recent if self.session is not None else Session()
+            self.start.recent.show_paths(recent.recent_lists, recent.recent_slides)
+
+    def _reader_answered(self, always: bool, shared_too: bool) -> None:
+        change_setting("offer_reader", False)
+        if always:
+            prefer_this_reader(shared_too=shared_too)
+        self.show_now()
+
+    def _open_recent_slide(self, path: str) -> None:
+        if self.controller is not None:
+            self.controller.open_slide(path)
+
+    def _forget_recent(self) -> None:
+        if self.session is not None:
+            self._act(self.session.forget)
+
+    def _listed(self, path: Path, deeper: bool) -> None:
+        if self.session is not None:
+            self.session.note_list(path, deeper=deeper)
 
     def _to_note(self) -> None:
         if self.verdict.note.isEnabled():
@@ -226,12 +265,7 @@ def worklist_dock(viewer: Any) -> WorklistWidget:
     ----------
     viewer : napari.Viewer
     """
-    for docked in viewer.window.dock_widgets.values():
-        if isinstance(docked, WorklistWidget):
-            return docked
-    widget = WorklistWidget(viewer)
-    viewer.window.add_dock_widget(widget, name=DOCK_NAME, area="right")
-    return widget
+    return docked(viewer, WorklistWidget, DOCK_NAME)
 
 
 def _end(presenter: WorklistPresenter, quitting: Event) -> None:
