@@ -202,12 +202,18 @@ _HELP = (
 
 @app.command(
     help=_HELP,
-    options_metavar="[embed|stage1|heads|collect] [OPTIONS]",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def main(
     context: typer.Context,
-    config: Annotated[Path, typer.Argument(help="A TOML file; see training/configs.", show_default=False)],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG [embed|stage1|heads|collect]",
+            help="A TOML file; see training/configs. Behind it, a part of the run.",
+            show_default=False,
+        ),
+    ],
     skip_bad_slides: Annotated[
         bool, typer.Option("--skip-bad-slides", help="Go on without slides that can't be used.")
     ] = False,
