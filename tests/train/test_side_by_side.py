@@ -184,7 +184,8 @@ def test_the_jobs_of_a_run_leave_what_one_process_leaves(cohort: Path, tmp_path:
     options = [*FOLDS, "--run.out_dir", str(parts / "run")]
     early = python(tmp_path, "-m", "training.run", "config.toml", "collect", *options)
     assert early.returncode == 1
-    assert "isn't done, so there is nothing to collect of it" in early.stderr
+    assert "15 of 15 slides aren't embedded, so there is nothing to collect" in early.stderr
+    assert not list((parts / "run").glob("embeddings.zarr/*/*.zarr"))
     written = python(
         tmp_path,
         "-m",
@@ -218,6 +219,7 @@ def test_the_jobs_of_a_run_leave_what_one_process_leaves(cohort: Path, tmp_path:
     assert "--dependency=aftercorr:2 heads.sh" in asked
     assert "--dependency=afterok:3 collect.sh" in asked
     assert len(logs) == 2 + 3 + 3 + 1
+    assert "Embedding HR tiles" in logs["embed.sh-0.log"] + logs["embed.sh-1.log"]
 
     first, second = ((folder / "run" / "results.json").read_bytes() for folder in (one, parts))
     assert first == second
@@ -238,13 +240,15 @@ def test_the_jobs_of_a_run_leave_what_one_process_leaves(cohort: Path, tmp_path:
         }
         for folder in (one, parts)
     ]
-    assert {name for name in files[0] if "lock" not in name} == {
-        name for name in files[1] if "lock" not in name
-    }
+    assert files[0] == files[1]
     for name in sorted(files[0]):
         if name.startswith("fold") and name.endswith((".csv", ".safetensors")):
             assert (one / "run" / name).read_bytes() == (parts / "run" / name).read_bytes(), name
-    # Each slide was embedded by one of the two, and nothing was trained twice.
+    # Nothing is done twice, and a comparison trains nothing.
+    (parts / "run" / "done" / "fold1-lrmil").unlink()
+    lacking = python(tmp_path, "-m", "training.run", "config.toml", "collect", *options)
+    assert lacking.returncode == 1
+    assert "fold1/lrmil isn't done, so there is nothing to collect of it" in lacking.stderr
     again = python(tmp_path, "-m", "training.run", "config.toml", *options)
     assert again.returncode == 0
     assert "Embedding" not in again.stdout

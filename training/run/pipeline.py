@@ -34,6 +34,7 @@ from training.methods import OURS, RANDOM, TEACHER, Method, in_table_order
 from training.metrics import slide_metrics
 from training.run.context import Context
 from training.run.layout import Folder
+from training.run.markers import RunDirError
 from training.run.steps import Stage1Plan, Step, Steps, each_once, once
 from training.stages.calibrate import served_outputs
 from training.stages.distill_slides import (
@@ -52,7 +53,7 @@ from training.stages.distill_tiles import (
     tile_taps,
 )
 from training.stages.embed_on_cluster import embed_on_cluster
-from training.stages.embed_tiles import EncoderSource, embed_slides
+from training.stages.embed_tiles import EmbedJob, EncoderSource, embed_slides
 from training.stages.end_to_end import SlidePixels, fit_end_to_end
 from training.stages.evaluate import (
     called_metrics,
@@ -407,6 +408,7 @@ def embed(
     encoder, store = embedded.encoder, embedded.store
     reading = reading or (context.hr_tiles if hr else context.lr_tiles)
     jobs = context.jobs(rows, store, reading=reading)
+    _refuse_where_only_collected(context, jobs)
     description = f"Embedding {reading_name(reading, context.geometry.ratio)} tiles"
     if context.cluster is None:
         embed_slides(jobs, encoder, context.runtime, context.reporter, description)
@@ -423,6 +425,22 @@ def embed(
     context.runtime.wait()
 
 
+def _refuse_where_only_collected(context: Context, jobs: Sequence[EmbedJob]) -> None:
+    """Stop a run that only collects where slides aren't embedded.
+
+    Raises
+    ------
+    RunDirError
+    """
+    if context.only_collects:
+        n_left = sum(not job.is_done for job in jobs)
+        if n_left:
+            raise RunDirError(
+                f"{n_left} of {len(jobs)} slides aren't embedded, so there is nothing to collect. Do it first: embed, then "
+                "stage1 and heads of the same command."
+            )
+
+
 def embed_several(
     context: Context, rows: Sequence[SlideRow], encoder: Encoder, several: Several, weights: Path | None
 ) -> None:
@@ -433,6 +451,7 @@ def embed_several(
             embed(context, rows, Embedded(encoder, store), weights, reading=reading)
             continue
         jobs = context.jobs(rows, store, reading=reading)
+        _refuse_where_only_collected(context, jobs)
         name = reading_name(reading, context.geometry.ratio)
         embed_slides(jobs, encoder, context.runtime, context.reporter, f"Embedding {name}, random")
 
@@ -473,6 +492,7 @@ def _random_heads(context: Context, splits: Sequence[Split]) -> list[Head]:
     embedded = Embedded(*context.random_lr_encoder())
     # In this process, also where there is a cluster: what is random here must be random there in the same way.
     jobs = context.jobs(context.labelled, embedded.store, hr=False)
+    _refuse_where_only_collected(context, jobs)
     embed_slides(jobs, embedded.encoder, context.runtime, context.reporter, "Embedding LR, random")
     heads = []
     for method in methods:
