@@ -4,7 +4,7 @@
 
 One slide's embeddings are written once and hard-linked to the others: the store is as large as it says for whoever
 reads it, and small on disk. Measured is the peak resident memory of this process over an epoch of the teacher MIL on
-all bags, what it says of every training slide, and windows of stage 1's pairs with layer tokens. Target: under 4 GB.
+all bags, what it says of every training slide, and stage 1's pairs with layer tokens, drawn over all slides. Target: under 4 GB.
 """
 
 from __future__ import annotations
@@ -69,9 +69,10 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=10_000, help="HR tiles a slide")
     parser.add_argument("--epochs", type=int, default=2, help="of the teacher MIL")
     parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--pairs", type=int, default=4000, help="stage-1 pairs to load, over all windows")
+    parser.add_argument(
+        "--pairs", type=int, default=4000, help="stage-1 pairs to load, drawn over all slides"
+    )
     parser.add_argument("--cache-gib", type=float, default=1.0, help="data.cache_gib")
-    parser.add_argument("--window-gib", type=float, default=1.0, help="stage1.window_gib")
     options = parser.parse_args()
     edge = int(np.ceil(np.sqrt(options.tiles) / RATIO))
     names = [f"s{index:04d}" for index in range(options.slides)]
@@ -120,15 +121,13 @@ def main() -> None:
             scores=None,
             batch_size=32,
             threads=2,
-            window_bytes=options.window_gib * 2**30,
-            bytes_per_tile=2 * options.dim * (1 + LAYERS),
         )
         n_batches = 0
         for batch in loader.batches(np.random.default_rng(0), limit=options.pairs, turned=True):
             n_batches += 1
             assert torch.isfinite(batch.child_embeddings).all()
         print(
-            f"stage 1, {options.pairs:,} of {loader.n_pairs:,} pairs in {n_batches} batches from all windows: "
+            f"stage 1, {options.pairs:,} of {loader.n_pairs:,} pairs in {n_batches} batches over all slides: "
             f"{time.perf_counter() - started:.0f} s; peak {peak_gb():.2f} GB"
         )
     print(f"peak resident memory {peak_gb():.2f} GB, target under 4 GB")

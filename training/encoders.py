@@ -66,6 +66,20 @@ class EncoderSection(_ViTSection):
         description='safetensors file or hf-hub:OWNER/NAME[/FILE]; none or "": random, for baselines only',
     )
     batch_size: int = Field(default=32, ge=1, description="tiles a step when embedding")
+    stored_layers: tuple[int, ...] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,  # what is made without it keeps its key
+        description="blocks whose class tokens of HR tiles are stored beside those that stage 1 matches, so that other "
+        "stage1.layers embed nothing anew; each takes as much disk as the embeddings. Default: the paper's, the first two and "
+        "the last but one; []: none",
+    )
+
+    @property
+    def layers_beside(self) -> tuple[int, ...]:
+        """What `stored_layers` says, of blocks that there are."""
+        depth = encoder_depth(self.spec)
+        wanted = (0, 1, depth - 2) if self.stored_layers is None else self.stored_layers
+        return tuple(sorted({layer for layer in wanted if 0 <= layer < depth}))
 
     @property
     def spec(self) -> EncoderSpec:

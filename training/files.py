@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +27,19 @@ _UNSEALED = "0" * 64
 """What stands in the hash's place when it is taken."""
 _MOST_BYTES = 2**37
 """Of a state: a model, its best weights and two moments each, of any encoder."""
+
+
+def allow_open_files(n: int) -> None:
+    """Let this process have so many files open, or as many as its system lets it; many systems begin with 1,024."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = n if hard == resource.RLIM_INFINITY else min(n, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def write_json(path: Path, value: object) -> None:

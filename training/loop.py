@@ -8,6 +8,7 @@ import itertools
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from napari_lrmil.atomic import write_text
 from napari_lrmil.errors import LRMILError
-from training.checkpoint import Files, FitState
+from training import notice
+from training.checkpoint import Files, FitState, Notes, Sums, random_states
 from training.files import save_tensors
 from training.progress import Advance, Reporter
 
@@ -109,6 +111,12 @@ class Task(Generic[T]):
     size : callable
         Batch -> its weight in the mean over a step's batches and over an epoch, for batches of unequal size. The same
         on every process.
+    rest : callable, optional
+        Epoch and number -> its batches after so many, for a run that goes on in its middle, where taking these and leaving
+        them would take long.
+    notes : dict
+        What the task gathers of an epoch's batches, as lists of tensors of one shape: empty when an epoch begins, and part of
+        a checkpoint in its middle.
     """
 
     batches: Callable[[int], Iterable[T]]
@@ -118,6 +126,16 @@ class Task(Generic[T]):
     score: Callable[[dict[str, float]], tuple[float, ...]]
     names: Callable[[T, dict[str, Tensor]], str]
     size: Callable[[T], float] = lambda batch: 1.0
+    rest: Callable[[int, int], Iterable[T]] | None = None
+    notes: Notes = field(default_factory=dict)
+
+    def batches_after(self, epoch: int, number: int) -> Iterator[T]:
+        """Return an iterator over an epoch's batches but the first so many."""
+        if number and self.rest is not None:
+            return iter(self.rest(epoch, number))
+        found = iter(self.batches(epoch))
+        deque(itertools.islice(found, number), maxlen=0)
+        return found
 
 
 @dataclass(frozen=True)
@@ -152,7 +170,8 @@ def fit(
 ) -> FitResult:
     """Train `model` in place and leave it with the weights of its best epoch.
 
-    A fit that goes on from a checkpoint ends where an uninterrupted one does.
+    A fit that goes on from a checkpoint ends where an uninterrupted one does; on one process to the last bit, also from the
+    middle of an epoch. On several, which draw random numbers each, about there.
 
     Parameters
     ----------
@@ -168,6 +187,8 @@ def fit(
     ------
     TrainingDiverged
         Naming step and slides; the weights of the best epoch so far are back in the model and in `files.last_good`.
+    Noticed
+        Where a signal asked the process to end: after the step, whose state is in the checkpoint.
     """
     fabric, files = session.fabric, session.files
     # A head's step on a CPU takes half the time. Elsewhere a gradient scaler must see gradients first.
@@ -189,37 +210,45 @@ def fit(
         optimizer,
         lambda step: _warm_cosine(step, total_steps) if recipe.warmup else _rising(step, rising),
     )
-    state = FitState(model, optimizer, schedule, fabric)
+    state = FitState(model, optimizer, schedule, fabric, task.notes)
     if not state.load(files):
         session.reporter.say(
             f"[yellow]Note:[/] {escape(session.name)}: {escape(str(files.checkpoint))} is damaged; this training starts anew"
         )
     trainer = _Trainer(task, state, session, wrapped, wrapped_optimizer, recipe.clip)
-    saved_at = time.monotonic()
+    checkpoints = _Checkpoints(state, session)
     total = recipe.epochs * task.steps_per_epoch
     min_epochs = min(recipe.min_epochs, recipe.epochs)
     with (
         session.reporter.bar(session.name, total) as advance,
         _tensorboard(files, fabric, state.step) as log,
+        notice.deferred(),
     ):
-        if state.epoch:
-            advance(state.epoch * task.steps_per_epoch, note=f"went on after epoch {state.epoch - 1}")
+        if state.step:
+            before = f"after epoch {state.epoch - 1}"
+            if state.within.n_batches:
+                before = f"in epoch {state.epoch}, after {state.within.n_batches} of {task.steps_per_epoch}"
+            advance(
+                state.epoch * task.steps_per_epoch + state.within.n_batches,
+                note=f"went on {before}",
+            )
         while state.epoch < recipe.epochs and not (
             state.epoch >= min_epochs and state.out_of_patience(recipe.patience)
         ):
-            torch.manual_seed(recipe.seed * 100_003 + state.epoch)
+            state.begin_epoch(recipe.seed * 100_003 + state.epoch)
             model.train()
-            sums, n_batches = _Sums(), 0
-            trainer.norms = []
-            for batches in _groups(task.batches(state.epoch), recipe.accumulate):
-                loss = trainer.step(batches, sums, n_batches, advance)
-                n_batches += len(batches)
+            left = task.batches_after(state.epoch, state.within.n_batches)
+            state.go_on()
+            for batches in _groups(left, recipe.accumulate):
+                loss = trainer.step(batches, advance)
                 log("step/loss", loss, state.step)
                 log("step/learning_rate", float(schedule.get_last_lr()[0]), state.step)
                 state.step += 1
+                checkpoints.after_step()
             model.eval()
-            metrics = sums.means(fabric) | trainer.gradients() | task.validate()
-            trainer.check_validation(metrics, n_batches)
+            with checkpoints.kept_if_ended():
+                metrics = state.within.sums.means(fabric) | trainer.gradients() | task.validate()
+            trainer.check_validation(metrics)
             # At the epoch's last step: a run that goes on from this epoch's checkpoint purges all from its next step on.
             for name, value in metrics.items():
                 log(f"epoch/{name}", value, max(0, state.step - 1))
@@ -227,10 +256,7 @@ def fit(
             state.finish_epoch(metrics, (float(may_stay), *task.score(metrics)))
             if fabric.global_rank == 0:
                 write_history(files.metrics_csv, FitResult(state.best_epoch, state.history))
-                waited = time.monotonic() - saved_at >= files.checkpoint_seconds
-                if files.checkpoint is not None and waited and state.epoch < recipe.epochs:
-                    state.save(files)
-                    saved_at = time.monotonic()
+            checkpoints.after_epoch()
             advance(
                 0, note=" ".join(f"{name} {metrics[name]:.3g}" for name in metrics if name.startswith("val"))
             )
@@ -267,14 +293,12 @@ class _Trainer(Generic[T]):
     ) -> None:
         self._task, self._state, self._session = task, state, session
         self._wrapped, self._optimizer, self._clip = wrapped, optimizer, clip
-        self.norms: list[Tensor] = []
-        """Of the epoch's gradients, before they were shortened"""
 
     def gradients(self) -> dict[str, float]:
         """Return the mean length of the epoch's gradients, and the share that was shortened; finite ones alone."""
-        if not self.norms:
+        if not self._state.within.norms:
             return {}
-        norms = torch.stack(self.norms).double()  # one look at the device an epoch
+        norms = torch.stack(self._state.within.norms).double()  # one look at the device an epoch
         norms = norms[torch.isfinite(norms)]
         if not len(norms):
             return {"train_gradient": math.inf, "train_clipped": 1.0}
@@ -283,20 +307,10 @@ class _Trainer(Generic[T]):
             "train_clipped": float((norms > self._clip).double().mean()),
         }
 
-    def step(self, batches: list[T], sums: _Sums, n_before: int, advance: Advance) -> float:
-        """Update the weights once; returns the mean loss over the batches.
-
-        Parameters
-        ----------
-        batches : list of T
-        sums : _Sums
-            Of the epoch; gets their losses.
-        n_before : int
-            Batches of the epoch so far.
-        advance : Advance
-        """
-        task, fabric = self._task, self._session.fabric
-        of_step, size = _Sums(), sum(task.size(batch) for batch in batches)
+    def step(self, batches: list[T], advance: Advance) -> float:
+        """Update the weights once; returns the mean loss over the batches."""
+        task, fabric, within = self._task, self._session.fabric, self._state.within
+        of_step, size = Sums(), sum(task.size(batch) for batch in batches)
         seen = []
         for place, batch in enumerate(batches, start=1):
             share = task.size(batch)
@@ -304,10 +318,12 @@ class _Trainer(Generic[T]):
                 losses = task.losses(self._wrapped, batch)
                 if not torch.isfinite(losses["loss"]):
                     names = task.names(batch, losses)
-                    raise self._diverged("loss", float(losses["loss"].detach()), names, n_before + place)
+                    raise self._diverged(
+                        "loss", float(losses["loss"].detach()), names, within.n_batches + place
+                    )
                 fabric.backward(losses["loss"] * (share / size))
             losses = {name: value.detach() for name, value in losses.items()}
-            sums.add(losses, share)
+            within.sums.add(losses, share)
             of_step.add(losses, share)
             seen.append((batch, losses))
             advance()
@@ -315,21 +331,24 @@ class _Trainer(Generic[T]):
             self._wrapped, self._optimizer, max_norm=self._clip, error_if_nonfinite=False
         )
         if norm is not None:
-            self.norms.append(norm.detach().cpu() if norm.device.type == "mps" else norm.detach())
+            within.norms.append(norm.detach().cpu() if norm.device.type == "mps" else norm.detach())
         # A gradient scaler skips such steps by itself.
         if norm is not None and not torch.isfinite(norm) and not _scales(fabric):
             names = ", ".join(dict.fromkeys(task.names(*one) for one in seen))
-            raise self._diverged("gradient", float(norm), names, n_before + len(batches))
+            raise self._diverged("gradient", float(norm), names, within.n_batches + len(batches))
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._state.schedule.step()
+        within.n_batches += len(batches)
         return of_step.mean("loss")
 
-    def check_validation(self, metrics: dict[str, float], n_batches: int) -> None:
+    def check_validation(self, metrics: dict[str, float]) -> None:
         """Stop where the score isn't a number: it would compare as worse than anything, in silence."""
         if any(map(math.isnan, self._task.score(metrics))):
             what = ", ".join(name for name, value in metrics.items() if math.isnan(value))
-            raise self._diverged("validation", math.nan, f"{what} of the validation slides", n_batches)
+            raise self._diverged(
+                "validation", math.nan, f"{what} of the validation slides", self._state.within.n_batches
+            )
 
     def _diverged(self, what: str, value: float, names: str, step: int) -> TrainingDiverged:
         """Return the error, once the best weights so far are back in the model and in a file."""
@@ -343,32 +362,56 @@ class _Trainer(Generic[T]):
         )
 
 
-class _Sums:
-    """Weighted means of losses over batches."""
+class _Checkpoints:
+    """When a fit's state is written: after epochs, within long ones, and where a signal asks the process to end.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._weight = 0.0
+    With several processes all write or none, whichever of them it was whose clock or signal said so.
+    """
 
-    def add(self, losses: dict[str, Tensor], weight: float) -> None:
-        self._weight += weight
-        for name, value in losses.items():
-            if value.ndim == 0:
-                value = weight * (value.double() if value.device.type != "mps" else value)
-                self._sums[name] = self._sums[name] + value if name in self._sums else value
+    def __init__(self, state: FitState, session: Session) -> None:
+        self._state, self._files, self._fabric = state, session.files, session.fabric
+        self._saved_at, self._steps = time.monotonic(), 0
 
-    def mean(self, name: str) -> float:
-        """Return the mean over this process's batches."""
-        return float(self._sums[name]) / self._weight
+    def after_step(self) -> None:
+        """Write it where that is due, and end the work where that is asked."""
+        self._steps += 1
+        files, waited = self._files, time.monotonic() - self._saved_at
+        due = waited >= files.checkpoint_seconds and (
+            waited >= 60 * files.checkpoint_minutes
+            or (files.checkpoint_steps is not None and self._steps >= files.checkpoint_steps)
+        )
+        self._write_or_end(due)
 
-    def means(self, fabric: Fabric) -> dict[str, float]:
-        """Return the means over the batches of all processes, by column of the metrics file."""
-        means = {}
-        for name, value in self._sums.items():
-            mean = fabric.all_reduce(value, reduce_op="mean")
-            assert isinstance(mean, Tensor)
-            means[f"train_{name}"] = float(mean) / self._weight
-        return means
+    def after_epoch(self) -> None:
+        """The same, where a checkpoint is due sooner."""
+        self._write_or_end(time.monotonic() - self._saved_at >= self._files.checkpoint_seconds)
+
+    @contextmanager
+    def kept_if_ended(self) -> Iterator[None]:
+        """Within the block, the validation, a signal needn't wait: the epoch's steps are kept, and the next run validates."""
+        if self._fabric.world_size > 1:  # the others would wait for this process
+            yield
+            return
+        random = random_states(self._fabric.device)
+        try:
+            with notice.at_once():
+                yield
+        except notice.Noticed:
+            self._state.save(self._files, random)
+            raise
+
+    def _write_or_end(self, due: bool) -> None:
+        ends = notice.came()
+        if self._fabric.world_size > 1:
+            asked = torch.tensor([due, ends], dtype=torch.float32, device=self._fabric.device)
+            of_all = self._fabric.all_reduce(asked, reduce_op="max")
+            assert isinstance(of_all, Tensor)
+            due, ends = (bool(one) for one in of_all.tolist())
+        if due or ends:
+            self._state.save(self._files)
+            self._saved_at, self._steps = time.monotonic(), 0
+        if ends:
+            notice.obey_any()
 
 
 def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:

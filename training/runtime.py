@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 import torch
@@ -99,13 +99,33 @@ class Runtime:
         """Whether this process writes and speaks for all."""
         return self.rank == 0
 
-    def share(self, items: Sequence[T]) -> list[T]:
-        """Return this process's part of some independent pieces of work."""
-        return list(items[self.rank :: self.world])
+    def share(self, items: Sequence[T], size: Callable[[T], float] | None = None) -> list[T]:
+        """Return this process's part of some independent pieces of work, of which `size` says how large one is."""
+        if size is None:
+            return list(items[self.rank :: self.world])
+        dealt = deal([size(item) for item in items], self.world)
+        return [item for item, rank in zip(items, dealt, strict=True) if rank == self.rank]
+
+    def of_main(self, value: T) -> T:
+        """Return what the main process gave, on all processes."""
+        if self.world == 1:
+            return value
+        found: T = self.fabric.broadcast(value)
+        return found
 
     def wait(self) -> None:
         """Wait until all processes are here."""
         self.fabric.barrier()
+
+
+def deal(sizes: Sequence[float], n: int) -> list[int]:
+    """Return which of `n` processes each piece of work goes to: the largest first, each to who has least to do."""
+    loads, dealt = [0.0] * n, [0] * len(sizes)
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        rank = loads.index(min(loads))
+        loads[rank] += sizes[place]
+        dealt[place] = rank
+    return dealt
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -35,6 +35,7 @@ from napari_lrmil.export.errors import ResultFileError
 from napari_lrmil.export.result import read_prediction
 from napari_lrmil.worklist import Worklist
 from training.cohort import CohortConfig, generate_cohort
+from training.notice import RESUMABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_RUN = """
@@ -269,7 +270,7 @@ def kill_at(
     text = said.read_text(errors="replace")
     if status == 0:
         return False
-    if status not in (-number, 128 + number):
+    if status not in (-number, 128 + number, *([RESUMABLE] if number is signal.SIGTERM else [])):
         raise Fault(f"{number.name} ended it with status {status}: {text[-500:]}")
     if "Traceback" in text:
         raise Fault(f"{number.name}: a traceback: {text[-1500:]}")

@@ -1,7 +1,7 @@
 """``python killed_run.py MODULE FUNCTION N WHEN CONFIG ...``: a training run that is killed at its Nth call of a function.
 
-SIGKILL, before or after the call: nothing is tidied up. Only calls whose arguments mention MATCH (of ``FUNCTION:MATCH``)
-count.
+SIGKILL, before or after the call: nothing is tidied up. WHEN may be another signal, as SIGTERM, which is sent before the
+call. Only calls whose arguments mention MATCH (of ``FUNCTION:MATCH``) count.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ def main() -> None:
         dies = calls == int(number) and match in repr((values, options))
         if dies and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
+        if dies and when.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[when])
         result = function(*values, **options)
-        if dies:
+        if dies and when == "after":
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 

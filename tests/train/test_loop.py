@@ -17,7 +17,6 @@ from safetensors.torch import load_file as load_tensors
 from torch import Tensor, nn
 
 from napari_lrmil.atomic import replacing
-from napari_lrmil.errors import ConfigError
 from napari_lrmil.model.mil import MILOutput
 from training.checkpoint import Files
 from training.data.bags import Bags, SlideBag
@@ -309,19 +308,6 @@ def test_stamps(tmp_path: Path) -> None:
     markers.forget("fold0/stage1")
     markers.forget("fold0/stage1")
     assert not markers.is_done("fold0/stage1", "key")
-
-
-def test_one_run_at_a_time(tmp_path: Path) -> None:
-    run_dir = RunDir(tmp_path / "run")
-    run_dir.prepare()
-    with (
-        run_dir.locked(),
-        pytest.raises(ConfigError, match=r"another run is working in .*run"),
-        RunDir(run_dir.root).locked(),
-    ):
-        pass
-    with RunDir(run_dir.root).locked():
-        assert (run_dir.root / ".lock").exists()
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
-from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -261,68 +261,83 @@ def test_the_seed_decides_the_batches(indexed: list[SlideTiles], store: Embeddin
     assert keys_of(one) != keys_of(other)
 
 
-@pytest.mark.parametrize("window", [1, 2, 64])
+@pytest.mark.parametrize("mixed", [1, 2, 64])
 @pytest.mark.parametrize("limit", [None, 1, 50, 10**6])
-def test_limit_and_windows(
+def test_limits_and_slides_that_are_open_at_once(
     indexed: list[SlideTiles],
     store: EmbeddingStore,
-    window: int,
+    mixed: int,
     limit: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pairs_module, "WINDOW_SLIDES", window)
+    monkeypatch.setattr(pairs_module, "MIXED_SLIDES", mixed)
     loader = loader_of(indexed, store, batch_size=16)
     batches = drawn(loader, 0, limit=limit)
     keys = keys_of(batches)
     assert len(keys) == min(limit or 10**6, loader.n_pairs)
-    assert len(batches) <= loader.steps(limit)
+    assert len(batches) == loader.steps(limit)
+    assert all(len(batch.tiles) == 16 for batch in batches[:-1])
     if limit is None:
         assert len(set(keys)) == len({*keys_of(drawn(loader, 5))})
+    slides = [key[0] for key in keys]
+    if mixed == 1:  # one slide after the other
+        assert sum(a != b for a, b in itertools.pairwise(slides)) == len(set(slides)) - 1
 
 
-@pytest.mark.parametrize("per_window", [1, 2, 5])
-def test_window_bytes_bound_what_is_held(
-    indexed: list[SlideTiles],
-    store: EmbeddingStore,
-    per_window: int,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_drawn_part_is_of_all_slides_by_their_pairs(
+    indexed: list[SlideTiles], store: EmbeddingStore
 ) -> None:
-    """As many slides are read at once as fit, and an epoch still holds every pair once."""
-    monkeypatch.setattr(EmbeddingStore, "read", counting := Reads(EmbeddingStore.read))
-    largest = max(len(tiles.hr_places) for tiles in indexed)
-    total = sum(len(tiles.hr_places) for tiles in indexed)
-    window_bytes = 10 * total if per_window == 5 else 10 * largest * per_window
-    loader = loader_of(indexed, store, batch_size=16, window_bytes=window_bytes, bytes_per_tile=10)
-    windows = counting.windows(loader.batches(np.random.default_rng(0), limit=None, turned=False))
-    assert sum(windows) == 2 * len(indexed)  # embedding and layers of each slide, once
-    assert max(windows) <= 2 * per_window
-    assert len(windows) >= len(indexed) / per_window
-    whole, parts = (drawn(one, 0) for one in (loader_of(indexed, store), loader))
-    assert sorted(keys_of(whole)) == sorted(keys_of(parts))
-    assert len(parts) <= loader.steps(None)
+    loader = loader_of(indexed, store)
+    wanted, lengths = loader.n_pairs // 3, [0] * len(indexed)
+    for number, tiles in enumerate(indexed):
+        lengths[number] = len(SlidePairs(tiles, ratio=4, shifted=True, min_children=0.25))
+    counts = np.zeros(len(indexed))
+    for seed in range(20):
+        which, inner, _ = loader._drawn(np.random.default_rng(seed), wanted, False)
+        assert len({*zip(which.tolist(), inner.tolist(), strict=True)}) == wanted  # none twice
+        counts += np.bincount(which, minlength=len(indexed)) / 20
+    expected = np.asarray(lengths) * wanted / loader.n_pairs
+    np.testing.assert_allclose(counts, expected, rtol=0.25)
 
 
-class Reads:
-    """Counts what a store reads, batch by batch."""
+@pytest.mark.parametrize("start", [0, 1, 3, 10**6])
+def test_an_epoch_goes_on_in_its_middle_without_reading_what_was_before(
+    indexed: list[SlideTiles], store: EmbeddingStore, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = loader_of(indexed, store, batch_size=16)
+    whole = drawn(loader, 7, limit=100, turned=True)
+    read: list[int] = []
+    load = pairs_module._load
+    monkeypatch.setattr(pairs_module, "_load", lambda *args: read.append(1) or load(*args))
+    rng = np.random.default_rng(7)
+    rest = list(loader.batches(rng, limit=100, turned=True, start=start))
+    assert len(read) == max(0, 100 - 16 * start)
+    for first, second in zip(whole[start:], rest, strict=True):
+        for a, b in zip(first, second, strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
-    def __init__(self, read: Any) -> None:
-        self._read, self.count = read, 0
 
-    def __get__(self, store: EmbeddingStore, kind: type) -> Any:
-        def counted(*args: Any, **options: Any) -> Any:
-            self.count += 1
-            return self._read(store, *args, **options)
+def test_no_more_slides_are_open_than_are_mixed(
+    indexed: list[SlideTiles], store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs_module, "MIXED_SLIDES", 1)
+    opened: list[Slide] = []
+    most = 0
+    of = TileGeometry.open
 
-        return counted
+    def counting(self: TileGeometry, row: SlideRow) -> Slide:
+        opened.append(of(self, row))
+        return opened[-1]
 
-    def windows(self, batches: Iterator[PairBatch]) -> list[int]:
-        """Reads of each window."""
-        found = []
-        for _ in batches:
-            if self.count:
-                found.append(self.count)
-                self.count = 0
-        return found
+    close = Slide.close
+    monkeypatch.setattr(TileGeometry, "open", counting)
+    monkeypatch.setattr(Slide, "close", lambda self: (close(self), opened.remove(self)))
+    for _ in loader_of(indexed, store, batch_size=1).batches(
+        np.random.default_rng(0), limit=None, turned=False
+    ):
+        most = max(most, len(opened))
+    assert not opened
+    assert most <= 1 + 4
 
 
 # --- shared over processes -------------------------------------------------------------------------------------------

@@ -7,31 +7,33 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from run_helpers import absolute_rows, child_environment, python, rerun, weights, write_config, write_rows
+from run_helpers import absolute_rows, python, rerun, weights, write_config, write_rows
 from typer.testing import CliRunner
 
 from training.run.cli import app
-from training.run.layout import RunDir
 from training.run.markers import RunDirError
 
 pytestmark = pytest.mark.slow
 
-# Module, function (and what its arguments mention), which call, before or after it: one in the midst of each stage.
+# Module, function (and what its arguments mention), which call, before or after it: one in the midst of each stage, of
+# trainings in the middle of an epoch. A signal's name: it is sent before the call, and the run ends by itself.
 KILLS = [
     ("training.data.tile_index", "remembered", 7, "after"),
     ("training.data.store", "ArrayWriter.finish", 5, "after"),  # the third slide's first array
     ("training.checkpoint", "FitState.save:teacher_hr", 1, "after"),
     ("training.run.layout", "Folder.write_teacher_outputs", 1, "before"),
     ("training.checkpoint", "FitState.save:stage1", 1, "after"),
+    ("training.checkpoint", "FitState.save:stage1", 3, "before"),  # in its second epoch
+    ("training.loop", "_Trainer.step", 2, "SIGUSR1"),  # of stage 1, where that is
     ("training.run.markers", "Markers.write:fold0/stage1", 1, "before"),
     ("training.stages.embed_tiles", "embed_slide", 4, "before"),  # student embeddings
     ("training.checkpoint", "FitState.save:stage2_only", 2, "after"),
-    ("training.checkpoint", "FitState.save:lrmil", 1, "before"),
+    ("training.loop", "_Trainer.step", 5, "SIGTERM"),  # of a head
+    ("training.checkpoint", "FitState.save:lrmil", 3, "before"),
     ("training.run.layout", "Folder.write_predictions:lr_scratch", 1, "before"),
     ("training.stages.export", "save_bundle", 1, "before"),
     ("training.run.layout", "RunDir.write_kept_results", 1, "before"),
@@ -43,11 +45,18 @@ def test_killed_in_the_midst_of_each_stage_it_ends_as_if_it_had_not_been(
     finished: Path, cohort: Path, tmp_path: Path
 ) -> None:
     write_config(tmp_path, cohort)
-    options = ["--run.checkpoint_seconds", "0", "--run.out_dir", str(tmp_path / "run")]
+    # A checkpoint after two steps: an epoch of stage 1 has 5, of a head 9.
+    options = ["--run.checkpoint_seconds", "0", "--run.checkpoint_steps", "2"]
+    options += ["--run.out_dir", str(tmp_path / "run")]
     for module, function, number, when in KILLS:
         script = str(Path(__file__).with_name("killed_run.py"))
         done = python(tmp_path, script, module, function, str(number), when, "config.toml", *options)
-        assert done.returncode == -signal.SIGKILL, (function, done.stdout, done.stderr)
+        if when.startswith("SIG"):
+            assert done.returncode == 75, (function, done.stdout, done.stderr)
+            assert f"error: stopped by {when}, exit status 75. What was finished is kept in" in done.stderr
+            assert "Traceback" not in done.stderr
+        else:
+            assert done.returncode == -signal.SIGKILL, (function, done.stdout, done.stderr)
         assert not (tmp_path / "run" / "results.json").exists()
     done = python(tmp_path, "-m", "training.run", "config.toml", *options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -108,37 +117,6 @@ def test_damaged_files_of_a_finished_run_are_made_anew_and_it_says_so(
         "The curves of these trainings are gone: fold0, lrmil."
         in (folder / "run" / "report.html").read_text()
     )
-
-
-def test_two_runs_in_one_directory_are_refused(cohort: Path, tmp_path: Path) -> None:
-    write_config(tmp_path, cohort)
-    (tmp_path / "run").mkdir()
-    holder = subprocess.Popen(
-        [
-            *(sys.executable, "-c"),
-            "import sys, time; from pathlib import Path; from training.run.layout import RunDir\n"
-            "with RunDir(Path(sys.argv[1])).locked():\n"
-            "    print('held', flush=True); time.sleep(600)",
-            str(tmp_path / "run"),
-        ],
-        env=child_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline().strip() == "held"
-        args = [str(tmp_path / "config.toml"), "--run.out_dir", str(tmp_path / "run")]
-        done = CliRunner().invoke(app, args)
-        assert done.exit_code == 1
-        assert "another run is working in" in done.output
-        assert "run.out_dir" in done.output
-        assert not (tmp_path / "run" / "config.json").exists()
-    finally:
-        holder.kill()  # and the lock is gone with it
-        holder.communicate()
-    with RunDir(tmp_path / "run").locked():
-        pass
 
 
 @pytest.fixture

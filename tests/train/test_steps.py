@@ -18,7 +18,8 @@ from training.run.context import Context
 from training.run.layout import RunDir
 from training.run.markers import RunDirError
 from training.run.steps import Step, Steps, each_once, is_done, once
-from training.runtime import Runtime
+from training.runtime import Runtime, deal
+from training.stages.distill_tiles import Stage1Section
 
 
 @pytest.fixture
@@ -189,3 +190,71 @@ def test_what_the_report_shows_is_not_read_into_memory_to_be_compared(
     table.unlink()
     with pytest.raises(RunDirError, match=r"slides\.csv can't be read"):
         steps.report()
+
+
+# --- what is stored and keyed ----------------------------------------------------------------------------------------
+
+
+def of_layers(folder: Path, layers: list[int], **encoder: object) -> Context:
+    config = RunConfig.model_validate(
+        {
+            "run": {"out_dir": folder},
+            "data": {"slides": folder / "slides.csv"},
+            "encoder": {"architecture": "vit_tiny_patch16_224", "options": {"depth": 6}, **encoder},
+            "stage1": {"layers": layers},
+        }
+    )
+    return Context(
+        run_dir=RunDir(folder),
+        config=config,
+        geometry=config.tiles.geometry(None),
+        tiles={},
+        class_names=("a", "b"),
+        runtime=Runtime("cpu"),
+        reporter=Reporter(Console(file=io.StringIO())),
+    )
+
+
+def test_other_layers_of_a_run_are_found_in_what_is_stored(tmp_path: Path) -> None:
+    first = of_layers(tmp_path, [3]).hr_store()
+    assert first.spec["layers"] == [0, 1, 3, 4]  # the first two and the last but one beside
+    first.prepare()
+    for layers in ([], [0, 4], [0, 1, 3, 4]):
+        found = of_layers(tmp_path, layers).hr_store()
+        assert found.root == first.root
+        # Keys are those of what is asked for, as before.
+        assert found.key == of_layers(tmp_path, layers).hr_store(tuple(layers)).root.name
+    other = of_layers(tmp_path, [2]).hr_store()
+    assert other.root != first.root
+    assert other.spec["layers"] == [0, 1, 2, 4]
+    assert of_layers(tmp_path, [3], batch_size=4).hr_store().root == first.root
+    assert of_layers(tmp_path, [3], mean=(0.4, 0.5, 0.5)).hr_store().root != first.root
+
+
+def test_a_store_of_an_earlier_version_goes_on_being_the_runs(tmp_path: Path) -> None:
+    earlier = of_layers(tmp_path, []).hr_store(())
+    assert earlier.spec["layers"] == []
+    earlier.prepare()
+    assert of_layers(tmp_path, []).hr_store() == earlier
+    assert of_layers(tmp_path, [], stored_layers=[2]).hr_store() == earlier
+    fresh = of_layers(tmp_path / "fresh", [], stored_layers=[]).hr_store()
+    assert (fresh.root.name, fresh.key) == (earlier.root.name, earlier.key)
+
+
+def test_what_is_new_in_the_config_changes_no_key_until_it_is_used() -> None:
+    config = {"run": {"out_dir": "run"}, "data": {"slides": "slides.csv"}}
+    text = RunConfig.model_validate(config).model_dump_json()
+    assert not [name for name in ("checkpoint_minutes", "checkpoint_steps", "stored_layers") if name in text]
+    section = Stage1Section()
+    assert section.pair_limit == 300_000
+    assert Stage1Section(pairs_per_epoch=0).pair_limit is None
+    assert '"pairs_per_epoch":null' in section.model_dump_json()
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 7])
+def test_work_is_dealt_by_its_size(n: int) -> None:
+    sizes = [10_000, 300, 9_000, 50, 4_000, 4_000, 1_000, 8_000, 20, 700]
+    dealt = deal(sizes, n)
+    loads = [sum(size for size, rank in zip(sizes, dealt, strict=True) if rank == one) for one in range(n)]
+    assert sum(loads) == sum(sizes)
+    assert max(loads) <= max(max(sizes), 4 / 3 * sum(sizes) / n)  # the bound of this order of dealing

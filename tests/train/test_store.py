@@ -40,6 +40,50 @@ def data_files(store: EmbeddingStore, slide_id: str = "s", array: str = "embeddi
     return sorted(path for path in place.rglob("*") if path.is_file())
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 70),
+    chunk=st.integers(1, 16),
+    layers=st.integers(0, 3),
+    zeros=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_rows_where_they_lie_are_those_of_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, n: int, chunk: int, layers: int, zeros: bool, seed: int
+) -> None:
+    """Several chunks a shard and several shards, the last ones cut; chunks of zeros, which aren't stored."""
+    store, rng = EmbeddingStore(tmp_path_factory.mktemp("store")), np.random.default_rng(seed)
+    values = values_of(n, 6, seed) if not layers else rng.normal(size=(layers, n, 6)).astype(np.float32)
+    if zeros:
+        values[..., n // 3 :, :] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "CHUNK_TILES", chunk)
+        patch.setattr(store_module, "SHARD_TILES", 3 * chunk)
+        store.write("s", embedding=values)
+    whole, rows = store.read("s", dtype=np.float16), store.rows("s")
+    assert rows.n_rows == n
+    index = rng.integers(n, size=9)
+    taken = rows.take(index)
+    assert taken.dtype == np.float16
+    np.testing.assert_array_equal(taken, whole[..., index, :])
+    if layers:
+        outer = tuple(int(one) for one in rng.permutation(layers)[:2])
+        np.testing.assert_array_equal(rows.take(index, outer), whole[list(outer)][:, index])
+
+
+def test_rows_of_a_damaged_slide_are_told_and_it_is_forgotten(tmp_path: Path) -> None:
+    for how in ("bit", "cut", "index"):
+        store = EmbeddingStore(tmp_path / how)
+        store.write("s", embedding=values_of(20))
+        path = data_files(store)[0]
+        data = bytearray(path.read_bytes())
+        data[-8 if how == "index" else 3] ^= 64
+        path.write_bytes(data[:-1] if how == "cut" else data)
+        with pytest.raises(StoreError, match="the stored embeddings of s are damaged"):
+            store.rows("s")
+        assert not store.has("s")
+
+
 # --- what is written is read -----------------------------------------------------------------------------------------
 
 

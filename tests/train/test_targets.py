@@ -158,7 +158,6 @@ def test_tiles_are_not_turned_by_default_and_a_run_that_turns_them_stores_turned
         context.config.stage1,
         context.geometry,
         context.hr_store(),
-        teacher_dim=24,
         scores=None,
         threads=1,
     )

@@ -50,7 +50,22 @@ class RunSection(Section):
         default=None, description="embedding store; default in out_dir; runs of one encoder may share it"
     )
     checkpoint_seconds: float = Field(
-        default=30.0, ge=0, description="least time between checkpoints, which are written after an epoch"
+        default=30.0,
+        ge=0,
+        description="least time between checkpoints, which are written after an epoch, and within a long one",
+    )
+    checkpoint_minutes: float = Field(
+        default=10.0,
+        gt=0,
+        exclude_if=lambda value: value == 10.0,  # what is made without it keeps its key
+        description="within an epoch, a checkpoint after so long: what a training loses at most that is killed. One that is "
+        "asked to end (SIGTERM, SIGUSR1) writes one after its step, and loses nothing",
+    )
+    checkpoint_steps: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="within an epoch, a checkpoint after so many steps, where that is sooner; default: by time alone",
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_lrmil.slide import Slide, choose_level, read_tile
-from training.data.store import EmbeddingStore
+from napari_lrmil.slide import Slide, TileGrid, choose_level, read_tile
+from training.data.store import EmbeddingStore, StoredRows
 from training.data.tile_index import SlideTiles, TileGeometry
+from training.files import allow_open_files
 
-WINDOW_SLIDES = 64
-"""Slides open at once at most: pairs are shuffled within a window, so that memory doesn't grow with the table."""
+MIXED_SLIDES = 256
+"""Slides that are open at once: the pairs of an epoch are drawn over all slides, and of so many come in random order."""
+_OPEN_FILES = 8192
+"""Enough for these slides, with several files or handles each, and their embeddings."""
 
-
-Job = tuple[int, int, int]
-Loaded = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Turned = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 class PairBatch(NamedTuple):
@@ -84,13 +85,18 @@ class SlidePairs:
         """(P, ratio * ratio) indices of the HR tiles, -1 for one without tissue; made anew each time."""
         return np.asarray(self._windows()[self._enough], np.int64)
 
+    def children_at(self, row: int, col: int) -> NDArray[np.int64]:
+        """Return the (ratio * ratio,) children of the tile at one of `places_hr`."""
+        window = self._index_of[row : row + self._ratio, col : col + self._ratio]
+        return window.reshape(-1).astype(np.int64)
+
     def _windows(self) -> NDArray[np.int32]:
         windows = np.lib.stride_tricks.sliding_window_view(self._index_of, (self._ratio, self._ratio))
         windows = windows[:: self._step, :: self._step]
         return windows.reshape(*windows.shape[:2], self._ratio**2)  # row by row: y outer, x inner
 
 
-def turn(tiles: NDArray[np.uint8], children: NDArray[np.int64], ratio: int, how: int) -> Loaded:
+def turn(tiles: NDArray[np.uint8], children: NDArray[np.int64], ratio: int, how: int) -> Turned:
     """Return one of the 8 turns and flips of a tile (T, T, 3), with its children (K,) permuted alike."""
     grid = children.reshape(ratio, ratio)
     tiles, grid = np.rot90(tiles, how % 4), np.rot90(grid, how % 4)
@@ -100,7 +106,7 @@ def turn(tiles: NDArray[np.uint8], children: NDArray[np.int64], ratio: int, how:
 
 
 class PairLoader:
-    """Batches of pairs over many slides, shuffled in windows of slides.
+    """Batches of pairs over many slides; a process reads of pixels and embeddings what its own pairs need.
 
     Parameters
     ----------
@@ -118,10 +124,6 @@ class PairLoader:
         Which of the store's layers; None for all.
     batch_size, threads : int
         `batch_size` pairs over all processes.
-    window_bytes : float
-        Embeddings held in memory at once, about.
-    bytes_per_tile : int
-        Of an HR tile's embeddings.
     rank, world : int
         This process takes every `world`-th pair of a batch.
     """
@@ -138,8 +140,6 @@ class PairLoader:
         layer_places: tuple[int, ...] | None = None,
         batch_size: int,
         threads: int,
-        window_bytes: float = 2**30,
-        bytes_per_tile: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -148,118 +148,183 @@ class PairLoader:
         self._arrays = embeddings, layer_tokens, layer_places
         self._batch_size, self._threads = batch_size, threads
         self._rank, self._world = rank, world
-        held = sum(len(item.tiles.hr_places) for item in self._pairs) * bytes_per_tile
-        n_windows = max(1, math.ceil(held / window_bytes), math.ceil(len(self._pairs) / WINDOW_SLIDES))
-        self._n_windows = max(1, min(n_windows, len(self._pairs)))
 
     @property
     def n_pairs(self) -> int:
         """Pairs of all slides."""
         return sum(len(item) for item in self._pairs)
 
-    def batches(self, rng: np.random.Generator, *, limit: int | None, turned: bool) -> Iterator[PairBatch]:
-        """Yield one pass over the pairs, or over `limit` of them drawn without replacement."""
-        share = 1.0 if limit is None else min(1.0, limit / self.n_pairs)
-        order = rng.permutation(len(self._pairs))
-        left = min(limit or self.n_pairs, self.n_pairs)
-        for number, part in enumerate(np.array_split(order, self._n_windows), start=1):
-            window = [self._pairs[index] for index in part]
-            last = number == self._n_windows
-            wanted = left if last else min(left, round(share * sum(len(item) for item in window)))
-            left -= wanted
-            if not wanted:
-                continue
-            yield from self._window(window, rng, wanted, turned)
-
     def steps(self, limit: int | None) -> int:
-        """Return the number of batches that `batches` yields at most; a window ends with a smaller one."""
-        return -(-min(limit or self.n_pairs, self.n_pairs) // self._batch_size) + self._n_windows - 1
+        """Return the number of batches that `batches` yields."""
+        return -(-min(limit or self.n_pairs, self.n_pairs) // self._batch_size)
 
-    def _window(
-        self, window: list[SlidePairs], rng: np.random.Generator, wanted: int, turned: bool
+    def batches(
+        self, rng: np.random.Generator, *, limit: int | None, turned: bool, start: int = 0
     ) -> Iterator[PairBatch]:
-        slides = [self._geometry.open(item.tiles.row) for item in window]
+        """Yield one pass over the pairs, or over `limit` of them drawn without replacement from all slides alike.
+
+        Parameters
+        ----------
+        rng : numpy Generator
+        limit : int, optional
+        turned : bool
+        start : int
+            Batches to leave out, which are not read.
+        """
+        which, inner, how = self._drawn(rng, limit, turned)
+        with (
+            _OpenPairs(self._pairs, self._open, self._threads) as slides,
+            ThreadPoolExecutor(self._threads, thread_name_prefix="lrmil-pairs") as pool,
+        ):
+            waiting: deque[tuple[list[Future[_Loaded]], float, int]] = deque()
+            for first in range(start * self._batch_size, len(which), self._batch_size):
+                whole = range(first, min(first + self._batch_size, len(which)))
+                mine = whole[self._rank :: self._world]
+                weight = len(mine) * self._world / len(whole)
+                mine = mine or whole[:1]  # all processes must step together, if only with weight 0
+                jobs = [(int(which[one]), int(inner[one]), int(how[one])) for one in mine]
+                # Opened before they are wanted: a batch is ready when the second one after it is asked for.
+                opened = slides.of([slide for slide, _, _ in jobs])
+                waiting.append(
+                    (
+                        [pool.submit(_load, opened[slide], pair, turns) for slide, pair, turns in jobs],
+                        weight,
+                        len(whole),
+                    )
+                )
+                if len(waiting) > 2:
+                    yield _collate(*waiting.popleft())
+            while waiting:
+                yield _collate(*waiting.popleft())
+
+    def _drawn(
+        self, rng: np.random.Generator, limit: int | None, turned: bool
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int8]]:
+        """Return slides, their pairs' numbers and turns in the order of an epoch, (n,) each."""
+        ends = np.cumsum([len(item) for item in self._pairs])
+        n = min(limit or self.n_pairs, self.n_pairs)
+        chosen = rng.permutation(rng.choice(self.n_pairs, n, replace=False) if n < self.n_pairs else n)
+        which = np.searchsorted(ends, chosen, side="right").astype(np.int32)
+        inner = (chosen - np.concatenate([[0], ends])[which]).astype(np.int32)
+        # Slides that are open together come together; which these are, chance says.
+        group = rng.permutation(len(ends)) // MIXED_SLIDES
+        order = np.argsort(group[which], kind="stable")
+        how = rng.integers(8, size=n, dtype=np.int8) if turned else np.zeros(n, np.int8)
+        return which[order], inner[order], how
+
+    def _open(self, index: int) -> _OpenSlide:
+        item, (embeddings, layer_tokens, layer_places) = self._pairs[index], self._arrays
+        name, slide = item.tiles.row.slide_id, self._geometry.open(item.tiles.row)
         try:
-            data = _WindowData(window, slides, self._geometry, self._store, self._scores, *self._arrays)
-            which = np.concatenate([np.full(len(item), index) for index, item in enumerate(window)])
-            inner = np.concatenate([np.arange(len(item)) for item in window])
-            chosen = rng.permutation(len(which))[:wanted]
-            how = rng.integers(8, size=len(chosen)) if turned else np.zeros(len(chosen), int)
-            jobs = list(zip(which[chosen].tolist(), inner[chosen].tolist(), how.tolist(), strict=True))
-            with ThreadPoolExecutor(self._threads, thread_name_prefix="lrmil-pairs") as pool:
-                waiting: deque[tuple[list[Job], list[Future[Loaded]], float, int]] = deque()
-                for start in range(0, len(jobs), self._batch_size):
-                    whole = jobs[start : start + self._batch_size]
-                    mine = whole[self._rank :: self._world]
-                    weight = len(mine) * self._world / len(whole)
-                    mine = mine or whole[:1]  # all processes must step together, if only with weight 0
-                    futures = [pool.submit(data.load, *job) for job in mine]
-                    waiting.append((mine, futures, weight, len(whole)))
-                    if len(waiting) > 2:
-                        yield data.collate(*waiting.popleft())
-                while waiting:
-                    yield data.collate(*waiting.popleft())
-        finally:
-            for slide in slides:
-                slide.close()
+            check = index % self._world == self._rank  # together the processes check all
+            rows = self._store.rows(name, embeddings, check=check)
+            layers = None if layer_tokens is None else self._store.rows(name, layer_tokens, check=check)
+            return _OpenSlide(
+                item,
+                slide,
+                self._geometry.ratio,
+                self._geometry.lr_grid(slide),
+                choose_level(slide.level_mpps, self._geometry.mpp_lr),
+                item.places_hr.astype(np.int32),
+                rows,
+                layers,
+                layer_places,
+                None if self._scores is None else self._scores(name),
+            )
+        except BaseException:
+            slide.close()
+            raise
 
 
-class _WindowData:
-    """The open slides of a window and the teacher's embeddings of their HR tiles."""
+@dataclass(frozen=True)
+class _OpenSlide:
+    """What is read of a slide."""
 
-    def __init__(
-        self,
-        window: list[SlidePairs],
-        slides: list[Slide],
-        geometry: TileGeometry,
-        store: EmbeddingStore,
-        scores: Callable[[str], NDArray[np.float32]] | None,
-        embeddings: str,
-        layer_tokens: str | None,
-        layer_places: tuple[int, ...] | None,
-    ) -> None:
-        self._slides, self._ratio = slides, geometry.ratio
-        self._grids = [geometry.lr_grid(slide) for slide in slides]
-        self._levels = [choose_level(slide.level_mpps, geometry.mpp_lr) for slide in slides]
-        ids = [item.tiles.row.slide_id for item in window]
-        # Halves, as stored: a window is as large as memory allows.
-        self._embeddings = [store.read(name, embeddings, dtype=np.float16) for name in ids]
-        self._layers = [
-            np.empty((0, *of_slide.shape), np.float16)
-            if layer_tokens is None
-            else store.read(name, layer_tokens, dtype=np.float16)[
-                slice(None) if layer_places is None else list(layer_places)
-            ]
-            for name, of_slide in zip(ids, self._embeddings, strict=True)
-        ]
-        self._ids = ids
-        self._places = [item.places_hr for item in window]
-        self._children = [item.children for item in window]
-        self._scores = [
-            np.zeros(len(embeddings), np.float32) if scores is None else scores(name)
-            for name, embeddings in zip(ids, self._embeddings, strict=True)
-        ]
+    pairs: SlidePairs
+    slide: Slide
+    ratio: int
+    grid: TileGrid
+    level: int
+    places: NDArray[np.int32]
+    embeddings: StoredRows
+    layers: StoredRows | None
+    layer_places: tuple[int, ...] | None
+    scores: NDArray[np.float32] | None
 
-    def load(self, which: int, inner: int, how: int) -> Loaded:
-        row, col = self._places[which][inner] / self._ratio
-        tile = read_tile(self._slides[which], self._grids[which], self._levels[which], float(row), float(col))
-        return turn(tile, self._children[which][inner], self._ratio, how)
 
-    def collate(
-        self, jobs: list[Job], futures: list[Future[Loaded]], weight: float, n_pairs: int
-    ) -> PairBatch:
-        tiles, children = zip(*(future.result() for future in futures), strict=True)
-        rows = [(which, child) for (which, _, _), child in zip(jobs, children, strict=True)]
-        # A child without tissue has index -1: it picks some embedding, and `valid` masks it.
-        return PairBatch(
-            tiles=torch.from_numpy(np.stack(tiles)),
-            child_embeddings=torch.from_numpy(np.stack([self._embeddings[w][c] for w, c in rows])).float(),
-            child_layer_tokens=torch.from_numpy(
-                np.stack([self._layers[w][:, c] for w, c in rows], axis=1)
-            ).float(),
-            child_scores=torch.from_numpy(np.stack([self._scores[w][c] for w, c in rows])),
-            valid=torch.from_numpy(np.stack(children) >= 0),
-            slide_ids=tuple(self._ids[which] for which, _, _ in jobs),
-            weight=weight,
-            n_pairs=n_pairs,
-        )
+class _OpenPairs:
+    """Slides that are open: those that were wanted last, opened in threads of their own."""
+
+    def __init__(self, pairs: list[SlidePairs], open_one: Callable[[int], _OpenSlide], threads: int) -> None:
+        self._open_one = open_one
+        self._opened: OrderedDict[int, Future[_OpenSlide]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="lrmil-open")
+        if min(len(pairs), MIXED_SLIDES) > 64:
+            allow_open_files(_OPEN_FILES)
+
+    def __enter__(self) -> _OpenPairs:
+        return self
+
+    def of(self, wanted: list[int]) -> dict[int, Future[_OpenSlide]]:
+        """Return the slides of a batch, and close what wasn't wanted for longest."""
+        for index in wanted:
+            if index not in self._opened:
+                self._opened[index] = self._pool.submit(self._open_one, index)
+            self._opened.move_to_end(index)
+        found = {index: self._opened[index] for index in wanted}
+        # Three batches are on their way, which may be more slides than that.
+        while len(self._opened) > MIXED_SLIDES + 4 * len(wanted):
+            _close(self._opened.popitem(last=False)[1])
+        return found
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for one in self._opened.values():
+            _close(one)
+
+
+def _close(opened: Future[_OpenSlide]) -> None:
+    if not opened.cancelled() and opened.exception() is None:
+        opened.result().slide.close()
+
+
+class _Loaded(NamedTuple):
+    """A pair."""
+
+    slide_id: str
+    tile: NDArray[np.uint8]
+    children: NDArray[np.int64]
+    embeddings: NDArray[np.float16]
+    layers: NDArray[np.float16]
+    scores: NDArray[np.float32]
+
+
+def _load(opened: Future[_OpenSlide], number: int, how: int) -> _Loaded:
+    one = opened.result()
+    row, col = one.places[number].tolist()
+    tile = read_tile(one.slide, one.grid, one.level, row / one.ratio, col / one.ratio)
+    tile, children = turn(tile, one.pairs.children_at(row, col), one.ratio, how)
+    # A child without tissue has index -1: it gets some embedding, and `valid` masks it.
+    some = np.maximum(children, 0)
+    embeddings = one.embeddings.take(some)
+    layers = (
+        np.empty((0, *embeddings.shape), np.float16)
+        if one.layers is None
+        else one.layers.take(some, one.layer_places)
+    )
+    scores = np.zeros(len(some), np.float32) if one.scores is None else one.scores[some]
+    return _Loaded(one.pairs.tiles.row.slide_id, tile, children, embeddings, layers, scores)
+
+
+def _collate(futures: list[Future[_Loaded]], weight: float, n_pairs: int) -> PairBatch:
+    loaded = [future.result() for future in futures]
+    return PairBatch(
+        tiles=torch.from_numpy(np.stack([one.tile for one in loaded])),
+        child_embeddings=torch.from_numpy(np.stack([one.embeddings for one in loaded])).float(),
+        child_layer_tokens=torch.from_numpy(np.stack([one.layers for one in loaded], axis=1)).float(),
+        child_scores=torch.from_numpy(np.stack([one.scores for one in loaded])),
+        valid=torch.from_numpy(np.stack([one.children for one in loaded]) >= 0),
+        slide_ids=tuple(one.slide_id for one in loaded),
+        weight=weight,
+        n_pairs=n_pairs,
+    )

@@ -8,6 +8,7 @@ lost machine left in half is seen, and embedded anew.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import overload
 
 import numpy as np
 import zarr
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
@@ -31,6 +33,7 @@ CHUNK_TILES = 1024
 SHARD_TILES = 16 * CHUNK_TILES
 """Tiles of a file."""
 _SCRATCH_SECONDS = 3600
+_SLOTS = 1024
 
 
 class StoreError(LRMILError):
@@ -49,6 +52,8 @@ class EmbeddingStore:
     root: Path
     spec: Mapping[str, object] = field(default_factory=dict)
     """What the hash in its name stands for; written beside the slides."""
+    known_as: str = ""
+    """Its key, where that isn't its name: it holds more than it is asked for."""
 
     def has(self, slide_id: str, stamp: str | None = None) -> bool:
         """Whether a slide is there, whole, and made of what `stamp` says.
@@ -145,23 +150,76 @@ class EmbeddingStore:
         StoreError
             Where it is damaged; it is forgotten then, so that the next run embeds it anew.
         """
-        try:
+        with self._forgotten_if_damaged(slide_id):
             if not self.has(slide_id):
                 raise ValueError("files are missing or not as they were written")
             _check_arrays(self._place(slide_id))
             array = zarr.open_group(self._place(slide_id), mode="r")[name]
             halves = np.asarray(array[...], np.float16)
             return halves if dtype is np.float16 else halves.astype(np.float32)
+
+    def rows(self, slide_id: str, name: str = "embedding", *, check: bool = True) -> StoredRows:
+        """Return an array of a slide to take rows of where they lie, without reading the others.
+
+        Parameters
+        ----------
+        slide_id : str
+        name : str
+        check : bool
+            Whether to compare the hashes of the slide's files first, once a process: they are read as a whole for it.
+
+        Raises
+        ------
+        StoreError
+            As `read`.
+        """
+        place = self._place(slide_id)
+        with self._forgotten_if_damaged(slide_id):
+            if not self.has(slide_id):
+                raise ValueError("files are missing or not as they were written")
+            if check:
+                _check_arrays(place)
+            return StoredRows(place / name)
+
+    @contextmanager
+    def _forgotten_if_damaged(self, slide_id: str) -> Iterator[None]:
+        try:
+            yield
         except (ValueError, KeyError, RuntimeError, OSError) as error:  # a checksum, a shard's index, a file
             (self._place(slide_id) / "manifest.json").unlink(missing_ok=True)
             raise StoreError(
                 f"the stored embeddings of {slide_id} are damaged ({error}). Run again: that slide will be embedded anew."
             ) from error
 
+    @contextmanager
+    def at_slide(self, slide_id: str, *, wait: bool) -> Iterator[bool]:
+        """Hold a slide that is to be embedded, within the block.
+
+        Parameters
+        ----------
+        slide_id : str
+        wait : bool
+            For another process that holds it; else the block is told False.
+        """
+        # Not in the store's own folder, which is swept of what is hidden; a file for some slides each.
+        slot = zlib.crc32(slide_id.encode()) % _SLOTS
+        path = self.root.parent / ".locks" / f"{self.root.name}-{slot}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=-1 if wait else 0, poll_interval=0.5)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
     @property
     def key(self) -> str:
-        """What its name says: encoder and tiles, as a hash."""
-        return self.root.name
+        """What it is asked for, encoder and tiles, as a hash."""
+        return self.known_as or self.root.name
 
     def instances(self, slide_id: str) -> NDArray[np.float16]:
         """Return the bag of a slide, (N, D)."""
@@ -182,6 +240,99 @@ class EmbeddingStore:
 
     def _place(self, slide_id: str) -> Path:
         return self.root / f"{fitting_name(slide_id)}.zarr"
+
+
+class StoredRows:
+    """Rows of an array (..., N, D) of halves as `ArrayWriter` stores them: chunks uncompressed in the files of its shards,
+    which are mapped into memory.
+
+    Parameters
+    ----------
+    place : Path
+        Folder of the array.
+
+    Raises
+    ------
+    ValueError
+        Where it is stored in another way.
+    """
+
+    def __init__(self, place: Path) -> None:
+        told = parse_json(read_file(place / "zarr.json"))
+        try:
+            (sharding,) = told["codecs"]
+            inner, self._shard = (
+                sharding["configuration"],
+                told["chunk_grid"]["configuration"]["chunk_shape"][-2],
+            )
+            codecs = [one["name"] for one in (*inner["codecs"], *inner["index_codecs"])]
+            *outer, n, self._dim = told["shape"]
+            self._chunk = inner["chunk_shape"][-2]
+            plain = (
+                told["data_type"] == "float16"
+                and codecs == ["bytes", "crc32c"] * 2
+                and inner.get("index_location", "end") == "end"
+                and all(
+                    one["configuration"]["endian"] == "little"
+                    for one in (inner["codecs"][0], inner["index_codecs"][0])
+                )
+                and len(outer) <= 1
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"{place.name} is no array of this version") from error
+        if not plain:
+            raise ValueError(f"{place.name} is stored in another way than this version does")
+        self._n_outer, self.n_rows = (outer or [1])[0], n
+        self._has_outer = bool(outer)
+        n_chunks = self._shard // self._chunk
+        middle = ["0"] if outer else []
+        self._starts = np.full((-(-n // self._shard), self._n_outer, n_chunks), -1, np.int64)
+        self._windows: list[NDArray[np.float16] | None] = []
+        for number in range(len(self._starts)):
+            path = place.joinpath("c", *middle, str(number), "0")
+            if not path.exists():  # nothing but zeros
+                self._windows.append(None)
+                continue
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            n_index = 16 * self._n_outer * n_chunks
+            index = np.frombuffer(mapped, "<u8", n_index // 8, len(mapped) - n_index - 4).reshape(-1, 2)
+            starts, sizes = index.astype(np.int64).T
+            known = starts >= 0  # else nothing but zeros
+            if (sizes[known] != 2 * self._chunk * self._dim + 4).any() or (starts[known] % 2).any():
+                raise ValueError(f"{place.name} is stored in another way than this version does")
+            if ((starts + sizes)[known] > len(mapped) - n_index - 4).any():
+                raise ValueError("a shard's index is damaged")
+            self._starts[number] = np.where(known, starts // 2, -1).reshape(self._n_outer, n_chunks)
+            halves = np.frombuffer(mapped, "<f2", len(mapped) // 2)
+            self._windows.append(np.lib.stride_tricks.sliding_window_view(halves, self._dim))
+
+    def take(self, index: NDArray[np.int64], outer: tuple[int, ...] | None = None) -> NDArray[np.float16]:
+        """Return some rows in their order.
+
+        Parameters
+        ----------
+        index : (K,) array
+            From 0 to N.
+        outer : tuple of int, optional
+            Of an array (L, N, D), which of L; by default all.
+
+        Returns
+        -------
+        (..., K, D) array
+        """
+        layers = np.arange(self._n_outer) if outer is None else np.asarray(outer, np.int64)
+        found = np.zeros((len(layers), len(index), self._dim), np.float16)
+        shards, within = np.divmod(index, self._shard)
+        chunks, rows = np.divmod(within, self._chunk)
+        for shard in np.unique(shards).tolist():
+            window, here = self._windows[shard], np.flatnonzero(shards == shard)
+            if window is None:
+                continue
+            starts = self._starts[shard][layers[:, None], chunks[here][None]]
+            taken = window[np.where(starts < 0, 0, starts + rows[here] * self._dim)]
+            found[:, here] = np.where((starts < 0)[..., None], np.float16(0), taken)
+        return found if self._has_outer else found[0]
 
 
 def _check_arrays(place: Path) -> None:

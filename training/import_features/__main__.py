@@ -74,7 +74,7 @@ def main(
         patch_files = find_feature_files(patches) if patches is not None else {}
         prepared = prepare(loaded, skip_bad=skip_bad_slides, reporter=reporter)
         run = prepared.context
-        store = run.hr_store()
+        store = run.hr_store(run.stored_layers)  # no tokens of other layers are known
         store.prepare()
         outcome = import_slides(
             run.jobs(run.rows, store, hr=True),

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from napari_lrmil.errors import LRMILError, reason_of
+from napari_lrmil.errors import ConfigError, LRMILError, reason_of, shortened
 from napari_lrmil.memory import give_large_blocks_back
 from napari_lrmil.terminal import INTERRUPTED, Commands, exit_with, print_error
-from training.config import RunConfig, load_config
+from training import notice
+from training.config import RunConfig, RunSection, load_config
 from training.config.describe import config_table
+from training.data.splits import Split
+from training.hashing import content_hash
 from training.progress import Reporter
 from training.run.context import Context
 from training.run.layout import RunDir
-from training.run.pipeline import run_steps
+from training.run.locks import Locks
+from training.run.markers import CONFIG
+from training.run.pipeline import Part, Tested, run_steps
 from training.run.plan import print_plan
 from training.run.prepare import prepare
 from training.run.results import compare
 from training.run.steps import Steps, once
 from training.runtime import Runtime, close_process_group, lost_a_peer
+from training.section import nearest
 
 app = Commands(add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,8 +43,10 @@ def run(
     reporter: Reporter,
     cluster: str | None = None,
     dry_run: bool = False,
+    part: Part | None = None,
+    fold: int | None = None,
 ) -> Path:
-    """Run all steps; finished ones are skipped.
+    """Run all steps, or those of a part; finished ones are skipped. Several parts may run side by side in one directory.
 
     Parameters
     ----------
@@ -49,11 +58,15 @@ def run(
         Address of a dask.distributed scheduler whose workers embed the slides.
     dry_run : bool
         Only print the plan, and write nothing.
+    part : {"embed", "stage1", "heads", "collect"}, optional
+        See `training.run.pipeline`; by default all.
+    fold : int, optional
+        Of stage1 or heads; by default all.
 
     Returns
     -------
     Path
-        The bundle of the last fold; the run directory after a dry run.
+        The bundle of the last fold; the run directory after a dry run or a part that makes none.
 
     Raises
     ------
@@ -70,29 +83,62 @@ def run(
     config.data.rows()  # a table that is wrong leaves no folder behind
     if runtime.is_main:
         run_dir.prepare()
-    with run_dir.locked() if runtime.is_main else nullcontext():
+    locks = Locks(run_dir.root, reporter)
+    closes = part in (None, "collect")
+    with locks.at_work(_config_key(config)) if runtime.is_main else nullcontext():
         context, splits, steps = prepare(
-            config, skip_bad=skip_bad, reporter=reporter, runtime=runtime, cluster=cluster
+            config,
+            skip_bad=skip_bad,
+            reporter=reporter,
+            runtime=runtime,
+            cluster=cluster,
+            only_collects=part == "collect",
         )
         if runtime.is_main:
-            # Results of before belong to no prediction any more.
-            run_dir.results_json.unlink(missing_ok=True)
-            run_dir.write_config(config)
-        tested = run_steps(context, splits, steps)
-        if runtime.is_main:
-            compare(
-                context, steps, [split.fold for split in splits], tested.scores, tested.fits, tested.front
-            )
-            _report(context, steps)
-            reporter.say(f"Report: {escape(str(run_dir.report_html))}")
-            reporter.say(f"Bundle: {escape(str(tested.bundles[-1]))}")
-            cheapest = run_dir.fold(splits[-1].fold).cheapest_bundle
-            if tested.front is not None and cheapest.is_dir():
-                reporter.say(
-                    f"Bundle of {tested.front.row(tested.front.chosen).name}: {escape(str(cheapest))}"
-                )
-        runtime.wait()
-        return tested.bundles[-1] if tested.bundles else run_dir.root
+            if closes:
+                # Results of before belong to no prediction any more.
+                run_dir.results_json.unlink(missing_ok=True)
+            with locks.step(CONFIG):
+                run_dir.write_config(config)
+        # One process at a time brings a run to its end.
+        with locks.step("all") if closes and runtime.is_main else nullcontext():
+            tested = run_steps(context, _of_fold(splits, fold), steps, part)
+            if tested is not None and runtime.is_main:
+                _close(context, splits, steps, tested)
+            runtime.wait()
+        if not closes:
+            of_fold = "" if fold is None else f", fold {fold}"
+            reporter.say(f"{part}{of_fold}: done")
+        return tested.bundles[-1] if tested is not None and tested.bundles else run_dir.root
+
+
+def _config_key(config: RunConfig) -> str:
+    """Return what runs side by side have in common: not where they compute, and how often they write."""
+    usual = RunSection(out_dir=config.run.out_dir)
+    own = ("device", "threads", "checkpoint_seconds", "checkpoint_minutes", "checkpoint_steps")
+    section = config.run.model_copy(update={name: getattr(usual, name) for name in own})
+    return content_hash(config.model_copy(update={"run": section}))
+
+
+def _of_fold(splits: Sequence[Split], fold: int | None) -> Sequence[Split]:
+    if fold is None:
+        return splits
+    wanted = [split for split in splits if split.fold == fold]
+    if not wanted:
+        known = ", ".join(str(split.fold) for split in splits)
+        raise ConfigError(f"--fold {fold}: this run has the folds {known}")
+    return wanted
+
+
+def _close(context: Context, splits: Sequence[Split], steps: Steps, tested: Tested) -> None:
+    run_dir, reporter = context.run_dir, context.reporter
+    compare(context, steps, [split.fold for split in splits], tested.scores, tested.fits, tested.front)
+    _report(context, steps)
+    reporter.say(f"Report: {escape(str(run_dir.report_html))}")
+    reporter.say(f"Bundle: {escape(str(tested.bundles[-1]))}")
+    cheapest = run_dir.fold(splits[-1].fold).cheapest_bundle
+    if tested.front is not None and cheapest.is_dir():
+        reporter.say(f"Bundle of {tested.front.row(tested.front.chosen).name}: {escape(str(cheapest))}")
 
 
 def _report(context: Context, steps: Steps) -> None:
@@ -121,6 +167,19 @@ def _of_the_disk(error: OSError, out_dir: Path) -> LRMILError | None:
     )
 
 
+def _part(words: Sequence[str]) -> tuple[Part | None, Sequence[str]]:
+    """Return the part of a run that the first word behind CONFIG names, and the other words."""
+    for part in get_args(Part):
+        if words and words[0] == part:
+            return part, words[1:]
+    if words and not words[0].startswith("-"):
+        parts = get_args(Part)
+        raise ConfigError(
+            f"no such part of a run: {shortened(words[0])}; did you mean {nearest(words[0], parts)}? There are {', '.join(parts)}"
+        )
+    return None, words
+
+
 def _describe(wanted: bool) -> None:
     if wanted:
         Console().print(config_table())
@@ -132,14 +191,29 @@ _HELP = (
     "Every key of the config can be set here: --section.key value, for instance --run.seed 3 (--describe lists them); "
     "--set heads/clam_sb takes a set of values, as a paper's recipe for a head (docs/heads.md). "
     "Paths in it start at the current folder. A finished step isn't done again, and a killed run goes on where it was.\n\n"
-    "Several GPUs: torchrun --nproc-per-node N -m training.run CONFIG"
+    "CONFIG alone does all. Its parts can be done in processes of their own, side by side in one run directory, each doing what "
+    "it needs before: CONFIG embed; CONFIG stage1 --fold F; CONFIG heads --fold F; and in the end CONFIG collect. python -m "
+    "training.slurm CONFIG writes them as SLURM jobs.\n\n"
+    "Several GPUs: torchrun --nproc-per-node N -m training.run CONFIG\n\n"
+    f"Exit status: 0 done, 1 an error, {notice.RESUMABLE} stopped by SIGTERM or SIGUSR1 and to be given again, 130 stopped by "
+    "Ctrl-C."
 )
 
 
-@app.command(help=_HELP, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    help=_HELP,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def main(
     context: typer.Context,
-    config: Annotated[Path, typer.Argument(help="A TOML file; see training/configs.", show_default=False)],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG [embed|stage1|heads|collect]",
+            help="A TOML file; see training/configs. Behind it, a part of the run.",
+            show_default=False,
+        ),
+    ],
     skip_bad_slides: Annotated[
         bool, typer.Option("--skip-bad-slides", help="Go on without slides that can't be used.")
     ] = False,
@@ -147,6 +221,10 @@ def main(
         bool,
         typer.Option("--dry-run", help="Print what would be done, how much and how long; write nothing."),
     ] = False,
+    fold: Annotated[
+        int | None,
+        typer.Option(help="Of stage1 or heads: this fold alone, from 0.", show_default=False, min=0),
+    ] = None,
     seeds: Annotated[
         str | None,
         typer.Option(
@@ -173,9 +251,27 @@ def main(
     """Build an LRMIL student from a table of slides."""
     out_dir = Path()
     try:
-        loaded = load_config(config, [*context.args, *(("--run.seeds", seeds) if seeds is not None else ())])
+        part, words = _part(context.args)
+        if fold is not None and part not in ("stage1", "heads"):
+            raise ConfigError("--fold is of stage1 and heads: CONFIG stage1 --fold 0")
+        loaded = load_config(config, [*words, *(("--run.seeds", seeds) if seeds is not None else ())])
         out_dir = loaded.run.out_dir
-        run(loaded, skip_bad=skip_bad_slides, reporter=Reporter(), cluster=cluster, dry_run=dry_run)
+        with notice.heard():
+            run(
+                loaded,
+                skip_bad=skip_bad_slides,
+                reporter=Reporter(),
+                cluster=cluster,
+                dry_run=dry_run,
+                part=part,
+                fold=fold,
+            )
+    except notice.Noticed as end:
+        print_error(
+            f"stopped by {end.name}, exit status {notice.RESUMABLE}. What was finished is kept in {out_dir}, and the state of "
+            "the training that was going on: the same command goes on from there"
+        )
+        raise typer.Exit(notice.RESUMABLE) from None
     except KeyboardInterrupt:
         print_error(f"stopped. What was finished is kept in {out_dir}: the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None

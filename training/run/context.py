@@ -19,10 +19,12 @@ from training.data.store import EmbeddingStore
 from training.data.table import SlideRow
 from training.data.tile_index import Magnifications, Reading, SlideTiles, TileGeometry
 from training.encoders import new_student, random_encoder, teacher_encoder, trained_student
+from training.files import read_json_object
 from training.hashing import content_hash, file_hash
 from training.methods import TEACHER, Method
 from training.progress import Reporter
 from training.run.layout import Folder, RunDir
+from training.run.locks import Locks
 from training.runtime import Precision, Runtime
 from training.stages.embed_tiles import EmbedJob
 from training.stages.heads import MILSection
@@ -45,6 +47,8 @@ class Context:
     """Address of a dask.distributed scheduler whose workers embed the slides."""
     layers_of_run: tuple[int, ...] | None = None
     """Blocks of f that any row of the run matches; None where that is for this config to say."""
+    only_collects: bool = False
+    """Whether what was trained is only compared: what isn't trained yet is an error."""
 
     def of_row(self, row: Method) -> Context:
         """Return the run as a row sees it, whose options are its config's."""
@@ -52,6 +56,11 @@ class Context:
         if config == self.config:
             return self
         return replace(self, config=config, layers_of_run=self.stored_layers)
+
+    @cached_property
+    def locks(self) -> Locks:
+        """Of the run directory."""
+        return Locks(self.run_dir.root, self.reporter)
 
     @property
     def device(self) -> torch.device:
@@ -133,8 +142,10 @@ class Context:
         return self.config.layers_of_rows if self.layers_of_run is None else self.layers_of_run
 
     def hr_store(self, layers: tuple[int, ...] | None = None) -> EmbeddingStore:
-        """Return the teacher's embeddings of HR tiles, with the class token after each of `stored_layers`, or `layers`."""
-        return self._store(self.hr_tiles, self.encoder_hash, self.stored_layers if layers is None else layers)
+        """Return the teacher's embeddings of HR tiles, with the class token after each of `stored_layers` and maybe others;
+        or those that have exactly `layers`."""
+        wanted = self.stored_layers if layers is None else layers
+        return self._store(self.hr_tiles, self.encoder_hash, wanted, exact=layers is not None)
 
     def lr_store(self, encoder_hash: str) -> EmbeddingStore:
         """Return the embeddings of LR tiles by some encoder."""
@@ -187,7 +198,9 @@ class Context:
     def _turned(self, reading: Reading) -> bool:
         return self.holds_targets(reading) and self.config.stage1.turned
 
-    def _store(self, reading: Reading, encoder_hash: str, layers: tuple[int, ...] = ()) -> EmbeddingStore:
+    def _store(
+        self, reading: Reading, encoder_hash: str, layers: tuple[int, ...] = (), *, exact: bool = False
+    ) -> EmbeddingStore:
         tiles = self.config.tiles
         kind = {self.lr_tiles: "lr", self.hr_tiles: "hr"}.get(
             reading,
@@ -208,7 +221,41 @@ class Context:
             spec["turned"] = True  # the targets are other ones; others' names stay as they were
         if reading.is_of_several:
             spec["coarsest"] = reading.coarsest  # whose grid and tissue mask these tiles share
-        return EmbeddingStore(self._embeddings / f"{kind}-{content_hash(sorted(spec.items()))[:16]}", spec)
+        store = self._store_of(spec)
+        if exact or not self.holds_targets(reading) or encoder_hash != self.encoder_hash:
+            return store
+        if store.key not in self._holding:
+            self._holding[store.key] = self._store_holding(store)
+        return self._holding[store.key]
+
+    def _store_of(self, spec: dict[str, object], known_as: str = "") -> EmbeddingStore:
+        name = f"{spec['kind']}-{content_hash(sorted(spec.items()))[:16]}"
+        return EmbeddingStore(self._embeddings / name, spec, known_as)
+
+    @cached_property
+    def _holding(self) -> dict[str, EmbeddingStore]:
+        return {}
+
+    def _store_holding(self, wanted: EmbeddingStore) -> EmbeddingStore:
+        """Return where targets of stage 1 lie, or where there are none yet, will lie with those of other layers."""
+        if wanted.root.is_dir():
+            return wanted
+        layers, spec = set(self._layers_of(wanted.spec)), dict(wanted.spec)
+        found = []
+        for path in self._embeddings.glob(f"{spec['kind']}-*/store.json"):
+            there: dict[str, object] = dict(read_json_object(path) or {})
+            more = self._layers_of(there)
+            if there | {"layers": None} == spec | {"layers": None} and layers <= set(more):
+                found.append((len(more), more))
+        spec["layers"] = (
+            list(min(found)[1]) if found else sorted(layers | set(self.config.encoder.layers_beside))
+        )
+        return self._store_of(spec, wanted.key)
+
+    @staticmethod
+    def _layers_of(spec: Mapping[str, object]) -> tuple[int, ...]:
+        layers = spec.get("layers")
+        return tuple(layers) if isinstance(layers, list) else ()
 
     def shuffled_store(self, source: EmbeddingStore, key: str) -> EmbeddingStore:
         """Return where the HR embeddings of some slides lie in random order; `key` says of which slides."""
@@ -264,7 +311,7 @@ class Context:
                 self.geometry,
                 store,
                 reading=reading,
-                layers=self._layers(reading),
+                layers=self._layers_of(store.spec) if self.holds_targets(reading) else (),
                 turned=self._turned(reading),
                 batch_size=config.encoder.batch_size,
                 threads=config.run.threads,

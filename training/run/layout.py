@@ -7,6 +7,7 @@
     tile_index/<slide>.json  shortcuts/<slide>.json  reads/<slide>.json
     tile_index/<factor>_<times>/<slide>.json   the tiles of heads of several magnifications
     embeddings.zarr/         unless run.embeddings is elsewhere
+    .locks/                  who is at work at which step (`training.run.locks`)
     tensorboard/<folder>/<stage>/
     foldN/                   of the first seed; and shared/, of what serves all folds
         metrics/<stage>.csv  checkpoints/<stage>.safetensors
@@ -26,15 +27,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -46,7 +45,7 @@ from napari_lrmil.model.mil import MILModel, MILSpec, build_mil
 from napari_lrmil.model.naming import BUNDLE_FILE
 from napari_lrmil.outside import parse_json
 from training.checkpoint import Files
-from training.config import RunConfig
+from training.config import RunConfig, RunSection
 from training.data.derived import RidgeFit
 from training.data.predictions import (
     Predictions,
@@ -173,14 +172,16 @@ class Folder:
         """Return the file from which a killed training goes on; it is gone once that is finished."""
         return self.root / "checkpoints" / f"{stage}.safetensors"
 
-    def files(self, stage: str, key: str, checkpoint_seconds: float) -> Files:
-        """Return where a stage writes while it trains."""
+    def files(self, stage: str, key: str, section: RunSection) -> Files:
+        """Return where a stage writes while it trains, and how often."""
         return Files(
             metrics_csv=self.metrics(stage),
             tensorboard=self.run_root / "tensorboard" / self.name / stage,
             checkpoint=self.checkpoint(stage),
             key=key,
-            checkpoint_seconds=checkpoint_seconds,
+            checkpoint_seconds=section.checkpoint_seconds,
+            checkpoint_minutes=section.checkpoint_minutes,
+            checkpoint_steps=section.checkpoint_steps,
         )
 
     def read_curve(self, stage: str) -> Curve | None:
@@ -728,29 +729,6 @@ class RunDir:
             self.root.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise ConfigError(f"{self.root} can't be a run directory: {error.strerror}") from error
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the directory for one run.
-
-        The system frees the lock when the process ends, however it ends.
-
-        Raises
-        ------
-        ConfigError
-            Where another run holds it.
-        """
-        lock = FileLock(self.root / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise ConfigError(
-                f"another run is working in {self.root}. Wait for it, stop it, or take another run.out_dir."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     @property
     def markers(self) -> Markers:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from training.methods import BY_KEY, OURS, RANDOM, TEACHER, Method, in_table_ord
 from training.metrics import slide_metrics
 from training.run.context import Context
 from training.run.layout import Folder
+from training.run.markers import RunDirError
 from training.run.steps import Stage1Plan, Step, Steps, each_once, once
 from training.stages.calibrate import served_outputs
 from training.stages.distill_slides import (
@@ -53,7 +54,7 @@ from training.stages.distill_tiles import (
     tile_taps,
 )
 from training.stages.embed_on_cluster import embed_on_cluster
-from training.stages.embed_tiles import EncoderSource, embed_slides
+from training.stages.embed_tiles import EmbedJob, EncoderSource, embed_slides
 from training.stages.end_to_end import SlidePixels, fit_end_to_end
 from training.stages.evaluate import (
     called_metrics,
@@ -157,60 +158,123 @@ class Tested(NamedTuple):
     """The rows by what they cost; None where the teacher isn't compared, and on all processes but the main one."""
 
 
-def run_steps(context: Context, splits: Sequence[Split], steps: Steps) -> Tested:
-    """Do all steps of all folds and seeds."""
-    teacher, seeds = context.teacher_encoder(), context.head_seeds
+Part = Literal["embed", "stage1", "heads", "collect"]
+"""Of a run, that can be done in a process of its own: what f says of all tiles; f' of a fold, and what it says; all heads of a
+fold, and what they say of its test slides; the comparison, bundles and report. Each does before what it needs."""
+
+
+def run_steps(
+    context: Context, splits: Sequence[Split], steps: Steps, part: Part | None = None
+) -> Tested | None:
+    """Do all steps of all folds and seeds, or those of a part; None where that isn't the comparison.
+
+    Parameters
+    ----------
+    context : Context
+    splits : sequence of Split
+        The folds.
+    steps : Steps
+    part : {"embed", "stage1", "heads", "collect"}, optional
+        By default all.
+    """
+    teacher = context.teacher_encoder()
     check_tokens(context, teacher)
-    weights = context.config.encoder.weights
-    read = {reading: Embedded(teacher, context.read_store(reading)) for reading in readings(context)}
-    for reading, embedded in read.items():
-        embed(context, rows_read(context, reading), embedded, weights, reading=reading)
-    _embed_turned_rows(context, steps, teacher)
-    teachers = [
-        Head(split, TEACHER, bags_of(context, TEACHER, split, read, steps), seed)
-        for split in splits
-        for seed in seeds
-    ]
-    each_once(
-        context, [(head.step(steps), partial(train_teacher, context, head, steps)) for head in teachers]
-    )
+    read = _embed_by_f(context, steps, teacher)
+    if part == "embed":
+        return None
+    teachers = _teacher_heads(context, splits, steps, read)
+    students: dict[str, Embedded] = {}
+    if part == "stage1":
+        if any(steps.of(method).weights_by_attention for method in trained_methods(context)):
+            _train_all(context, [head for head in teachers if head.seed == context.head_seeds[0]], steps)
+        for split in splits:
+            _student_heads(context, split, steps, teacher, students)
+        return None
+    _train_all(context, teachers, steps)
     _ask_gates(context, splits, read, steps, teachers)
     heads = []
-    students: dict[str, Embedded] = {}
     for split in splits:
         for method in trained_methods(context):
             assert method.embedding is not None
             if method.embedding.encoder == "teacher":
                 embedded = bags_of(context, method, split, read, steps)
-                heads += [Head(split, method, embedded, seed) for seed in seeds]
-        for method in trained_methods(context):
-            assert method.embedding is not None
-            if not method.embedding.is_of_student:
-                continue
-            mine = steps.of(method)
-            for encoder_seed in mine.context.encoder_seeds:
-                plan = mine.stage1_plan(split, encoder_seed, method.embedding.encoder)
-                if plan.folder not in students:
-                    train_encoder(mine.context, plan, mine, teacher)
-                    students[plan.folder] = Embedded(
-                        mine.context.student_encoder(mine.context.run_dir.folder(plan.folder).read_student()),
-                        mine.student_store(plan),
-                    )
-                student = students[plan.folder]
-                embed(mine.context, split.labelled, student, mine.student_file(plan))
-                several = mine.context.several(method, mine.student_hash(plan))
-                if several is not None:
-                    embed_several(
-                        mine.context, split.labelled, student.encoder, several, mine.student_file(plan)
-                    )
-                    student = replace(student, derived=several)
-                heads += [Head(split, method, student, seed, encoder_seed) for seed in seeds]
+                heads += [Head(split, method, embedded, seed) for seed in context.head_seeds]
+        heads += _student_heads(context, split, steps, teacher, students)
     heads += _random_heads(context, splits)
-    each_once(context, [(head.step(steps), partial(train_head, context, head, steps)) for head in heads])
+    _train_all(context, heads, steps)
     heads += train_end_to_end(context, splits, steps, teacher)
     if not context.runtime.is_main:
-        return Tested({}, {}, [], None)
+        return None if part == "heads" else Tested({}, {}, [], None)
+    if part == "heads":
+        for head in (*heads, *teachers):
+            evaluate_head(context, steps, head)
+        return None
     return _evaluate(context, splits, steps, [*heads, *teachers])
+
+
+def _embed_by_f(context: Context, steps: Steps, teacher: Encoder) -> dict[Reading, Embedded]:
+    """Embed all that f reads."""
+    weights = context.config.encoder.weights
+    read = {reading: Embedded(teacher, context.read_store(reading)) for reading in readings(context)}
+    for reading, embedded in read.items():
+        embed(context, rows_read(context, reading), embedded, weights, reading=reading)
+    _embed_turned_rows(context, steps, teacher)
+    return read
+
+
+def _teacher_heads(
+    context: Context, splits: Sequence[Split], steps: Steps, read: Mapping[Reading, Embedded]
+) -> list[Head]:
+    return [
+        Head(split, TEACHER, bags_of(context, TEACHER, split, read, steps), seed)
+        for split in splits
+        for seed in context.head_seeds
+    ]
+
+
+def _train_all(context: Context, heads: Sequence[Head], steps: Steps) -> None:
+    def training(head: Head) -> Callable[[], None]:
+        return partial(train_teacher if head.method == TEACHER else train_head, context, head, steps)
+
+    each_once(context, [(head.step(steps), training(head)) for head in heads])
+
+
+def _student_heads(
+    context: Context, split: Split, steps: Steps, teacher: Encoder, students: dict[str, Embedded]
+) -> list[Head]:
+    """Train each f' of a fold and embed the LR tiles with it; return the heads that are to be trained on that.
+
+    Parameters
+    ----------
+    context : Context
+    split : Split
+    steps : Steps
+    teacher : Encoder
+    students : dict
+        Folder -> f' and what it says; those that are trained are added.
+    """
+    heads = []
+    for method in trained_methods(context):
+        assert method.embedding is not None
+        if not method.embedding.is_of_student:
+            continue
+        mine = steps.of(method)
+        for encoder_seed in mine.context.encoder_seeds:
+            plan = mine.stage1_plan(split, encoder_seed, method.embedding.encoder)
+            if plan.folder not in students:
+                train_encoder(mine.context, plan, mine, teacher)
+                students[plan.folder] = Embedded(
+                    mine.context.student_encoder(mine.context.run_dir.folder(plan.folder).read_student()),
+                    mine.student_store(plan),
+                )
+            student = students[plan.folder]
+            embed(mine.context, split.labelled, student, mine.student_file(plan))
+            several = mine.context.several(method, mine.student_hash(plan))
+            if several is not None:
+                embed_several(mine.context, split.labelled, student.encoder, several, mine.student_file(plan))
+                student = replace(student, derived=several)
+            heads += [Head(split, method, student, seed, encoder_seed) for seed in context.head_seeds]
+    return heads
 
 
 def _ask_gates(
@@ -229,7 +293,7 @@ def _ask_gates(
     for split in splits:
         embedded = bags_of(context, scratch, split, read, steps)
         heads += [Head(split, scratch, embedded, seed) for seed in context.head_seeds]
-    each_once(context, [(head.step(steps), partial(train_head, context, head, steps)) for head in heads])
+    _train_all(context, heads, steps)
 
     def ask(split: Split) -> None:
         of_teacher, of_scratch = (
@@ -405,6 +469,7 @@ def embed(
     encoder, store = embedded.encoder, embedded.store
     reading = reading or (context.hr_tiles if hr else context.lr_tiles)
     jobs = context.jobs(rows, store, reading=reading)
+    _refuse_where_only_collected(context, jobs)
     description = f"Embedding {reading_name(reading, context.geometry.ratio)} tiles"
     if context.cluster is None:
         embed_slides(jobs, encoder, context.runtime, context.reporter, description)
@@ -421,6 +486,22 @@ def embed(
     context.runtime.wait()
 
 
+def _refuse_where_only_collected(context: Context, jobs: Sequence[EmbedJob]) -> None:
+    """Stop a run that only collects where slides aren't embedded.
+
+    Raises
+    ------
+    RunDirError
+    """
+    if context.only_collects:
+        n_left = sum(not job.is_done for job in jobs)
+        if n_left:
+            raise RunDirError(
+                f"{n_left} of {len(jobs)} slides aren't embedded, so there is nothing to collect. Do it first: embed, then "
+                "stage1 and heads of the same command."
+            )
+
+
 def embed_several(
     context: Context, rows: Sequence[SlideRow], encoder: Encoder, several: Several, weights: Path | None
 ) -> None:
@@ -431,6 +512,7 @@ def embed_several(
             embed(context, rows, Embedded(encoder, store), weights, reading=reading)
             continue
         jobs = context.jobs(rows, store, reading=reading)
+        _refuse_where_only_collected(context, jobs)
         name = reading_name(reading, context.geometry.ratio)
         embed_slides(jobs, encoder, context.runtime, context.reporter, f"Embedding {name}, random")
 
@@ -471,6 +553,7 @@ def _random_heads(context: Context, splits: Sequence[Split]) -> list[Head]:
     embedded = Embedded(*context.random_lr_encoder())
     # In this process, also where there is a cluster: what is random here must be random there in the same way.
     jobs = context.jobs(context.labelled, embedded.store, hr=False)
+    _refuse_where_only_collected(context, jobs)
     embed_slides(jobs, embedded.encoder, context.runtime, context.reporter, "Embedding LR, random")
     heads = []
     for method in methods:
@@ -526,7 +609,6 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
                 config.stage1,
                 context.geometry,
                 steps.target_store(plan, rows),
-                teacher_dim=teacher.embed_dim,
                 scores=scores,
                 threads=config.run.threads,
                 layers=layers,
@@ -539,9 +621,9 @@ def train_encoder(context: Context, plan: Stage1Plan, steps: Steps, teacher: Enc
             config.stage1, context.tiles_of(plan.train), steps.target_store(plan, plan.train), layers
         )
         student = context.new_student(teacher, plan.seed)
-        # Not the step's key alone: checkpoints of earlier versions name the weights otherwise.
-        key = f"{step.key} objectives"
-        files = context.run_dir.folder(plan.folder).files("stage1", key, config.run.checkpoint_seconds)
+        # Not the step's key alone: earlier versions named the weights and drew the pairs otherwise.
+        key = f"{step.key} objectives, pairs over all slides"
+        files = context.run_dir.folder(plan.folder).files("stage1", key, config.run)
         distill_encoder(
             student,
             train_loader,
@@ -701,7 +783,7 @@ def train_end_to_end(context: Context, splits: Sequence[Split], steps: Steps, te
             encoder = mine.context.new_student(teacher, context.encoder_seeds[0])
         key = mine.end_to_end(split, method, seed).key
         bar = method.bar if len(context.head_seeds) == 1 else f"{method.bar}, seed {seed}"
-        files = folder.files(method.key, key, config.run.checkpoint_seconds)
+        files = folder.files(method.key, key, config.run)
         train_pixels, val_pixels = (
             SlidePixels(
                 context.tiles_of(rows), context.geometry, context.class_names, threads=config.run.threads
@@ -740,7 +822,7 @@ def train_end_to_end(context: Context, splits: Sequence[Split], steps: Steps, te
 
 def _head_session(context: Context, head: Head, steps: Steps) -> Session:
     key, method = head.step(steps).key, head.method
-    files = head.folder(context).files(method.key, key, context.config.run.checkpoint_seconds)
+    files = head.folder(context).files(method.key, key, context.config.run)
     bar = method.bar if len(context.head_seeds) == 1 else f"{method.bar}, seed {head.seed}"
     return Session(context.runtime.head_fabric, files, context.reporter, bar)
 

@@ -329,7 +329,7 @@ def _stage1(context: Context, stage1: Stage1Plan, step: Step, seconds_a_pair: fl
         )
         for tiles in context.tiles_of(stage1.train)
     )
-    n_pairs = min(n_pairs, section.pairs_per_epoch or n_pairs)
+    n_pairs = min(n_pairs, section.pair_limit or n_pairs)
     seconds = section.epochs * n_pairs * seconds_a_pair
     return PlannedStep(step.name, f"{n_pairs:,} pairs x {section.epochs} epochs", 0, seconds)
 
@@ -390,7 +390,7 @@ def _embedding(
     n_new = sum(int((job.places_alike() < 0).sum()) for job in todo)
     stage1 = context.config.stage1
     target = context.holds_targets(reading)
-    arrays = 1 + (len(context.stored_layers) + stage1.turned if target else 0)
+    arrays = 1 + (len(jobs[0].layers) + stage1.turned if target and jobs else 0)
     rate = rate / 8 if target and stage1.turned else rate
     work = f"{n_tiles:,} tiles of {len(todo)} slides" if todo else f"{len(jobs)} slides"
     if n_new < n_tiles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from rich.markup import escape
@@ -15,6 +16,7 @@ from training.data.tile_index import index_slides
 from training.progress import Reporter
 from training.run.context import Context
 from training.run.layout import RunDir
+from training.run.locks import Locks
 from training.run.markers import RunDirError
 from training.run.steps import Steps
 from training.runtime import Runtime
@@ -36,6 +38,7 @@ def prepare(
     cluster: str | None = None,
     runtime: Runtime | None = None,
     writes: bool = True,
+    only_collects: bool = False,
 ) -> Prepared:
     """Check table, slides and splits, and make the run directory.
 
@@ -51,6 +54,8 @@ def prepare(
         Made from the config where none is given.
     writes : bool
         Whether the run directory may be made, to keep there what was found.
+    only_collects : bool
+        See `Context`.
 
     Raises
     ------
@@ -70,26 +75,29 @@ def prepare(
     if writes:
         run_dir.prepare()
     geometry = config.tiles.geometry(config.data.mpp)
+    locks = Locks(run_dir.root, reporter)
     for is_turn in (runtime.is_main, not runtime.is_main):  # the others read what the main process found
         if is_turn:
-            tiles = index_slides(
-                rows,
-                geometry,
-                skip_bad=skip_bad,
-                reporter=reporter,
-                threads=config.run.threads,
-                known=run_dir.tile_index if writes else None,
-                several=config.magnifications,
-            )
-            rows = [item.row for item in tiles]
-            all_splits = splits_of(
-                run_dir,
-                rows,
-                config.data,
-                config.run.seed,
-                writes=writes and runtime.is_main,
-                tell=lambda text: reporter.say(f"[yellow]Note:[/] {escape(text)}"),
-            )
+            # One of several runs side by side looks at the slides, the others read what it kept.
+            with locks.step("slides") if writes and runtime.is_main else nullcontext():
+                tiles = index_slides(
+                    rows,
+                    geometry,
+                    skip_bad=skip_bad,
+                    reporter=reporter,
+                    threads=config.run.threads,
+                    known=run_dir.tile_index if writes else None,
+                    several=config.magnifications,
+                )
+                rows = [item.row for item in tiles]
+                all_splits = splits_of(
+                    run_dir,
+                    rows,
+                    config.data,
+                    config.run.seed,
+                    writes=writes and runtime.is_main,
+                    tell=lambda text: reporter.say(f"[yellow]Note:[/] {escape(text)}"),
+                )
         runtime.wait()
     names = class_names(rows)
     config.calibrate.positive_class(names)  # says what is wrong with it
@@ -102,6 +110,7 @@ def prepare(
         runtime=runtime,
         reporter=reporter,
         cluster=cluster,
+        only_collects=only_collects,
     )
     return Prepared(context, _wanted(all_splits, config.data.folds), Steps(context, all_splits))
 
@@ -151,6 +160,17 @@ def splits_of(
     if writes:
         run_dir.write_splits(splits, key)
     return splits
+
+
+def folds_of(run_dir: RunDir, config: RunConfig) -> list[int]:
+    """Return the folds that a run does, from its table alone: no slide is opened, nothing is written.
+
+    Raises
+    ------
+    ConfigError
+    """
+    splits = splits_of(run_dir, config.data.rows(), config.data, config.run.seed, writes=False)
+    return [split.fold for split in _wanted(splits, config.data.folds)]
 
 
 def _deal(rows: list[SlideRow], data: DataSection, seed: int) -> list[Split]:

@@ -6,7 +6,9 @@ says: a second run with the same config skips it, one with another config, or wi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from napari_lrmil.model.encoder import weights_file
 from napari_lrmil.model.naming import BUNDLE_FILE
 from napari_lrmil.outside import refuse_endless
 from napari_lrmil.slide.identity import stamp_of
+from training.checkpoint import remove_checkpoints
 from training.data.bags import Instances
 from training.data.splits import Split
 from training.data.store import EmbeddingStore
@@ -29,10 +32,14 @@ from training.intervals import FoldScores
 from training.methods import BY_KEY, TEACHER, Encoding, Method
 from training.run.context import Context
 from training.run.layout import Folder, RunDir
-from training.run.markers import FRONT, RESULTS, unreadable
+from training.run.markers import FRONT, RESULTS, RunDirError, unreadable
 from training.stages.front import Costs, Front, Timed
 from training.stages.heads import Fit
 
+_AFTER_ALL = (FRONT, RESULTS, "report")
+_ASKED = re.compile(r"/(test_[^/]*|export(_[^/]*)?)$")
+"""Names of steps that ask what was trained."""
+_PARTS_OF_TRAINING = ("stage1 --fold F", "heads --fold F")
 _REPORT_CODE = Path(__file__).resolve().parents[1] / "report"
 
 
@@ -52,6 +59,11 @@ class Step(NamedTuple):
     checkpoint: Path | None = None
     """Where it goes on after it was killed; of no use any more once it is finished."""
 
+    @property
+    def is_training(self) -> bool:
+        """Whether something is trained or fitted by it."""
+        return not (self.name in _AFTER_ALL or _ASKED.search(self.name))
+
 
 def is_done(run_dir: RunDir, step: Step) -> bool:
     """Whether a step was finished with the same inputs, and its files are as they were."""
@@ -66,7 +78,7 @@ def once(
     together: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Do a step unless it is done.
+    """Do a step unless it is done; where another process is at it, wait for that.
 
     Parameters
     ----------
@@ -78,37 +90,78 @@ def once(
         Whether all processes do it, each a part, and the main one writes; else this process does it alone.
     quiet : bool
         Don't say so where it was done before.
+
+    Raises
+    ------
+    RunDirError
+        Where it is a training, and this run only collects.
     """
+    run_dir, runtime = context.run_dir, context.runtime
+    looks = runtime.is_main or not together  # the others hear from the main process
+
+    def finished() -> bool:
+        done = looks and is_done(run_dir, step)
+        return runtime.of_main(done) if together else done
+
+    if finished():
+        if looks:
+            _say_done(context, step, quiet=quiet)
+        return
+    if context.only_collects and step.is_training:
+        if context.locks.is_held(step.name):
+            raise RunDirError(
+                f"{step.name} is still being done by {context.locks.who(step.name)}. Collect when it is."
+            )
+        raise RunDirError(
+            f"{step.name} isn't done, so there is nothing to collect of it. Do it first: {' or '.join(_PARTS_OF_TRAINING)} "
+            "of the same command."
+        )
+    with context.locks.step(step.name) if looks else nullcontext():
+        if finished():  # by another process meanwhile
+            return
+        if looks:
+            _say_anew(context, step)
+            run_dir.markers.forget(step.name)
+            if step.name not in _AFTER_ALL:
+                run_dir.results_json.unlink(missing_ok=True)  # it is of what was before
+        make()
+        if looks:
+            shown = [path for path in step.shows if path.is_file()]
+            run_dir.markers.write(step.name, step.key, [*step.reads, *step.makes, *shown])
+            if step.checkpoint is not None:
+                remove_checkpoints(step.checkpoint)
+        if together:
+            runtime.wait()
+
+
+def _say_done(context: Context, step: Step, *, quiet: bool) -> None:
+    if quiet:
+        return
     markers = context.run_dir.markers
     marker = markers.find(step.name)
-    if marker is not None and marker.key == step.key:
-        changed = markers.first_changed(marker, step.makes, step.reads)
-        if changed is None:
-            if quiet:
-                return
-            before = "" if marker.files is not None else ", by a version that kept no hashes of its files"
-            context.reporter.say(f"[dim]{step.name}: done before{before}[/]")
-            for path in step.shows:
-                known = path.is_file() and markers.has_written(path, step.name)
-                if known and markers.first_changed(marker, [path]) is not None:
-                    context.reporter.say(
-                        f"[yellow]Note:[/] {escape(str(path.relative_to(markers.root)))} isn't as {step.name} wrote it. "
-                        "No result depends on it, but a report that shows it refuses it. Delete it: it then does without."
-                    )
-            return
+    before = "" if marker is None or marker.files else ", by a version that kept no hashes of its files"
+    context.reporter.say(f"[dim]{step.name}: done before{before}[/]")
+    for path in step.shows:
+        known = path.is_file() and markers.has_written(path, step.name)
+        if known and marker is not None and markers.first_changed(marker, [path]) is not None:
+            context.reporter.say(
+                f"[yellow]Note:[/] {escape(str(path.relative_to(markers.root)))} isn't as {step.name} wrote it. "
+                "No result depends on it, but a report that shows it refuses it. Delete it: it then does without."
+            )
+
+
+def _say_anew(context: Context, step: Step) -> None:
+    """Say why a step is done again that was done with the same inputs."""
+    markers = context.run_dir.markers
+    marker = markers.find(step.name)
+    if marker is None or marker.key != step.key:
+        return
+    changed = markers.first_changed(marker, step.makes, step.reads)
+    if changed is not None:
         what = "isn't as it was" if changed.exists() else "is missing"
         context.reporter.say(
             f"[yellow]Note:[/] {step.name} is done anew: {escape(str(changed.relative_to(markers.root)))} {what}"
         )
-    markers.forget(step.name)
-    make()
-    if context.runtime.is_main or not together:
-        shown = [path for path in step.shows if path.is_file()]
-        markers.write(step.name, step.key, [*step.reads, *step.makes, *shown])
-        if step.checkpoint is not None:
-            step.checkpoint.unlink(missing_ok=True)
-    if together:
-        context.runtime.wait()
 
 
 def each_once(context: Context, steps: Sequence[tuple[Step, Callable[[], None]]]) -> None:
@@ -185,6 +238,11 @@ class Steps:
             own = self if context is self._context else Steps(context, self._splits, self._base)
             self._of_row[row.key] = own
         return self._of_row[row.key]
+
+    @property
+    def weights_by_attention(self) -> bool:
+        """Whether f' learns by the attention of a fold's teacher head, which is trained before."""
+        return self._context.config.stage1.weighting == "attention"
 
     # --- training
 

@@ -34,6 +34,9 @@ from training.objectives.lrmil import LRMILTile, LRMILTileSpec
 from training.section import Section
 from training.seeds import Seeds
 
+PAIRS_PER_EPOCH = 300_000
+"""At most, where the config doesn't say: five such epochs of a ViT-L are hours on a GPU, every pair of 1,000 slides days."""
+
 
 class Stage1Section(Section):
     """Tile-level distillation: L1 = lambda_layer L_layer + lambda_last L_last + lambda_attn L_attn, or other objectives."""
@@ -92,7 +95,11 @@ class Stage1Section(Section):
         "graph; default all, and the stem",
     )
     epochs: int = Field(default=5, ge=1, description="the one with the least validation loss is kept")
-    pairs_per_epoch: int | None = Field(default=None, ge=1, description="sampled; default every pair")
+    pairs_per_epoch: int | None = Field(
+        default=None,
+        ge=0,
+        description=f"drawn anew each time, over all slides; default: {PAIRS_PER_EPOCH:,} or all, where there are fewer; 0: all",
+    )
     val_pairs: int = Field(default=512, ge=1, description="of validation slides, to choose the epoch")
     shifted: bool = Field(default=True, description="LR tiles start at every HR grid position")
     turned: bool = Field(
@@ -112,7 +119,7 @@ class Stage1Section(Section):
     window_gib: float = Field(
         default=1.0,
         gt=0,
-        description="teacher embeddings held in memory; pairs are shuffled within such a window",
+        description="of earlier versions, which held so much of the teacher's embeddings in memory; rows are read where they lie",
     )
     learning_rate: float = Field(default=3e-4, gt=0, description="peak, after a warm-up of 5 % of the steps")
     weight_decay: float = Field(default=0.02, ge=0, description="of AdamW")
@@ -121,6 +128,11 @@ class Stage1Section(Section):
         gt=0,
         description="longest gradient; inf: any. The curves say which share of steps it shortens",
     )
+
+    @property
+    def pair_limit(self) -> int | None:
+        """Pairs of an epoch at most; None for all."""
+        return PAIRS_PER_EPOCH if self.pairs_per_epoch is None else self.pairs_per_epoch or None
 
     @property
     def is_transductive(self) -> bool:
@@ -347,10 +359,10 @@ def spread_of_targets(
     def spread(name: str) -> tuple[Tensor, Tensor]:
         n, total, squares = 0, np.zeros(1), np.zeros(1)
         for tiles in chosen:
-            values = store.read(tiles.row.slide_id, name, dtype=np.float16)
-            if values.ndim == 3 and places is not None:
-                values = values[list(places)]
-            values = values[..., _evenly(values.shape[-2], _MOST_TILES), :].astype(np.float64)
+            # Whether the files are as they were written is looked at when a slide is trained on.
+            rows = store.rows(tiles.row.slide_id, name, check=False)
+            of_layers = places if name == target_array("layer_class_tokens", section) else None
+            values = rows.take(_evenly(rows.n_rows, _MOST_TILES), of_layers).astype(np.float64)
             n += values.shape[-2]
             total = total + values.sum(axis=-2)
             squares = squares + np.square(values).sum(axis=-2)
@@ -499,8 +511,9 @@ def distill_encoder(
     of_layers = map(Scale, spread.layer_means, spread.layers[:, 0, 0])
     scales = Scales(Scale(spread.mean, spread.embedding), dict(zip(layers, of_layers, strict=True)), *of_lr)
     weights_of_terms = model.weights(None)
-    steps = train.steps(section.pairs_per_epoch)
-    measured: dict[str, list[Tensor]] = {}
+    steps = train.steps(section.pair_limit)
+    notes: dict[str, list[Tensor]] = {}
+    """Of each weighted term, the lengths of its own gradient"""
 
     def terms_of(wrapped: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
         """The terms of each tile (B,), not weighted yet."""
@@ -536,18 +549,17 @@ def distill_encoder(
                 # The length of the mean over processes, not the mean of their parts' lengths.
                 means = [fabric.all_reduce(one.float(), reduce_op="mean") for one in found if one is not None]
                 squares = [one.square().sum() for one in means if isinstance(one, Tensor)]
-                measured.setdefault(name, []).append(torch.stack(squares).sum().sqrt())
+                notes.setdefault(name, []).append(torch.stack(squares).sum().sqrt())
         with torch.no_grad():
             for name, value in model.named_buffers():
                 value.copy_(kept[name])
 
-    def batches(epoch: int) -> Iterator[PairBatch]:
+    def batches(epoch: int, start: int = 0) -> Iterator[PairBatch]:
         rng = np.random.default_rng((seed, epoch))
-        measured.clear()
         weights_of_terms.update(model.weights(epoch))
         every = max(_LEAST_APART, steps // _MEASURED)
-        loaded = train.batches(rng, limit=section.pairs_per_epoch, turned=section.turned)
-        for place, batch in enumerate(loaded):
+        loaded = train.batches(rng, limit=section.pair_limit, turned=section.turned, start=start)
+        for place, batch in enumerate(loaded, start=start):
             if place % every == 0 and place < _MEASURED * every:
                 measure(batch)
             yield batch
@@ -566,7 +578,7 @@ def distill_encoder(
         assert isinstance(everywhere, Tensor)
         total, count = everywhere.tolist()
         metrics = {"val_loss": total / count}
-        for name, values in measured.items():
+        for name, values in notes.items():
             metrics[f"train_gradient_{name}"] = float(torch.stack(values).mean())
         return metrics
 
@@ -578,6 +590,8 @@ def distill_encoder(
         score=lambda metrics: (-metrics["val_loss"],),
         names=slides_of_broken_tiles,
         size=lambda batch: batch.n_pairs,
+        rest=batches,
+        notes=notes,
     )
     fit(model, task, section.recipe(seed), session)
     # Rounded: what is evaluated is what a bundle serves.
@@ -590,7 +604,6 @@ def pair_loader(
     geometry: TileGeometry,
     store: EmbeddingStore,
     *,
-    teacher_dim: int,
     scores: Callable[[str], NDArray[np.float32]] | None,
     threads: int,
     layers: tuple[int, ...] | None = None,
@@ -606,8 +619,6 @@ def pair_loader(
     geometry : TileGeometry
     store : EmbeddingStore
         Of f on the HR tiles, with the class token after each of `layers`.
-    teacher_dim : int
-        D of f.
     scores : callable, optional
         Slide id -> (M,) attention scores of its HR tiles; None for uniform weights.
     threads : int
@@ -642,8 +653,6 @@ def pair_loader(
         layer_places=layer_places(layers, store),
         batch_size=section.batch_size,
         threads=threads,
-        window_bytes=section.window_gib * 2**30,
-        bytes_per_tile=2 * teacher_dim * (1 + len(layers)),
         rank=rank,
         world=world,
     )

@@ -101,7 +101,7 @@ class EncoderSource:
 def embed_slides(
     jobs: Sequence[EmbedJob], encoder: Encoder, runtime: Runtime, reporter: Reporter, description: str
 ) -> None:
-    """Embed in this process what isn't done, this process's share of it.
+    """Embed in this process what isn't done, this process's share of it, beside other processes with the same store.
 
     Parameters
     ----------
@@ -123,14 +123,22 @@ def embed_slides(
     failed: dict[str, SlideError] = {}
     todo = [job for job in jobs if not job.is_done]
     runtime.wait()  # all must have looked before one of them changes what there is to see
-    todo = runtime.share(todo)
+    todo = runtime.share(todo, size=lambda job: len(job.places))  # slides differ tenfold in their tiles
     if todo:
         with reporter.bar(description, sum(len(job.places) for job in todo)) as advance:
-            for job in todo:
-                try:
-                    embed_slide(job, encoder, runtime.device, advance=advance)
-                except SlideError as error:
-                    failed[job.tiles.row.slide_id] = error
+            # What another process is at is passed over; at the end it is waited for, and done here if that was killed.
+            for wait in (False, True):
+                left = []
+                for job in todo:
+                    with job.store.at_slide(job.tiles.row.slide_id, wait=wait) as mine:
+                        if not mine:
+                            left.append(job)
+                            continue
+                        try:
+                            embed_slide(job, encoder, runtime.device, advance=advance)
+                        except SlideError as error:
+                            failed[job.tiles.row.slide_id] = error
+                todo = left
     refuse_failed(failed)
     runtime.wait()
 
@@ -160,6 +168,8 @@ def embed_slide(
 ) -> int:
     """Embed one slide into its store; the number of its tiles. Nothing is done twice."""
     if job.is_done:
+        if advance is not None:
+            advance(len(job.places))
         return len(job.places)
     n, dim, row = len(job.places), encoder.embed_dim, job.tiles.row
     with job.store.writer(row.slide_id, stamp=job.stamp) as open_array:

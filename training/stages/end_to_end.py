@@ -313,7 +313,7 @@ def fit_end_to_end(
     model = EndToEnd(encoder, head, section)
     weights = torch.from_numpy(class_weights(train.labels, n_classes)) if mil.balance == "loss" else None
 
-    def batches(epoch: int) -> Iterator[PixelBag]:
+    def batches(epoch: int, start: int = 0) -> Iterator[PixelBag]:
         rng = np.random.default_rng((seed, epoch))
         order = (
             balanced_order(train.labels, rng) if mil.balance == "bags" else rng.permutation(len(train.labels))
@@ -322,7 +322,7 @@ def fit_end_to_end(
         for index in order:
             n = train.n_tiles(index)
             drawn.append((index, np.sort(rng.permutation(n)[: section.max_tiles])))
-        return read_ahead(lambda one: _read(train, *one, section.chunk_tiles), drawn)
+        return read_ahead(lambda one: _read(train, *one, section.chunk_tiles), drawn[start:])
 
     def losses(wrapped: nn.Module, bag: PixelBag) -> dict[str, Tensor]:
         output = MILOutput.of_tensors(wrapped(bag.tiles))
@@ -343,6 +343,7 @@ def fit_end_to_end(
         validate=validate,
         score=lambda metrics: (round(metrics["val_auc"], 6), -metrics["val_loss"]),
         names=lambda bag, losses: bag.name,
+        rest=batches,
     )
     result = fit(model, task, section.recipe(seed), session, called=InTensors(model))
     merge_adapters(encoder)

@@ -445,9 +445,7 @@ def fit_head(
     tries: list[tuple[FittedHead, FitResult]] = []
     with _threads_for(train, session.fabric.device):
         for start in range(1 + section.restarts):
-            files = session.files
-            if start:
-                files = replace(files, key=f"{files.key} start {start}")
+            files = session.files.of_start(start)
             tries.append(
                 _fit_once(
                     train,
@@ -508,18 +506,18 @@ def _fit_once(
         beside = extra_loss.begin(model, embed_dim, n_classes)
     trained = model if beside is None else nn.ModuleDict({"head": model, "beside": beside.to(device)})
     weights = torch.from_numpy(class_weights(train.labels, n_classes)) if section.balance == "loss" else None
-    of_epoch: list[tuple[int, Tensor]] = []
+    notes: dict[str, list[Tensor]] = {}
 
-    def batches(epoch: int) -> Iterator[SlideBag]:
-        of_epoch.clear()
+    def batches(epoch: int, start: int = 0) -> Iterator[SlideBag]:
         rng = np.random.default_rng((recipe.seed, epoch))
         if section.balance == "bags":
-            return train.in_order(balanced_order(train.labels, rng).tolist())
-        return train.in_order(rng.permutation(len(train)).tolist())
+            return train.in_order(balanced_order(train.labels, rng)[start:].tolist())
+        return train.in_order(rng.permutation(len(train))[start:].tolist())
 
     def losses(wrapped: nn.Module, bag: SlideBag) -> dict[str, Tensor]:
         output = MILOutput.of_tensors(wrapped(bag.on(device)))
-        of_epoch.append((bag.label, output.bag_logits.detach()))
+        notes.setdefault("labels", []).append(torch.tensor(bag.label))
+        notes.setdefault("logits", []).append(output.bag_logits.detach())
         own = model.losses(output, bag.label, class_weights=weights)
         terms = {name: ce_weight * value for name, value in own.items()}
         if extra_loss is not None:
@@ -530,8 +528,8 @@ def _fit_once(
         logits = torch.from_numpy(bag_logits(model, val, device))
         loss = float(F.cross_entropy(logits, torch.from_numpy(val.labels)))
         # Of the epoch's steps: with dropout, and of weights as they were at each. A pass more would read all bags again.
-        labels = np.asarray([label for label, _ in of_epoch], np.int64)
-        seen = torch.stack([one for _, one in of_epoch]).double().cpu().numpy()
+        labels = torch.stack(notes["labels"]).cpu().numpy()
+        seen = torch.stack(notes["logits"]).double().cpu().numpy()
         trained = _auc_or_none(labels, seen)
         return ({} if trained is None else {"train_auc": trained}) | {
             "val_auc": auc(val.labels, torch.softmax(logits, dim=1).numpy()),
@@ -545,6 +543,8 @@ def _fit_once(
         validate=validate,
         score=lambda metrics: (round(metrics["val_auc"], 6), -metrics["val_loss"]),
         names=lambda bag, losses: bag.name,
+        rest=batches,
+        notes=notes,
     )
     result = fit(trained, task, recipe, session, called=InTensors(model))
     model.load_state_dict(
