@@ -3,7 +3,7 @@
     python -m benchmarks.command_start [SLIDE] [--turns 5]
 
 Each turn starts all commands as processes of their own, in turn. Seconds on the clock, and of the processors by the command and
-what it starts: the latter say the same on a busy machine. The machine's load is printed, since clocks mean little where it is above
+what it starts: those say the same on a busy machine. The load is printed, since clocks mean little where it is above
 a half or so.
 """
 
