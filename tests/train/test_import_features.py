@@ -358,7 +358,8 @@ def jobs_of(folder: Path, *words: str) -> list[Any]:
     config = load_config(folder / "config.toml", [*SETTINGS, *words])
     quiet = Reporter(Console(file=io.StringIO()))
     context = prepare(config, skip_bad=False, reporter=quiet).context
-    return context.jobs(context.rows, context.hr_store(), hr=True)
+    # Where they are imported to: the tokens of other layers, which a run stores beside, aren't known.
+    return context.jobs(context.rows, context.hr_store(context.stored_layers), hr=True)
 
 
 def write_features(
@@ -396,6 +397,9 @@ def test_imported_features_are_the_embeddings_of_the_run(setting: Path) -> None:
     for job, features in zip(jobs, expected, strict=True):
         assert job.is_done  # of this slide file and these tiles: the run won't embed it again
         np.testing.assert_array_equal(job.store.read(job.tiles.row.slide_id), features.astype(np.float32))
+    quiet = Reporter(Console(file=io.StringIO()))
+    context = prepare(load_config(setting / "config.toml", SETTINGS), skip_bad=False, reporter=quiet).context
+    assert context.hr_store().root == jobs[0].store.root  # where the run looks for them
     assert f"{len(jobs)} slides had embeddings already. Imported 0 slides." in run(
         "config.toml", "features", *SETTINGS
     )
