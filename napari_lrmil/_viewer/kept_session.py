@@ -161,9 +161,10 @@ def look_for(session: Session) -> Found:
             notes.append(f"{slide.name}, the slide of last time, is no longer there.")
             slide = None
         else:
-            if not same:
-                notes.append(f"{slide.name} is another file by now than last time.")
+            if not same:  # or nobody knows: it couldn't be looked at when the session was kept
                 view = None
+            if session.stamp and not same:
+                notes.append(f"{slide.name} is another file by now than last time.")
     if model and model != DEMO_BUNDLE and not model.startswith(HUB_PREFIX) and not _is_model(Path(model)):
         notes.append(f"{Path(model).name}, the model of last time, is no longer there.")
         model = ""

@@ -12,7 +12,7 @@ from napari.errors import MultipleReaderError
 from napari.utils.notifications import show_info
 from npe2 import PluginManager, PluginManifest
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QApplication, QDialog, QDockWidget, QMainWindow, QTabBar
+from qtpy.QtWidgets import QApplication, QDialog, QDockWidget, QMainWindow, QScrollArea, QTabBar
 from real_windows import LONG_MS, PLUGIN, canvas_widget, wait_for_jobs
 
 from napari_lrmil._viewer.docks.classify.widget import ClassifyWidget
@@ -81,6 +81,11 @@ def test_one_command_opens_all_docks_and_leaves_the_room_to_the_slide(
     qtbot.waitUntil(lambda: layer_list.height() <= layer_list.minimumSizeHint().height() + 2, timeout=LONG_MS)
     assert (window.width(), window.height()) == size
     assert controls.isHidden()
+    for side in SIDES.values():  # nothing is cut off at the right
+        for place in side:
+            scroll = find_docked(viewer, place.kind).findChild(QScrollArea)
+            bar = scroll.verticalScrollBar().sizeHint().width()
+            assert scroll.widget().minimumSizeHint().width() + bar <= scroll.width(), place.name
     for front, behind in ((LEFT[0], LEFT[1]), (RIGHT[0], RIGHT[1])):
         assert not dock_of(viewer, front.kind).visibleRegion().isEmpty()
         assert dock_of(viewer, behind.kind).visibleRegion().isEmpty()

@@ -12,7 +12,7 @@ from napari_lrmil.model.card import UNLIKE_TRAINING
 from napari_lrmil.wording import counts_text, duration_text, percent_text
 from napari_lrmil.worklist import Order, Saved, Status, Verdict, WorklistItem
 
-HEADINGS = ("Slide: name, prediction, status", "Verdict")
+HEADINGS = ("Slide, prediction, status", "Verdict")
 
 _STATUS = {
     Status.NEW: "not classified",

@@ -25,6 +25,9 @@ from napari_lrmil._viewer.docks.worklist.panel import Show, TableFilePanel, Work
 from napari_lrmil._viewer.qt import parts
 from napari_lrmil.worklist import Order
 
+_TIGHT = "QPushButton { padding: 4px 3px; }"
+"""Four buttons a row in the narrowest dock."""
+
 
 def button(text: str, tool_tip: str, name: str = "") -> QPushButton:
     """A button with its tooltip; `name` is for screen readers where the text alone says too little."""
@@ -107,6 +110,7 @@ class FilterSection(QWidget):
     @staticmethod
     def _combo(values: type[Order] | type[Show], tool_tip: str, name: str) -> QComboBox:
         combo = parts.narrow_combo(tool_tip=tool_tip, name=name)
+        combo.setMinimumContentsLength(8 if values is Order else 6)  # two side by side
         for value in values:
             combo.addItem(value.value.capitalize())
         return combo
@@ -199,8 +203,9 @@ class VerdictSection(QWidget):
         for each in self.verdicts.values():
             each.setCheckable(True)
             each.setStyleSheet(
-                "QPushButton:checked { background: #2c6fb3; color: white; }"  # bold would not fit
+                f"{_TIGHT} QPushButton:checked {{ background: #2c6fb3; color: white; }}"  # bold would not fit
             )
+        self.clear.setStyleSheet(_TIGHT)
         self.note = NoteEdit()
         self.note.setPlaceholderText("Note on this slide")
         self.note.setToolTip(keys.hint("A note; Return keeps it", keys.NOTE))
@@ -210,7 +215,9 @@ class VerdictSection(QWidget):
         grid = QGridLayout(self)
         grid.setContentsMargins(0, 0, 0, 0)
         grid.addLayout(_row(self.about, self.previous, self.next, stretch=0), 0, 0)
-        grid.addLayout(_row(self.agree, self.disagree, self.unsure, self.clear), 1, 0)
+        verdicts = _row(self.agree, self.disagree, self.unsure, self.clear)
+        verdicts.setSpacing(3)
+        grid.addLayout(verdicts, 1, 0)
         self.judged_note = parts.wrapped_label()
         grid.addWidget(self.judged_note, 2, 0)
         grid.addWidget(self.note, 3, 0)

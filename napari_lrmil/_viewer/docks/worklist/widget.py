@@ -48,7 +48,7 @@ _CONTROLS = "layer controls"
 """What napari calls the dock that a reviewer needs least."""
 _REFRESH_MS = 25
 _LEAST_TABLE_PX = 132
-_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 304, 300
+_LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 312, 300
 
 
 class WorklistWidget(DockedWidget):
