@@ -60,15 +60,16 @@ def test_rows_where_they_lie_are_those_of_the_whole(
         patch.setattr(store_module, "CHUNK_TILES", chunk)
         patch.setattr(store_module, "SHARD_TILES", 3 * chunk)
         store.write("s", embedding=values)
-    whole, rows = store.read("s", dtype=np.float16), store.rows("s")
-    assert rows.n_rows == n
-    index = rng.integers(n, size=9)
-    taken = rows.take(index)
-    assert taken.dtype == np.float16
-    np.testing.assert_array_equal(taken, whole[..., index, :])
-    if layers:
-        outer = tuple(int(one) for one in rng.permutation(layers)[:2])
-        np.testing.assert_array_equal(rows.take(index, outer), whole[list(outer)][:, index])
+    whole = store.read("s", dtype=np.float16)
+    with store.rows("s") as rows:
+        assert rows.n_rows == n
+        for index in (rng.integers(n, size=9), np.arange(n), np.sort(rng.integers(n, size=30)), np.arange(0)):
+            taken = rows.take(index)
+            assert taken.dtype == np.float16
+            np.testing.assert_array_equal(taken, whole[..., index, :])
+            if layers:
+                outer = tuple(int(one) for one in rng.permutation(layers)[:2])
+                np.testing.assert_array_equal(rows.take(index, outer), whole[list(outer)][:, index])
 
 
 def test_rows_of_a_damaged_slide_are_told_and_it_is_forgotten(tmp_path: Path) -> None:
@@ -82,6 +83,16 @@ def test_rows_of_a_damaged_slide_are_told_and_it_is_forgotten(tmp_path: Path) ->
         with pytest.raises(StoreError, match="the stored embeddings of s are damaged"):
             store.rows("s")
         assert not store.has("s")
+
+
+def test_a_file_that_is_cut_while_rows_are_taken_is_told(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    store.write("s", embedding=values_of(20))
+    with store.rows("s") as rows:
+        os.truncate(data_files(store)[0], 50)
+        with pytest.raises(StoreError, match="embeddings of s can't be read any more"):
+            rows.take(np.array([19]))
+    assert not store.has("s")  # the next run embeds it anew
 
 
 # --- what is written is read -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -214,12 +215,18 @@ class PairLoader:
 
     def _open(self, index: int) -> _OpenSlide:
         item, (embeddings, layer_tokens, layer_places) = self._pairs[index], self._arrays
-        name, slide = item.tiles.row.slide_id, self._geometry.open(item.tiles.row)
-        try:
-            check = index % self._world == self._rank  # together the processes check all
-            rows = self._store.rows(name, embeddings, check=check)
-            layers = None if layer_tokens is None else self._store.rows(name, layer_tokens, check=check)
-            return _OpenSlide(
+        name = item.tiles.row.slide_id
+        check = index % self._world == self._rank  # together the processes check all
+        with ExitStack() as opened:
+            slide = self._geometry.open(item.tiles.row)
+            opened.callback(slide.close)
+            rows = opened.enter_context(self._store.rows(name, embeddings, check=check))
+            layers = (
+                None
+                if layer_tokens is None
+                else opened.enter_context(self._store.rows(name, layer_tokens, check=check))
+            )
+            found = _OpenSlide(
                 item,
                 slide,
                 self._geometry.ratio,
@@ -231,9 +238,8 @@ class PairLoader:
                 layer_places,
                 None if self._scores is None else self._scores(name),
             )
-        except BaseException:
-            slide.close()
-            raise
+            opened.pop_all()  # it is `found` that is closed
+            return found
 
 
 @dataclass(frozen=True)
@@ -250,6 +256,13 @@ class _OpenSlide:
     layers: StoredRows | None
     layer_places: tuple[int, ...] | None
     scores: NDArray[np.float32] | None
+
+    def close(self) -> None:
+        """Close its files."""
+        self.slide.close()
+        self.embeddings.close()
+        if self.layers is not None:
+            self.layers.close()
 
 
 class _OpenPairs:
@@ -285,7 +298,7 @@ class _OpenPairs:
 
 def _close(opened: Future[_OpenSlide]) -> None:
     if not opened.cancelled() and opened.exception() is None:
-        opened.result().slide.close()
+        opened.result().close()
 
 
 class _Loaded(NamedTuple):

@@ -7,13 +7,16 @@ lost machine left in half is seen, and embedded anew.
 
 from __future__ import annotations
 
+import itertools
 import json
-import mmap
 import os
+import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import overload
 
@@ -179,7 +182,7 @@ class EmbeddingStore:
                 raise ValueError("files are missing or not as they were written")
             if check:
                 _check_arrays(place)
-            return StoredRows(place / name)
+            return StoredRows(place / name, slide_id)
 
     @contextmanager
     def _forgotten_if_damaged(self, slide_id: str) -> Iterator[None]:
@@ -201,9 +204,8 @@ class EmbeddingStore:
         wait : bool
             For another process that holds it; else the block is told False.
         """
-        # Not in the store's own folder, which is swept of what is hidden; a file for some slides each.
-        slot = zlib.crc32(slide_id.encode()) % _SLOTS
-        path = self.root.parent / ".locks" / f"{self.root.name}-{slot}.lock"
+        # Not hidden, as such are swept out when they are old; a file for some slides each.
+        path = self.root / "locks" / f"{zlib.crc32(slide_id.encode()) % _SLOTS}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
@@ -243,13 +245,17 @@ class EmbeddingStore:
 
 
 class StoredRows:
-    """Rows of an array (..., N, D) of halves as `ArrayWriter` stores them: chunks uncompressed in the files of its shards,
-    which are mapped into memory.
+    """Rows of an array (..., N, D) of halves as `ArrayWriter` stores them: chunks uncompressed in the files of its shards.
+
+    They are read from the open files, not mapped: mapped pages of a whole store count as this process's memory, and one that
+    can't be read kills it. To be closed; several threads may take rows at once.
 
     Parameters
     ----------
     place : Path
         Folder of the array.
+    slide_id : str
+        For errors.
 
     Raises
     ------
@@ -257,7 +263,8 @@ class StoredRows:
         Where it is stored in another way.
     """
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, slide_id: str = "a slide") -> None:
+        self._slide_id = slide_id
         told = parse_json(read_file(place / "zarr.json"))
         try:
             (sharding,) = told["codecs"]
@@ -287,28 +294,49 @@ class StoredRows:
         n_chunks = self._shard // self._chunk
         middle = ["0"] if outer else []
         self._starts = np.full((-(-n // self._shard), self._n_outer, n_chunks), -1, np.int64)
-        self._windows: list[NDArray[np.float16] | None] = []
-        for number in range(len(self._starts)):
-            path = place.joinpath("c", *middle, str(number), "0")
-            if not path.exists():  # nothing but zeros
-                self._windows.append(None)
-                continue
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            n_index = 16 * self._n_outer * n_chunks
-            index = np.frombuffer(mapped, "<u8", n_index // 8, len(mapped) - n_index - 4).reshape(-1, 2)
-            starts, sizes = index.astype(np.int64).T
-            known = starts >= 0  # else nothing but zeros
-            if (sizes[known] != 2 * self._chunk * self._dim + 4).any() or (starts[known] % 2).any():
-                raise ValueError(f"{place.name} is stored in another way than this version does")
-            if ((starts + sizes)[known] > len(mapped) - n_index - 4).any():
-                raise ValueError("a shard's index is damaged")
-            self._starts[number] = np.where(known, starts // 2, -1).reshape(self._n_outer, n_chunks)
-            halves = np.frombuffer(mapped, "<f2", len(mapped) // 2)
-            self._windows.append(np.lib.stride_tricks.sliding_window_view(halves, self._dim))
+        self._files: list[FileIO | None] = []
+        try:
+            for number in range(len(self._starts)):
+                path = place.joinpath("c", *middle, str(number), "0")
+                # Where there is none, nothing but zeros.
+                file = path.open("rb", buffering=0) if path.exists() else None
+                self._files.append(file)
+                if file is not None:
+                    self._starts[number] = self._index(file, n_chunks)
+        except BaseException:
+            self.close()
+            raise
+
+    def _index(self, file: FileIO, n_chunks: int) -> NDArray[np.int64]:
+        """Return where a shard's chunks begin, (L, chunks); -1 for one of zeros, which isn't there."""
+        size = os.fstat(file.fileno()).st_size
+        n_index = 16 * self._n_outer * n_chunks
+        end = size - n_index - 4
+        if end < 0:
+            raise ValueError("a shard is cut off")
+        index = np.frombuffer(_read_at(file, n_index, end), "<u8").reshape(-1, 2)
+        starts, sizes = index.astype(np.int64).T
+        known = starts >= 0
+        if (sizes[known] != 2 * self._chunk * self._dim + 4).any():
+            raise ValueError("an array is stored in another way than this version does")
+        if ((starts + sizes)[known] > end).any():
+            raise ValueError("a shard's index is damaged")
+        return np.where(known, starts, -1).reshape(self._n_outer, n_chunks)
+
+    def __enter__(self) -> StoredRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            if file is not None:
+                file.close()
 
     def take(self, index: NDArray[np.int64], outer: tuple[int, ...] | None = None) -> NDArray[np.float16]:
-        """Return some rows in their order.
+        """Return some rows in their order; neighbours are read at once.
 
         Parameters
         ----------
@@ -320,19 +348,50 @@ class StoredRows:
         Returns
         -------
         (..., K, D) array
+
+        Raises
+        ------
+        StoreError
+            Where a file can't be read any more.
         """
         layers = np.arange(self._n_outer) if outer is None else np.asarray(outer, np.int64)
-        found = np.zeros((len(layers), len(index), self._dim), np.float16)
+        row_bytes = 2 * self._dim
         shards, within = np.divmod(index, self._shard)
         chunks, rows = np.divmod(within, self._chunk)
-        for shard in np.unique(shards).tolist():
-            window, here = self._windows[shard], np.flatnonzero(shards == shard)
-            if window is None:
-                continue
-            starts = self._starts[shard][layers[:, None], chunks[here][None]]
-            taken = window[np.where(starts < 0, 0, starts + rows[here] * self._dim)]
-            found[:, here] = np.where((starts < 0)[..., None], np.float16(0), taken)
+        begins = self._starts[shards[None], layers[:, None], chunks[None]]  # (L, K)
+        starts = np.where(begins < 0, -1, begins + rows * row_bytes).reshape(-1)
+        of_shards = np.broadcast_to(shards, begins.shape).reshape(-1)
+        found = np.zeros((len(starts), self._dim), np.float16)
+        apart = (np.diff(starts) != row_bytes) | (np.diff(of_shards) != 0)
+        edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(starts)]
+        try:
+            for first, last in itertools.pairwise(edges):
+                file = self._files[of_shards[first]] if first < last else None
+                if file is not None and starts[first] >= 0:
+                    data = _read_at(file, (last - first) * row_bytes, int(starts[first]))
+                    found[first:last] = np.frombuffer(data, "<f2").reshape(-1, self._dim)
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"the stored embeddings of {self._slide_id} can't be read any more ({error}). Run again: what is damaged "
+                "will be embedded anew."
+            ) from error
+        found = found.reshape(*begins.shape, self._dim)
         return found if self._has_outer else found[0]
+
+
+def _read_at(file: FileIO, n_bytes: int, start: int) -> bytes:
+    if sys.platform == "win32":
+        with _seeking:
+            file.seek(start)
+            data = file.read(n_bytes)
+    else:
+        data = os.pread(file.fileno(), n_bytes, start)
+    if data is None or len(data) != n_bytes:
+        raise ValueError("a file is cut off")
+    return data
+
+
+_seeking = threading.Lock()
 
 
 def _check_arrays(place: Path) -> None:

@@ -360,9 +360,9 @@ def spread_of_targets(
         n, total, squares = 0, np.zeros(1), np.zeros(1)
         for tiles in chosen:
             # Whether the files are as they were written is looked at when a slide is trained on.
-            rows = store.rows(tiles.row.slide_id, name, check=False)
             of_layers = places if name == target_array("layer_class_tokens", section) else None
-            values = rows.take(_evenly(rows.n_rows, _MOST_TILES), of_layers).astype(np.float64)
+            with store.rows(tiles.row.slide_id, name, check=False) as rows:
+                values = rows.take(_evenly(rows.n_rows, _MOST_TILES), of_layers).astype(np.float64)
             n += values.shape[-2]
             total = total + values.sum(axis=-2)
             squares = squares + np.square(values).sum(axis=-2)
