@@ -37,6 +37,9 @@ CPU = torch.device("cpu")
 ZOOM = {"zoom": [2], "k": 2, "projection_dim": 16, "hidden_dim": 16}
 HDMIL = {"projection_dim": 16, "hidden_dim": 16, "light_dim": 16, "k": 4, "degree": 3}
 ROWS = f"""
+[stage2]
+gate = "off"
+
 [mil.teacher]
 name = "hdmil"
 head = {{ zoom = 2, {", ".join(f"{key} = {value}" for key, value in HDMIL.items())} }}

@@ -132,6 +132,7 @@ def test_uniform_weights_share_one_student_over_folds_and_unlabelled_slides_can_
 ) -> None:
     rows = [{key: value for key, value in row.items() if key != "fold"} for row in absolute_rows(cohort)]
     common = ["--data.n_folds", "3", "--evaluate.methods", '["lrmil"]', "--evaluate.shortcuts", "[]"]
+    common += ["--stage2.gate", "off"]  # which trains LR from scratch to compare with
     made = {}
     for name, options in {
         "all": ["--stage1.slides", "all"],
