@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -77,24 +77,48 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
+def handling_signals(
+    names: Iterable[str],
+    handler: Callable[[int, FrameType | None], object],
+    *,
+    unhandled: bool = False,
+) -> Iterator[bool]:
+    """Within the block signals are handled so; yields whether any is.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Those that the system doesn't know, as SIGHUP and SIGUSR1 on Windows, are left out.
+    handler : callable
+    unhandled : bool
+        Whether only those that nobody handles. What was started with nohup ignores a signal, and stays deaf either way; in
+        another thread than the main one nothing changes.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in names:
+            number = getattr(signal, name, None)
+            now = None if number is None else signal.getsignal(number)
+            if number is not None and (
+                now is signal.SIG_DFL or not (unhandled or now in (signal.SIG_IGN, None))
+            ):
+                before[number] = signal.signal(number, handler)
+    try:
+        yield bool(before)
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
 def stopping_signals() -> Iterator[None]:
     """Within the block SIGTERM and SIGHUP raise `Stopped`, as Ctrl-C does KeyboardInterrupt: there is time to tidy up."""
 
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-            number = getattr(signal, name, None)
-            # What was started with nohup stays deaf.
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, stop)
-    try:
+    with handling_signals(("SIGTERM", "SIGHUP"), stop, unhandled=True):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -104,17 +128,10 @@ def stopping_afterwards() -> Iterator[None]:
     For the import of libraries, some of which abort the process where Ctrl-C comes in between.
     """
     noted: list[int] = []
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
-                before[number] = signal.signal(number, lambda number, _: noted.append(number))
     try:
-        yield
+        with handling_signals(("SIGINT", "SIGTERM", "SIGHUP"), lambda number, _: noted.append(number)):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         if noted:
             signal.raise_signal(noted[0])
 

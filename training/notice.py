@@ -7,11 +7,12 @@ step, whose state is kept. Signals belong to the process, and so does what is no
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
+
+from napari_lrmil.terminal import handling_signals
 
 RESUMABLE = 75
 """Exit status of a run that ended on notice: the same command goes on. (EX_TEMPFAIL of sysexits.h: try again.)"""
@@ -48,18 +49,12 @@ def heard() -> Iterator[None]:
 
     Those that the process was told to ignore, as by nohup, stay ignored; in another thread than the main one nothing changes.
     """
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in _SIGNALS:
-            number = getattr(signal, name, None)  # Windows has no SIGUSR1
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, _hear)
+    listens = False
     try:
-        yield
+        with handling_signals(_SIGNALS, _hear, unhandled=True) as listens:
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if before:
+        if listens:
             _heard.number = None
 
 

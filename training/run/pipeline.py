@@ -182,7 +182,7 @@ def run_steps(
     read = _embed_by_f(context, steps, teacher)
     if part == "embed":
         return None
-    teachers = _teacher_heads(context, splits, steps, read)
+    teachers = _heads_by_f(context, splits, TEACHER, steps, read)
     students: dict[str, Embedded] = {}
     if part == "stage1":
         if any(steps.of(method).weights_by_attention for method in trained_methods(context)):
@@ -197,8 +197,7 @@ def run_steps(
         for method in trained_methods(context):
             assert method.embedding is not None
             if method.embedding.encoder == "teacher":
-                embedded = bags_of(context, method, split, read, steps)
-                heads += [Head(split, method, embedded, seed) for seed in context.head_seeds]
+                heads += _heads_by_f(context, [split], method, steps, read)
         heads += _student_heads(context, split, steps, teacher, students)
     heads += _random_heads(context, splits)
     _train_all(context, heads, steps)
@@ -222,14 +221,19 @@ def _embed_by_f(context: Context, steps: Steps, teacher: Encoder) -> dict[Readin
     return read
 
 
-def _teacher_heads(
-    context: Context, splits: Sequence[Split], steps: Steps, read: Mapping[Reading, Embedded]
+def _heads_by_f(
+    context: Context,
+    splits: Sequence[Split],
+    method: Method,
+    steps: Steps,
+    read: Mapping[Reading, Embedded],
 ) -> list[Head]:
-    return [
-        Head(split, TEACHER, bags_of(context, TEACHER, split, read, steps), seed)
-        for split in splits
-        for seed in context.head_seeds
-    ]
+    """Return a method's heads on bags by f, of all seeds, fold by fold."""
+    heads = []
+    for split in splits:
+        embedded = bags_of(context, method, split, read, steps)
+        heads += [Head(split, method, embedded, seed) for seed in context.head_seeds]
+    return heads
 
 
 def _train_all(context: Context, heads: Sequence[Head], steps: Steps) -> None:
@@ -288,11 +292,7 @@ def _ask_gates(
     distilled = [method for method in trained_methods(context) if method.is_distilled]
     if all(steps.of(method).context.config.stage2.gate == "off" for method in distilled):
         return
-    scratch = BY_KEY["lr_scratch"]
-    heads = []
-    for split in splits:
-        embedded = bags_of(context, scratch, split, read, steps)
-        heads += [Head(split, scratch, embedded, seed) for seed in context.head_seeds]
+    heads = _heads_by_f(context, splits, BY_KEY["lr_scratch"], steps, read)
     _train_all(context, heads, steps)
 
     def ask(split: Split) -> None:
